@@ -1,0 +1,43 @@
+"""Swintormer: restore photographs with defocus or motion blur, tile by tile, on whatever machine a person has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PRESETS, NetworkConfig
+    from .errors import SwintormerError
+    from .network import Swintormer
+    from .pipeline import Deblurrer
+    from .weights import load_checkpoint, save_checkpoint
+
+__all__ = [
+    "PRESETS",
+    "Deblurrer",
+    "NetworkConfig",
+    "Swintormer",
+    "SwintormerError",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+_HOME = {
+    "PRESETS": "config",
+    "Deblurrer": "pipeline",
+    "NetworkConfig": "config",
+    "Swintormer": "network",
+    "SwintormerError": "errors",
+    "load_checkpoint": "weights",
+    "save_checkpoint": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `swintormer --help` answers without loading torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

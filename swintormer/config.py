@@ -1,0 +1,68 @@
+"""What a network is made of, as data: one frozen record, and the presets by name."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class NetworkConfig(BaseModel):
+    """Sizes of a `Swintormer`; the defaults are the released ones (arXiv 2401.05907).
+
+    Attributes:
+        in_channels: channels of the input image; 3 for one picture, 6 for a dual-pixel pair (right view first).
+        out_channels: channels of the restored image; the first `out_channels` input channels are the residual's base.
+        dim: D, channels at half resolution; the levels below have 2D, 4D and 8D.
+        num_blocks: blocks at 1/2, 1/4, 1/8 of the resolution (encoder and decoder alike) and at 1/16.
+        num_refinement_blocks: blocks after the decoder, at 1/2 of the resolution and 2D channels.
+        heads: attention heads at the four levels; refinement uses the first.
+        ffn_expansion: hidden channels of the feed-forward part, `int(C * ffn_expansion)`.
+        window_size: w, side of a window in tokens; shifted blocks roll by w // 2.
+        bias: whether convolutions have a bias.
+
+    Raises:
+        pydantic.ValidationError: a size out of range, or channels that the heads do not divide.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    in_channels: int = 6
+    out_channels: int = 3
+    dim: int = 48
+    num_blocks: tuple[int, int, int, int] = (2, 4, 6, 8)
+    num_refinement_blocks: int = 4
+    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
+    ffn_expansion: float = 2.66
+    window_size: int = 16
+    bias: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> NetworkConfig:
+        if self.in_channels < self.out_channels or self.out_channels < 1:
+            raise ValueError(f"in_channels {self.in_channels} must be at least out_channels {self.out_channels} >= 1")
+        if self.window_size < 2:
+            raise ValueError(f"window_size must be at least 2, found {self.window_size}")
+        if min(self.num_blocks) < 0 or self.num_refinement_blocks < 0:
+            raise ValueError("block counts must not be negative")
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"dim must be even (attention splits it into two halves), found {self.dim}")
+        for level, heads in enumerate(self.heads):
+            half = self.dim * 2**level // 2
+            if heads < 1 or half % heads:
+                raise ValueError(f"heads {heads} at level {level} must divide {half}, half of its {2 * half} channels")
+        if int(self.dim * self.ffn_expansion) < 1:
+            raise ValueError(f"ffn_expansion {self.ffn_expansion} leaves no hidden channel for dim {self.dim}")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Sides that need no padding are multiples of this: the deepest level, at 1/16, holds whole windows."""
+        return 16 * self.window_size
+
+
+PRESETS: dict[str, NetworkConfig] = {
+    "released": NetworkConfig(),
+    # RGB, sized so that network and prior together stay under the paper's 8.02 GMACs per 256x256 tile; `swintormer macs`.
+    "small": NetworkConfig(
+        in_channels=3, dim=24, num_blocks=(2, 2, 2, 2), num_refinement_blocks=2, heads=(1, 2, 4, 8), window_size=8
+    ),
+}

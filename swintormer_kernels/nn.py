@@ -1,0 +1,128 @@
+"""The block as modules, with the released parameter names and shapes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .ops.gated_ffn import FFNWeights, gated_ffn
+from .ops.swda_attention import AttentionWeights, swda_attention
+from .ops.swda_block import swda_block
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each pixel. Holds the parameters; the ops compute it (keys `body.*`)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.LayerNorm(channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.body(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Attention(nn.Module):
+    """Parameters of shifted-windows-dconv attention (`swintormer_kernels.ops.swda_attention`).
+
+    Args:
+        channels: C, split into a window half and a channel half; 2 * heads must divide it.
+        heads: attention heads of each half.
+        window: w, side of a window.
+        bias: whether the convolutions have a bias.
+    """
+
+    def __init__(self, channels: int, heads: int, window: int, bias: bool = False):
+        super().__init__()
+        if channels % (2 * heads):
+            raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
+        self.window = window
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))  # Swin v2's start
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+        self.register_buffer("coordinates", log_spaced_coordinates(window), persistent=False)
+
+    def bias_table(self) -> Tensor:
+        """((2w-1)^2, heads): the position MLP on every relative coordinate, before 16 * sigmoid."""
+        return self.cpb_mlp(self.coordinates)
+
+    def weights(self, norm: ChannelNorm) -> AttentionWeights:
+        """What the op takes, with the norm that stands before it."""
+        return AttentionWeights(
+            norm_weight=norm.body.weight,
+            norm_bias=norm.body.bias,
+            qkv=self.qkv.weight,
+            dwconv=self.qkv_dwconv.weight,
+            proj=self.project_out.weight,
+            logit_scale=self.logit_scale,
+            bias_table=self.bias_table(),
+            qkv_bias=self.qkv.bias,
+            dwconv_bias=self.qkv_dwconv.bias,
+            proj_bias=self.project_out.bias,
+        )
+
+
+class GatedFFN(nn.Module):
+    """Parameters of the gated feed-forward part (`swintormer_kernels.ops.gated_ffn`); hidden = int(C * expansion)."""
+
+    def __init__(self, channels: int, expansion: float = 2.66, bias: bool = False):
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def weights(self, norm: ChannelNorm) -> FFNWeights:
+        """What the op takes, with the norm that stands before it."""
+        return FFNWeights(
+            norm_weight=norm.body.weight,
+            norm_bias=norm.body.bias,
+            project_in=self.project_in.weight,
+            project_out=self.project_out.weight,
+            project_in_bias=self.project_in.bias,
+            project_out_bias=self.project_out.bias,
+        )
+
+
+class Block(nn.Module):
+    """x = x + attention(norm1(x)); x = x + ffn(norm2(x)). (B, C, H, W) -> the same, H and W multiples of the window.
+
+    Args:
+        channels, heads, window, bias: as in `Attention`.
+        shift: s, by how much the windows are rolled; 0 or w // 2 in the released network.
+        expansion: as in `GatedFFN`.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, window: int, shift: int, *, expansion: float = 2.66, bias: bool = False
+    ):
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = ChannelNorm(channels)
+        self.attn = Attention(channels, heads, window, bias)
+        self.norm2 = ChannelNorm(channels)
+        self.ffn = GatedFFN(channels, expansion, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swda_block(x, self.attn.weights(self.norm1), self.ffn.weights(self.norm2), self.window, self.shift)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The first half alone: x + attention(norm1(x))."""
+        return swda_attention(x, self.attn.weights(self.norm1), self.window, self.shift)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half alone: x + ffn(norm2(x))."""
+        return gated_ffn(x, self.ffn.weights(self.norm2))
+
+
+def log_spaced_coordinates(window: int) -> Tensor:
+    """((2w-1)^2, 2) relative coordinates (dy, dx), log-spaced (Swin v2, section 3.3).
+
+    t = 8 r / (w - 1) for r = -(w-1) .. (w-1), then sign(t) log2(|t| + 1) / log2(8).
+    """
+    t = 8 * torch.arange(-(window - 1), window, dtype=torch.float32) / (window - 1)
+    t = torch.sign(t) * torch.log2(t.abs() + 1) / math.log2(8)
+    return torch.cartesian_prod(t, t)

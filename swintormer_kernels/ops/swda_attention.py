@@ -1,0 +1,76 @@
+"""swda_attention: x + attention(LayerNorm(x)), shifted-windows-dconv attention (arXiv 2401.05907).
+
+1. Roll by (-s, -s), cut into w*w windows (N tokens each); 1x1 convolution C -> 3C, then a 3x3 depth-wise convolution
+   zero-padded inside each window.
+2. First 3C/2 channels, per window and head: softmax_one(scale * cos(q, k) + bias + mask) v over tokens, with
+   scale = exp(min(logit_scale, ln 100)), bias = 16 sigmoid(bias_table[pair]), mask -100 between different regions.
+3. Second 3C/2 channels, per window and head: softmax_one(cos(q, k)) v over channels, norms over the N tokens.
+4. Concatenate, 1x1 convolution C -> C, roll back, add x.
+
+softmax_one(l) = exp(l - m) / (1 + sum exp(l - m)), m the row maximum.
+MACs per pixel: 3C^2 (qkv) + 27C (depth-wise) + C N (window half) + C d (channel half) + C^2 (projection).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..backends.reference.swda_attention import swda_attention as _reference
+
+
+class AttentionWeights(NamedTuple):
+    """Parameters of `swda_attention`; the number of heads is read off `logit_scale`."""
+
+    norm_weight: Tensor  # (C,)
+    norm_bias: Tensor  # (C,)
+    qkv: Tensor  # (3C, C, 1, 1)
+    dwconv: Tensor  # (3C, 1, 3, 3)
+    proj: Tensor  # (C, C, 1, 1)
+    logit_scale: Tensor  # (heads, 1, 1)
+    bias_table: Tensor  # ((2w-1)^2, heads), before 16 * sigmoid; row difference first
+    qkv_bias: Tensor | None = None  # (3C,)
+    dwconv_bias: Tensor | None = None  # (3C,)
+    proj_bias: Tensor | None = None  # (C,)
+
+
+def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
+    """x + attention(norm1(x)).
+
+    Args:
+        x: (B, C, H, W), any strides, H and W multiples of the window.
+        weights: the parameters, shapes as in `AttentionWeights`.
+        window: w, side of a window, at least 2.
+        shift: s, 0 <= s < w.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: a shape, the window or the shift does not fit.
+    """
+    check_input(x, weights, window, shift)
+    return _reference(x, weights, window, shift)
+
+
+def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> None:
+    """Raises ValueError where `swda_attention` cannot take these arguments."""
+    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"swda_attention takes x of shape (B, {channels}, H, W) with these weights, found {tuple(x.shape)}"
+        )
+    if window < 2 or not 0 <= shift < window:
+        raise ValueError(f"need window >= 2 and 0 <= shift < window, found window {window} and shift {shift}")
+    if x.shape[2] % window or x.shape[3] % window:
+        raise ValueError(
+            f"height and width must be multiples of the window {window}, found {x.shape[2]}x{x.shape[3]}; pad first"
+        )
+    if channels % (2 * heads):
+        raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
+    if weights.bias_table.shape != ((2 * window - 1) ** 2, heads):
+        raise ValueError(
+            f"bias_table must be ({(2 * window - 1) ** 2}, {heads}) for window {window} and {heads} heads, "
+            f"found {tuple(weights.bias_table.shape)}"
+        )
