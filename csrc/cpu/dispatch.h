@@ -1,0 +1,30 @@
+// Which instruction set this machine gets. Asked once; SWINTORMER_ISA=portable|avx2|avx512|neon forces one.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../ops/ddim_step.h"
+
+// Every op: its name, and its argument struct. The function is compiled once per instruction set.
+#define SWK_FOR_EACH_OP(X) X(ddim_step, DdimStepArgs)
+
+namespace swk {
+
+struct Kernels {
+    const char* isa;
+#define SWK_MEMBER(op, Args) void (*op)(const Args&);
+    SWK_FOR_EACH_OP(SWK_MEMBER)
+#undef SWK_MEMBER
+};
+
+// The kernels in use. Throws std::invalid_argument if SWINTORMER_ISA names none that this machine can run.
+const Kernels& kernels();
+
+// Takes the kernels of instruction set `isa` from now on; throws std::invalid_argument as above. For tests and benches.
+void use_isa(const std::string& isa);
+
+// Instruction sets that are compiled in and that this machine runs, the preferred first.
+std::vector<std::string> supported_isas();
+
+}  // namespace swk

@@ -1,0 +1,161 @@
+#include "parallel.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+
+namespace swk {
+namespace {
+
+using TeamBody = void (*)(int worker, int team, void* context);
+
+// ---- torch's threads ------------------------------------------------------------------------------------------------
+// The extension links to no OpenMP. A second runtime beside torch's means two pools, each of which spins for work after
+// its own loops while the other one wants the cores. Instead this finds the runtime that the process has loaded already
+// through the entry points that GCC-compiled code uses, which LLVM's and Intel's runtimes export too.
+
+struct OpenMp {
+    void (*parallel)(void (*body)(void*), void* context, unsigned threads, unsigned flags) = nullptr;  // GOMP_parallel
+    int (*thread_num)() = nullptr;
+    int (*num_threads)() = nullptr;
+
+    bool found() const { return parallel && thread_num && num_threads; }
+};
+
+#if defined(__linux__)
+OpenMp openmp_in(void* handle) {
+    OpenMp runtime;
+    runtime.parallel = reinterpret_cast<decltype(runtime.parallel)>(dlsym(handle, "GOMP_parallel"));
+    runtime.thread_num = reinterpret_cast<decltype(runtime.thread_num)>(dlsym(handle, "omp_get_thread_num"));
+    runtime.num_threads = reinterpret_cast<decltype(runtime.num_threads)>(dlsym(handle, "omp_get_num_threads"));
+    return runtime;
+}
+
+// Looks into one loaded library; a return value other than 0 ends the search.
+int look_into(dl_phdr_info* library, size_t, void* result) {
+    const char* slash = std::strrchr(library->dlpi_name, '/');
+    const std::string_view name = slash ? slash + 1 : library->dlpi_name;
+    if (name.rfind("libgomp", 0) && name.rfind("libomp", 0) && name.rfind("libiomp", 0)) return 0;
+    void* handle = dlopen(library->dlpi_name, RTLD_NOLOAD | RTLD_LAZY);
+    if (!handle) return 0;
+    auto& runtime = *static_cast<OpenMp*>(result);
+    runtime = openmp_in(handle);  // the handle stays open: the functions are used until the process ends
+    return runtime.found();
+}
+
+OpenMp find_openmp() {
+    // The global scope first: torch's own calls are bound there if a runtime was preloaded.
+    OpenMp runtime = openmp_in(RTLD_DEFAULT);
+    if (!runtime.found()) dl_iterate_phdr(&look_into, &runtime);
+    return runtime.found() ? runtime : OpenMp{};
+}
+#else
+OpenMp find_openmp() { return {}; }
+#endif
+
+struct Region {
+    const OpenMp& runtime;
+    TeamBody body;
+    void* context;
+};
+
+void run_openmp(const OpenMp& runtime, int threads, TeamBody body, void* context) {
+    Region region{runtime, body, context};
+    runtime.parallel(
+        [](void* context) {
+            const Region& region = *static_cast<const Region*>(context);
+            region.body(region.runtime.thread_num(), region.runtime.num_threads(), region.context);
+        },
+        &region, static_cast<unsigned>(threads), 0);
+}
+
+// ---- own threads, where there is no OpenMP runtime -------------------------------------------------------------------
+
+class Pool {
+public:
+    // A second caller at the same time runs alone: the workers are busy.
+    void run(int threads, TeamBody body, void* context) {
+        std::unique_lock<std::mutex> only(running_, std::try_to_lock);
+        if (!only) return body(0, 1, context);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (static_cast<int>(workers_.size()) < threads - 1) {
+                workers_.emplace_back(&Pool::work, this, static_cast<int>(workers_.size()) + 1, job_);
+            }
+            body_ = body, context_ = context, team_ = threads, left_ = threads - 1, ++job_;
+        }
+        wake_.notify_all();
+        body(0, threads, context);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return left_ == 0; });
+    }
+
+private:
+    void work(int worker, uint64_t seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return job_ != seen; });
+            seen = job_;
+            if (worker >= team_) continue;
+            const TeamBody body = body_;
+            void* const context = context_;
+            const int team = team_;
+            lock.unlock();
+            body(worker, team, context);
+            lock.lock();
+            if (--left_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex running_, mutex_;
+    std::condition_variable wake_, done_;
+    std::vector<std::thread> workers_;
+    TeamBody body_ = nullptr;
+    void* context_ = nullptr;
+    int team_ = 0, left_ = 0;
+    uint64_t job_ = 0;
+};
+
+// Never destroyed: its threads wait until the process ends. A forked child has no threads, so it gets a new pool.
+Pool& own_pool() {
+    static std::mutex mutex;
+    static Pool* pool = nullptr;
+    static pid_t owner = 0;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (owner != getpid()) pool = new Pool, owner = getpid();
+    return *pool;
+}
+
+std::atomic<bool> own_wanted{false};
+
+const OpenMp& openmp() {
+    static const OpenMp runtime = find_openmp();
+    return runtime;
+}
+
+bool takes_own() { return own_wanted.load(std::memory_order_relaxed) || !openmp().found(); }
+
+}  // namespace
+
+void run_team(int threads, TeamBody body, void* context) {
+    if (threads <= 1) return body(0, 1, context);
+    if (takes_own()) return own_pool().run(threads, body, context);
+    run_openmp(openmp(), threads, body, context);
+}
+
+const char* thread_source() { return takes_own() ? "own" : "openmp"; }
+
+void use_own_threads(bool own) { own_wanted.store(own, std::memory_order_relaxed); }
+
+}  // namespace swk

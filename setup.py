@@ -1,0 +1,115 @@
+"""Builds the native extension with CMake and Ninja; everything else about the package stands in pyproject.toml.
+
+Installing must always give a working package. If the extension cannot be built, the install goes on without it, says so,
+and leaves the reason in swintormer_kernels/_native_absent.txt, where `swintormer_kernels.backends()` finds it.
+SWINTORMER_REQUIRE_NATIVE=1 makes that an error, for packagers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+ABSENCE_NOTE = "_native_absent.txt"  # swintormer_kernels/native.py reads it
+
+
+class BuildFailed(Exception):
+    """The extension cannot be built here; the message is one sentence without full stop."""
+
+
+class CMakeBuild(build_ext):
+    """Builds every extension with CMake, or notes why it could not."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()  # in build_lib; setuptools copies it if in place
+        packages = [target.parent]
+        if self.editable_mode or self._in_place_wanted:
+            packages.append(ROOT / "swintormer_kernels")
+        for package in packages:
+            package.mkdir(parents=True, exist_ok=True)
+            for stale in [package / ABSENCE_NOTE, package / target.name]:
+                stale.unlink(missing_ok=True)
+        try:
+            _build(target.parent, Path(self.build_temp).resolve() / "native", debug=bool(self.debug))
+        except BuildFailed as failure:
+            if os.environ.get("SWINTORMER_REQUIRE_NATIVE", "0") not in ("", "0"):
+                raise SystemExit(f"SWINTORMER_REQUIRE_NATIVE is set, and the extension was not built: {failure}") from None
+            for package in packages:
+                (package / ABSENCE_NOTE).write_text(f"{failure}\n", encoding="utf-8")
+            print(_notice(failure), file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        self._in_place_wanted = bool(self.inplace)  # setuptools' run() clears it while it builds
+        super().run()
+
+
+def _build(output: Path, work: Path, *, debug: bool) -> None:
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildFailed("the build needs the package pybind11") from None
+    cmake, ninja = _program("cmake"), _program("ninja")
+    work.mkdir(parents=True, exist_ok=True)
+    # An isolated build sees other paths to CMake and pybind11 each time: configure afresh, keep the object files.
+    (work / "CMakeCache.txt").unlink(missing_ok=True)
+    _run(
+        [cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        + [f"-DCMAKE_BUILD_TYPE={'Debug' if debug else 'Release'}"]
+        + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        + [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}"]
+    )
+    _run([cmake, "--build", str(work)])
+
+
+def _program(name: str) -> str:
+    # The scripts folder is not on PATH in `pip install --no-build-isolation` from an environment that is not activated.
+    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise BuildFailed(f"the build needs {name}, which is not on PATH")
+    return found
+
+
+def _run(command: list[str]) -> None:
+    print(" ".join(command), flush=True)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    except OSError as error:
+        raise BuildFailed(f"{command[0]} could not be started ({error.strerror})") from error
+    print(done.stdout, flush=True)
+    if done.returncode:
+        raise BuildFailed(f"`{Path(command[0]).name}` failed: {_first_error(done.stdout)}")
+
+
+def _first_error(output: str) -> str:
+    """The first line of `output` that speaks of an error; CMake puts the cause on the line after it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if "error" in line.lower():
+            return (f"{line} {following}" if line.endswith(":") else line).rstrip(".")
+    return lines[-1].rstrip(".") if lines else "no output"
+
+
+def _notice(failure: BuildFailed) -> str:
+    return "\n".join(
+        [
+            "=" * 80,
+            "swintormer_kernels: the native extension was NOT built. Everything works, on the slower",
+            "reference backend. To have it, install a C++17 compiler (GCC or Clang) and install again.",
+            f"Reason: {failure}",
+            "=" * 80,
+        ]
+    )
+
+
+setup(
+    ext_modules=[Extension("swintormer_kernels._native", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)
