@@ -1,7 +1,7 @@
 """Builds the native extension with CMake and Ninja; everything else about the package stands in pyproject.toml.
 
-Installing must always give a working package. If the extension cannot be built, the install goes on without it, says so,
-and leaves the reason in swintormer_kernels/_native_absent.txt, where `swintormer_kernels.backends()` finds it.
+Installing must always give a working package. If the extension cannot be built, the install goes on without it, says
+so, and leaves the reason in swintormer_kernels/_native_absent.txt, where `swintormer_kernels.backends()` finds it.
 SWINTORMER_REQUIRE_NATIVE=1 makes that an error, for packagers.
 """
 
@@ -41,7 +41,7 @@ class CMakeBuild(build_ext):
             _build(target.parent, Path(self.build_temp).resolve() / "native", debug=bool(self.debug))
         except BuildFailed as failure:
             if os.environ.get("SWINTORMER_REQUIRE_NATIVE", "0") not in ("", "0"):
-                raise SystemExit(f"SWINTORMER_REQUIRE_NATIVE is set, and the extension was not built: {failure}") from None
+                raise SystemExit(f"SWINTORMER_REQUIRE_NATIVE is set and the build failed: {failure}") from None
             for package in packages:
                 (package / ABSENCE_NOTE).write_text(f"{failure}\n", encoding="utf-8")
             print(_notice(failure), file=sys.stderr, flush=True)
@@ -60,12 +60,15 @@ def _build(output: Path, work: Path, *, debug: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     # An isolated build sees other paths to CMake and pybind11 each time: configure afresh, keep the object files.
     (work / "CMakeCache.txt").unlink(missing_ok=True)
-    _run(
-        [cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        + [f"-DCMAKE_BUILD_TYPE={'Debug' if debug else 'Release'}"]
-        + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-        + [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}"]
-    )
+    settings = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "CMAKE_BUILD_TYPE": "Debug" if debug else "Release",
+        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    _run([cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", *defines])
     _run([cmake, "--build", str(work)])
 
 
@@ -80,7 +83,9 @@ def _program(name: str) -> str:
 def _run(command: list[str]) -> None:
     print(" ".join(command), flush=True)
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+        )
     except OSError as error:
         raise BuildFailed(f"{command[0]} could not be started ({error.strerror})") from error
     print(done.stdout, flush=True)

@@ -1,0 +1,232 @@
+"""ddim_step: one update of a latent by the DDIM scheduler (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+
+With a_t and a_s the cumulative products alpha-bar at t and at the earlier s, noise prediction e, and n ~ N(0, 1):
+
+    x0    = (z - sqrt(1 - a_t) e) / sqrt(a_t), bounded to [-clip, clip] if a bound is given
+    sigma = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s)
+    out   = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) e' + sigma n
+
+e' is e, or with a bound the noise that the bounded x0 implies, (z - sqrt(a_t) x0) / sqrt(1 - a_t).
+FlopCounterMode counts no elementwise op, so there is no formula for it here; `cost()` has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.cpu.tensors import float32_on_cpu
+from ..backends.reference.ddim_step import ddim_step as _reference
+from ..backends.reference.ddim_step import ddim_step_backward
+from ..registry import Op
+from .case import Case, Cost
+
+
+def _cpu_serves(z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, **_: Any) -> str | None:
+    return float32_on_cpu(z, noise_pred, noise)
+
+
+OP = Op(
+    "ddim_step",
+    serves={"cpu": _cpu_serves},
+    absent={
+        "triton": "not written yet: one elementwise pass, which torch.compile fuses from the reference",
+        "cuda": "not written yet: one elementwise pass, which torch.compile fuses from the reference",
+    },
+)
+
+
+@OP.public
+def ddim_step(
+    z: Tensor,
+    noise_pred: Tensor,
+    *,
+    alpha_bar_t: float,
+    alpha_bar_s: float,
+    eta: float = 0.0,
+    clip: float | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """One DDIM update z_t -> z_s.
+
+    Args:
+        z: latent at t, any shape and strides.
+        noise_pred: predicted noise e, z's shape and device.
+        alpha_bar_t: cumulative product of 1 - beta up to t, in (0, 1).
+        alpha_bar_s: the same at s, in (0, 1]; smaller than `alpha_bar_t` is an inversion step, for eta 0 only.
+        eta: share of the fresh noise, 0 (deterministic) to 1 (as in DDPM).
+        clip: bound of |x0|, above 0; None for no bound.
+        noise: n ~ N(0, 1), z's shape and device; needed if eta > 0, and not read if eta is 0.
+
+    Returns:
+        Latent at s, z's shape and dtype; float16 and bfloat16 are computed in float32. Differentiable with respect to
+        z, noise_pred and noise.
+
+    Raises:
+        ValueError: an argument does not fit.
+        BackendError: the backend asked for by `use_backend` cannot serve.
+    """
+    check_input(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
+    backend = OP.select(z, noise_pred, noise=noise)
+    if backend == "reference":
+        return _reference(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
+    # Numbers that change from step to step travel in a tensor: torch.compile makes one graph for each value of a float
+    # argument of a custom op, and gives up after eight. Of the ways to make that tensor, Inductor (torch 2.13) keeps
+    # only a product free of the value.
+    one = torch.ones(1, dtype=torch.float64, device="cpu")
+    schedule = torch.cat([one * alpha_bar_t, one * alpha_bar_s])
+    return torch.ops.swintormer.ddim_step(z, noise_pred, schedule, eta, clip, noise, backend)
+
+
+def check_input(
+    z: Tensor,
+    noise_pred: Tensor,
+    alpha_bar_t: float,
+    alpha_bar_s: float,
+    eta: float,
+    clip: float | None,
+    noise: Tensor | None,
+) -> None:
+    """Raises ValueError where `ddim_step` cannot take these arguments."""
+    for name, x in (("z", z), ("noise_pred", noise_pred), ("noise", noise)):
+        if x is None:
+            continue
+        if x.shape != z.shape or x.device != z.device:
+            raise ValueError(
+                f"{name} must have z's shape {tuple(z.shape)} and device {z.device}, "
+                f"found {tuple(x.shape)} on {x.device}"
+            )
+        if not x.dtype.is_floating_point:
+            raise ValueError(f"{name} must be a floating point tensor, found {x.dtype}")
+    if not 0 < alpha_bar_t < 1:
+        raise ValueError(f"alpha_bar_t must lie strictly between 0 and 1, found {alpha_bar_t}")
+    if not 0 < alpha_bar_s <= 1:
+        raise ValueError(f"alpha_bar_s must be above 0 and at most 1, found {alpha_bar_s}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], found {eta}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, or None for no bound, found {clip}")
+    if eta > 0:
+        if noise is None:
+            raise ValueError(f"eta = {eta} adds fresh noise; pass `noise`, for example torch.randn_like(z), or eta=0")
+        if alpha_bar_s < alpha_bar_t:
+            raise ValueError(
+                f"an inversion step (alpha_bar_s {alpha_bar_s} < alpha_bar_t {alpha_bar_t}) adds no noise; use eta=0"
+            )
+
+
+# ---- custom op -------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("swintormer::ddim_step", mutates_args=())
+def _ddim_step(
+    z: Tensor,
+    noise_pred: Tensor,
+    schedule: Tensor,
+    eta: float,
+    clip: float | None,
+    noise: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """`schedule` holds (alpha_bar_t, alpha_bar_s) in float64 on the CPU."""
+    alpha_bar_t, alpha_bar_s = schedule.tolist()
+    return OP.implementation(backend)(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
+
+
+@_ddim_step.register_fake
+def _(
+    z: Tensor,
+    noise_pred: Tensor,
+    schedule: Tensor,
+    eta: float,
+    clip: float | None,
+    noise: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return torch.empty_like(z)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, noise_pred, schedule, ctx.eta, ctx.clip, _, _ = inputs
+    bounded = (z, noise_pred) if ctx.clip is not None else ()
+    ctx.save_for_backward(schedule, *bounded)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    schedule, *saved = ctx.saved_tensors
+    bounded = (saved[0], saved[1], ctx.clip) if saved else None
+    grads = ddim_step_backward(grad, bounded, *schedule.unbind(), ctx.eta)
+    needed = ctx.needs_input_grad
+    return (
+        grads[0] if needed[0] else None,
+        grads[1] if needed[1] else None,
+        None,
+        None,
+        None,
+        grads[2] if needed[5] else None,
+        None,
+    )
+
+
+_ddim_step.register_autograd(_backward, setup_context=_setup_context)
+
+
+@_ddim_step.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    # Elementwise: the mapped dimension comes first everywhere, and a tensor that is not mapped is expanded.
+    def batched(x: Tensor | None, dim: int | None) -> Tensor | None:
+        if x is None:
+            return None
+        return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+    z, noise_pred, schedule, eta, clip, noise, backend = args
+    z, noise_pred, noise = batched(z, in_dims[0]), batched(noise_pred, in_dims[1]), batched(noise, in_dims[5])
+    return torch.ops.swintormer.ddim_step(z, noise_pred, schedule, eta, clip, noise, backend), 0
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(z: Tensor, noise_pred: Tensor, *, eta: float = 0.0, clip: float | None = None, **_: Any) -> Cost:
+    """Work of `ddim_step` with these arguments: 2 multiply-accumulates for x0, 2 for the result, 1 for fresh noise."""
+    macs, tensors = (5, 4) if eta > 0 else (4, 3)
+    return Cost(macs * z.numel(), tensors * z.numel() * z.element_size())
+
+
+def cases() -> list[Case]:
+    """Latents of a 256x256 tile and of whole images at 1/8, with and without bound and noise; unusual layouts."""
+
+    def case(
+        name: str, shape: tuple[int, ...], *, timed: bool = True, layout: str = "contiguous", **options: Any
+    ) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            generator = torch.Generator().manual_seed(seed)
+            z, noise_pred, noise = (_LAYOUTS[layout](torch.randn(shape, generator=generator)) for _ in range(3))
+            return (z, noise_pred), {**schedule, **options, "noise": noise if options.get("eta") else None}
+
+        return Case(name, make, timed)
+
+    schedule = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4}
+    return [
+        case("tile 4x32x32", (1, 4, 32, 32)),
+        case("tile 4x32x32, eta 1, clip", (1, 4, 32, 32), eta=1.0, clip=1.0),
+        case("image 4x140x210", (1, 4, 140, 210), clip=1.0),
+        case("24 MP image 4x500x750, eta 1, clip", (1, 4, 500, 750), eta=1.0, clip=1.0),
+        case("100 MP image 4x1024x1536", (1, 4, 1024, 1536)),
+        case("100 MP image 4x1024x1536, eta 1, clip", (1, 4, 1024, 1536), eta=1.0, clip=1.0),
+        case("100 MP image, channels_last", (1, 4, 1024, 1536), layout="channels_last"),
+        case("100 MP image, transposed", (1, 4, 1024, 1536), layout="transposed"),
+        case("empty batch", (0, 4, 8, 8), timed=False, eta=0.5),
+        case("one number", (), timed=False, clip=0.5),
+        case("odd sizes, sliced", (3, 5, 7, 9), timed=False, layout="sliced", eta=0.5, clip=0.5),
+    ]
+
+
+_LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}
