@@ -1,0 +1,200 @@
+"""EXIF in TIFF files, which libvips 8.18 neither reads nor writes: camera, lens, exposure, place, author.
+
+An EXIF block, as JPEG, PNG and WebP hold it, is itself a small TIFF file behind the six bytes "Exif\\0\\0", so the same
+two functions serve both. New entries are appended and the first directory is written anew at the end, which moves no
+pixel: all offsets in TIFF are absolute (TIFF 6.0, section 2; BigTIFF as in libtiff; EXIF 2.32, section 4.6).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
+INTEROPERABILITY = 0xA005  # a third directory, of no use to anyone; its pointer would dangle
+# Of the first directory only what describes the picture; the other tags say how its samples are stored.
+# Description, maker, model, software, date, artist, host, rating, copyright; Windows' title, comment, author, keywords,
+# subject.
+DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298, *range(0x9C9B, 0x9CA0)}
+BLOCK_HEADER = b"Exif\0\0"
+
+# TIFF field type -> (bytes, bytes of each number in it: rationals are two 4-byte numbers)
+_TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4),
+          11: (4, 4), 12: (8, 8), 13: (4, 4), 16: (8, 8), 17: (8, 8), 18: (8, 8)}  # fmt: skip
+_MAX_ENTRIES = 4096  # a real directory has tens; more is a damaged file
+
+
+class Form(NamedTuple):
+    """Byte order ("<" or ">") and width of a TIFF file's numbers."""
+
+    order: str
+    big: bool
+
+    @property
+    def number(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "H"))
+
+    @property
+    def entry(self) -> struct.Struct:
+        """Tag, type, items, and the value itself or where it stands."""
+        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+
+    @property
+    def pointer(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "I"))
+
+    @property
+    def first(self) -> int:
+        """Where the header says where the first directory is."""
+        return 8 if self.big else 4
+
+
+_FORMS = {b"II*\0": Form("<", False), b"MM\0*": Form(">", False), b"II+\0": Form("<", True), b"MM\0+": Form(">", True)}
+
+
+class Entry(NamedTuple):
+    """One tag: TIFF field type, how many items, and their bytes, little-endian whatever the file's order."""
+
+    type: int
+    items: int
+    value: bytes
+
+
+Directory = dict[int, Entry]
+
+
+class Tree(NamedTuple):
+    """The first directory without pointers to others, and the EXIF and GPS directories by the tag that points there."""
+
+    form: Form
+    first: Directory
+    nested: dict[int, Directory]
+
+
+def read_exif(path: Path) -> bytes | None:
+    """The EXIF of a TIFF file as a block, or None where it has none or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            tree = _read_tree(file)
+    except (OSError, struct.error, ValueError):
+        return None  # the picture itself may still be sound
+    first = {tag: entry for tag, entry in tree.first.items() if tag in DESCRIPTIVE}
+    if not (first or tree.nested):
+        return None
+    form = Form("<", False)
+    header = b"II*\0"
+    body, at = _pack_tree(first, tree.nested, len(header) + 4, form)
+    return BLOCK_HEADER + header + form.pointer.pack(at) + body
+
+
+def append_exif(file: BinaryIO, block: bytes) -> None:
+    """Add an EXIF block to the one-page TIFF file that `file`, opened for reading and writing, holds.
+
+    A block that cannot be read adds nothing. OSError where writing fails.
+    """
+    try:
+        source = _read_tree(io.BytesIO(block.removeprefix(BLOCK_HEADER)))
+        target = _read_tree(file)
+        first = {tag: entry for tag, entry in source.first.items() if tag in DESCRIPTIVE} | target.first
+        at = file.seek(0, os.SEEK_END)
+        padding = b"\0" * (at % 2)  # directories begin on a word boundary
+        body, start = _pack_tree(first, source.nested | target.nested, at + len(padding), target.form)
+        pointer = target.form.pointer.pack(start)
+    except (struct.error, ValueError):
+        return
+    file.write(padding + body)
+    file.seek(target.form.first)
+    file.write(pointer)
+
+
+def without_thumbnail(block: bytes) -> bytes:
+    """The block with its first directory as the only one: the next would hold a thumbnail, of the picture as it was.
+
+    Nothing moves, as maker notes often refer to where they stand; the thumbnail's bytes are left over.
+    """
+    content = bytearray(block.removeprefix(BLOCK_HEADER))
+    form = _FORMS.get(bytes(content[:4]))
+    try:
+        if form:
+            (first,) = form.pointer.unpack_from(content, form.first)
+            (entries,) = form.number.unpack_from(content, first)
+            form.pointer.pack_into(content, first + form.number.size + entries * form.entry.size, 0)
+    except struct.error:
+        pass  # damaged: the decoder will make of it what it can
+    return block[: len(block) - len(content)] + bytes(content)
+
+
+def _read_tree(file: BinaryIO) -> Tree:
+    file.seek(0)
+    form = _FORMS.get(file.read(4))
+    if form is None:
+        raise ValueError("not a TIFF file")
+    file.seek(form.first)
+    first = _read_directory(file, _unpack(file, form.pointer)[0], form)
+    nested = {}
+    for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
+        if tag in first:
+            nested[tag] = _read_directory(file, int.from_bytes(first.pop(tag).value, "little"), form)
+            nested[tag].pop(INTEROPERABILITY, None)
+    return Tree(form, first, nested)
+
+
+def _read_directory(file: BinaryIO, offset: int, form: Form) -> Directory:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(offset)
+    (count,) = _unpack(file, form.number)
+    if count > _MAX_ENTRIES:
+        raise ValueError("damaged directory")
+    directory = {}
+    for tag, kind, items, field in [_unpack(file, form.entry) for _ in range(count)]:
+        length = items * _TYPES.get(kind, (0, 0))[0]
+        if not 0 < length <= size:
+            continue
+        if length > len(field):
+            file.seek(form.pointer.unpack(field)[0])
+            field = file.read(length)  # noqa: PLW2901 - the value in place of where it stands
+        if len(field) < length:
+            raise ValueError("a value beyond the end of the file")
+        directory[tag] = Entry(kind, items, _in_order(field[:length], kind, form))
+    return directory
+
+
+def _unpack(file: BinaryIO, form: struct.Struct) -> tuple:
+    return form.unpack(file.read(form.size))
+
+
+def _in_order(value: bytes, kind: int, form: Form) -> bytes:
+    """Between little-endian and the file's order; its own inverse."""
+    unit = _TYPES[kind][1]
+    if form.order == "<" or unit == 1:
+        return value
+    return b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit))
+
+
+def _pack_tree(first: Directory, nested: dict[int, Directory], at: int, form: Form) -> tuple[bytes, int]:
+    """Bytes to write at offset `at`, nested directories ahead of the first; and where the first one starts."""
+    body, pointers = b"", {}
+    for tag, directory in nested.items():
+        place = at + len(body)
+        pointers[tag] = Entry(16, 1, struct.pack("<Q", place)) if form.big else Entry(4, 1, struct.pack("<I", place))
+        body += _pack_directory(directory.items(), at + len(body), form)
+    start = at + len(body)
+    return body + _pack_directory((first | pointers).items(), start, form), start
+
+
+def _pack_directory(directory: Iterable[tuple[int, Entry]], at: int, form: Form) -> bytes:
+    entries = sorted(directory)  # TIFF 6.0 asks for ascending tags
+    values_at = at + form.number.size + len(entries) * form.entry.size + form.pointer.size
+    table, values = b"", b""
+    for tag, (kind, items, value) in entries:
+        field = _in_order(value, kind, form)
+        if len(field) > form.pointer.size:
+            place = form.pointer.pack(values_at + len(values))
+            values += field + b"\0" * (len(field) % 2)
+            field = place
+        table += form.entry.pack(tag, kind, items, field)  # pads short values with zeros
+    return form.number.pack(len(entries)) + table + form.pointer.pack(0) + values
