@@ -1,0 +1,53 @@
+"""Fixtures for every test: poisoned memory, a fixed seed, and where the golden tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Whatever torch.empty and its kin return is full of NaN, so that an element that nobody wrote is seen.
+
+    torch does it below the dispatcher (patching torch.empty would miss empty_like, resize_ and compiled code), but only
+    while deterministic algorithms are on; warn_only, because some ops have none.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Random numbers of a test do not depend on which tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """Folder of the golden tensors, which lies beside the repository and not in it."""
+    folder = ROOT.parent / "shared" / "oracle"
+    if not folder.is_dir():
+        pytest.skip(f"the golden tensors are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def extension():  # type: ignore[no-untyped-def]  # a module
+    """The native extension, or a skip with the reason of its absence."""
+    from swintormer_kernels import native
+
+    reason = native.why_absent()
+    if reason is not None:
+        pytest.skip(reason)
+    return native.extension()
