@@ -61,7 +61,7 @@ class NetworkConfig(BaseModel):
 
 PRESETS: dict[str, NetworkConfig] = {
     "released": NetworkConfig(),
-    # RGB, sized so that network and prior together stay under the paper's 8.02 GMACs per 256x256 tile; `swintormer macs`.
+    # RGB, sized so that network and prior together stay under the paper's 8.02 GMACs per 256x256 tile.
     "small": NetworkConfig(
         in_channels=3, dim=24, num_blocks=(2, 2, 2, 2), num_refinement_blocks=2, heads=(1, 2, 4, 8), window_size=8
     ),

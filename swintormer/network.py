@@ -94,6 +94,8 @@ class Swintormer(nn.Module):
                 f"found {tuple(image.shape)}"
             )
         h, w = image.shape[2:]
+        if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
+            return image[:, : self.config.out_channels]
         x = pad_to_multiple(2 * image - 1, self.config.stride)
         y = self.restore_features(x) + x[:, : self.config.out_channels]
         return (y[..., :h, :w] + 1) / 2
@@ -150,7 +152,7 @@ class Upsample(nn.Module):
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad below and on the right to the next multiple: by reflection where the side is long enough, then by replication.
+    """Pad below and on the right to the next multiple, by reflection as far as the side allows, then by replication.
 
     Reflection can add at most side - 1 pixels; what is still missing repeats the last row or column.
     """

@@ -11,6 +11,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..backends.reference.gated_ffn import gated_ffn as _reference
+from ..registry import Op
+
+OP = Op(
+    "gated_ffn",
+    serves={},
+    absent={
+        "cpu": "not written yet: the C++ engine has only ddim_step so far",
+        "triton": "not written yet",
+        "cuda": "not written yet",
+    },
+)
 
 
 class FFNWeights(NamedTuple):
@@ -24,6 +35,7 @@ class FFNWeights(NamedTuple):
     project_out_bias: Tensor | None = None  # (C,)
 
 
+@OP.public
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
     """x + ffn(norm2(x)), per pixel.
 
@@ -38,6 +50,7 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
         ValueError: x is not 4-D, or its channels are not those of the weights.
     """
     check_input(x, weights)
+    OP.select(x, weights)
     return _reference(x, weights)
 
 

@@ -18,6 +18,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..backends.reference.swda_attention import swda_attention as _reference
+from ..registry import Op
+
+OP = Op(
+    "swda_attention",
+    serves={},
+    absent={
+        "cpu": "not written yet: the C++ engine has only ddim_step so far",
+        "triton": "not written yet",
+        "cuda": "not written yet",
+    },
+)
 
 
 class AttentionWeights(NamedTuple):
@@ -35,6 +46,7 @@ class AttentionWeights(NamedTuple):
     proj_bias: Tensor | None = None  # (C,)
 
 
+@OP.public
 def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
     """x + attention(norm1(x)).
 
@@ -51,6 +63,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
         ValueError: a shape, the window or the shift does not fit.
     """
     check_input(x, weights, window, shift)
+    OP.select(x, weights, window, shift)
     return _reference(x, weights, window, shift)
 
 

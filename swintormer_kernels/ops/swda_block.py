@@ -8,11 +8,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backends.reference.swda_block import swda_block as _reference
+from ..registry import Op
 from . import gated_ffn, swda_attention
 from .gated_ffn import FFNWeights
 from .swda_attention import AttentionWeights
 
+OP = Op(
+    "swda_block",
+    serves={},
+    absent={
+        "cpu": "not written yet: the C++ engine has only ddim_step so far",
+        "triton": "not written yet",
+        "cuda": "not written yet",
+    },
+)
 
+
+@OP.public
 def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:
     """x = x + attention(norm1(x)); x + ffn(norm2(x)).
 
@@ -30,4 +42,5 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     """
     swda_attention.check_input(x, attention, window, shift)
     gated_ffn.check_input(x, ffn)
+    OP.select(x, attention, ffn, window, shift)
     return _reference(x, attention, ffn, window, shift)

@@ -1,0 +1,28 @@
+"""Ops on tensors for shifted-window, depth-wise-convolution attention and for the diffusion denoiser step.
+
+import swintormer_kernels as sk
+
+sk.explain(sk.ddim_step, z, e, ...)            # the backend these inputs get, and each rejection
+sk.backends()                                  # what this machine has, and why not the rest
+with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
+"""
+
+from .ops.ddim_step import ddim_step
+from .ops.gated_ffn import FFNWeights, gated_ffn
+from .ops.swda_attention import AttentionWeights, swda_attention
+from .ops.swda_block import swda_block
+from .registry import BACKENDS, BackendError, backends, explain, use_backend
+
+__all__ = [
+    "BACKENDS",
+    "AttentionWeights",
+    "BackendError",
+    "FFNWeights",
+    "backends",
+    "ddim_step",
+    "explain",
+    "gated_ffn",
+    "swda_attention",
+    "swda_block",
+    "use_backend",
+]

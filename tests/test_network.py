@@ -1,0 +1,168 @@
+"""The network: the released state dict and golden result, any size of picture, channels and batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from swintormer import PRESETS, NetworkConfig, Swintormer
+from swintormer.network import pad_to_multiple
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "oracle" / "network_dim16_window8.safetensors"
+GOLDEN_CONFIG = NetworkConfig(dim=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=2, window_size=8)
+TINY = {"in_channels": 3, "dim": 8, "num_blocks": (2, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 1, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Swintormer:
+    torch.manual_seed(0)
+    return Swintormer(**TINY, window_size=4).eval()
+
+
+def test_released_state_dict():
+    """479 tensors and 25,177,224 parameters, under the released keys (network.md, "Checkpoints in the wild")."""
+    state = Swintormer().state_dict()
+    assert len(state) == 479
+    assert sum(value.numel() for value in state.values()) == 25_177_224
+    block = {
+        "norm1.body.weight": (48,),
+        "norm1.body.bias": (48,),
+        "attn.logit_scale": (1, 1, 1),
+        "attn.cpb_mlp.0.weight": (512, 2),
+        "attn.cpb_mlp.0.bias": (512,),
+        "attn.cpb_mlp.2.weight": (1, 512),
+        "attn.qkv.weight": (144, 48, 1, 1),
+        "attn.qkv_dwconv.weight": (144, 1, 3, 3),
+        "attn.project_out.weight": (48, 48, 1, 1),
+        "norm2.body.weight": (48,),
+        "norm2.body.bias": (48,),
+        "ffn.project_in.weight": (254, 48, 1, 1),
+        "ffn.project_out.weight": (48, 127, 1, 1),
+    }
+    stages = {"encoder_level1": 2, "encoder_level2": 4, "encoder_level3": 6, "latent": 8}
+    stages |= {"decoder_level3": 6, "decoder_level2": 4, "decoder_level1": 2, "refinement": 4}
+    keys = {f"{stage}.{i}.{key}" for stage, count in stages.items() for i in range(count) for key in block}
+    keys |= {f"{name}.body.0.weight" for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1")}
+    keys |= {"patch_embed.proj2.weight", "reduce_chan_level3.weight", "reduce_chan_level2.weight"}
+    keys |= {"skip_conv.weight", "output.0.weight"}
+    assert set(state) == keys
+    for key, shape in block.items():
+        assert tuple(state[f"encoder_level1.0.{key}"].shape) == shape, key
+    assert tuple(state["latent.7.ffn.project_in.weight"].shape) == (2042, 384, 1, 1)
+    assert tuple(state["patch_embed.proj2.weight"].shape) == (48, 24, 3, 3)
+    assert tuple(state["output.0.weight"].shape) == (12, 96, 3, 3)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason=f"golden tensors are not at {GOLDEN.parent}")
+def test_golden_network():
+    golden = load_file(GOLDEN)
+    net = Swintormer(GOLDEN_CONFIG).eval()
+    net.load_state_dict({k.removeprefix("param."): v for k, v in golden.items() if k.startswith("param.")}, strict=True)
+    x, y = golden["in.x"], golden["out.y"].double()
+    with torch.inference_mode():
+        error32 = (net(x).double() - y).norm() / y.norm()
+        error64 = (net.double()(x.double()) - y).norm() / y.norm()
+    assert error64 <= torch.finfo(torch.float32).eps / 2  # stored as float32
+    # Errors of the blocks add up along the longest path; each is within eps times its longest sum (hidden = 340).
+    depth = 2 * sum(GOLDEN_CONFIG.num_blocks) + GOLDEN_CONFIG.num_refinement_blocks
+    assert error32 <= torch.finfo(torch.float32).eps * 340 * depth
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (7, 300), (255, 257), (1, 1000), (64, 64), (65, 64)])
+def test_any_size(tiny, h, w):
+    with torch.inference_mode():
+        y = tiny(torch.rand(1, 3, h, w))
+    assert y.shape == (1, 3, h, w)
+    assert torch.isfinite(y).all()
+
+
+@given(h=st.integers(1, 70), w=st.integers(1, 70), b=st.integers(0, 2))
+@settings(max_examples=15, deadline=None)
+def test_padding_is_reflection_then_replication(tiny, h, w, b):
+    """What the network does to an odd size is what it does to that picture padded by hand."""
+    x = torch.rand(b, 3, h, w)
+    padded = pad_to_multiple(x, 16)
+    assert padded.shape[2] % 16 == 0
+    assert padded.shape[3] % 16 == 0
+    assert torch.equal(padded[..., :h, :w], x)
+    for index in range(h, min(padded.shape[2], 2 * h - 1)):
+        assert torch.equal(padded[:, :, index, :w], x[:, :, 2 * (h - 1) - index])
+    for index in range(2 * h - 1, padded.shape[2]):
+        assert torch.equal(padded[:, :, index, :w], padded[:, :, 2 * h - 2, :w])
+    with torch.inference_mode():
+        whole = tiny(pad_to_multiple(x, tiny.config.stride))
+        assert torch.equal(tiny(x), whole[..., :h, :w])
+
+
+def test_batch_items_do_not_mix(tiny):
+    x = torch.rand(3, 3, 40, 50)
+    with torch.inference_mode():
+        together = tiny(x)
+        alone = torch.cat([tiny(item[None]) for item in x])
+    # Same sums in another blocking of the convolutions: eps times the longest sum, relative to the largest value.
+    assert (together - alone).abs().max() <= torch.finfo(torch.float32).eps * 9 * 64 * together.abs().max()
+
+
+def test_strides_do_not_matter(tiny):
+    x = torch.rand(2, 3, 33, 47)
+    views = [
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        F.pad(x, (3, 4, 5, 6))[..., 5:-6, 3:-4],
+    ]
+    with torch.inference_mode():
+        expected = tiny(x)
+        for view in views:
+            error = (tiny(view) - expected).abs().max()
+            assert error <= torch.finfo(torch.float32).eps * 9 * 64 * expected.abs().max()
+
+
+def test_the_residual_base_is_the_first_view():
+    """With a zero output convolution a dual-pixel network returns its first three channels, the right view."""
+    net = Swintormer(**(TINY | {"in_channels": 6}), window_size=4)
+    torch.nn.init.zeros_(net.output[0].weight)
+    x = torch.rand(1, 6, 20, 30)
+    with torch.inference_mode():
+        # 2x - 1 and back: two roundings, each within eps of values up to 1.
+        assert (net(x) - x[:, :3]).abs().max() <= 2 * torch.finfo(torch.float32).eps
+
+
+def test_gradients_reach_every_parameter(tiny):
+    net = Swintormer(tiny.config)
+    net(torch.rand(1, 3, 64, 64)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_convolution_biases():
+    net = Swintormer(**TINY, window_size=4, bias=True)
+    assert "latent.0.attn.qkv_dwconv.bias" in net.state_dict()
+    assert net(torch.rand(1, 3, 20, 20)).shape == (1, 3, 20, 20)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 6, 20, 20), (1, 3, 0, 20)])
+def test_wrong_input_is_said_in_one_sentence(tiny, shape):
+    with pytest.raises(ValueError, match=r"expected an image of shape \(B, 3, H, W\)"):
+        tiny(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dim": 7}, {"heads": (5, 2, 4, 8)}, {"window_size": 1}, {"in_channels": 2}, {"colour": 3}]
+)
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(ValidationError):
+        NetworkConfig(**sizes)
+
+
+def test_presets_are_buildable():
+    for config in PRESETS.values():
+        with torch.device("meta"):
+            assert Swintormer(config).config == config
