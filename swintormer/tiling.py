@@ -48,6 +48,10 @@ class Axis:
     origins: tuple[int, ...]
     weights: NDArray[np.float32]
 
+    def span(self, index: int) -> slice:
+        """The image's pixels under tile `index`."""
+        return slice(self.origins[index], self.origins[index] + self.tile)
+
     def finished(self, index: int) -> int:
         """Pixels that no later tile touches once tile `index` is done, counted from that tile's origin."""
         last = index == len(self.origins) - 1
@@ -91,13 +95,18 @@ def make_grid(height: int, width: int, tile: int, stride: int, blend: Blend = "u
     """
     if height < 1 or width < 1:
         raise SwintormerError(f"An image must have at least one pixel, found {width}x{height}.")
+    check_tiling(tile, stride, blend)
+    return Grid(_make_axis(height, tile, stride, blend), _make_axis(width, tile, stride, blend))
+
+
+def check_tiling(tile: int, stride: int, blend: str) -> None:
+    """Raises SwintormerError where no grid can have that tile, stride and blend, whatever the image."""
     if tile < 1:
         raise SwintormerError(f"The tile must be at least 1 pixel, found {tile}.")
     if not 1 <= stride <= tile:
         raise SwintormerError(f"The stride must be 1 to {tile}, the tile, so that no gap opens; found {stride}.")
     if blend not in get_args(Blend):
         raise SwintormerError(f"The blend must be one of {', '.join(get_args(Blend))}, found {blend!r}.")
-    return Grid(_make_axis(height, tile, stride, blend), _make_axis(width, tile, stride, blend))
 
 
 def _make_axis(length: int, tile: int, stride: int, blend: Blend) -> Axis:

@@ -1,0 +1,325 @@
+"""Tiled inference: a photograph of any size through the network, tile by tile.
+
+Tiles are cut from the image where it lies, go to the network's device in small batches, and come back into a band as
+high as one tile, whose rows leave for the output as soon as no later tile touches them. Beyond the image and its
+result, memory depends on the tile, the batch and the image's width, not on how many pixels the image has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swintormer.errors import SwintormerError
+from swintormer.memory import available_bytes, resident_bytes
+from swintormer.network import Swintormer
+from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
+
+Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after every batch with tiles done and tiles in all."""
+
+DEFAULT_BLEND: Blend = "uniform"
+# The overlap of 36 pixels repeats 35 % of the work at the paper's 256 and 7 % at 1024: beyond, little is left to gain.
+LARGEST_AUTO_TILE = 1024
+LARGEST_AUTO_BATCH = 16
+# Of what is free when no budget is given; the other half is for the image, its result and other programs.
+SHARE_OF_AVAILABLE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is cut.
+
+    Attributes:
+        tile: side of a tile in pixels; along a shorter side of the image, tiles are as long as that side.
+        stride: pixels from one tile to the next.
+        batch: tiles that run at once.
+        grid: where they lie; `len(grid)` is their number.
+    """
+
+    tile: int
+    stride: int
+    batch: int
+    grid: Grid
+
+
+class Deblurrer:
+    """Restores images of any size with a network, tile by tile.
+
+    `Deblurrer(net, tile=256, stride=220, blend="uniform")` is the paper's inference (arXiv 2401.05907).
+
+    Args:
+        net: moved to the device once, and run in evaluation mode without gradients.
+        tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
+            up to 1024. None is the tile that the network was trained on (`net.training_tile`, 256 where unknown), which
+            is the paper's train/inference consistency; together with a memory budget it means "auto".
+        stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`.
+        blend: "uniform" or "feather", see `tiling.make_grid`.
+        batch: tiles at once; None is 1 on a CPU, and elsewhere what the memory budget allows, up to 16. The result does
+            not depend on it beyond rounding: two batch sizes differ by at most twice the network's own largest float32
+            error against float64 (tests/test_pipeline.py).
+        memory: budget in bytes for the tiles at work, beside the image, its result and the network's weights. None is
+            half of what is free on the device when an image comes.
+        device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        SwintormerError: a size or budget below one, an unknown blend, or a device that is not there.
+    """
+
+    def __init__(
+        self,
+        net: Swintormer,
+        *,
+        tile: int | Literal["auto"] | None = None,
+        stride: int | None = None,
+        blend: Blend = DEFAULT_BLEND,
+        batch: int | None = None,
+        memory: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if tile is None:
+            tile = "auto" if memory is not None else getattr(net, "training_tile", None) or PAPER_TILE
+        if isinstance(tile, str) and tile != "auto":
+            raise SwintormerError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
+        for name, value in (("batch", batch), ("memory budget", memory)):
+            if value is not None and value < 1:
+                raise SwintormerError(f"The {name} must be at least 1, found {value}.")
+        largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
+        check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
+        self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
+        self.net = _moved(net, device)
+        weight = next(net.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+
+    def plan(self, height: int, width: int) -> Plan:
+        """How an image of height x width pixels is cut.
+
+        Raises:
+            SwintormerError: the memory budget does not hold one tile.
+        """
+        if isinstance(self.tile, int) and self.memory is None and (self.batch or self.device.type == "cpu"):
+            tile, batch = self.tile, self.batch or 1
+        else:
+            tile, batch = self._fit(height, width)
+        stride = default_stride(tile) if self.stride is None else self.stride
+        return Plan(tile, stride, batch, make_grid(height, width, tile, stride, self.blend))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Restore a batch of images.
+
+        Args:
+            image: (B, C_in, H, W) of floating point in [0, 1], any H and W from 1 up, any strides, on any device. Only
+                tiles of it go to the network's device.
+
+        Returns:
+            (B, C_out, H, W) of the image's dtype and device, not clamped.
+
+        Raises:
+            ValueError: another shape or dtype.
+            SwintormerError: the memory budget does not hold one tile.
+        """
+        channels, restored = self.net.config.in_channels, self.net.config.out_channels
+        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
+            raise ValueError(
+                f"expected an image of shape (B, {channels}, H, W) with H, W >= 1, found {tuple(image.shape)}"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"expected floating point in [0, 1], found {image.dtype}; restore_array takes uint8, uint16"
+            )
+        count, _, height, width = image.shape
+        output = image.new_empty(count, restored, height, width)
+
+        def cut(index: int, rows: slice, columns: slice) -> Tensor:
+            return image[index, :, rows, columns]
+
+        def emit(index: int, rows: slice, finished: Tensor) -> None:
+            output[index, :, rows] = finished
+
+        self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
+        return output
+
+    def restore_array(self, pixels: Samples, right: Samples | None = None, progress: Progress | None = None) -> Samples:
+        """Restore a picture as it comes from a file.
+
+        Args:
+            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. Gray is shown to the network as three
+                equal channels, and the mean of the three that come back is the result.
+            right: the right view of a dual-pixel pair, of the same shape and dtype, where `pixels` is the left one; for
+                networks of six channels and for those only. The result is then the right view restored.
+            progress: see `Progress`. What it raises ends the run.
+
+        Returns:
+            A new array of the same shape and dtype, rounded to the nearest and clamped.
+
+        Raises:
+            SwintormerError: a shape or dtype that is no picture, views that do not fit each other or the network, or a
+                memory budget that does not hold one tile.
+        """
+        views = self._views(pixels, right)
+        height, width, channels = pixels.shape
+        full = float(np.iinfo(pixels.dtype).max)
+        output = np.empty_like(pixels, order="C")
+
+        def cut(_: int, rows: slice, columns: slice) -> Tensor:
+            samples = [np.broadcast_to(view[rows, columns], (*view[rows, columns].shape[:2], 3)) for view in views]
+            return torch.from_numpy(np.concatenate(samples, axis=2, dtype=np.float32) / full).permute(2, 0, 1)
+
+        def emit(_: int, rows: slice, finished: Tensor) -> None:
+            finished = finished if channels == 3 else finished.mean(0, keepdim=True)
+            output[rows] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
+
+        self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
+        return output
+
+    def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
+        """The views in the order of the network's channels, checked."""
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+            raise SwintormerError(f"A picture has the shape (H, W, 1) or (H, W, 3), found {pixels.shape}.")
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise SwintormerError(f"A picture has samples of uint8 or uint16, found {pixels.dtype}.")
+        config = self.net.config
+        if config.in_channels not in (3, 6) or config.out_channels != 3:
+            raise SwintormerError(
+                f"Pictures need a network with 3 or 6 channels in and 3 out, "
+                f"this one has {config.in_channels} and {config.out_channels}."
+            )
+        if config.in_channels == 3:
+            if right is not None:
+                raise SwintormerError("This network restores single pictures: leave out the right view.")
+            return [pixels]
+        if right is None:
+            raise SwintormerError("This network restores dual-pixel pairs: give the right view too.")
+        if right.shape != pixels.shape or right.dtype != pixels.dtype:
+            raise SwintormerError(
+                f"The two views must have the same size and depth, found {_described(pixels)} and {_described(right)}."
+            )
+        return [right, pixels]
+
+    def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
+        """Every tile of every image through the network, in order; finished rows go to `ends.emit`."""
+        grid = plan.grid
+        band = _Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
+        tiles = ((image, row, column) for image, (row, column) in product(range(images), grid))
+        total, done = images * len(grid), 0
+        with torch.inference_mode(), _evaluating(self.net):
+            while batch := list(islice(tiles, plan.batch)):
+                cuts = [ends.cut(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
+                restored = self.net(torch.stack(cuts).to(self.device, self.dtype)).to(band.rows)
+                for (image, row, column), tile in zip(batch, restored, strict=True):
+                    band.add(tile, row, column)
+                    if column == len(grid.columns.origins) - 1:
+                        band.flush(row, image, ends.emit)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, total)
+
+    def _fit(self, height: int, width: int) -> tuple[int, int]:
+        """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
+        budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        if isinstance(self.tile, int):
+            candidates = [self.tile]
+        else:
+            step = self.net.config.stride
+            # Past the image's longer side nothing changes.
+            largest = min(LARGEST_AUTO_TILE, max(height, width))
+            candidates = [*range(-(-largest // step) * step, 0, -step)]
+        least = self.batch or 1
+        for tile in candidates:
+            if self._cost(tile, least, height, width) <= budget:
+                break
+        else:
+            need = self._cost(candidates[-1], least, height, width)
+            advice = "free more memory or give more" if self.tile == "auto" else 'choose a smaller one or "auto"'
+            raise SwintormerError(
+                f"{_megabytes(budget)} of memory do not hold {'a tile' if least == 1 else f'{least} tiles'} of "
+                f"{candidates[-1]} pixels, which take about {_megabytes(need)}: {advice}."
+            )
+        if self.batch is not None or self.device.type == "cpu":  # a CPU's cores are busy with one tile
+            return tile, least
+        return tile, max(b for b in range(1, LARGEST_AUTO_BATCH + 1) if self._cost(tile, b, height, width) <= budget)
+
+    def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
+        """Bytes of a batch of tiles at work, and on a CPU the band with the copy that rounding and shifting it make."""
+        config = self.net.config
+        rows, columns = min(tile, height), min(tile, width)
+        padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
+        cost = resident_bytes(config, batch * padded, self.dtype.itemsize)
+        return cost + (2 * 4 * config.out_channels * rows * width if self.device.type == "cpu" else 0)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where tiles come from and finished rows go to; both on one device.
+
+    Attributes:
+        cut: (image, rows, columns) -> (C_in, rows, columns) in [0, 1].
+        emit: takes (image, rows, (C_out, rows, W)); the tensor is only valid during the call.
+    """
+
+    cut: Callable[[int, slice, slice], Tensor]
+    emit: Callable[[int, slice, Tensor], None]
+    device: torch.device
+
+
+class _Band:
+    """The rows of one image's output that tiles still add to: (C_out, tile, W) from the current row of tiles down."""
+
+    def __init__(self, grid: Grid, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.grid = grid
+        self.rows = torch.zeros(channels, grid.rows.tile, grid.columns.length, dtype=dtype, device=device)
+        self.row_weights, self.column_weights = (
+            torch.from_numpy(axis.weights).to(self.rows) for axis in (grid.rows, grid.columns)
+        )
+
+    def add(self, tile: Tensor, row: int, column: int) -> None:
+        """Add one restored tile (C_out, h, w), weighted."""
+        region = self.rows[:, :, self.grid.columns.span(column)]
+        region.addcmul_(tile * self.row_weights[row][:, None], self.column_weights[column])
+
+    def flush(self, row: int, image: int, emit: Callable[[int, slice, Tensor], None]) -> None:
+        """Hand out the rows that no later tile touches, and move down to the next row of tiles."""
+        origin, finished = self.grid.rows.origins[row], self.grid.rows.finished(row)
+        emit(image, slice(origin, origin + finished), self.rows[:, :finished])
+        kept = self.rows.shape[1] - finished
+        self.rows[:, :kept] = self.rows[:, finished:].clone()
+        self.rows[:, kept:] = 0
+
+
+def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
+    if device is None:
+        return net
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return net.to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
+        raise SwintormerError(f"Cannot use the device {device}: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+@contextmanager
+def _evaluating(net: Swintormer) -> Iterator[None]:
+    """Evaluation mode inside; a network in training goes back to it, also after an interrupt."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def _described(pixels: Samples) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}x{pixels.shape[2]} {pixels.dtype}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

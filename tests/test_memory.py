@@ -1,0 +1,74 @@
+"""What a tile is said to cost in memory, against what it was measured to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from measuring import peak_bytes
+
+from swintormer import memory
+from swintormer.config import NetworkConfig
+from swintormer.memory import available_bytes, live_bytes, resident_bytes
+from swintormer.network import Swintormer
+from swintormer_kernels import use_backend
+
+# Two blocks where tokens are most, so that one of them is shifted and has a mask.
+SHALLOW = {"in_channels": 3, "num_blocks": (1, 2, 1, 1), "num_refinement_blocks": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors: a second thread only waits, and on a busy machine it waits a hundred times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"dim": 8, "window_size": 2},
+        {"dim": 16, "window_size": 4},
+        {"dim": 16, "window_size": 8},
+        {"dim": 24, "window_size": 8},  # the preset `small`
+        {"dim": 16, "window_size": 8, "heads": (4, 4, 4, 8)},  # logits decide
+        {"dim": 16, "window_size": 8, "heads": (1, 8, 8, 8)},  # at the second level
+        {"dim": 16, "window_size": 4, "ffn_expansion": 8.0},  # the gated product decides
+        {"dim": 16, "window_size": 4, "in_channels": 6},
+    ],
+    ids=str,
+)
+def test_estimate_covers_the_measured_peak(sizes: dict) -> None:
+    config = NetworkConfig(**(SHALLOW | sizes))
+    net, side = Swintormer(config).eval(), 128
+    image = torch.rand(1, config.in_channels, side, side)
+    with torch.inference_mode(), use_backend("reference"):
+        measured = peak_bytes(lambda: net(image))
+    estimate = live_bytes(config, side * side)
+    print(f"{sizes}: measured {measured / side**2:.0f} bytes a pixel, estimated {estimate / side**2:.0f}")
+    assert measured <= estimate <= 2 * measured  # with one thread the library makes no blocked copies
+
+
+def test_estimate_scales_with_pixels_and_element_size() -> None:
+    config = NetworkConfig()
+    per_pixel = live_bytes(config, 2 * 512**2) - live_bytes(config, 512**2)
+    assert per_pixel > 0.9 * live_bytes(config, 512**2)
+    assert live_bytes(config, 512**2, itemsize=2) == live_bytes(config, 512**2) // 2
+    assert resident_bytes(config, 512**2) > live_bytes(config, 512**2)
+
+
+def test_available_memory_of_this_machine() -> None:
+    assert 2**20 < available_bytes(torch.device("cpu")) < 2**62
+
+
+def test_control_group_limits_what_is_available(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 200000\n")
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    assert available_bytes(torch.device("cpu")) == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(torch.device("cpu")) > 2**20
