@@ -448,6 +448,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SwintormerError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped in the middle of a step; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130  # as shells count SIGINT
     return 0
 
 
