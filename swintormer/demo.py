@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
-from swintormer.images import read_image, save_vips, wrap, write_image
+from swintormer.images import Samples, read_image, save_vips, wrap, write_image
 
 if TYPE_CHECKING:
     from swintormer.network import Swintormer
@@ -24,37 +23,23 @@ ASSETS = Path(__file__).parent / "assets"
 BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
 OUTPUT = Path("demo_output")
 
-# The blur: a lens out of focus, ever more from the left edge to the right.
-RADII = (1.5, 2.0, 2.5, 3.0)  # pixels
-SOFTNESS = 0.7  # pixels; the edge of the disc
-NOISE = 1 / 255  # standard deviation, before rounding to 8 bits
-SEED = 0
+PHOTOGRAPH = "chelsea.png"  # in scikit-image; assets/README.md has author and licence
+RADII = (1.5, 2.0, 2.5, 3.0)  # pixels; a lens out of focus, ever more from the left edge to the right
+SEED = 0  # of the noise
 
 
-def blur_like_a_lens(photograph: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Blurred and true picture from a sharp (H, W, 3) one; both lose the margin that the kernels need.
+def make_pictures() -> tuple[Samples, Samples]:
+    """The blurred and the true picture, (H, W, 3) uint8. Needs scikit-image, which holds the photograph.
 
-    Light is what a lens mixes, so the blur works on values to the power of 2.2.
+    Blurred as light is in a camera, with noise of 1/255, rounded to 8 bits.
     """
-    from swintormer.data.blurs import GAMMA, RADIUS, blur, disc_kernel
+    from swintormer import heldout
+    from swintormer.data.blurs import disc_kernel
 
-    truth = photograph[RADIUS:-RADIUS, RADIUS:-RADIUS]
-    height, width = truth.shape[:2]
-    across = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
-    kernels = [disc_kernel(radius, SOFTNESS) for radius in RADII]
-    light = blur((photograph / np.float32(255)) ** np.float32(GAMMA), kernels, across)
-    noise = np.random.default_rng(SEED).normal(0, NOISE, light.shape)
-    values = np.maximum(light, 0) ** (1 / GAMMA) + noise
-    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8), truth
-
-
-def make_pictures() -> None:
-    """Write the demo's two pictures. Needs scikit-image, which holds the photograph."""
-    from skimage.data import chelsea
-
-    for path, pixels in zip((BLURRED, TRUTH), blur_like_a_lens(chelsea()), strict=True):
-        save_vips(path, wrap(pixels))
-        print(path)
+    fault = heldout.Fault("demo", lambda: [disc_kernel(radius) for radius in RADII], noise=1.0, linear=True)
+    photograph = heldout.photograph(PHOTOGRAPH)
+    blurred, truth = heldout.spoil(photograph, fault, SEED, side=max(photograph.shape))
+    return np.rint(blurred * 255).astype(np.uint8), np.rint(truth * 255).astype(np.uint8)
 
 
 def run(out: Path = OUTPUT) -> dict[str, str]:
@@ -105,7 +90,9 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         if arguments:
-            make_pictures()
+            for path, pixels in zip((BLURRED, TRUTH), make_pictures(), strict=True):
+                save_vips(path, wrap(pixels))
+                print(path)
             return 0
         for name, text in run().items():
             print(f"{name:<11} {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import resource
@@ -25,6 +26,7 @@ from swintormer.cli_macs import count_macs
 from swintormer.config import PRESETS, NetworkConfig
 from swintormer.errors import SwintormerError
 from swintormer.images import read_image, wrap
+from swintormer.metrics import psnr
 
 TINY = NetworkConfig(
     in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
@@ -504,6 +506,32 @@ def test_macs(run, weights):
     assert "64x64 pixels: 1 tiles" in small
     assert "no preset 'huge'" in run("macs", "--preset", "huge", code=1).stderr
     assert "--size takes" in run("macs", "--size", "big", code=1).stderr
+
+
+def test_evaluate_pairs(run, weights):
+    photo("blurred/a.png", bits=16)
+    photo("sharp/a.png", bits=16, seed=1)
+    folders = ("--blurred", "blurred", "--sharp", "sharp")
+    text = run("evaluate", "--weights", weights, *folders, "--csv", "rows.csv").stdout
+    blurred, sharp = (read_image(f"{name}/a.png").pixels / 65535 for name in ("blurred", "sharp"))
+    assert f"| a.png | {psnr(blurred, sharp):.2f} (" in text
+    assert len(Path("rows.csv").read_text().splitlines()) == 3
+    assert "both folders" in run("evaluate", "--blurred", "blurred", code=1).stderr
+    assert "There is no folder missing" in run(
+        "evaluate", "--weights", weights, "--blurred", "missing", "--sharp", "sharp", code=1
+    ).stderr  # fmt: skip
+
+
+def test_train(run):
+    sizes = {**TINY.model_dump(), "num_refinement_blocks": 0}
+    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sizes.items())
+    Path("run.toml").write_text(
+        f'out = "run"\nsteps = 1\nbatch = 1\ncrop = 32\nvalidation = 1\nthreads = 1\n[network]\n{table}\n'
+    )
+    result = run("train", "run.toml")
+    assert result.stdout.strip() == "run/weights.safetensors"
+    assert load_checkpoint("run/weights.safetensors").config.dim == TINY.dim
+    assert "missing.toml" in run("train", "missing.toml", code=1).stderr
 
 
 def test_parsers():
