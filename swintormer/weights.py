@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,8 +98,7 @@ def load_checkpoint(
     """
     path = Path(path)
     state, metadata = _read(path)
-    info = _describe(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, metadata, window_size)
-    _check_finite(path, state)
+    info = _describe(path, state, metadata, window_size)
     net = Swintormer(info.config)
     net.load_state_dict(state)
     net.training_tile = info.training_tile  # type: ignore[assignment]  # an annotation of nn.Module, wrong for data
@@ -106,20 +106,13 @@ def load_checkpoint(
 
 
 def checkpoint_info(path: str | Path) -> CheckpointInfo:
-    """What a checkpoint holds, without building the network; of safetensors only the header is read.
+    """What a checkpoint holds, without building the network.
 
     Raises:
         SwintormerError: as for `load_checkpoint`.
     """
     path = Path(path)
-    if _kind(path) == "safetensors":
-        with _open_safetensors(path) as file:
-            shapes = {_strip(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    else:
-        state, metadata = _read(path)
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return _describe(path, shapes, metadata, DEFAULT_WINDOW)
+    return _describe(path, *_read(path), DEFAULT_WINDOW)
 
 
 def default_weights() -> Path:
@@ -136,10 +129,9 @@ def default_weights() -> Path:
     return path
 
 
-def _describe(
-    path: Path, shapes: dict[str, tuple[int, ...]], metadata: Mapping[str, str], window_size: int
-) -> CheckpointInfo:
+def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], window_size: int) -> CheckpointInfo:
     """Configuration from the metadata or else the shapes, checked against every key and shape of that network."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     text = metadata.get("swintormer.config")
     try:
         config = NetworkConfig.model_validate_json(text) if text else config_from_shapes(shapes, window_size)
@@ -163,13 +155,13 @@ def _describe(
         config,
         training_tile,
         {str(name): str(value) for name, value in card.items()},
-        parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        parameters=sum(tensor.numel() for tensor in state.values()),
         describes_itself=bool(text),
     )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by bare name, and metadata."""
+    """Tensors by bare name, all of finite floating-point numbers, and metadata."""
     if _kind(path) == "safetensors":
         with _open_safetensors(path) as file:
             tensors: Mapping[Any, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -184,6 +176,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise SwintormerError(f"{path} holds {found} at {bare!r}, where a state dict has floating-point tensors.")
         if bare in state:
             raise SwintormerError(f"{path} holds {bare!r} twice once the prefixes of wrappers are stripped.")
+        if not torch.isfinite(tensor).all():
+            raise SwintormerError(f"{path} holds values that are not finite in {bare!r}: its training went wrong.")
         state[bare] = tensor
     return state, metadata
 
@@ -222,7 +216,10 @@ def _open_safetensors(path: Path) -> Any:
 def _load_pickle(path: Path) -> Mapping[Any, Any]:
     """The state dict in a `.pth`, without ever running code from it."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # A file object, because of a path torch.load would judge by its ending. It warns of unusual pickle protocols.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):  # "Unsupported global: GLOBAL os.system was not an allowed global"
             raise SwintormerError(
@@ -245,9 +242,3 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
 def _strip(name: str) -> str:
     """A key without what DataParallel, torch.compile and activation checkpointing add, wherever it stands."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise SwintormerError(f"{path} holds values that are not finite in {name!r}: its training went wrong.")
