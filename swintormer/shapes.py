@@ -16,17 +16,24 @@ DEFAULT_WINDOW = 16  # the released value; it stands in no shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Stages of one level, and their channels in units of D.
-_LEVELS: tuple[tuple[tuple[str, int], ...], ...] = (
-    (("encoder_level1", 1), ("decoder_level1", 2), ("refinement", 2)),
-    (("encoder_level2", 2), ("decoder_level2", 2)),
-    (("encoder_level3", 4), ("decoder_level3", 4)),
-    (("latent", 8),),
-)
+# Channels of the stages in units of D; the first four are the levels.
+_STAGES = {
+    "encoder_level1": 1,
+    "encoder_level2": 2,
+    "encoder_level3": 4,
+    "latent": 8,
+    "decoder_level3": 4,
+    "decoder_level2": 2,
+    "decoder_level1": 2,
+    "refinement": 2,
+}
+_LEVELS = tuple(_STAGES)[:4]
 
 
 def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> NetworkConfig:
     """The configuration whose `Swintormer` would have these tensors; `check_shapes` tells whether it really has.
+
+    Every stage must have a block: one without is rather a damaged file than a network that somebody made.
 
     Args:
         shapes: by the released key names.
@@ -39,18 +46,17 @@ def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> Net
     # patch_embed: (D, 4 C_in, 3, 3); output: (4 C_out, 2D, 3, 3)
     dim, unshuffled, *_ = _shape(shapes, "patch_embed.proj2.weight", ndim=4)
     shuffled, *_ = _shape(shapes, "output.0.weight", ndim=4)
-    expansion = _ffn_expansion(shapes, dim)
-    sizes = {"ffn_expansion": expansion} if expansion else {}
     return NetworkConfig(
         in_channels=unshuffled // 4,
         out_channels=shuffled // 4,
         dim=dim,
-        num_blocks=_four(_count_blocks(shapes, stages[0][0]) for stages in _LEVELS),
+        num_blocks=_four(_count_blocks(shapes, stage) for stage in _LEVELS),
         num_refinement_blocks=_count_blocks(shapes, "refinement"),
-        heads=_four(_heads(shapes, stages) for stages in _LEVELS),
+        # logit_scale: (heads, 1, 1)
+        heads=_four(_shape(shapes, f"{stage}.0.attn.logit_scale", ndim=3)[0] for stage in _LEVELS),
+        ffn_expansion=_ffn_expansion(shapes, dim),
         window_size=window_size,
         bias="output.0.bias" in shapes,
-        **sizes,
     )
 
 
@@ -73,8 +79,8 @@ def check_shapes(shapes: Shapes, config: NetworkConfig) -> None:
 
 def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
     if name not in shapes:
-        example = f"it holds {min(shapes)!r} and {len(shapes) - 1} others" if shapes else "it holds no tensor"
-        raise ValueError(f"{example}, but not {name!r}")
+        found = f"it holds {min(shapes)!r} and the like" if shapes else "it holds no tensors"
+        raise ValueError(f"{found}, where {name!r} was expected among others")
     if len(shapes[name]) != ndim or 0 in shapes[name]:
         raise ValueError(f"{name!r} has the shape {shapes[name]}, where {ndim} dimensions were expected")
     return shapes[name]
@@ -90,24 +96,15 @@ def _count_blocks(shapes: Shapes, stage: str) -> int:
     return 1 + max((int(match[1]) for match in indices if match), default=-1)
 
 
-def _heads(shapes: Shapes, stages: tuple[tuple[str, int], ...]) -> int:
-    """From `logit_scale` (heads, 1, 1); a level without blocks has none, and one stands for that."""
-    names = (f"{stage}.0.attn.logit_scale" for stage, _ in stages)
-    return next((_shape(shapes, name, ndim=3)[0] for name in names if name in shapes), 1)
-
-
-def _ffn_expansion(shapes: Shapes, dim: int) -> float | None:
-    """The shortest decimal e with int(C * e) = hidden at every level; None where there is no block.
+def _ffn_expansion(shapes: Shapes, dim: int) -> float:
+    """The shortest decimal e with int(C * e) = hidden in every stage.
 
     Each level says hidden / C <= e < (hidden + 1) / C. The released 127, 255, 510, 1021 give 2.66.
     """
-    hidden = {}  # by C
-    for stage, multiple in (entry for stages in _LEVELS for entry in stages):
-        name = f"{stage}.0.ffn.project_out.weight"  # (C, hidden, 1, 1)
-        if name in shapes:
-            hidden[multiple * dim] = _shape(shapes, name, ndim=4)[1]
-    if not hidden:
-        return None
+    hidden = {  # by C; project_out: (C, hidden, 1, 1)
+        multiple * dim: _shape(shapes, f"{stage}.0.ffn.project_out.weight", ndim=4)[1]
+        for stage, multiple in _STAGES.items()
+    }
     low = max(Fraction(h, c) for c, h in hidden.items())
     high = min(Fraction(h + 1, c) for c, h in hidden.items())
     for digits in range(18):

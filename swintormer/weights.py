@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -145,9 +146,9 @@ def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, st
             raise ValueError("the model card is not a JSON object")
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise SwintormerError(
-            f"{path} describes a network that this version cannot build: {where or 'sizes'}: {first['msg']}."
+            f"{path} describes a network that cannot be built: {where and where + ': '}{message}."
         ) from error
     except ValueError as error:
         raise SwintormerError(f"{path} is not a Swintormer checkpoint: {error}.") from error
@@ -172,8 +173,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in tensors.items():
         bare = _strip(str(name))
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise SwintormerError(f"{path} holds {found} at {bare!r}, where a state dict has floating-point tensors.")
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise SwintormerError(f"{path} holds {bare!r} of type {kind}, where floating-point tensors were expected.")
         if bare in state:
             raise SwintormerError(f"{path} holds {bare!r} twice once the prefixes of wrappers are stripped.")
         if not torch.isfinite(tensor).all():
@@ -221,21 +222,19 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):  # "Unsupported global: GLOBAL os.system was not an allowed global"
-            raise SwintormerError(
-                f"{path} holds more than tensors and would have to run code to load, which is refused; {_EXPECTED}."
-            ) from error
-        raise SwintormerError(f"{path} is a damaged or cut-off PyTorch file; {_EXPECTED}.") from error
+        wanted = re.search(r"GLOBAL (\S+)", str(error))  # "Unsupported global: GLOBAL os.system was not an allowed ..."
+        found = f"would run the code {wanted[1]} to load" if wanted else "is damaged or no PyTorch file"
+        raise SwintormerError(f"{path} {found}; {_EXPECTED}.") from error
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first[0].rstrip('.')}).") from error
+        first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
+        raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first}).") from error
     for name in ("params_ema", "params"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             return found[name]
     if not isinstance(found, Mapping):
-        raise SwintormerError(f"{path} holds a {type(found).__name__}, where a state dict was expected; {_EXPECTED}.")
+        raise SwintormerError(f"{path} holds one object of type {type(found).__name__}, no state dict; {_EXPECTED}.")
     return found
 
 
