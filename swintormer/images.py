@@ -1,10 +1,10 @@
 """Read and write photographs without changing what they are: bit depth, alpha, colour profile, EXIF, XMP, resolution.
 
 libvips (pyvips) because, of the libraries tried on a 100-megapixel 16-bit RGB PNG and TIFF with ICC profile and
-orientation, it alone kept 16 bits, profile and tags of every format, and it held one copy of the samples: peak 655 MB
-for 572 MB of them. OpenCV 5.0 (1198 MB) and imagecodecs (1189 MB) returned no profile and no tags, Pillow 13 squashed
-16-bit RGB to 8, tifffile reads TIFF only. libvips also refused every one of 960 truncated files tried (PNG, JPEG, TIFF,
-WebP). What it lacks, EXIF in TIFF, is in `tiff_exif`.
+orientation, it alone kept 16 bits, profile and tags of every format, and it held one copy of the samples: peak 655 MiB
+for 572 MiB of them. OpenCV 5.0 (1198 MiB) and imagecodecs (1189 MiB) returned no profile and no tags, Pillow 13
+squashed 16-bit RGB to 8, tifffile reads TIFF only. libvips also refused each of 960 truncated files tried (PNG, JPEG,
+TIFF, WebP). What it lacks, EXIF in TIFF, is in `tiff_exif`.
 
 Pixels stay as stored: the orientation tag is kept, not applied, so viewers show the picture as before.
 """
@@ -88,12 +88,7 @@ _SAMPLE_KINDS = {"float": "floating-point", "double": "floating-point", "short":
 
 _CARRIED = {"icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "orientation", "resolution-unit",
             "image-description", "exif-data"}  # fmt: skip
-_CARRIED_PREFIXES = (
-    "exif-ifd0-",
-    "exif-ifd2-",
-    "exif-ifd3-",
-    "png-comment-",
-)  # exif-ifd1 is the thumbnail, of the blurred picture
+_CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-", "png-comment-")  # exif-ifd1 is the old thumbnail
 _UNKNOWN_RESOLUTION = 1.0  # pixels per mm, which libvips reports for files that state none
 _72_DPI = 72 / 25.4  # what viewers take where none is stated
 _BIG_TIFF = 3_500_000_000  # bytes of samples; a plain TIFF ends at 4 GiB and deflate may inflate noise
@@ -110,6 +105,10 @@ class Header:
     def get(self, name: str) -> Any:
         """The value of one field, or None."""
         return next((value for _, key, value in self.fields if key == name), None)
+
+    def only(self, *names: str) -> Header:
+        """The resolution and these fields alone."""
+        return Header(self.xres, self.yres, tuple(entry for entry in self.fields if entry[1] in names))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swintormer.images import Image, Samples, save_vips, to_eight_bit, wrap
+from swintormer.images import Image, Samples, save_vips, to_eight_bit, with_header, wrap
 
 PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
 DIVIDER = 6  # pixels of white between the halves
@@ -15,7 +15,7 @@ _BLOCK = 16  # pixels of a side of the squares in which change is looked for
 
 
 def write_comparison(target: Path, before: Image, after: Samples) -> None:
-    """Write before (left) and after (right) as 8-bit samples, turned upright, in the colour profile of the source.
+    """Write before (left) and after (right) with 8 bits, turned upright, in the colour profile of the source.
 
     A picture with a side above `PANEL` is shown reduced, and below it, pixel by pixel, the region that changed most.
 
@@ -25,47 +25,26 @@ def write_comparison(target: Path, before: Image, after: Samples) -> None:
     Raises:
         SwintormerError: the file cannot be written.
     """
-    samples = wrap(before.samples)
-    halves = [_upright(half, before) for half in (samples.extract_band(0, n=after.shape[2]), wrap(after))]
-    width, height = halves[0].width, halves[0].height
-    if max(width, height) <= PANEL:
+    shown = before.header.only("orientation", "icc-profile-data")
+    colours = wrap(before.samples).extract_band(0, n=after.shape[2])
+    halves = [with_header(half, shown).autorot() for half in (colours, wrap(after))]
+    longest = max(halves[0].width, halves[0].height)
+    if longest <= PANEL:
         picture = _pair(halves)
     else:
-        scale = PANEL / max(width, height)
-        reduced = [_eight_bit(half.resize(scale)) for half in halves]
+        reduced = [half.resize(PANEL / longest) for half in halves]
         region = _most_changed(halves, reduced[0].width, min(reduced[0].height, reduced[0].width))
-        picture = _pair(reduced).join(_pair([half.crop(*region) for half in halves]), "vertical", **_GAP)
-    picture = picture.copy()
-    profile = before.header.get("icc-profile-data")
-    if profile is not None:
-        import pyvips
-
-        picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+        picture = _join(_pair(reduced), _pair([half.crop(*region) for half in halves]), "vertical")
     save_vips(target, picture)
 
 
-_GAP = {"shim": DIVIDER, "background": 255, "expand": True}
-
-
 def _pair(halves: list[Any]) -> Any:
-    left, right = (_eight_bit(half) for half in halves)
-    return left.join(right, "horizontal", **_GAP)
+    left, right = (to_eight_bit(half) if half.format == "ushort" else half for half in halves)
+    return _join(left, right, "horizontal")
 
 
-def _eight_bit(image: Any) -> Any:
-    return to_eight_bit(image) if image.format == "ushort" else image
-
-
-def _upright(image: Any, source: Image) -> Any:
-    image = image.copy()
-    image.set_type(*_orientation(source))
-    return image.autorot()
-
-
-def _orientation(source: Image) -> tuple[int, str, int]:
-    import pyvips
-
-    return pyvips.GValue.gint_type, "orientation", source.header.get("orientation") or 1
+def _join(first: Any, second: Any, direction: str) -> Any:
+    return first.join(second, direction, shim=DIVIDER, background=255, expand=True)
 
 
 def _most_changed(halves: list[Any], width: int, height: int) -> tuple[int, int, int, int]:
