@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,7 @@ class Attention(nn.Module):
 
     def weights(self, norm: ChannelNorm) -> AttentionWeights:
         """What the op takes, with the norm that stands before it."""
-        return AttentionWeights(
-            norm_weight=norm.body.weight,
-            norm_bias=norm.body.bias,
-            qkv=self.qkv.weight,
-            dwconv=self.qkv_dwconv.weight,
-            proj=self.project_out.weight,
-            logit_scale=self.logit_scale,
-            bias_table=self.bias_table(),
-            qkv_bias=self.qkv.bias,
-            dwconv_bias=self.qkv_dwconv.bias,
-            proj_bias=self.project_out.bias,
-        )
+        return attention_weights(norm, self, self.bias_table())
 
 
 class GatedFFN(nn.Module):
@@ -77,14 +67,7 @@ class GatedFFN(nn.Module):
 
     def weights(self, norm: ChannelNorm) -> FFNWeights:
         """What the op takes, with the norm that stands before it."""
-        return FFNWeights(
-            norm_weight=norm.body.weight,
-            norm_bias=norm.body.bias,
-            project_in=self.project_in.weight,
-            project_out=self.project_out.weight,
-            project_in_bias=self.project_in.bias,
-            project_out_bias=self.project_out.bias,
-        )
+        return ffn_weights(norm, self)
 
 
 class Block(nn.Module):
@@ -116,6 +99,34 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half alone: x + ffn(norm2(x))."""
         return gated_ffn(x, self.ffn.weights(self.norm2))
+
+
+def attention_weights(norm: Any, attn: Any, bias_table: Tensor) -> AttentionWeights:
+    """Parameters of `swda_attention`, from any modules that name them as the release does (`optimize` needs that)."""
+    return AttentionWeights(
+        norm_weight=norm.body.weight,
+        norm_bias=norm.body.bias,
+        qkv=attn.qkv.weight,
+        dwconv=attn.qkv_dwconv.weight,
+        proj=attn.project_out.weight,
+        logit_scale=attn.logit_scale,
+        bias_table=bias_table,
+        qkv_bias=attn.qkv.bias,
+        dwconv_bias=attn.qkv_dwconv.bias,
+        proj_bias=attn.project_out.bias,
+    )
+
+
+def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
+    """Parameters of `gated_ffn`, from any modules that name them as the release does."""
+    return FFNWeights(
+        norm_weight=norm.body.weight,
+        norm_bias=norm.body.bias,
+        project_in=ffn.project_in.weight,
+        project_out=ffn.project_out.weight,
+        project_in_bias=ffn.project_in.bias,
+        project_out_bias=ffn.project_out.bias,
+    )
 
 
 def log_spaced_coordinates(window: int) -> Tensor:
