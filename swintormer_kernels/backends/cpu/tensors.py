@@ -15,6 +15,8 @@ def view(x: Tensor) -> View:
 
 def float32_on_cpu(*tensors: Tensor | None) -> str | None:
     """Predicate: None if all these are dense float32 tensors on the CPU, else what is in the way."""
+    if not torch.compiler.is_compiling() and _functional_gradient():
+        return "torch.func.grad, jvp and their kin do not see through custom ops (torch.autograd and vmap do)"
     for x in tensors:
         if x is None:
             continue
@@ -25,3 +27,9 @@ def float32_on_cpu(*tensors: Tensor | None) -> str | None:
         if x.layout != torch.strided:
             return f"the cpu backend takes dense (strided) tensors, found layout {x.layout}"
     return None
+
+
+def _functional_gradient() -> bool:
+    # torch has no public question for this, and its own error, from inside autograd.Function, names no way out.
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)

@@ -17,7 +17,7 @@ def ddim_step(
     clip: float | None,
     noise: Tensor | None,
 ) -> Tensor:
-    """See `swintormer_kernels.ops.ddim_step`. Computes in float32 at least, and returns z's dtype."""
+    """See ops/ddim_step.py. Computes in float32 at least, and returns z's dtype."""
     latent, e = _widen(z), _widen(noise_pred)
     x0 = _predicted_x0(latent, e, alpha_bar_t)
     if clip is not None:

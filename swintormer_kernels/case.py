@@ -23,9 +23,11 @@ class Case:
     Attributes:
         name: what is special about it, for test ids and table rows.
         make: seed -> (args, kwargs), float32 tensors of random data on the CPU.
-        timed: whether the benches time it; the rest are for correctness.
+        timed: whether the benches time it (they check it first).
+        tested: whether the tests run it; too large for a test run where not.
     """
 
     name: str
     make: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
     timed: bool = True
+    tested: bool = True

@@ -1,0 +1,45 @@
+# make demo    restore the photograph that ships with the repository, and show before and after
+# make test    lint, types and tests
+# make bench   every op beside the reference
+# Each sets up all it needs in $(VENV); Python 3.10 or newer and a C++ compiler must be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The development environment pins torch exactly; the package itself accepts a range (pyproject.toml).
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m swintormer.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.for_tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.for_tests
+	$(BIN)/python -m pytest bench/
+
+clean:
+	rm -rf $(VENV) build *.egg-info swintormer_kernels/_native*.so
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.for_tests: $(VENV)/.installed
+	$(PIP) --editable ".[test]"
+	touch $@

@@ -1,0 +1,253 @@
+"""Checkpoints: write safetensors that describe themselves; read those and the release's layout; never run code.
+
+A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConfig`), `swintormer.training_tile` and
+`swintormer.card` (JSON object of strings). Any other file has its configuration read off the tensors' shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from swintormer.config import NetworkConfig
+from swintormer.errors import SwintormerError
+from swintormer.network import Swintormer
+from swintormer.shapes import DEFAULT_WINDOW, check_shapes, config_from_shapes
+
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
+_EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        config: from the metadata, or else read off the shapes.
+        training_tile: side in pixels of the crops it was trained on; None where the file does not say.
+        card: summary of the model card; empty where the file has none.
+        parameters: number of parameters.
+        describes_itself: whether `config` comes from the metadata. If not, the window size is an assumption.
+    """
+
+    config: NetworkConfig
+    training_tile: int | None = None
+    card: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
+    describes_itself: bool = False
+
+
+def save_checkpoint(
+    net: Swintormer, path: str | Path, *, training_tile: int | None = None, card: Mapping[str, str] | str | None = None
+) -> None:
+    """Write a network as safetensors; whatever stood at `path` is replaced only once the new file is complete.
+
+    Args:
+        net: a network, or what torch.compile made of one.
+        training_tile: side in pixels of the training crops; None for the one that `net` was loaded with, if any.
+        card: the model card in short, as name and text pairs; a string alone becomes its `summary`.
+
+    Raises:
+        SwintormerError: the file cannot be written, or the training tile is not positive.
+    """
+    from swintormer.images import replacing
+
+    training_tile = getattr(net, "training_tile", None) if training_tile is None else training_tile
+    metadata = {"format": "pt", "swintormer.config": net.config.model_dump_json()}
+    if training_tile is not None:
+        if training_tile < 1:
+            raise SwintormerError(f"The training tile must be at least 1 pixel, found {training_tile}.")
+        metadata["swintormer.training_tile"] = str(training_tile)
+    if card:
+        metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
+    state = {_strip(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with replacing(Path(path)) as file:
+        file.write(save(state, metadata))
+
+
+def load_checkpoint(
+    path: str | Path, *, device: str | torch.device = "cpu", window_size: int = DEFAULT_WINDOW
+) -> Swintormer:
+    """The network of a checkpoint, in evaluation mode.
+
+    Reads files of `save_checkpoint`, the released layout as `.pth` (a dict with `params_ema` or `params`, the former
+    preferred, or a bare state dict; prefixes of wrappers stripped) and as safetensors without metadata. The kind is
+    told by the content, not by the name. Pickles go through the restricted unpickler: nothing in a file is ever run.
+
+    Args:
+        window_size: w for files that do not say; it stands in no shape.
+
+    Returns:
+        The network on `device`; its attribute `training_tile` holds the training crop in pixels, or None.
+
+    Raises:
+        SwintormerError: there is no such file, or it holds anything else; says what was found and what was expected.
+    """
+    path = Path(path)
+    state, metadata = _read(path)
+    info = _describe(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, metadata, window_size)
+    _check_finite(path, state)
+    net = Swintormer(info.config)
+    net.load_state_dict(state)
+    net.training_tile = info.training_tile  # type: ignore[assignment]  # an annotation of nn.Module, wrong for data
+    return net.to(device).eval()
+
+
+def checkpoint_info(path: str | Path) -> CheckpointInfo:
+    """What a checkpoint holds, without building the network; of safetensors only the header is read.
+
+    Raises:
+        SwintormerError: as for `load_checkpoint`.
+    """
+    path = Path(path)
+    if _kind(path) == "safetensors":
+        with _open_safetensors(path) as file:
+            shapes = {_strip(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    else:
+        state, metadata = _read(path)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return _describe(path, shapes, metadata, DEFAULT_WINDOW)
+
+
+def default_weights() -> Path:
+    """The weights that ship with the package.
+
+    Raises:
+        SwintormerError: this installation does not have them.
+    """
+    path = Path(__file__).parent / "assets" / "small.safetensors"
+    if not path.is_file():
+        raise SwintormerError(
+            f"The weights that ship with swintormer are missing ({path}): reinstall it, or name a file with --weights."
+        )
+    return path
+
+
+def _describe(
+    path: Path, shapes: dict[str, tuple[int, ...]], metadata: Mapping[str, str], window_size: int
+) -> CheckpointInfo:
+    """Configuration from the metadata or else the shapes, checked against every key and shape of that network."""
+    text = metadata.get("swintormer.config")
+    try:
+        config = NetworkConfig.model_validate_json(text) if text else config_from_shapes(shapes, window_size)
+        check_shapes(shapes, config)
+        tile = metadata.get("swintormer.training_tile")
+        training_tile = int(tile) if tile else None
+        if training_tile is not None and training_tile < 1:
+            raise ValueError(f"the training tile is {training_tile}")
+        card = json.loads(metadata.get("swintormer.card", "{}"))
+        if not isinstance(card, dict):
+            raise ValueError("the model card is not a JSON object")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SwintormerError(
+            f"{path} describes a network that this version cannot build: {where or 'sizes'}: {first['msg']}."
+        ) from error
+    except ValueError as error:
+        raise SwintormerError(f"{path} is not a Swintormer checkpoint: {error}.") from error
+    return CheckpointInfo(
+        config,
+        training_tile,
+        {str(name): str(value) for name, value in card.items()},
+        parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        describes_itself=bool(text),
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by bare name, and metadata."""
+    if _kind(path) == "safetensors":
+        with _open_safetensors(path) as file:
+            tensors: Mapping[Any, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    else:
+        tensors, metadata = _load_pickle(path), {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = _strip(str(name))
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise SwintormerError(f"{path} holds {found} at {bare!r}, where a state dict has floating-point tensors.")
+        if bare in state:
+            raise SwintormerError(f"{path} holds {bare!r} twice once the prefixes of wrappers are stripped.")
+        state[bare] = tensor
+    return state, metadata
+
+
+def _kind(path: Path) -> str:
+    """ "safetensors" or "pickle", by the first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise SwintormerError(f"There is no checkpoint {path}.") from None
+    except OSError as error:
+        raise SwintormerError(f"Cannot read {path}: {error.strerror}.") from error
+    if not head:
+        raise SwintormerError(f"{path} is empty; {_EXPECTED}.")
+    header = struct.unpack("<Q", head[:8])[0] if head[8:] == b"{" else None
+    if header is not None and header <= _LONGEST_HEADER:
+        if header + 8 > size:
+            raise SwintormerError(f"{path} is cut off: its header alone needs {header + 8} bytes and it has {size}.")
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of protocol 2 and up
+        return "pickle"
+    raise SwintormerError(f"{path} is no checkpoint: it begins with {head[:8]!r}; {_EXPECTED}.")
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise SwintormerError(f"{path} is a damaged or cut-off safetensors file ({error}).") from error
+    except OSError as error:
+        raise SwintormerError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _load_pickle(path: Path) -> Mapping[Any, Any]:
+    """The state dict in a `.pth`, without ever running code from it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):  # "Unsupported global: GLOBAL os.system was not an allowed global"
+            raise SwintormerError(
+                f"{path} holds more than tensors and would have to run code to load, which is refused; {_EXPECTED}."
+            ) from error
+        raise SwintormerError(f"{path} is a damaged or cut-off PyTorch file; {_EXPECTED}.") from error
+    except OSError as error:
+        raise SwintormerError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first[0].rstrip('.')}).") from error
+    for name in ("params_ema", "params"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            return found[name]
+    if not isinstance(found, Mapping):
+        raise SwintormerError(f"{path} holds a {type(found).__name__}, where a state dict was expected; {_EXPECTED}.")
+    return found
+
+
+def _strip(name: str) -> str:
+    """A key without what DataParallel, torch.compile and activation checkpointing add, wherever it stands."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise SwintormerError(f"{path} holds values that are not finite in {name!r}: its training went wrong.")
