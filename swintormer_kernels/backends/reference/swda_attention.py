@@ -24,19 +24,23 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
 
 def attention_branch(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
     """The attention of normalised tokens, before the residual. (B, C, H, W) -> (B, C, H, W)."""
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     if shift:
         x = torch.roll(x, (-shift, -shift), dims=(2, 3))
-    tiles = to_windows(x, window)
+    mask = shift_mask(h, w, window, shift, x) if shift else None
+    out = from_windows(attend_windows(to_windows(x, window), weights, mask), b, h, w)
+    return torch.roll(out, (shift, shift), dims=(2, 3)) if shift else out
+
+
+def attend_windows(tiles: Tensor, weights: AttentionWeights, mask: Tensor | None) -> Tensor:
+    """The same of windows of the rolled map. (B * windows, C, w, w) -> the same; mask: as from `shift_mask`."""
     qkv = pointwise(tiles, weights.qkv, weights.qkv_bias)
     # The depth-wise convolution is zero-padded at the window's edge: nothing crosses a window border.
-    qkv = F.conv2d(qkv, weights.dwconv, weights.dwconv_bias, padding=1, groups=3 * c)
-    heads = weights.logit_scale.shape[0]
+    qkv = F.conv2d(qkv, weights.dwconv, weights.dwconv_bias, padding=1, groups=qkv.shape[1])
     for_windows, for_channels = qkv.chunk(2, dim=1)
-    mask = shift_mask(h, w, window, shift, x) if shift else None
+    heads = weights.logit_scale.shape[0]
     attended = torch.cat((window_half(for_windows, weights, mask), channel_half(for_channels, heads)), dim=1)
-    out = from_windows(pointwise(attended, weights.proj, weights.proj_bias), b, h, w)
-    return torch.roll(out, (shift, shift), dims=(2, 3)) if shift else out
+    return pointwise(attended, weights.proj, weights.proj_bias)
 
 
 def window_half(qkv: Tensor, weights: AttentionWeights, mask: Tensor | None) -> Tensor:
