@@ -1,24 +1,18 @@
-"""Weights in the layout that csrc/ops/swda_block.h asks for, made once for each version of a parameter.
-
-A packed copy lives as long as its parameter and serves until the parameter's version counter or address changes: an
-in-place update is seen, a dead model leaves nothing behind, and results are the same whether the copy was there or not.
-Tensors made in inference mode have no version counter, so those are packed anew each time.
-"""
+"""Weights in the layout that csrc/ops/swda_block.h asks for, made once for each version of a parameter (derived.py)."""
 
 from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ... import native
+from ...derived import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights
@@ -28,9 +22,6 @@ Packed = list[Tensor]
 """Dense float32 tensors in the order in which csrc/native.cpp takes them."""
 
 _MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
-
-_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # source -> {(how, sizes): (version, address, copy)}
-_lock = threading.Lock()
 
 
 def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packed:
@@ -72,15 +63,7 @@ def pack_ffn(weights: FFNWeights) -> Packed:
 def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Tensor:
     if source is None:
         return _zeros(missing)
-    if source.is_inference():
-        return how(source, *sizes).contiguous()
-    key, state = (how, sizes), (source._version, source.data_ptr())
-    with _lock:
-        copies = _copies.setdefault(source, {})
-    found = copies.get(key)
-    if found is None or found[0] != state:
-        found = copies[key] = (state, how(source.detach(), *sizes).contiguous())
-    return found[1]
+    return derived([source], (how, sizes), lambda: how(source, *sizes).contiguous())
 
 
 @functools.lru_cache(maxsize=64)
