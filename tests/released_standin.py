@@ -1,7 +1,7 @@
 """A stand-in for the released network, for tests of `optimize`: its modules, parameter names and arithmetic.
 
-Written from the published description (arXiv 2401.05907) in plain eager code that shares nothing with this package. What
-a near relative could do otherwise stands in class attributes and small methods, so that a test can change one thing.
+Written from the published description (arXiv 2401.05907) in plain eager code that shares nothing with this package.
+What a near relative could do otherwise stands in class attributes and small methods, so a test can change one thing.
 """
 
 from __future__ import annotations
