@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import probe, recognise
-from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates
+from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates, position_bias
 from .ops.gated_ffn import FFNWeights
 from .ops.swda_attention import AttentionWeights
 from .ops.swda_block import swda_block
@@ -189,7 +189,7 @@ class SwappedBlock(nn.Module):
         return tuple(map(type, parts)) == self._swda.parts and not any(map(recognise.has_hooks, parts))
 
     def _weights(self) -> tuple[AttentionWeights, FFNWeights]:
-        bias_table = self.attn.cpb_mlp(getattr(self, _COORDINATES))
+        bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
         return attention_weights(self.norm1, self.attn, bias_table), ffn_weights(self.norm2, self.ffn)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -198,14 +198,14 @@ class SwappedBlock(nn.Module):
 
 
 def _parts(block: Any) -> tuple[Any, ...]:
-    """The inner modules whose forward the op replaces; None for one that somebody took away since."""
+    """The inner modules whose forward the op replaces or skips; None for one that somebody took away since."""
     norm1, attn, norm2, ffn = block.norm1, block.attn, block.norm2, block.ffn
     leaves = (
         *(getattr(norm1, "body", None), getattr(norm2, "body", None)),
         *(getattr(attn, name, None) for name in ("qkv", "qkv_dwconv", "project_out")),
         *(getattr(ffn, name, None) for name in ("project_in", "project_out")),
     )
-    return norm1, attn, norm2, ffn, *leaves
+    return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
 
 
 _classes: dict[type, Any] = {}

@@ -188,7 +188,7 @@ def _why_not_computable(block: nn.Module) -> str | None:
     for name, part in block.named_modules():
         if getattr(part, "p", 0) and "dropout" in type(part).__name__.lower():
             return f"{name} drops values while training (p = {part.p}), and the op has no dropout"
-        if name and not _clean(name).startswith("attn.cpb_mlp") and has_hooks(part):
+        if name and has_hooks(part):
             return f"a hook hangs on {name}, which would not run any more; remove it first"
     return None
 
