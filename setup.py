@@ -94,11 +94,13 @@ def _run(command: list[str]) -> None:
 
 
 def _first_error(output: str) -> str:
-    """The first line of `output` that speaks of an error; CMake puts the cause on the line after it."""
+    """The first line of `output` that speaks of an error; of CMake's, which only tells where, the three after it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for i, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            return " ".join(lines[i + 1 : i + 4]).rstrip(".")
         if "error" in line.lower():
-            return (f"{line} {following}" if line.endswith(":") else line).rstrip(".")
+            return line.rstrip(".")
     return lines[-1].rstrip(".") if lines else "no output"
 
 

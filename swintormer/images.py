@@ -359,6 +359,17 @@ def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
         raise SwintormerError(f"Cannot write {target}: {_detail(error)}.") from error
 
 
+def prepare_folder(target: Path) -> None:
+    """Make the folder that `target` goes into; SwintormerError if that cannot be or if it takes no files."""
+    folder = target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SwintormerError(f"Cannot create the folder {folder}: {_reason(error)}.") from error
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise SwintormerError(f"Cannot write into the folder {folder}: choose another or change its permissions.")
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `target` when the block ends, and vanishes if it raises.
@@ -368,12 +379,8 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     Raises:
         SwintormerError: the folder cannot be made, or the file cannot be written.
     """
-    folder = target.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SwintormerError(f"Cannot create the folder {folder}: {_reason(error)}.") from error
-    beside = folder / f".swintormer-{secrets.token_hex(8)}.part"
+    prepare_folder(target)
+    beside = target.parent / f".swintormer-{secrets.token_hex(8)}.part"
     try:
         with beside.open("x+b") as file, _removing(beside):  # "x": never another program's file
             yield file

@@ -46,7 +46,7 @@ def test_without_a_compiler_the_install_goes_on_and_leaves_the_reason(source_cop
     assert "the native extension was NOT built" in done.stderr
     note = source_copy / "swintormer_kernels" / "_native_absent.txt"
     reason = note.read_text().strip()
-    assert reason
+    assert reason.startswith("the build needs") or "is not able to compile" in reason
     assert reason in done.stderr
     assert not list(note.parent.glob("_native*.so")), "an extension of an earlier build must not pass for this one's"
 

@@ -19,8 +19,9 @@ struct ElementwisePlan {
     int64_t strides[kMaxOperands][kMaxRank];
 };
 
-// Orders dimensions by the stride of operand 0 (the output), smallest innermost, and merges those that are contiguous
-// in every operand. `strides[k]` holds operand k's strides of the `rank` dimensions.
+// Orders dimensions by the stride of operand 0 (the output), smallest innermost, merges those that are contiguous in
+// every operand, and makes a row of the innermost, or of the longest where that one is short. `strides[k]` holds
+// operand k's strides of the `rank` dimensions.
 ElementwisePlan plan_elementwise(int rank, const int64_t* sizes, int operands, const int64_t* const* strides);
 
 // Writes each operand's offset of row `row`, in elements.

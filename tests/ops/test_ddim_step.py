@@ -161,9 +161,9 @@ def test_last_step_gives_x0(clip):
 
 def test_nan_stays_where_it_was_and_infinity_is_bounded(extension):
     z, noise_pred, _ = latents((40,))
-    z[7], z[20] = math.nan, math.inf
+    z[7], z[20], noise_pred[30] = math.nan, math.inf, math.nan
     out = ddim_step(z, noise_pred, **SCHEDULE, clip=1.0)
-    assert out.isnan().nonzero().flatten().tolist() == [7]
+    assert out.isnan().nonzero().flatten().tolist() == [7, 30]
     assert torch.equal(out.isinf(), exact(z, noise_pred, **SCHEDULE, clip=1.0).isinf())
 
 

@@ -1,0 +1,225 @@
+"""How an op is measured: checked first, then timed in turn (A B A B) with the reference and the machine's own floors.
+
+The machines are shared, so a row's ratios are what counts; all times in a row were taken in turn, and are medians.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+import swintormer_kernels as sk
+from swintormer_kernels import native
+from swintormer_kernels.case import Case
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SECONDS_PER_CASE = 1.0
+MIN_ROUNDS, MAX_ROUNDS = 7, 300
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of bench/results/<op>.csv. Times are medians; shares are of rates measured in the same run."""
+
+    date: str
+    commit: str
+    machine: str
+    torch: str
+    isa: str
+    threads: int
+    op: str
+    case: str
+    backend: str
+    automatic: str  # the backend that automatic selection takes
+    rounds: int
+    forward_ms: float
+    reference_ms: float
+    forward_ratio: float  # reference / backend: above 1 the backend wins
+    both_ms: float  # forward and backward
+    both_reference_ms: float
+    both_ratio: float
+    gmac: float
+    gflops: float
+    gemm_share: float  # of the float32 matrix-product rate
+    gb_s: float
+    copy_share: float  # of the rate of a copy of as many bytes
+    peak_mb: float  # of memory above the inputs, forward
+    error: float  # largest against float64, relative to the largest element
+    reference_error: float
+
+
+TABLE = (
+    "op", "case", "backend", "forward_ms", "forward_ratio", "both_ms", "both_ratio",
+    "gflops", "gemm_share", "gb_s", "copy_share", "peak_mb", "error", "reference_error",
+)  # fmt: skip
+
+
+def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> Row:
+    """Checks `backend` on `case` of the op in `module`, then times it. Fails on red numerics without timing."""
+    op = getattr(module, module.OP.name)
+    args, kwargs = case.make(0)
+
+    def call(name: str, *inputs: Any) -> Tensor:
+        with sk.use_backend(name):
+            return op(*(inputs or args), **kwargs)
+
+    error, reference_error = errors(op, args, kwargs, backend)
+    budget = 2 * reference_error + torch.finfo(torch.float32).eps
+    assert error <= budget, f"{case.name}: relative error {error:.3g} of {backend} exceeds {budget:.3g}; not timed"
+
+    work = module.cost(*args, **kwargs)
+    source = torch.randn(max(1, work.bytes // 8))  # read once and written once: work.bytes in all
+    target = torch.empty_like(source)
+    leaves = tree_map(lambda x: x.clone().requires_grad_() if isinstance(x, Tensor) else x, args)
+    turns: dict[str, Callable[[], object]] = {
+        "reference": lambda: call("reference"),
+        "copy": lambda: target.copy_(source),
+        "both_reference": lambda: call("reference", *leaves).sum().backward(),
+        "both": lambda: call(backend, *leaves).sum().backward(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+
+    def others() -> None:
+        for name, turn in turns.items():
+            seconds[name].append(timed(turn))
+
+    others()
+    rounds = round(SECONDS_PER_CASE / max(1e-9, sum(s[0] for s in seconds.values())))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, rounds))
+    for measured in seconds.values():
+        measured.clear()
+    call(backend)
+    benchmark.pedantic(lambda: call(backend), setup=others, rounds=rounds, warmup_rounds=2)
+
+    forward = benchmark.stats.stats.median
+    median = {name: statistics.median(measured) for name, measured in seconds.items()}
+    return Row(
+        **environment(),
+        op=module.OP.name,
+        case=case.name,
+        backend=backend,
+        automatic=str(sk.explain(op, *args, **kwargs).backend),
+        rounds=rounds,
+        forward_ms=1e3 * forward,
+        reference_ms=1e3 * median["reference"],
+        forward_ratio=median["reference"] / forward,
+        both_ms=1e3 * median["both"],
+        both_reference_ms=1e3 * median["both_reference"],
+        both_ratio=median["both_reference"] / median["both"],
+        gmac=work.macs / 1e9,
+        gflops=2 * work.macs / forward / 1e9,
+        gemm_share=2 * work.macs / forward / gemm_rate(),
+        gb_s=work.bytes / forward / 1e9,
+        copy_share=median["copy"] / forward,
+        peak_mb=peak_memory(lambda: call(backend)) / 1e6,
+        error=error,
+        reference_error=reference_error,
+    )
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def errors(op: Callable[..., Tensor], args: Any, kwargs: Any, backend: str) -> tuple[float, float]:
+    """Largest error of `backend` and of the reference against float64, relative to the largest element."""
+    wide_args, wide_kwargs = tree_map(lambda x: x.double() if isinstance(x, Tensor) else x, (args, kwargs))
+    with sk.use_backend("reference"):
+        exact, reference = op(*wide_args, **wide_kwargs), op(*args, **kwargs)
+    with sk.use_backend(backend):
+        out = op(*args, **kwargs)
+    largest = exact.abs().max().item()
+    # nan_to_num: an element that nobody wrote must not hide behind a comparison with NaN.
+    return tuple((x - exact).abs().nan_to_num(nan=torch.inf).max().item() / largest for x in (out, reference))  # type: ignore[return-value]
+
+
+def gemm_rate() -> float:
+    """FLOP/s of a 768x768x768 float32 matrix product, median of 9."""
+    n = 768
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    a @ b
+    return 2 * n**3 / statistics.median(timed(lambda: a @ b) for _ in range(9))
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that torch holds at most during `function()`, above what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    held = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def environment() -> dict[str, Any]:
+    """The columns that say where and with what a row was measured."""
+    here = Path(__file__).resolve().parent
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+
+    machine = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        machine = f"{names[0]} x{len(names)}" if names else machine
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../csrc", "../swintormer_kernels", ".")
+    return {
+        "date": date.today().isoformat(),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if changed else ""),
+        "machine": machine,
+        "torch": torch.__version__,
+        "isa": native.extension().isa() if native.why_absent() is None else "",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
+    """Aligned text, one line for each row."""
+    lines = [list(columns)] + [[_text(getattr(row, column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )
+
+
+def append_csv(rows: list[Row]) -> list[Path]:
+    """Appends each op's rows to its file, with a header where the file is new; returns the files."""
+    RESULTS.mkdir(exist_ok=True)
+    files = []
+    for op in dict.fromkeys(row.op for row in rows):
+        file = RESULTS / f"{op}.csv"
+        new = not file.exists()
+        with file.open("a", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, [field.name for field in fields(Row)])
+            if new:
+                writer.writeheader()
+            for row in rows:
+                if row.op == op:
+                    writer.writerow({name: _text(value) for name, value in asdict(row).items()})
+        files.append(file)
+    return files
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

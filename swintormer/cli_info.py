@@ -1,0 +1,95 @@
+"""What `swintormer info` prints: versions, processor, backends and why not the rest, the weights and their card."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from swintormer.errors import SwintormerError
+
+
+def describe(weights: Path | None) -> str:
+    """The whole text. Raises SwintormerError where weights are named that cannot be read."""
+    sections = {
+        "Versions": _versions(),
+        "Processor": _processor(),
+        "Backends": _backends(),
+        "Weights": _weights(weights),
+    }
+    return "\n\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())
+
+
+def _versions() -> list[str]:
+    import pyvips
+
+    packages = {"swintormer": "swintormer-kernels", "torch": "torch", "numpy": "numpy", "pyvips": "pyvips"}
+    lines = [f"{name:<11} {_version(package)}" for name, package in packages.items()]
+    libvips = ".".join(str(pyvips.version(part)) for part in range(3))
+    return [*lines, f"{'libvips':<11} {libvips}", f"{'Python':<11} {platform.python_version()}"]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> list[str]:
+    import torch
+
+    from swintormer_kernels import native
+
+    absent = native.why_absent()
+    lines = [
+        f"{'model':<11} {_model_name()}",
+        f"{'torch':<11} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+    ]
+    if absent is None:
+        extension = native.extension()
+        runs = ", ".join(extension.supported_isas())
+        lines.append(f"{'kernels':<11} {extension.isa()} (of {runs}), threads: {extension.thread_source()}")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        lines.append(f"{f'cuda:{index}':<11} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    return lines
+
+
+def _model_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _backends() -> list[str]:
+    from swintormer_kernels import backends
+
+    return str(backends()).splitlines()
+
+
+def _weights(path: Path | None) -> list[str]:
+    from swintormer.weights import checkpoint_info, default_weights
+
+    try:
+        path = path or default_weights()
+    except SwintormerError as error:  # an installation without weights is worth a line here, not a failure
+        return [str(error)]
+    info = checkpoint_info(path)
+    config = info.config
+    blocks = f"{'-'.join(str(n) for n in config.num_blocks)} blocks and {config.num_refinement_blocks} of refinement"
+    tile = (
+        f"trained on {info.training_tile}x{info.training_tile} pixels"
+        if info.training_tile
+        else "training tile unknown"
+    )
+    lines = [
+        str(path),
+        f"{info.parameters:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {tile}",
+        f"{config.in_channels} input channels, dim {config.dim}, {blocks}, window {config.window_size}",
+    ]
+    return lines + [f"{name}: {text}" for name, text in info.card.items()]

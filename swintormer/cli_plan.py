@@ -1,0 +1,190 @@
+"""Which file becomes which: everything `swintormer deblur` can know, and refuse, before it loads a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from swintormer.errors import SwintormerError
+from swintormer.images import FORMATS, SUFFIXES, detect_format
+
+COMPARISON = ".compare.png"
+# Endings of pictures that people expect to be written and that are not: a file name, not a folder's.
+_FOREIGN = {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".pdf", ".svg"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where results go and what they are called.
+
+    Attributes:
+        out: a file if it ends as a picture and the input is one file, else a folder.
+        recursive: look into the folders inside input folders too; OUT mirrors them.
+        suffix: added to the name: "_sharp" makes photo_sharp.png of photo.png.
+        form: name in `FORMATS` to convert to; None keeps each file's own.
+        compare: also write before and after side by side.
+        right: second view of a dual-pixel pair: a file, or a folder with files of the same names as the input folder.
+    """
+
+    out: Path
+    recursive: bool = False
+    suffix: str = ""
+    form: str | None = None
+    compare: bool = False
+    right: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to restore."""
+
+    source: Path
+    target: Path
+    right: Path | None = None
+    comparison: Path | None = None
+
+    def is_done(self) -> bool:
+        """Whether an earlier run wrote the results; they appear only when complete."""
+        return self.target.exists() and (self.comparison is None or self.comparison.exists())
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A picture, and the path under OUT that mirrors where it was found."""
+
+    path: Path
+    relative: Path
+    folder: Path | None  # the input folder it was found in; None for a file named on the command line
+
+
+def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
+    """The work to do, and what could not be looked into (in words): that is reported while the rest goes on.
+
+    Raises:
+        SwintormerError: an input that is not there or holds no picture; results that would overwrite an input or each
+            other; a name or folder for the results that cannot be.
+    """
+    _check_naming(inputs, naming)
+    problems: list[str] = []
+    found = [picture for path in inputs for picture in _find(path, naming, problems)]
+    if not found and not problems:
+        deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
+        raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
+    jobs = [_job(picture, inputs, naming) for picture in found]
+    _check_collisions(jobs)
+    return jobs, problems
+
+
+def _check_naming(inputs: list[Path], naming: Naming) -> None:
+    for path in inputs:
+        if not path.exists():
+            raise SwintormerError(f"There is no file or folder {path}.")
+    if naming.form is not None and naming.form not in FORMATS:
+        raise SwintormerError(f"The format must be one of {', '.join(FORMATS)}, found {naming.form!r}.")
+    if "/" in naming.suffix or os.sep in naming.suffix:
+        raise SwintormerError(f"The suffix {naming.suffix!r} is part of a file name and must not hold a {os.sep!r}.")
+    if naming.right is not None and not naming.right.exists():
+        raise SwintormerError(f"There is no file or folder {naming.right} (--right).")
+    if _is_file(inputs, naming):
+        form = FORMATS[SUFFIXES[naming.out.suffix.lower()]]
+        if naming.form not in (None, SUFFIXES[naming.out.suffix.lower()]):
+            raise SwintormerError(f"{naming.out} is a name for {form.name}, but --format asks for {naming.form}.")
+        if naming.suffix:
+            raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
+    elif naming.out.exists() and not naming.out.is_dir():
+        raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
+    elif naming.out.suffix.lower() in _FOREIGN and not naming.out.is_dir():
+        raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
+
+
+def _is_file(inputs: list[Path], naming: Naming) -> bool:
+    """Whether OUT names the result itself: one input file, and an ending of a picture."""
+    single = len(inputs) == 1 and not inputs[0].is_dir()
+    return single and naming.out.suffix.lower() in SUFFIXES and not naming.out.is_dir()
+
+
+def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
+    """A file as it is named; of a folder the pictures by their endings, in order of names, but no results of ours."""
+    if not path.is_dir():
+        yield _Found(path, Path(path.name), None)
+        return
+
+    def note(error: OSError) -> None:
+        problems.append(f"Cannot look into the folder {error.filename}: {error.strerror}.")
+
+    results = naming.out.resolve()
+    for folder, inner, names in os.walk(path, onerror=note):
+        if not naming.recursive:
+            inner.clear()
+        inner[:] = sorted(name for name in inner if Path(folder, name).resolve() != results)
+        for name in sorted(names):
+            relative = Path(folder, name).relative_to(path)
+            if Path(name).suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            if _is_result(relative, path, naming):
+                continue
+            yield _Found(Path(folder, name), relative, path)
+
+
+def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
+    """Whether the name is one that an earlier run gave to a result, where results lie among the pictures."""
+    if (naming.out / relative).parent.resolve() != (folder / relative).parent.resolve():
+        return False
+    return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
+
+
+def _job(found: _Found, inputs: list[Path], naming: Naming) -> Job:
+    if _is_file(inputs, naming):
+        target = naming.out
+    else:
+        target = naming.out / found.relative.with_name(
+            found.relative.stem + naming.suffix + _ending(found.path, naming)
+        )
+    comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
+    return Job(found.path, target, _right_view(found, naming), comparison)
+
+
+def _ending(path: Path, naming: Naming) -> str:
+    """The source's own spelling (.JPG stays .JPG) unless another format is asked for."""
+    if naming.form is None and path.suffix.lower() in SUFFIXES:
+        return path.suffix
+    return FORMATS[naming.form or detect_format(path)].suffixes[0]
+
+
+def _right_view(found: _Found, naming: Naming) -> Path | None:
+    if naming.right is None:
+        return None
+    if naming.right.is_dir():
+        return naming.right / found.relative
+    if found.folder is not None:
+        raise SwintormerError(f"{naming.right} is one file, but {found.folder} is a folder: give a folder to --right.")
+    return naming.right
+
+
+def _check_collisions(jobs: list[Job]) -> None:
+    """No result may take the place of an input or of another result."""
+    inputs = {_identity(path): path for job in jobs for path in (job.source, job.right) if path is not None}
+    taken: dict[str, Path] = {}
+    for job in jobs:
+        for result in filter(None, (job.target, job.comparison)):
+            key = _identity(result)
+            if key in inputs:
+                raise SwintormerError(
+                    f"{result} would overwrite an input: choose another folder, or a --suffix such as _sharp."
+                )
+            if key in taken:
+                raise SwintormerError(
+                    f"Both {taken[key]} and {job.source} would become {result}: rename one or restore them in two runs."
+                )
+            taken[key] = job.source
+
+
+def _identity(path: Path) -> str:
+    """The same for two paths that lead to one file, as far as that can be told before it exists."""
+    return os.path.normcase(path.resolve())
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)

@@ -1,0 +1,5 @@
+"""Training pairs."""
+
+from swintormer.data.synthetic import SyntheticPairs
+
+__all__ = ["SyntheticPairs"]

@@ -1,0 +1,119 @@
+"""`make demo`: restore the photograph that ships with the package, and show before and after side by side.
+
+`python -m swintormer.demo` restores assets/demo.png and measures it against assets/demo_truth.png;
+`python -m swintormer.demo --make` makes the two from scikit-image's copy of the photograph (assets/README.md).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swintormer.errors import SwintormerError
+from swintormer.images import read_image, save_vips, wrap, write_image
+
+if TYPE_CHECKING:
+    from swintormer.network import Swintormer
+
+ASSETS = Path(__file__).parent / "assets"
+BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
+OUTPUT = Path("demo_output")
+
+# The blur: a lens out of focus, ever more from the left edge to the right.
+RADII = (1.5, 2.0, 2.5, 3.0)  # pixels
+SOFTNESS = 0.7  # pixels; the edge of the disc
+NOISE = 1 / 255  # standard deviation, before rounding to 8 bits
+SEED = 0
+
+
+def blur_like_a_lens(photograph: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Blurred and true picture from a sharp (H, W, 3) one; both lose the margin that the kernels need.
+
+    Light is what a lens mixes, so the blur works on values to the power of 2.2.
+    """
+    from swintormer.data.blurs import GAMMA, RADIUS, blur, disc_kernel
+
+    truth = photograph[RADIUS:-RADIUS, RADIUS:-RADIUS]
+    height, width = truth.shape[:2]
+    across = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
+    kernels = [disc_kernel(radius, SOFTNESS) for radius in RADII]
+    light = blur((photograph / np.float32(255)) ** np.float32(GAMMA), kernels, across)
+    noise = np.random.default_rng(SEED).normal(0, NOISE, light.shape)
+    values = np.maximum(light, 0) ** (1 / GAMMA) + noise
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8), truth
+
+
+def make_pictures() -> None:
+    """Write the demo's two pictures. Needs scikit-image, which holds the photograph."""
+    from skimage.data import chelsea
+
+    for path, pixels in zip((BLURRED, TRUTH), blur_like_a_lens(chelsea()), strict=True):
+        save_vips(path, wrap(pixels))
+        print(path)
+
+
+def run(out: Path = OUTPUT) -> dict[str, str]:
+    """Restore the photograph into `out`, with the comparison beside it; what was done, as name and text."""
+    import torch
+
+    from swintormer.cli_deblur import Settings, make_deblurrer
+    from swintormer.metrics import psnr
+    from swintormer.report import write_comparison
+
+    deblurrer = make_deblurrer(Settings())
+    image, truth = read_image(BLURRED), read_image(TRUTH).pixels
+    height, width = truth.shape[:2]
+    plan = deblurrer.plan(height, width)
+    start = time.monotonic()
+    restored = deblurrer.restore_array(image.pixels)
+    seconds = time.monotonic() - start
+    write_image(out / "restored.png", restored, image)
+    write_comparison(out / "before_after.png", image, restored)
+    before, after = (psnr(pixels / 255, truth / 255) for pixels in (image.pixels, restored))
+    return {
+        "photograph": f"{BLURRED.name}, {width}x{height} pixels, defocus of {RADII[0]} to {RADII[-1]} pixels",
+        "backend": f"{backend_of(deblurrer.net)}, on {deblurrer.device}, {torch.get_num_threads()} threads",
+        "tiles": f"{len(plan.grid)} of {plan.tile}x{plan.tile} pixels, stride {plan.stride}, {deblurrer.blend} blend",
+        "seconds": f"{seconds:.1f}",
+        "PSNR": f"{before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB)",
+        "picture": f"{out / 'before_after.png'}: before on the left, after on the right",
+    }
+
+
+def backend_of(net: Swintormer) -> str:
+    """The backend that the network's blocks get here."""
+    import torch
+
+    from swintormer_kernels import explain, swda_block
+
+    block: Any = net.encoder_level1[0]
+    side = 2 * block.window
+    x = torch.zeros(1, net.config.dim, side, side, device=block.norm1.body.weight.device)
+    weights = block.attn.weights(block.norm1), block.ffn.weights(block.norm2)
+    return explain(swda_block, x, *weights, block.window, block.shift).backend or "none"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    if arguments not in ([], ["--make"]):
+        print("usage: python -m swintormer.demo [--make]", file=sys.stderr)
+        return 2
+    try:
+        if arguments:
+            make_pictures()
+            return 0
+        for name, text in run().items():
+            print(f"{name:<11} {text}")
+    except SwintormerError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
