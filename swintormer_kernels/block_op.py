@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .backends.cpu.tensors import float32_on_cpu
 from .case import Cost
 from .registry import Op
 
 NAMESPACE = "swintormer"
+
+
+def float32_or_autocast(*tensors: Tensor | None) -> str | None:
+    """Predicate as `float32_on_cpu`; under autocast, which these ops answer with float32, half types serve as well."""
+    if torch.is_autocast_enabled("cpu"):
+        tensors = tuple(x for x in tensors if x is None or x.dtype not in (torch.bfloat16, torch.float16))
+    return float32_on_cpu(*tensors)
 
 
 class Signature(NamedTuple):
@@ -45,7 +53,7 @@ class Signature(NamedTuple):
         arguments: list[Any] = [x]
         for record in self.records:
             size = len(record._fields)  # type: ignore[attr-defined]
-            arguments.append(record(*rest[:size]))  # type: ignore[arg-type]
+            arguments.append(record(*rest[:size]))
             rest = rest[size:]
         return (*arguments, *rest)
 
@@ -116,7 +124,7 @@ def _define_backward(
     @torch.library.impl(full, "CompositeExplicitAutograd")
     def _run(grad: Tensor, *arguments: Any) -> list[Tensor]:
         *rest, needed = arguments
-        tensors = [
+        tensors: list[Any] = [
             None if tensor is None else tensor.detach().requires_grad_(need)
             for tensor, need in zip(rest, needed, strict=False)
         ]

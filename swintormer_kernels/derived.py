@@ -22,16 +22,17 @@ _lock = threading.Lock()
 def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """`make()`, or what it returned before for the same `sources` in the same state and the same `key`.
 
-    Runs without gradients. `key` tells apart what is derived from the same first source.
+    Runs without gradients and without autocast. `key` tells apart what is derived from the same first source.
     """
     if any(source.is_inference() for source in sources):
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
             return make()
     state = [(weakref.ref(source), source._version, source.data_ptr()) for source in sources]
     with _lock:
         kept = _kept.setdefault(sources[0], {})
     found = kept.get(key)
     if found is None or found[0] != state:
-        with torch.inference_mode(False), torch.no_grad():  # so that it serves outside inference mode too
+        # Outside inference mode, so that it serves there too.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
             found = kept[key] = (state, make())
     return found[1]

@@ -37,6 +37,8 @@ class Attention(nn.Module):
         bias: whether the convolutions have a bias.
     """
 
+    coordinates: Tensor
+
     def __init__(self, channels: int, heads: int, window: int, bias: bool = False):
         super().__init__()
         if channels % (2 * heads):

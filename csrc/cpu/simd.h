@@ -102,7 +102,7 @@ static inline F32 square_root(F32 value) {
 }
 
 // e^value for value <= 88; below -87.3 (where float32 loses its last normal number) the result is e^-87.3 = 1.2e-38.
-// Relative error at most 1.2 units of 2^-24 with fused products, 2 without (tests/ops/test_swda_block.py measures it).
+// Error at most 1.26 units in the last place, over one float in 37 from -87.3 to 0 on each instruction set.
 // Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, ln 2 split in two so that n times its head is exact; the
 // polynomial is Cephes' expf; 2^n is put together from the bits of n.
 static inline F32 exponential(F32 value) {

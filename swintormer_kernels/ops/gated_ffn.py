@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.cpu.tensors import float32_on_cpu
 from ..backends.reference.gated_ffn import gated_ffn as _reference
 from ..backends.reference.recompute import ffn_gradients
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, define_block_op
+from ..block_op import Signature, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
 
 def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
-    return float32_on_cpu(x, *weights)
+    return float32_or_autocast(x, *weights)
 
 
 OP = Op(

@@ -18,17 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.cpu.tensors import float32_on_cpu
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, define_block_op
+from ..block_op import Signature, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
-    return float32_on_cpu(x, *weights)
+    return float32_or_autocast(x, *weights)
 
 
 OP = Op(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..backends.cpu.tensors import float32_on_cpu
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_block import swda_block as _reference
 from ..block_case import BLOCK_SHAPES, Shape
-from ..block_op import Signature, define_block_op
+from ..block_op import Signature, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 from . import gated_ffn, swda_attention
@@ -22,7 +22,7 @@ from .swda_attention import AttentionWeights
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
-    return float32_on_cpu(x, *attention, *ffn)
+    return float32_or_autocast(x, *attention, *ffn)
 
 
 OP = Op(

@@ -1,7 +1,8 @@
 """Gradients of the block by computing the reference again, a few windows at a time.
 
-Windows share nothing but the weights, so the rolled map is cut into bands of whole window rows; each band is run forward
-and backward by itself and freed. Memory stays that of one band. Cost: one more forward than the reference's own backward.
+Windows share nothing but the weights, so the rolled map is cut into bands of whole window rows; each band is run
+forward and backward by itself and freed. Memory stays that of one band. Cost: one forward more than the reference's own
+backward.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
 _BAND = 64  # windows times heads at a time: about 200 MB of logits and their gradients at window 16
+
 
 def block_gradients(
     grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights | None, window: int, shift: int
@@ -66,7 +68,7 @@ def _in_bands(
             y = function(band, top)
             found = torch.autograd.grad(y, wanted + [band] * x.requires_grad, rolled_grad[:, :, top : top + rows])
         for total, gradient in zip(totals, found, strict=False):
-            total += gradient
+            total.add_(gradient)
         bands += found[len(wanted) :]
     if not x.requires_grad:
         return totals

@@ -45,25 +45,26 @@ def attend_windows(tiles: Tensor, weights: AttentionWeights, mask: Tensor | None
 
 def window_half(qkv: Tensor, weights: AttentionWeights, mask: Tensor | None) -> Tensor:
     """Attention between the N tokens of a window. qkv: (B * windows, 3C/2, w, w) -> (B * windows, C/2, w, w)."""
-    n_windows, _, window, _ = qkv.shape
+    n_windows, c, window, _ = qkv.shape
     heads = weights.logit_scale.shape[0]
+    size = c // 3 // heads
     # Three times (B * windows, heads, N, d)
-    q, k, v = (part.reshape(n_windows, heads, -1, window * window).transpose(-2, -1) for part in qkv.chunk(3, dim=1))
+    q, k, v = (part.reshape(n_windows, heads, size, window * window).transpose(-2, -1) for part in qkv.chunk(3, dim=1))
     logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
     logits = logits * torch.clamp(weights.logit_scale, max=_MAX_LOG_SCALE).exp()
     index = relative_position_index(window, qkv.device)
     bias = weights.bias_table[index.flatten()].reshape(*index.shape, heads).permute(2, 0, 1)
     logits = logits + 16 * torch.sigmoid(bias)[None]
     if mask is not None:
-        per_image = logits.reshape(-1, mask.shape[0], heads, *index.shape)
+        per_image = logits.reshape(n_windows // mask.shape[0], mask.shape[0], heads, *index.shape)
         logits = (per_image + mask[None, :, None]).reshape(logits.shape)
-    return (softmax_one(logits) @ v).transpose(-2, -1).reshape(n_windows, -1, window, window)
+    return (softmax_one(logits) @ v).transpose(-2, -1).reshape(n_windows, c // 3, window, window)
 
 
 def channel_half(qkv: Tensor, heads: int) -> Tensor:
     """Attention between the d channels of a head. qkv: (B * windows, 3C/2, w, w) -> (B * windows, C/2, w, w)."""
-    n_windows, _, window, _ = qkv.shape
+    n_windows, c, window, _ = qkv.shape
     # Three times (B * windows, heads, d, N)
-    q, k, v = (part.reshape(n_windows, heads, -1, window * window) for part in qkv.chunk(3, dim=1))
+    q, k, v = (part.reshape(n_windows, heads, c // 3 // heads, window * window) for part in qkv.chunk(3, dim=1))
     logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-    return (softmax_one(logits) @ v).reshape(n_windows, -1, window, window)
+    return (softmax_one(logits) @ v).reshape(n_windows, c // 3, window, window)
