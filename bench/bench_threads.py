@@ -4,10 +4,10 @@ import statistics
 
 import pytest
 import torch
-from measure import timed
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.ddim_step import ddim_step
+from swintormer_kernels.timing import timed
 
 
 @pytest.fixture

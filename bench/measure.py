@@ -9,7 +9,6 @@ import csv
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_map
 import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.case import Case
+from swintormer_kernels.timing import peak_memory, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SECONDS_PER_CASE = 1.0
@@ -130,13 +130,6 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
     )
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def errors(op: Callable[..., Tensor], args: Any, kwargs: Any, backend: str) -> tuple[float, float]:
     """Largest error of `backend` and of the reference against float64, relative to the largest element."""
     wide_args, wide_kwargs = tree_map(lambda x: x.double() if isinstance(x, Tensor) else x, (args, kwargs))
@@ -155,18 +148,6 @@ def gemm_rate() -> float:
     a, b = torch.randn(n, n), torch.randn(n, n)
     a @ b
     return 2 * n**3 / statistics.median(timed(lambda: a @ b) for _ in range(9))
-
-
-def peak_memory(function: Callable[[], object]) -> int:
-    """Bytes that torch holds at most during `function()`, above what it held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    held = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def environment() -> dict[str, Any]:

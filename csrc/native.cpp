@@ -67,6 +67,108 @@ void ddim_step(const py::tuple& out_view, const py::tuple& z_view, const py::tup
     kernels.ddim_step(args);
 }
 
+swk::ImageView image(const py::tuple& view) {
+    const Output tensor(view);
+    if (tensor.sizes.size() != 4) throw py::value_error("an image has four dimensions");
+    const auto& stride = tensor.strides;
+    return {tensor.data, stride[0], stride[1], stride[2], stride[3]};
+}
+
+// Reads (data_ptr, floats) of dense float32 tensors one after the other, and checks their sizes.
+class Dense {
+public:
+    explicit Dense(const std::vector<std::pair<uintptr_t, int64_t>>& tensors) : tensors_(tensors) {}
+
+    const float* take(int64_t floats) {
+        if (next_ >= tensors_.size()) throw py::value_error("the packed weights are too few");
+        const auto [address, size] = tensors_[next_++];
+        if (size != floats) throw py::value_error("packed weights have the wrong size");
+        return reinterpret_cast<const float*>(address);
+    }
+
+    swk::TiledMatrix take_tiled(int64_t rows, int64_t depth) {
+        const float* weight = take(rows * depth);
+        return {weight, take(rows)};
+    }
+
+private:
+    const std::vector<std::pair<uintptr_t, int64_t>>& tensors_;
+    size_t next_ = 0;
+};
+
+using DenseList = std::vector<std::pair<uintptr_t, int64_t>>;
+
+struct Layout {
+    int64_t tile_rows = 0, scratch_floats = 0, bias_floats = 0;
+};
+
+Layout layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+    Layout layout;
+    swk::kernels().swda_layout({channels, heads, window, hidden, &layout.tile_rows, &layout.scratch_floats,
+                                &layout.bias_floats, nullptr});
+    return layout;
+}
+
+int64_t in_tiles(int64_t rows, int64_t tile) { return (rows + tile - 1) / tile * tile; }
+
+// What one call of swda_block, swda_attention (no ffn) or gated_ffn (no attention) takes.
+swk::SwdaBlockArgs block_args(const py::tuple& out, const py::tuple& x, const DenseList& attention,
+                              const DenseList& ffn, const std::vector<int64_t>& sizes, const DenseList& scratch,
+                              int threads) {
+    if (sizes.size() != 4) throw py::value_error("sizes are (heads, window, shift, hidden)");
+    const std::vector<int64_t> shape = x[1].cast<std::vector<int64_t>>();
+    if (shape.size() != 4 || shape != out[1].cast<std::vector<int64_t>>()) {
+        throw py::value_error("x and out must be four-dimensional and of one shape");
+    }
+    swk::SwdaBlockArgs args{};
+    args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
+    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2], args.ffn.hidden = sizes[3];
+    args.x = image(x), args.out = image(out), args.threads = threads;
+    const int64_t c = args.channels;
+    const Layout layout = layout_of(c, args.heads, args.window, args.ffn.hidden);
+    if (args.heads) {
+        const int64_t rows = 2 * args.heads * in_tiles(3 * (c / 2 / args.heads), layout.tile_rows);
+        Dense list(attention);
+        swk::AttentionWeights& to = args.attention;
+        to.norm_weight = list.take(c), to.norm_bias = list.take(c);
+        to.qkv = list.take_tiled(rows, c);
+        to.dwconv = list.take(rows * 9), to.dwconv_bias = list.take(rows);
+        to.proj = list.take_tiled(in_tiles(c, layout.tile_rows), c);
+        to.scale = list.take(args.heads), to.bias = list.take(args.heads * layout.bias_floats);
+    }
+    if (args.ffn.hidden) {
+        Dense list(ffn);
+        args.ffn.norm_weight = list.take(c), args.ffn.norm_bias = list.take(c);
+        args.ffn.in = list.take_tiled(2 * in_tiles(args.ffn.hidden, layout.tile_rows / 2), c);
+        args.ffn.out = list.take_tiled(in_tiles(c, layout.tile_rows), args.ffn.hidden);
+    }
+    args.scratch = const_cast<float*>(Dense(scratch).take(threads * layout.scratch_floats));
+    return args;
+}
+
+template <void (*swk::Kernels::*Op)(const swk::SwdaBlockArgs&)>
+void run_block(const py::tuple& out, const py::tuple& x, const DenseList& attention, const DenseList& ffn,
+               const std::vector<int64_t>& sizes, const DenseList& scratch, int threads) {
+    const swk::SwdaBlockArgs args = block_args(out, x, attention, ffn, sizes, scratch, threads);
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    (kernels.*Op)(args);
+}
+
+// (rows of a tile, scratch floats for each thread, bias floats for each head)
+std::tuple<int64_t, int64_t, int64_t> swda_layout(int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+    const Layout layout = layout_of(channels, heads, window, hidden);
+    return {layout.tile_rows, layout.scratch_floats, layout.bias_floats};
+}
+
+std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window) {
+    Layout layout = layout_of(channels, heads, window, 0);
+    std::vector<int64_t> index(layout.bias_floats);
+    swk::kernels().swda_layout({channels, heads, window, 0, &layout.tile_rows, &layout.scratch_floats,
+                                &layout.bias_floats, index.data()});
+    return index;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -79,4 +181,15 @@ PYBIND11_MODULE(_native, module) {
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
     module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("noise_pred"), py::arg("fresh"),
                py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
+    const auto block = [&](const char* name, auto function) {
+        module.def(name, function, py::arg("out"), py::arg("x"), py::arg("attention"), py::arg("ffn"),
+                   py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_block.h");
+    };
+    block("swda_block", &run_block<&swk::Kernels::swda_block>);
+    block("swda_attention", &run_block<&swk::Kernels::swda_attention>);
+    block("gated_ffn", &run_block<&swk::Kernels::gated_ffn>);
+    module.def("swda_layout", &swda_layout, py::arg("channels"), py::arg("heads"), py::arg("window"),
+               py::arg("hidden"), "(rows of a weight tile, scratch floats a thread, bias floats a head)");
+    module.def("bias_index", &bias_index, py::arg("channels"), py::arg("heads"), py::arg("window"),
+               "Entry of the (2w-1)^2 bias table at each place of SwdaLayoutArgs::bias_index.");
 }

@@ -5,12 +5,15 @@ import swintormer_kernels as sk
 sk.explain(sk.ddim_step, z, e, ...)            # the backend these inputs get, and each rejection
 sk.backends()                                  # what this machine has, and why not the rest
 with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
+report = sk.optimize(model)                    # blocks of any model through the ops, in place; says what and why not
+sk.restore(model)
 """
 
 from .ops.ddim_step import ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
+from .optimize import optimize, restore
 from .registry import BACKENDS, BackendError, backends, explain, use_backend
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "ddim_step",
     "explain",
     "gated_ffn",
+    "optimize",
+    "restore",
     "swda_attention",
     "swda_block",
     "use_backend",

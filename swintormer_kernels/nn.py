@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .derived import derived
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
+from .registry import asked_backend
 
 
 class ChannelNorm(nn.Module):
@@ -34,6 +37,8 @@ class Attention(nn.Module):
         bias: whether the convolutions have a bias.
     """
 
+    coordinates: Tensor
+
     def __init__(self, channels: int, heads: int, window: int, bias: bool = False):
         super().__init__()
         if channels % (2 * heads):
@@ -48,22 +53,11 @@ class Attention(nn.Module):
 
     def bias_table(self) -> Tensor:
         """((2w-1)^2, heads): the position MLP on every relative coordinate, before 16 * sigmoid."""
-        return self.cpb_mlp(self.coordinates)
+        return position_bias(self.cpb_mlp, self.coordinates)
 
     def weights(self, norm: ChannelNorm) -> AttentionWeights:
         """What the op takes, with the norm that stands before it."""
-        return AttentionWeights(
-            norm_weight=norm.body.weight,
-            norm_bias=norm.body.bias,
-            qkv=self.qkv.weight,
-            dwconv=self.qkv_dwconv.weight,
-            proj=self.project_out.weight,
-            logit_scale=self.logit_scale,
-            bias_table=self.bias_table(),
-            qkv_bias=self.qkv.bias,
-            dwconv_bias=self.qkv_dwconv.bias,
-            proj_bias=self.project_out.bias,
-        )
+        return attention_weights(norm, self, self.bias_table())
 
 
 class GatedFFN(nn.Module):
@@ -77,14 +71,7 @@ class GatedFFN(nn.Module):
 
     def weights(self, norm: ChannelNorm) -> FFNWeights:
         """What the op takes, with the norm that stands before it."""
-        return FFNWeights(
-            norm_weight=norm.body.weight,
-            norm_bias=norm.body.bias,
-            project_in=self.project_in.weight,
-            project_out=self.project_out.weight,
-            project_in_bias=self.project_in.bias,
-            project_out_bias=self.project_out.bias,
-        )
+        return ffn_weights(norm, self)
 
 
 class Block(nn.Module):
@@ -116,6 +103,46 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half alone: x + ffn(norm2(x))."""
         return gated_ffn(x, self.ffn.weights(self.norm2))
+
+
+def position_bias(mlp: nn.Module, coordinates: Tensor) -> Tensor:
+    """`mlp(coordinates)`, once for each version of the parameters where no gradient is wanted.
+
+    Under `use_backend("reference")` it is computed each time, as the release does: that is what gets timed as such.
+    """
+    sources = [coordinates, *mlp.parameters()]
+    wanted = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+    if wanted or torch.compiler.is_compiling() or asked_backend() == "reference":
+        return mlp(coordinates)
+    return derived(sources[::-1], "position bias", lambda: mlp(coordinates))
+
+
+def attention_weights(norm: Any, attn: Any, bias_table: Tensor) -> AttentionWeights:
+    """Parameters of `swda_attention`, from any modules that name them as the release does (`optimize` needs that)."""
+    return AttentionWeights(
+        norm_weight=norm.body.weight,
+        norm_bias=norm.body.bias,
+        qkv=attn.qkv.weight,
+        dwconv=attn.qkv_dwconv.weight,
+        proj=attn.project_out.weight,
+        logit_scale=attn.logit_scale,
+        bias_table=bias_table,
+        qkv_bias=attn.qkv.bias,
+        dwconv_bias=attn.qkv_dwconv.bias,
+        proj_bias=attn.project_out.bias,
+    )
+
+
+def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
+    """Parameters of `gated_ffn`, from any modules that name them as the release does."""
+    return FFNWeights(
+        norm_weight=norm.body.weight,
+        norm_bias=norm.body.bias,
+        project_in=ffn.project_in.weight,
+        project_out=ffn.project_out.weight,
+        project_in_bias=ffn.project_in.bias,
+        project_out_bias=ffn.project_out.bias,
+    )
 
 
 def log_spaced_coordinates(window: int) -> Tensor:

@@ -71,6 +71,11 @@ def use_backend(name: str) -> Iterator[None]:
         _choice.name = before
 
 
+def asked_backend() -> str | None:
+    """The backend that `use_backend` asks for here, or None."""
+    return _choice.name
+
+
 @torch.compiler.assume_constant_result
 def machine_lacks(backend: str) -> str | None:
     """What this machine lacks to run `backend`, and what would help; None when it lacks nothing."""

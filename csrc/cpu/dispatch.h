@@ -5,9 +5,15 @@
 #include <vector>
 
 #include "../ops/ddim_step.h"
+#include "../ops/swda_block.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
-#define SWK_FOR_EACH_OP(X) X(ddim_step, DdimStepArgs)
+#define SWK_FOR_EACH_OP(X)          \
+    X(ddim_step, DdimStepArgs)       \
+    X(gated_ffn, SwdaBlockArgs)      \
+    X(swda_attention, SwdaBlockArgs) \
+    X(swda_block, SwdaBlockArgs)     \
+    X(swda_layout, SwdaLayoutArgs)
 
 namespace swk {
 

@@ -6,21 +6,27 @@ activation, the product of the halves is the gate (arXiv 2401.05907). MACs per p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..backends.reference.gated_ffn import gated_ffn as _reference
+from ..backends.reference.recompute import ffn_gradients
+from ..block_case import BLOCK_SHAPES, Shape, element_bytes
+from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..case import Case, Cost
 from ..registry import Op
+
+
+def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
+    return float32_or_autocast(x, *weights)
+
 
 OP = Op(
     "gated_ffn",
-    serves={},
-    absent={
-        "cpu": "not written yet: the C++ engine has only ddim_step so far",
-        "triton": "not written yet",
-        "cuda": "not written yet",
-    },
+    serves={"cpu": _cpu_serves},
+    absent={"triton": "not written yet", "cuda": "not written yet"},
 )
 
 
@@ -50,8 +56,10 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
         ValueError: x is not 4-D, or its channels are not those of the weights.
     """
     check_input(x, weights)
-    OP.select(x, weights)
-    return _reference(x, weights)
+    backend = OP.select(x, weights)
+    if backend == "reference":
+        return _reference(x, weights)
+    return _run(*_SIGNATURE.flat(x, weights), backend)
 
 
 def check_input(x: Tensor, weights: FFNWeights) -> None:
@@ -64,3 +72,46 @@ def check_input(x: Tensor, weights: FFNWeights) -> None:
             f"project_in must be (2 * {hidden}, {channels}, 1, 1) to go with project_out, "
             f"found {tuple(weights.project_in.shape)}"
         )
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(x: Tensor, weights: FFNWeights) -> Cost:
+    """Work of `gated_ffn` with these arguments."""
+    hidden = weights.project_out.shape[1]
+    return Cost(3 * x.numel() * hidden, element_bytes(2 * x.numel(), *weights))
+
+
+def make_weights(channels: int, hidden: int, bias: bool = False) -> FFNWeights:
+    """Random weights that keep the size of what passes through them."""
+
+    def randn(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape) * scale
+
+    return FFNWeights(
+        1 + randn(channels, scale=0.2),
+        randn(channels, scale=0.2),
+        randn(2 * hidden, channels, 1, 1, scale=channels**-0.5),
+        randn(channels, hidden, 1, 1, scale=hidden**-0.5),
+        randn(2 * hidden) if bias else None,
+        randn(channels) if bias else None,
+    )
+
+
+def cases() -> list[Case]:
+    """The shapes of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return (shape.image(), make_weights(shape.channels, shape.hidden, shape.bias)), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items() if "shifted" not in name]
+
+
+_SIGNATURE = Signature((FFNWeights,), ())
+_run = define_block_op(OP, _SIGNATURE, ffn_gradients, cost)

@@ -13,21 +13,27 @@ MACs per pixel: 3C^2 (qkv) + 27C (depth-wise) + C N (window half) + C d (channel
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
+from ..block_case import BLOCK_SHAPES, Shape, element_bytes
+from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..case import Case, Cost
 from ..registry import Op
+
+
+def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return float32_or_autocast(x, *weights)
+
 
 OP = Op(
     "swda_attention",
-    serves={},
-    absent={
-        "cpu": "not written yet: the C++ engine has only ddim_step so far",
-        "triton": "not written yet",
-        "cuda": "not written yet",
-    },
+    serves={"cpu": _cpu_serves},
+    absent={"triton": "not written yet", "cuda": "not written yet"},
 )
 
 
@@ -63,8 +69,10 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
         ValueError: a shape, the window or the shift does not fit.
     """
     check_input(x, weights, window, shift)
-    OP.select(x, weights, window, shift)
-    return _reference(x, weights, window, shift)
+    backend = OP.select(x, weights, window, shift)
+    if backend == "reference":
+        return _reference(x, weights, window, shift)
+    return _run(*_SIGNATURE.flat(x, weights, window, shift), backend)
 
 
 def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> None:
@@ -87,3 +95,57 @@ def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
             f"bias_table must be ({(2 * window - 1) ** 2}, {heads}) for window {window} and {heads} heads, "
             f"found {tuple(weights.bias_table.shape)}"
         )
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Cost:
+    """Work of `swda_attention` with these arguments; the MACs are those of the products, which stand above."""
+    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
+    pixels = x.numel() // channels
+    macs = 4 * channels**2 + 27 * channels + channels * window**2 + channels * (channels // 2 // heads)
+    return Cost(pixels * macs, element_bytes(2 * x.numel(), *weights))
+
+
+def make_weights(channels: int, heads: int, window: int, bias: bool = False) -> AttentionWeights:
+    """Random weights of the size that a trained network has: logits, bias and clamp all matter."""
+
+    def randn(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape) * scale
+
+    biases = [randn(3 * channels), randn(3 * channels), randn(channels)] if bias else [None] * 3
+    return AttentionWeights(
+        1 + randn(channels, scale=0.2),
+        randn(channels, scale=0.2),
+        randn(3 * channels, channels, 1, 1, scale=channels**-0.5),
+        randn(3 * channels, 1, 3, 3, scale=1 / 3),
+        randn(channels, channels, 1, 1, scale=channels**-0.5),
+        2 + 2 * randn(heads, 1, 1),  # some above ln 100, where the clamp holds them
+        randn((2 * window - 1) ** 2, heads),
+        *biases,
+    )
+
+
+def cases() -> list[Case]:
+    """The blocks' shapes of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                weights = make_weights(shape.channels, shape.heads, shape.window, shape.bias)
+                return (shape.image(), weights, shape.window, shape.shift), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
+
+
+_SIGNATURE = Signature((AttentionWeights,), ("window", "shift"))
+_run = define_block_op(
+    OP,
+    _SIGNATURE,
+    lambda grad, x, weights, window, shift: block_gradients(grad, x, weights, None, window, shift),
+    cost,
+)

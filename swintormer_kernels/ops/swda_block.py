@@ -5,22 +5,30 @@ A fused backend reads x once and writes the result once: 2 * B * C * H * W eleme
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_block import swda_block as _reference
+from ..block_case import BLOCK_SHAPES, Shape
+from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..case import Case, Cost
 from ..registry import Op
 from . import gated_ffn, swda_attention
 from .gated_ffn import FFNWeights
 from .swda_attention import AttentionWeights
 
+
+def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    return float32_or_autocast(x, *attention, *ffn)
+
+
 OP = Op(
     "swda_block",
-    serves={},
-    absent={
-        "cpu": "not written yet: the C++ engine has only ddim_step so far",
-        "triton": "not written yet",
-        "cuda": "not written yet",
-    },
+    serves={"cpu": _cpu_serves},
+    absent={"triton": "not written yet", "cuda": "not written yet"},
 )
 
 
@@ -42,5 +50,36 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     """
     swda_attention.check_input(x, attention, window, shift)
     gated_ffn.check_input(x, ffn)
-    OP.select(x, attention, ffn, window, shift)
-    return _reference(x, attention, ffn, window, shift)
+    backend = OP.select(x, attention, ffn, window, shift)
+    if backend == "reference":
+        return _reference(x, attention, ffn, window, shift)
+    return _run(*_SIGNATURE.flat(x, attention, ffn, window, shift), backend)
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Cost:
+    """Work of `swda_block` with these arguments: the sum of its halves, with one image read and one written."""
+    first, second = swda_attention.cost(x, attention, window, shift), gated_ffn.cost(x, ffn)
+    return Cost(first.macs + second.macs, first.bytes + second.bytes - 2 * x.numel() * x.element_size())
+
+
+def cases() -> list[Case]:
+    """The blocks of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                attention = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
+                ffn = gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias)
+                return (shape.image(), attention, ffn, shape.window, shape.shift), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
+
+
+_SIGNATURE = Signature((AttentionWeights, FFNWeights), ("window", "shift"))
+_run = define_block_op(OP, _SIGNATURE, block_gradients, cost)

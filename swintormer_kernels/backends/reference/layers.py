@@ -21,7 +21,7 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, w, w), windows in row-major order."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // window, window, w // window, window)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, c, window, window)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b * (h // window) * (w // window), c, window, window)
 
 
 def from_windows(windows: Tensor, b: int, h: int, w: int) -> Tensor:

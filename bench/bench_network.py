@@ -1,0 +1,143 @@
+"""Times the whole network on one tile: `pytest bench/bench_network.py`.
+
+A tile goes through the reference, the cpu backend and torch's fastest float32 products in turn. `gemm_share` is the
+share of the best of those; `peak_mb` counts what torch allocates during the pass, without input, output and weights.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+from measure import Row, environment
+
+import swintormer_kernels as sk
+from swintormer import PRESETS, Swintormer
+from swintormer.bench import blocks_backends
+from swintormer.cli_macs import count_macs
+from swintormer_kernels.timing import Yardstick, in_turn, peak_memory, timed
+
+TILE = 256
+ROUNDS, TRAINING_ROUNDS = 9, 3
+
+
+def network_and_tile(preset: str, side: int = TILE) -> tuple[Swintormer, torch.Tensor]:
+    torch.manual_seed(0)
+    net = Swintormer(PRESETS[preset]).eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("body.bias"):  # as in trained weights; zero would let errors cancel
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net, torch.rand(1, net.config.in_channels, side, side)
+
+
+def forward(net: Swintormer, x: torch.Tensor, backend: str) -> torch.Tensor:
+    with sk.use_backend(backend), torch.inference_mode():
+        return net(x)
+
+
+def train(net: Swintormer, x: torch.Tensor, backend: str) -> None:
+    with sk.use_backend(backend):
+        net(x).sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu"])
+@pytest.mark.parametrize("preset", PRESETS)
+def bench(preset, backend, benchmark, rows):
+    lacks = sk.backends()[backend]
+    if lacks is not None:
+        pytest.skip(lacks)
+    net, x = network_and_tile(preset)
+    error, reference_error = errors(net, x, backend)
+    assert error <= 2 * reference_error, f"relative error {error:.3g} of {backend}, {reference_error:.3g} of eager"
+
+    yardstick = Yardstick()
+    turns = {"reference": lambda: forward(net, x, "reference"), **yardstick.turns}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+
+    def others() -> None:
+        for name, turn in turns.items():
+            seconds[name].append(timed(turn))
+
+    benchmark.group = f"network {preset}, one {TILE}x{TILE} tile"
+    benchmark.pedantic(lambda: forward(net, x, backend), setup=others, rounds=ROUNDS, warmup_rounds=1)
+    medians = {name: statistics.median(measured[1:]) for name, measured in seconds.items()}  # the first warmed up
+    own, rate = benchmark.stats.stats.median, yardstick.rate(medians)
+    both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
+    macs = count_macs(net.config, TILE, TILE).total
+    moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
+    rows.append(
+        Row(
+            **environment(),
+            op="network",
+            case=f"{preset}, one {TILE}x{TILE} tile",
+            backend=backend,
+            automatic="+".join(blocks_backends(net, x)),
+            rounds=ROUNDS,
+            forward_ms=1e3 * own,
+            reference_ms=1e3 * medians["reference"],
+            forward_ratio=medians["reference"] / own,
+            both_ms=1e3 * both[backend],
+            both_reference_ms=1e3 * both["reference"],
+            both_ratio=both["reference"] / both[backend],
+            gmac=macs / 1e9,
+            gflops=2 * macs / own / 1e9,
+            gemm_share=2 * macs / own / rate,
+            gb_s=moved / own / 1e9,
+            copy_share=float("nan"),  # no copy stands beside a whole network
+            peak_mb=peak(net, x, backend) / 1e6,
+            error=error,
+            reference_error=reference_error,
+        )
+    )
+    eager = 2 * macs / medians["reference"] / rate
+    print(
+        f"\n{preset}: {medians['reference'] / own:.2f} times as fast as the reference; share of the "
+        f"{rate / 1e9:.0f} GFLOP/s that torch reaches: {2 * macs / own / rate:.2f}, reference {eager:.2f}; live "
+        f"tensors at peak: {peak(net, x, backend) / 1e6:.1f} MB, reference {peak(net, x, 'reference') / 1e6:.1f} MB"
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def bench_peak_over_sizes(preset):
+    """Peak of live tensors for whole images of 256 to 1024 pixels a side: linear in pixels."""
+    peaks = {}
+    for side in (256, 512, 1024):
+        net, x = network_and_tile(preset, side)
+        peaks[side] = peak(net, x, "cpu")
+    growth = peaks[1024] / peaks[256]
+    listed = ", ".join(f"{side}x{side} {size / 1e6:.1f} MB" for side, size in peaks.items())
+    print(f"\n{preset}, live tensors at peak: {listed}; 16 times the pixels take {growth:.1f} times as much")
+    assert growth <= 16 * 1.05, "allocations beside the pixels may only shrink with the size"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def bench_two_threads(preset):
+    """One thread against two, in turn."""
+    net, x = network_and_tile(preset)
+    before = torch.get_num_threads()
+
+    def on(threads: int) -> None:
+        torch.set_num_threads(threads)
+        forward(net, x, "cpu")
+
+    try:
+        medians = in_turn({str(n): lambda n=n: on(n) for n in (1, 2)}, ROUNDS)
+    finally:
+        torch.set_num_threads(before)
+    print(f"\n{preset}: two threads are {medians['1'] / medians['2']:.2f} times as fast as one")
+
+
+def errors(net: Swintormer, x: torch.Tensor, backend: str) -> tuple[float, float]:
+    """||y - exact|| / ||exact|| of `backend` and of the reference, exact in float64."""
+    reference, own = forward(net, x, "reference"), forward(net, x, backend)
+    exact = forward(net.double(), x.double(), "reference")
+    net.float()
+    return tuple(((y - exact).norm() / exact.norm()).item() for y in (own, reference))  # type: ignore[return-value]
+
+
+def peak(net: Swintormer, x: torch.Tensor, backend: str) -> int:
+    """Bytes of live tensors at peak beside input, output and weights; torch.profiler counts them."""
+    forward(net, x, backend)  # packed weights are made once and stay
+    output = x.numel() // x.shape[1] * net.config.out_channels * x.element_size()
+    return peak_memory(lambda: forward(net, x, backend)) - output

@@ -1,0 +1,71 @@
+"""Draws bench/results/roofline.png from the recorded rows: `python bench/roofline.py`.
+
+The floor of a shape is the time that its arithmetic takes at the rate of a float32 matrix product, or that its memory
+takes at the rate of a copy, whichever is longer; both rates stand in the row, from the same run. A bar is the share of
+the floor that was reached, for the backend and for the plain PyTorch reference, newest row of each shape.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(target: Path = RESULTS / "roofline.png") -> None:
+    rows = newest_rows(sorted(RESULTS.glob("*.csv")))
+    if not rows:
+        sys.exit("there are no rows to draw; record some first: pytest bench --record")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(rows)), layout="constrained")
+    places = range(len(rows))
+    own = [share_of_floor(row) for row in rows]
+    eager = [
+        share * float(row["forward_ms"]) / float(row["reference_ms"]) for share, row in zip(own, rows, strict=True)
+    ]
+    axes.barh([place - 0.2 for place in places], own, height=0.4, label="fused", color="#2a6f97")
+    axes.barh([place + 0.2 for place in places], eager, height=0.4, label="plain PyTorch", color="#c9ada7")
+    for place, share, row in zip(places, own, rows, strict=True):
+        axes.text(share, place - 0.2, f" {float(row['forward_ratio']):.1f}x", va="center", fontsize=8)
+    axes.set_yticks(list(places), [f"{row['op']}: {row['case']} ({row['backend']})" for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel(f"share of the floor (1 = as fast as the machine allows), {machine(rows)}")
+    axes.legend(loc="lower right")
+    beside = target.with_suffix(".part.png")
+    figure.savefig(beside, dpi=130)
+    os.replace(beside, target)
+    print(f"wrote {target}: {len(rows)} shapes")
+
+
+def newest_rows(files: list[Path]) -> list[dict[str, str]]:
+    """The last row of each (op, case, backend); files grow at their end."""
+    newest: dict[tuple[str, str, str], dict[str, str]] = {}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                newest[row["op"], row["case"], row["backend"]] = row
+    return list(newest.values())
+
+
+def share_of_floor(row: dict[str, str]) -> float:
+    """Floor time over measured time: the larger of the two shares, because the longer of the two times binds."""
+    shares = (float(row["gemm_share"]), float(row["copy_share"]))
+    return max(share for share in shares if not math.isnan(share))
+
+
+def machine(rows: list[dict[str, str]]) -> str:
+    """Where the rows come from, each machine once."""
+    return "; ".join(dict.fromkeys(f"{row['machine']}, {row['threads']} threads" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

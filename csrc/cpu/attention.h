@@ -1,0 +1,338 @@
+// One head of one half of a window's attention, from the window's normed tokens to its d rows of the concatenation.
+//
+// The 3d channels of the head are made just before they are used, so q, k and v of one head is all that exists:
+//   qkv and depth-wise convolution  3d (C + 9) N multiply-accumulates, kTileRows channels at a time through L1
+//   window half                     2 d N^2, logits of one panel of queries at a time: [key][query], N * kPanel floats
+//   channel half                    2 d^2 N
+#pragma once
+
+#include "../ops/swda_block.h"
+#include "tile.h"
+
+namespace swk::SWK_ISA {
+
+// Sizes that follow from C, heads and window; the scratch of one head.
+struct HeadShape {
+    int64_t channels, heads, window;
+    int64_t tokens, panels;      // N and its panels
+    int64_t size, padded_size;   // d, and d in whole tiles
+    int64_t rows;                // 3d in whole tiles: qkv's rows of a head
+    int64_t pitch;               // floats from channel to channel of q, k and v
+    int64_t plane;               // floats of a window with a rim of zeros
+    int64_t bias_floats;
+    bool in_table;               // a vector of queries lies in one row of the window
+    int64_t scratch_planes, scratch_qkv, scratch_values, scratch_logits, scratch_floats;
+
+    HeadShape(int64_t channels, int64_t heads, int64_t window) : channels(channels), heads(heads), window(window) {
+        tokens = window * window;
+        panels = (tokens + kPanel - 1) / kPanel;
+        size = channels / 2 / heads;
+        padded_size = up(size, kTileRows);
+        rows = up(3 * size, kTileRows);
+        // Rows of a window end in a vector that may reach kLanes - 1 further, a tile of keys reads kTileRows - 1 further.
+        // An odd number of cache lines: else the channels of a token would share a few sets of the L1.
+        pitch = (up(panels * kPanel + 16, 16) / 16 | 1) * 16;
+        plane = up((window + 2) * (window + 1) + 1 + kLanes, 16);
+        in_table = window % kLanes == 0;
+        bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
+        scratch_planes = kTileRows * plane;
+        scratch_qkv = 3 * size * pitch;
+        scratch_values = up(tokens * padded_size, 16);
+        scratch_logits = up(tokens * kPanel > size * padded_size ? tokens * kPanel : size * padded_size, 16);
+        scratch_floats = scratch_planes + scratch_qkv + scratch_values + scratch_logits;
+    }
+
+    static int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+};
+
+// Regions of the rolled map inside a window: -100 is added to the logits of tokens from different ones.
+struct Regions {
+    bool several;
+    const float* of_token;  // [panels * kPanel]
+};
+
+class Head {
+public:
+    Head(const HeadShape& shape, const AttentionWeights& weights, float* scratch)
+        : shape_(shape),
+          weights_(weights),
+          planes_(scratch),
+          qkv_(planes_ + shape.scratch_planes),
+          values_(qkv_ + shape.scratch_qkv),
+          logits_(values_ + shape.scratch_values) {
+        for (int64_t i = 0; i < shape.scratch_planes; ++i) planes_[i] = 0.0f;  // the rims stay 0
+    }
+
+    // Head `head` of the window half (half 0) or the channel half (half 1).
+    // normed [panel][C][kPanel]; attended, the same shape, gets the head's d channels.
+    void attend(const float* normed, const Regions& regions, int half, int64_t head, float* attended) {
+        project(normed, half * shape_.heads + head);
+        float* to = attended + (half * shape_.channels / 2 + head * shape_.size) * kPanel;
+        if (half) return channel_half(to);
+        if (regions.several) return window_half<true>(regions.of_token, head, to);
+        window_half<false>(regions.of_token, head, to);
+    }
+
+private:
+    const HeadShape& shape_;
+    const AttentionWeights& weights_;
+    float *planes_, *qkv_, *values_, *logits_;
+
+    float* q() { return qkv_; }
+    float* k() { return qkv_ + shape_.size * shape_.pitch; }
+    float* v() { return qkv_ + 2 * shape_.size * shape_.pitch; }
+
+    // qkv_ = dwconv(qkv weights of `unit` x normed), [3d][pitch], 0 past the last token.
+    void project(const float* normed, int64_t unit) {
+        const int64_t depth = shape_.channels, first = unit * shape_.rows;
+        for (int64_t row = 0; row < 3 * shape_.size; row += kTileRows) {
+            const float* a = weights_.qkv.weight + (first + row) * depth;
+            for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+                const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
+                spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
+            }
+            for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r) {
+                convolve(planes_ + r * shape_.plane, weights_.dwconv + (first + row + r) * 9,
+                         weights_.dwconv_bias[first + row + r], qkv_ + (row + r) * shape_.pitch);
+            }
+        }
+    }
+
+    // Puts a tile's tokens into the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that a row's right rim is the
+    // left rim of the next one.
+    void spread(const Tile& tile, const float* bias, int64_t token) {
+        const int64_t w = shape_.window;
+        for (int v = 0; v < kPanelVectors; ++v, token += kLanes) {
+            if (shape_.in_table) {
+                if (token >= shape_.tokens) return;
+                float* to = planes_ + 1 + (token / w + 1) * (w + 1) + token % w;
+                for (int r = 0; r < kTileRows; ++r) {
+                    store(to + r * shape_.plane, tile.row[r][v] + broadcast(bias[r]));
+                }
+                continue;
+            }
+            for (int lane = 0; lane < kLanes && token + lane < shape_.tokens; ++lane) {
+                float* to = planes_ + 1 + ((token + lane) / w + 1) * (w + 1) + (token + lane) % w;
+                for (int r = 0; r < kTileRows; ++r) to[r * shape_.plane] = tile.row[r][v][lane] + bias[r];
+            }
+        }
+    }
+
+    // 3x3 convolution of one plane. A row's last vector may reach into the next row, which is written later: hence the
+    // last vectors of all rows come first.
+    void convolve(const float* plane, const float* taps, float bias, float* to) {
+        const int64_t w = shape_.window, pitch = w + 1;
+        F32 tap[9];
+        for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
+        for (int64_t x = (w - 1) / kLanes * kLanes; x >= 0; x -= kLanes) {
+            const float* from = plane + x;
+            F32 above[3], here[3], below[3];
+            for (int i = 0; i < 3; ++i) above[i] = load(from + i), here[i] = load(from + pitch + i);
+            for (int64_t y = 0; y < w; ++y) {
+                for (int i = 0; i < 3; ++i) below[i] = load(from + (y + 2) * pitch + i);
+                F32 sum = broadcast(bias);
+                for (int i = 0; i < 3; ++i) sum = madd(tap[i], above[i], sum);
+                for (int i = 0; i < 3; ++i) sum = madd(tap[3 + i], here[i], sum);
+                for (int i = 0; i < 3; ++i) sum = madd(tap[6 + i], below[i], sum);
+                store(to + y * w + x, sum);
+                for (int i = 0; i < 3; ++i) above[i] = here[i], here[i] = below[i];
+            }
+        }
+        for (int64_t i = shape_.tokens; i < shape_.panels * kPanel; ++i) to[i] = 0.0f;
+    }
+
+    // rows[c][t] *= factor / max(norm over c, 1e-12)
+    void normalise_tokens(float* rows, float factor) {
+        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+            F32 square[2] = {};
+            for (int64_t c = 0; c < shape_.size; ++c) {
+                const F32 value = load(rows + c * shape_.pitch + t);
+                square[c & 1] = madd(value, value, square[c & 1]);
+            }
+            const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(1e-12f));
+            for (int64_t c = 0; c < shape_.size; ++c) {
+                float* at = rows + c * shape_.pitch + t;
+                store(at, load(at) * scale);
+            }
+        }
+    }
+
+    template <bool Masked>
+    void window_half(const float* region, int64_t head, float* to) {
+        normalise_tokens(q(), weights_.scale[head]);
+        normalise_tokens(k(), 1.0f);
+        transpose_values();
+        for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+            F32 highest[kPanelVectors];
+            make_logits<Masked>(region, head, panel, highest);
+            F32 sum[kPanelVectors];
+            for (int v = 0; v < kPanelVectors; ++v) sum[v] = exponentiate(logits_ + v * kLanes, highest[v]);
+            mix_values(sum, to + panel * shape_.channels * kPanel);
+        }
+    }
+
+    // values_ [token][padded_size] = v transposed; its padding feeds rows that nobody reads.
+    void transpose_values() {
+        const int64_t d = shape_.size;
+        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
+            const int64_t count = shape_.tokens - t < kLanes ? shape_.tokens - t : kLanes;
+            int64_t c = 0;
+            for (; c + kLanes <= d; c += kLanes) {
+                F32 block[kLanes];
+                for (int i = 0; i < kLanes; ++i) block[i] = load(v() + (c + i) * shape_.pitch + t);
+                transpose(block);
+                for (int i = 0; i < count; ++i) store(values_ + (t + i) * shape_.padded_size + c, block[i]);
+            }
+            for (; c < shape_.padded_size; ++c) {
+                for (int64_t i = 0; i < count; ++i) {
+                    values_[(t + i) * shape_.padded_size + c] = c < d ? v()[c * shape_.pitch + t + i] : 0.0f;
+                }
+            }
+        }
+    }
+
+    // logits_ [key][query] of one panel of queries, and the highest of each query.
+    template <bool Masked>
+    void make_logits(const float* region, int64_t head, int64_t panel, F32 (&highest)[kPanelVectors]) {
+        const int64_t w = shape_.window, tokens = shape_.tokens, query = panel * kPanel;
+        const float* bias[kPanelVectors];
+        F32 own_region[kPanelVectors];
+        for (int v = 0; v < kPanelVectors; ++v) {
+            const int64_t i = query + v * kLanes;
+            bias[v] = weights_.bias + head * shape_.bias_floats;
+            // Of queries past the last one nothing is used; they take the bias of query 0.
+            if (shape_.in_table && i < tokens) bias[v] += (i / w + w - 1) * (2 * w - 1) + i % w + w - 1;
+            if (shape_.in_table && i >= tokens) bias[v] += (w - 1) * (2 * w - 1) + w - 1;
+            if (!shape_.in_table) bias[v] += panel * tokens * kPanel + v * kLanes;
+            if constexpr (Masked) own_region[v] = load(region + i);
+            highest[v] = broadcast(-__builtin_inff());
+        }
+        for (int64_t first = 0; first < tokens; first += kTileRows) {
+            const Tile tile = multiply(shape_.size, k() + first, shape_.pitch, q() + query, shape_.pitch);
+            const int valid = tokens - first < kTileRows ? static_cast<int>(tokens - first) : kTileRows;
+            for (int r = 0; r < valid; ++r) {
+                const int64_t key = first + r;
+                const int64_t step = shape_.in_table ? -(key / w * (2 * w - 1) + key % w) : key * kPanel;
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    F32 logit = tile.row[r][v] + load(bias[v] + step);
+                    if constexpr (Masked) {
+                        logit += own_region[v] != broadcast(region[key]) ? broadcast(-100.0f) : F32{};
+                    }
+                    highest[v] = maximum(highest[v], logit);
+                    store(logits_ + key * kPanel + v * kLanes, logit);
+                }
+            }
+        }
+    }
+
+    // column <- exp(column - highest) over the tokens; returns the sum.
+    F32 exponentiate(float* column, F32 highest) {
+        F32 sum[4] = {};
+        for (int64_t key = 0; key < shape_.tokens; ++key, column += kPanel) {
+            const F32 value = exponential(load(column) - highest);
+            store(column, value);
+            sum[key & 3] += value;
+        }
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+
+    // to [d][kPanel] = values of the panel's queries.
+    void mix_values(const F32 (&sum)[kPanelVectors], float* to) {
+        F32 inverse[kPanelVectors];
+        for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
+        for (int64_t c = 0; c < shape_.size; c += kTileRows) {
+            const Tile tile = multiply(shape_.tokens, values_ + c, shape_.padded_size, logits_, kPanel);
+            const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
+            for (int r = 0; r < valid; ++r) {
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    store(to + (c + r) * kPanel + v * kLanes, tile.row[r][v] * inverse[v]);
+                }
+            }
+        }
+    }
+
+    // Row products of q and k over the tokens, softmax_one over k's channels, times v.
+    void channel_half(float* to) {
+        const int64_t d = shape_.size, stride = shape_.padded_size;
+        normalise_channels(q()), normalise_channels(k());
+        float* weight = logits_;  // [channel of k][channel of q]
+        for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
+        for (int64_t a = 0; a < d; a += kGramSide) {
+            for (int64_t b = 0; b < d; b += kGramSide) gram(a, b, weight, stride);
+        }
+        for (int64_t a = 0; a < d; ++a) softmax_one(weight + a, stride);
+        for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+            for (int64_t c = 0; c < d; c += kTileRows) {
+                const Tile tile = multiply(d, weight + c, stride, v() + panel * kPanel, shape_.pitch);
+                float* rows = to + panel * shape_.channels * kPanel + c * kPanel;
+                for (int r = 0; r < kTileRows && c + r < d; ++r) {
+                    for (int v = 0; v < kPanelVectors; ++v) store(rows + r * kPanel + v * kLanes, tile.row[r][v]);
+                }
+            }
+        }
+    }
+
+    static float sum_of_lanes(F32 value) {
+        float sum = 0.0f;
+        for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
+        return sum;
+    }
+
+    void normalise_channels(float* rows) {
+        const int64_t length = shape_.panels * kPanel;
+        for (int64_t c = 0; c < shape_.size; ++c) {
+            float* row = rows + c * shape_.pitch;
+            F32 square[kPanelVectors] = {};
+            for (int64_t t = 0; t < length; t += kPanel) {
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    const F32 value = load(row + t + v * kLanes);
+                    square[v] = madd(value, value, square[v]);
+                }
+            }
+            const float norm = __builtin_sqrtf(sum_of_lanes(square[0] + square[1]));
+            const F32 scale = broadcast(1.0f / (norm > 1e-12f ? norm : 1e-12f));
+            for (int64_t t = 0; t < length; t += kLanes) store(row + t, load(row + t) * scale);
+        }
+    }
+
+    // 3x3 of them take 9 accumulators and 6 operands, which AVX2's 16 registers hold; 3 divides d = 24 and 48.
+    static constexpr int kGramSide = 3;
+
+    // weight[b][a] = q[a] . k[b] for kGramSide channels of each from a and b on.
+    void gram(int64_t a, int64_t b, float* weight, int64_t stride) {
+        const int64_t last = shape_.size - 1;
+        const float *left[kGramSide], *right[kGramSide];
+        for (int i = 0; i < kGramSide; ++i) {  // past the last channel, the last one again
+            left[i] = q() + (a + i < last ? a + i : last) * shape_.pitch;
+            right[i] = k() + (b + i < last ? b + i : last) * shape_.pitch;
+        }
+        F32 sum[kGramSide][kGramSide] = {};
+        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+            F32 x[kGramSide], y[kGramSide];
+            for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
+            for (int i = 0; i < kGramSide; ++i) {
+                for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
+            }
+        }
+        for (int i = 0; i < kGramSide && a + i <= last; ++i) {
+            for (int j = 0; j < kGramSide && b + j <= last; ++j) {
+                weight[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
+            }
+        }
+    }
+
+    // In place over the d elements of a column.
+    void softmax_one(float* column, int64_t stride) {
+        float highest = column[0], sum = 0.0f;
+        for (int64_t b = 1; b < shape_.size; ++b) {
+            if (column[b * stride] > highest) highest = column[b * stride];
+        }
+        for (int64_t b = 0; b < shape_.size; ++b) {
+            column[b * stride] = exponential(broadcast(column[b * stride] - highest))[0];
+            sum += column[b * stride];
+        }
+        for (int64_t b = 0; b < shape_.size; ++b) column[b * stride] /= sum + 1.0f;
+    }
+};
+
+}  // namespace swk::SWK_ISA

@@ -1,0 +1,150 @@
+// swda_block and swda_attention on the CPU: a window is the unit of work, and is in scratch from its one reading to its
+// one writing. At the released sizes a window is 0.3 to 5 M multiply-accumulates for each of its 0.4 to 3 KiB per token.
+#include "../ops/swda_block.h"
+
+#include "parallel.h"
+#include "window.h"
+
+namespace swk::SWK_ISA {
+namespace {
+
+int64_t gate_floats(int64_t channels, int64_t hidden) {
+    return hidden ? panel_group(channels) * hidden_chunk(hidden) * kPanel : 0;
+}
+
+// Scratch of one worker: a window's buffers, a head's, and the FFN's gate.
+struct Workspace {
+    HeadShape shape;
+    int64_t head_at, gate_at, floats;
+
+    Workspace(int64_t channels, int64_t heads, int64_t window, int64_t hidden) : shape(channels, heads, window) {
+        head_at = HeadShape::up(WindowBuffers::floats(shape), 16);
+        gate_at = head_at + shape.scratch_floats;
+        floats = gate_at + gate_floats(channels, hidden);
+    }
+};
+
+// Windows in turn, each taken by whichever worker is free.
+void each_window_alone(const SwdaBlockArgs& args, const Workspace& space, const FfnWeights* ffn, int64_t windows) {
+    struct Job {
+        const SwdaBlockArgs& args;
+        const Workspace& space;
+        const FfnWeights* ffn;
+        int64_t windows, next;
+    } job{args, space, ffn, windows, 0};
+    const int threads = windows < args.threads ? static_cast<int>(windows) : args.threads;
+    run_team(threads, [](int worker, int, void* context) {
+        Job& job = *static_cast<Job*>(context);
+        const HeadShape& shape = job.space.shape;
+        float* scratch = job.args.scratch + worker * job.space.floats;
+        const WindowBuffers buffers(shape, scratch);
+        Head head(shape, job.args.attention, scratch + job.space.head_at);
+        for (;;) {
+            const int64_t index = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+            if (index >= job.windows) return;
+            const Window window(job.args, shape, buffers, index);
+            const Regions regions = window.mark_regions();
+            window.read(0, shape.panels);
+            for (int64_t unit = 0; unit < 2 * shape.heads; ++unit) {
+                head.attend(buffers.normed, regions, unit >= shape.heads, unit % shape.heads, buffers.attended);
+            }
+            window.finish(0, shape.panels, job.ffn, scratch + job.space.gate_at);
+        }
+    }, &job);
+}
+
+// All workers in one window: first its panels, then its heads, then its panels again.
+void one_window_together(const SwdaBlockArgs& args, const Workspace& space, const FfnWeights* ffn, int64_t index) {
+    const HeadShape& shape = space.shape;
+    const WindowBuffers buffers(shape, args.scratch);
+    const Window window(args, shape, buffers, index);
+    const Regions regions = window.mark_regions();
+    const auto scratch = [&](int worker) { return args.scratch + worker * space.floats; };
+    parallel_for(shape.panels, 1, 1, args.threads, [&](int64_t first, int64_t last, int) { window.read(first, last); });
+    parallel_for(2 * shape.heads, 1, 1, args.threads, [&](int64_t first, int64_t last, int worker) {
+        Head head(shape, args.attention, scratch(worker) + space.head_at);
+        for (int64_t unit = first; unit < last; ++unit) {
+            head.attend(buffers.normed, regions, unit >= shape.heads, unit % shape.heads, buffers.attended);
+        }
+    });
+    parallel_for(shape.panels, 1, 1, args.threads, [&](int64_t first, int64_t last, int worker) {
+        window.finish(first, last, ffn, scratch(worker) + space.gate_at);
+    });
+}
+
+void run(const SwdaBlockArgs& args, const FfnWeights* ffn) {
+    const Workspace space(args.channels, args.heads, args.window, ffn ? ffn->hidden : 0);
+    const int64_t windows = args.batch * (args.height / args.window) * (args.width / args.window);
+    // With fewer than 8 windows a worker, those left over when each worker has had its share are worth splitting.
+    int64_t alone = windows;
+    if (windows < 8 * args.threads) alone = windows / args.threads * args.threads;
+    if (alone) each_window_alone(args, space, ffn, alone);
+    for (int64_t index = alone; index < windows; ++index) one_window_together(args, space, ffn, index);
+}
+
+}  // namespace
+
+void swda_block(const SwdaBlockArgs& args) { run(args, &args.ffn); }
+
+void swda_attention(const SwdaBlockArgs& args) { run(args, nullptr); }
+
+void swda_layout(const SwdaLayoutArgs& args) {
+    *args.tile_rows = kTileRows;
+    if (args.heads == 0) {
+        *args.bias_floats = 0;
+        *args.scratch_floats = 2 * panel_group(args.channels) * args.channels * kPanel +
+                               gate_floats(args.channels, args.hidden);
+        return;
+    }
+    const Workspace space(args.channels, args.heads, args.window, args.hidden);
+    const HeadShape& shape = space.shape;
+    *args.scratch_floats = space.floats;
+    *args.bias_floats = shape.bias_floats;
+    if (!args.bias_index) return;
+    if (shape.in_table) {
+        for (int64_t i = 0; i < shape.bias_floats; ++i) args.bias_index[i] = i;
+        return;
+    }
+    const int64_t w = shape.window;  // [panel][key][query]; 0 for queries past the last one
+    for (int64_t panel = 0, i = 0; panel < shape.panels; ++panel) {
+        for (int64_t key = 0; key < shape.tokens; ++key) {
+            for (int64_t query = panel * kPanel; query < (panel + 1) * kPanel; ++query, ++i) {
+                const int64_t rows = query / w - key / w + w - 1, columns = query % w - key % w + w - 1;
+                args.bias_index[i] = query < shape.tokens ? rows * (2 * w - 1) + columns : 0;
+            }
+        }
+    }
+}
+
+// Pixels need no window here: panels of consecutive pixels, a group at a time.
+void gated_ffn(const SwdaBlockArgs& args) {
+    const int64_t channels = args.channels, group = panel_group(channels), floats = channels * kPanel;
+    const int64_t plane = args.height * args.width, pixels = args.batch * plane;
+    const int64_t panels = (pixels + kPanel - 1) / kPanel;
+    const int64_t scratch_floats = 2 * group * floats + gate_floats(channels, args.ffn.hidden);
+    const auto place = [&](const ImageView& image, int64_t panel) {
+        PanelPlace place{};
+        for (int64_t pixel = panel * kPanel; place.count < kPanel && pixel < pixels; ++pixel) {
+            place.offset[place.count++] = pixel / plane * image.batch_stride +
+                                          pixel % plane / args.width * image.row_stride +
+                                          pixel % args.width * image.column_stride;
+        }
+        return place;
+    };
+    parallel_for(panels, group, group, args.threads, [&](int64_t begin, int64_t end, int worker) {
+        float* tokens = args.scratch + worker * scratch_floats;
+        float *normed = tokens + group * floats, *gate = normed + group * floats;
+        for (int64_t first = begin; first < end; first += group) {
+            const int64_t count = end - first < group ? end - first : group;
+            for (int64_t p = 0; p < count; ++p) {
+                read_panel(args.x, place(args.x, first + p), channels, tokens + p * floats);
+            }
+            ffn_panels(args.ffn, channels, count, tokens, normed, gate);
+            for (int64_t p = 0; p < count; ++p) {
+                write_panel(args.out, place(args.out, first + p), channels, tokens + p * floats);
+            }
+        }
+    });
+}
+
+}  // namespace swk::SWK_ISA

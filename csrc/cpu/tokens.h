@@ -1,0 +1,100 @@
+// Panels of tokens between an image with any strides and scratch ([channel][kPanel]), and the norm over their channels.
+#pragma once
+
+#include "../ops/swda_block.h"
+#include "tile.h"
+
+namespace swk::SWK_ISA {
+
+// Where the tokens of a panel lie in the image, relative to channel 0.
+struct PanelPlace {
+    int count;  // tokens; the panel's other lanes are 0 when read and not written
+    int64_t offset[kPanel];
+};
+
+// Whether kLanes tokens from `lane` on are neighbours in memory.
+static inline bool contiguous(const PanelPlace& place, int lane) {
+    if (place.count - lane < kLanes) return false;
+    for (int i = 1; i < kLanes; ++i) {
+        if (place.offset[lane + i] != place.offset[lane] + i) return false;
+    }
+    return true;
+}
+
+// Lanes lane .. lane + kLanes - 1 of a panel. Channels that are neighbours in memory go through a transposition in
+// registers, tokens that are go vector by vector, anything else element by element.
+static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
+    const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
+    const int64_t* offset = place.offset + lane;
+    int64_t c = 0;
+    if (contiguous(place, lane)) {
+        for (; c < channels; ++c) store(to + c * kPanel, load(image.data + offset[0] + c * image.channel_stride));
+        return;
+    }
+    if (image.channel_stride == 1) {
+        for (; c + kLanes <= channels; c += kLanes) {
+            F32 block[kLanes] = {};
+            for (int i = 0; i < count; ++i) block[i] = load(image.data + offset[i] + c);
+            transpose(block);
+            for (int i = 0; i < kLanes; ++i) store(to + (c + i) * kPanel, block[i]);
+        }
+    }
+    for (; c < channels; ++c) {
+        for (int i = 0; i < kLanes; ++i) {
+            to[c * kPanel + i] = i < count ? image.data[offset[i] + c * image.channel_stride] : 0.0f;
+        }
+    }
+}
+
+static inline void read_panel(const ImageView& image, const PanelPlace& place, int64_t channels, float* to) {
+    for (int lane = 0; lane < kPanel; lane += kLanes) read_lanes(image, place, lane, channels, to + lane);
+}
+
+static inline void write_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels,
+                               const float* from) {
+    const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
+    const int64_t* offset = place.offset + lane;
+    int64_t c = 0;
+    if (contiguous(place, lane)) {
+        for (; c < channels; ++c) store(image.data + offset[0] + c * image.channel_stride, load(from + c * kPanel));
+        return;
+    }
+    if (image.channel_stride == 1) {
+        for (; c + kLanes <= channels; c += kLanes) {
+            F32 block[kLanes];
+            for (int i = 0; i < kLanes; ++i) block[i] = load(from + (c + i) * kPanel);
+            transpose(block);
+            for (int i = 0; i < count; ++i) store(image.data + offset[i] + c, block[i]);
+        }
+    }
+    for (; c < channels; ++c) {
+        for (int i = 0; i < count; ++i) image.data[offset[i] + c * image.channel_stride] = from[c * kPanel + i];
+    }
+}
+
+static inline void write_panel(const ImageView& image, const PanelPlace& place, int64_t channels, const float* from) {
+    for (int lane = 0; lane < kPanel; lane += kLanes) write_lanes(image, place, lane, channels, from + lane);
+}
+
+// to = LayerNorm over the channels of each token, eps 1e-5.
+static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, float* to) {
+    const float inverse = 1.0f / static_cast<float>(channels);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+        // Four partial sums each: the adds need not wait for one another, and rounding errors stay smaller.
+        F32 sum[4] = {}, square[4] = {};
+        for (int64_t c = 0; c < channels; ++c) sum[c & 3] += load(from + c * kPanel + lane);
+        const F32 mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
+        for (int64_t c = 0; c < channels; ++c) {
+            const F32 centred = load(from + c * kPanel + lane) - mean;
+            square[c & 3] = madd(centred, centred, square[c & 3]);
+        }
+        const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
+        const F32 scale = 1.0f / square_root(variance + 1e-5f);
+        for (int64_t c = 0; c < channels; ++c) {
+            const F32 centred = load(from + c * kPanel + lane) - mean;
+            store(to + c * kPanel + lane, madd(centred * scale, broadcast(weight[c]), broadcast(bias[c])));
+        }
+    }
+}
+
+}  // namespace swk::SWK_ISA

@@ -1,0 +1,114 @@
+// One window from the image into scratch, through its heads, projection and FFN, and back into the image.
+#pragma once
+
+#include "attention.h"
+#include "ffn.h"
+
+namespace swk::SWK_ISA {
+
+// Panels of a window that pass a tile of weights together: weights are read from L2 or L3 once for each group, while the
+// group's activations stay in L1 and L2. Sweep in bench/README.md.
+static inline int64_t panel_group(int64_t channels) { return channels >= 256 ? 4 : 2; }
+
+// Scratch of a window: its tokens, what the heads made of them, and the regions of the shift mask.
+struct WindowBuffers {
+    float *tokens, *normed, *attended;  // [panel][C][kPanel]
+    float* region;                      // [panels * kPanel]
+
+    static int64_t floats(const HeadShape& shape) {
+        return shape.panels * kPanel * (3 * shape.channels + 1);
+    }
+
+    WindowBuffers(const HeadShape& shape, float* scratch) {
+        const int64_t map = shape.panels * kPanel * shape.channels;
+        tokens = scratch, normed = tokens + map, attended = normed + map, region = attended + map;
+    }
+};
+
+class Window {
+public:
+    Window(const SwdaBlockArgs& args, const HeadShape& shape, const WindowBuffers& buffers, int64_t index)
+        : args_(args), shape_(shape), at_(buffers) {
+        const int64_t across = args.width / args.window, down = args.height / args.window;
+        column_ = index % across * args.window;
+        row_ = index / across % down * args.window;
+        batch_ = index / across / down;
+        last_row_ = args.shift && row_ + args.window == args.height;
+        last_column_ = args.shift && column_ + args.window == args.width;
+    }
+
+    // Regions of the rolled map inside this window; only the last windows of a row or column have several.
+    Regions mark_regions() const {
+        if (last_row_ || last_column_) {
+            const int64_t w = args_.window, edge = w - args_.shift;
+            for (int64_t t = 0; t < shape_.panels * kPanel; ++t) {
+                at_.region[t] = static_cast<float>((last_row_ && t / w >= edge) * 2 + (last_column_ && t % w >= edge));
+            }
+        }
+        return {last_row_ || last_column_, at_.region};
+    }
+
+    void read(int64_t first_panel, int64_t last_panel) const {
+        const int64_t floats = shape_.channels * kPanel;
+        for (int64_t p = first_panel; p < last_panel; ++p) {
+            read_panel(args_.x, place(args_.x, p), shape_.channels, at_.tokens + p * floats);
+            norm_panel(at_.tokens + p * floats, shape_.channels, args_.attention.norm_weight,
+                       args_.attention.norm_bias, at_.normed + p * floats);
+        }
+    }
+
+    // Projection and residual, the FFN if there is one, and out. `gate` is scratch of ffn_panels for one group.
+    void finish(int64_t first_panel, int64_t last_panel, const FfnWeights* ffn, float* gate) const {
+        const int64_t floats = shape_.channels * kPanel, group = panel_group(shape_.channels);
+        for (int64_t first = first_panel; first < last_panel; first += group) {
+            const int64_t panels = last_panel - first < group ? last_panel - first : group;
+            float* tokens = at_.tokens + first * floats;
+            project(first, panels, tokens);
+            if (ffn) ffn_panels(*ffn, shape_.channels, panels, tokens, at_.normed + first * floats, gate);
+            for (int64_t p = 0; p < panels; ++p) {
+                write_panel(args_.out, place(args_.out, first + p), shape_.channels, tokens + p * floats);
+            }
+        }
+    }
+
+private:
+    const SwdaBlockArgs& args_;
+    const HeadShape& shape_;
+    const WindowBuffers& at_;
+    int64_t batch_, row_, column_;
+    bool last_row_, last_column_;
+
+    // The roll is an addition to the address: token (y, x) of the window lies at (y + shift, x + shift) modulo the sides.
+    PanelPlace place(const ImageView& image, int64_t panel) const {
+        PanelPlace place{};
+        const int64_t w = args_.window;
+        int64_t y = panel * kPanel / w, x = panel * kPanel % w;
+        for (; place.count < kPanel && y < w; ++place.count) {
+            int64_t row = row_ + y + args_.shift, column = column_ + x + args_.shift;
+            if (row >= args_.height) row -= args_.height;
+            if (column >= args_.width) column -= args_.width;
+            place.offset[place.count] =
+                batch_ * image.batch_stride + row * image.row_stride + column * image.column_stride;
+            if (++x == w) x = 0, ++y;
+        }
+        return place;
+    }
+
+    // tokens += proj(attended) for `panels` panels from `first` on.
+    void project(int64_t first, int64_t panels, float* tokens) const {
+        const int64_t channels = shape_.channels, floats = channels * kPanel;
+        const float* bias = args_.attention.proj.bias;
+        multiply_panels(args_.attention.proj.weight, channels, channels, at_.attended + first * floats, floats, panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            float* to = tokens + panel * floats + row * kPanel;
+            for (int r = 0; r < kTileRows && row + r < channels; ++r) {
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    float* at = to + r * kPanel + v * kLanes;
+                    store(at, load(at) + (tile.row[r][v] + broadcast(bias[row + r])));
+                }
+            }
+        });
+    }
+};
+
+}  // namespace swk::SWK_ISA

@@ -1,0 +1,18 @@
+"""gated_ffn through csrc/cpu/swda_block.cpp: float32, any strides, result in x's layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .packing import pack_ffn
+from .window_engine import run
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+
+
+def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
+    """See `swintormer_kernels.ops.gated_ffn`."""
+    return run("gated_ffn", x, [], pack_ffn(weights), (0, 0, 0, weights.project_out.shape[1]))

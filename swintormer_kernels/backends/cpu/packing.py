@@ -1,0 +1,108 @@
+"""Weights in the layout that csrc/ops/swda_block.h asks for, made once for each version of a parameter (derived.py)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import native
+from ...derived import derived
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+Packed = list[Tensor]
+"""Dense float32 tensors in the order in which csrc/native.cpp takes them."""
+
+_MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
+
+
+def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packed:
+    """`AttentionWeights` of csrc/ops/swda_block.h."""
+    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
+    tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
+    units = (channels, heads, tile)
+    rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
+    projection = (tile, 1)
+    return [
+        weights.norm_weight,
+        weights.norm_bias,
+        _cached(weights.qkv, _head_tiles, units),
+        _cached(weights.qkv_bias, _head_rows, units, missing=rows),
+        _cached(weights.dwconv, _head_rows, units),
+        _cached(weights.dwconv_bias, _head_rows, units, missing=rows),
+        _cached(weights.proj, _tiles, projection),
+        _cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
+        _cached(weights.logit_scale, _scale, ()),
+        _cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
+    ]
+
+
+def pack_ffn(weights: FFNWeights) -> Packed:
+    """`FfnWeights` of csrc/ops/swda_block.h."""
+    channels, hidden = weights.project_out.shape[:2]
+    tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
+    halves, whole = (tile // 2, 2), (tile, 1)
+    return [
+        weights.norm_weight,
+        weights.norm_bias,
+        _cached(weights.project_in, _tiles, halves),
+        _cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
+        _cached(weights.project_out, _tiles, whole),
+        _cached(weights.project_out_bias, _padded, whole, missing=_in_tiles(channels, tile)),
+    ]
+
+
+def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Tensor:
+    if source is None:
+        return _zeros(missing)
+    return derived([source], (how, sizes), lambda: how(source, *sizes).contiguous())
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(floats: int) -> Tensor:
+    return torch.zeros(floats)
+
+
+def _in_tiles(rows: int, tile: int) -> int:
+    return -(-rows // tile) * tile
+
+
+def _padded(matrix: Tensor, tile: int, parts: int) -> Tensor:
+    """(parts * rows, ...) -> (tiles * parts * tile, k): a tile's rows of the first part, of the second, next tile."""
+    rows = matrix.reshape(parts, matrix.shape[0] // parts, -1)
+    rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % tile))
+    return rows.unflatten(1, (-1, tile)).transpose(0, 1).reshape(-1, rows.shape[-1])
+
+
+def _tiles(matrix: Tensor, tile: int, parts: int) -> Tensor:
+    """The same in tiles: (tiles, k, parts * tile)."""
+    return _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
+
+
+def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
+    """(3C, ...) -> (2 halves * heads * padded 3d, k); the release splits 3C into half, (q, k, v), head, d."""
+    size = channels // 2 // heads
+    rows = matrix.reshape(2, 3, heads, size, -1).transpose(1, 2).reshape(2 * heads, 3 * size, -1)
+    return F.pad(rows, (0, 0, 0, -3 * size % tile)).flatten(0, 1)
+
+
+def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
+    return _head_rows(matrix, channels, heads, tile).unflatten(0, (-1, tile)).transpose(1, 2)
+
+
+def _scale(logit_scale: Tensor) -> Tensor:
+    return torch.clamp(logit_scale, max=_MAX_LOG_SCALE).exp().flatten()
+
+
+def _bias(table: Tensor, channels: int, heads: int, window: int, isa: str) -> Tensor:
+    """16 sigmoid(table), [head][place]."""
+    index = torch.tensor(native.extension().bias_index(channels, heads, window))
+    return (16 * torch.sigmoid(table))[index].T

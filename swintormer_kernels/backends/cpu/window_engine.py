@@ -1,0 +1,28 @@
+"""The one call into the C++ engine that swda_block, swda_attention and gated_ffn share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .packing import Packed
+from .tensors import view
+
+
+def run(op: str, x: Tensor, attention: Packed, ffn: Packed, sizes: tuple[int, int, int, int]) -> Tensor:
+    """`op` on x (B, C, H, W), any strides; the result is in x's layout if x is dense. sizes: heads, w, s, hidden."""
+    out = torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    engine, threads = native.extension(), torch.get_num_threads()
+    heads, window, _, hidden = sizes
+    _, scratch_floats, _ = engine.swda_layout(x.shape[1], heads, window, hidden)
+    scratch = torch.empty(threads * scratch_floats)
+    call = getattr(engine, op)
+    call(view(out), view(x), _dense(attention), _dense(ffn), sizes, _dense([scratch]), threads)
+    return out
+
+
+def _dense(tensors: Packed) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]

@@ -1,0 +1,289 @@
+"""Swap known blocks of any model in place, and back.
+
+    report = sk.optimize(model)   # which blocks now run through `swda_block`, which stay and why, and on which backend
+    sk.restore(model)
+
+A swapped block is the same object with the same parts, parameters, hooks and attributes: only its class becomes a
+subclass of its own whose forward calls the op (as torch's parametrizations and fully_shard do it). So wrappers,
+optimizers, state dicts and other references to it go on working, and so do `isinstance`, `copy.deepcopy` and pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import probe, recognise
+from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates, position_bias
+from .ops.gated_ffn import FFNWeights
+from .ops.swda_attention import AttentionWeights
+from .ops.swda_block import swda_block
+from .registry import Explanation, explain
+
+_COORDINATES = "_swda_coordinates"
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A swapped block: its sizes, and `explanation` of the backend that `swda_block` takes for it.
+
+    The backend is the one for an input of 8 x 8 windows, batch 1, in the block's dtype, in the grad mode of now.
+    """
+
+    channels: int
+    heads: int
+    hidden: int
+    window: int
+    shift: int
+    explanation: Explanation
+
+    def __str__(self) -> str:
+        sizes = f"C {self.channels}, heads {self.heads}, hidden {self.hidden}, window {self.window}"
+        return f"{sizes}, shift {self.shift} -> {self.explanation.backend}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `optimize` did; `str()` tells it to a person. All names are as in `model.named_modules()`.
+
+    Attributes:
+        swapped: name -> what the block is and which backend it gets.
+        swapped_before: the same for blocks that an earlier call swapped.
+        kept: name -> why a module that resembles a released one stays as it is.
+        ours: names of blocks of this package, which need no swap.
+    """
+
+    swapped: dict[str, Swapped] = field(default_factory=dict)
+    swapped_before: dict[str, Swapped] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    ours: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        groups = (
+            ("swapped", self.swapped),
+            ("swapped before", self.swapped_before),
+            ("kept", self.kept),
+            ("of this package already, which needs no swap", dict.fromkeys(self.ours, "")),
+        )
+        lines = []
+        if not any(group for _, group in groups):
+            return "nothing to swap: the model holds no attention, feed-forward part or block of the released kind"
+        if not self.swapped:
+            lines.append("nothing swapped")
+        for title, group in groups:
+            if group:
+                lines.append(f"{len(group)} {title}:")
+                lines += [f"  {names}{text and '  '}{text}" for names, text in _grouped(group)]
+        explanations = {str(block.explanation) for block in (*self.swapped.values(), *self.swapped_before.values())}
+        return "\n".join([*lines, *sorted(explanations)])
+
+
+def _grouped(entries: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Entries of one parent that say the same in one line: ("latent.{0,2,4,6}", text)."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, text in entries.items():
+        parent, dot, last = name.rpartition(".")
+        groups.setdefault((parent + dot, str(text)), []).append(last)
+    return [
+        (f"{parent}{{{','.join(lasts)}}}" if len(lasts) > 1 else (parent + lasts[0] or "the model itself"), text)
+        for (parent, text), lasts in groups.items()
+    ]
+
+
+def optimize(model: nn.Module, *, verify: bool = True) -> Report:
+    """Let every released Swintormer block in `model` compute through `swintormer_kernels.swda_block`, in place.
+
+    Blocks are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
+    state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (more than one argument,
+    sides that are not multiples of the window, hooks or other modules put on inner parts later) go to the block's own
+    forward, as before. Running it again changes nothing.
+
+    Args:
+        model: any module; a block itself, too.
+        verify: before the swap run a copy of each kind of block and compare outputs and gradients with the op
+            (`swintormer_kernels.probe`; 3 s of one core for the released network). Without it blocks are swapped for
+            their structure alone, and kept where that leaves a doubt.
+
+    Returns:
+        What was swapped, what was kept and why; `print` it.
+    """
+    report = Report()
+    plans: dict[str, _Plan] = {}
+    for name, module, kind in recognise.candidates(model):
+        if isinstance(module, Block):
+            report.ours.append(name)
+        elif isinstance(module, SwappedBlock):
+            report.swapped_before[name] = _describe(module)
+        elif kind != "block":
+            report.kept[name] = f"{kind} of this kind alone: the op includes the norm before it and the residual"
+        else:
+            plan = _plan(module, verify, plans.values())
+            if isinstance(plan, str):
+                report.kept[name] = plan
+            else:
+                plans[name] = plan
+    for name, plan in plans.items():
+        _swap(plan.block, plan.window, plan.shift)
+        report.swapped[name] = _describe(plan.block)
+    return report
+
+
+def restore(model: nn.Module) -> list[str]:
+    """Undo `optimize`: every swapped block computes through its own class again, with the parameters of now.
+
+    Returns:
+        Names of the blocks that were swapped.
+
+    Raises:
+        RuntimeError: something else changed the class of a swapped block since; nothing is restored then.
+    """
+    swapped = {name: module for name, module in model.named_modules() if isinstance(module, SwappedBlock)}
+    for name, module in swapped.items():
+        if "_base" not in vars(type(module)):
+            raise RuntimeError(
+                f"{name or 'the model'} became a {type(module).__name__} after it was swapped; undo that first"
+            )
+    for module in swapped.values():
+        delattr(module, _COORDINATES)
+        del module._swda
+        module.__class__ = type(module)._base
+    return list(swapped)
+
+
+# ---- swapped blocks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Swap:
+    window: int
+    shift: int
+    parts: tuple[type, ...]  # classes of the inner modules whose forward the op replaces
+
+
+class SwappedBlock(nn.Module):
+    """What a swapped block's class inherits from, before its own class."""
+
+    _base: Any  # the block's own class
+    _swda: _Swap
+    norm1: Any  # parts are of the block's own classes
+    attn: Any
+    norm2: Any
+    ffn: Any
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not self._op_takes(args[0]):
+            return super().forward(*args, **kwargs)
+        return swda_block(args[0], *self._weights(), self._swda.window, self._swda.shift)
+
+    def _op_takes(self, x: Any) -> bool:
+        """Whether the op computes what the block's own forward would, with this input and the parts of now."""
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.attn.project_out.weight.shape[0]:
+            return False
+        if x.shape[2] % self._swda.window or x.shape[3] % self._swda.window:
+            return False
+        parts = _parts(self)
+        return tuple(map(type, parts)) == self._swda.parts and not any(map(recognise.has_hooks, parts))
+
+    def _weights(self) -> tuple[AttentionWeights, FFNWeights]:
+        bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
+        return attention_weights(self.norm1, self.attn, bias_table), ffn_weights(self.norm2, self.ffn)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle finds classes by name, and this one is made on the fly: name its base instead.
+        return _unpickled, (type(self)._base,), super().__reduce_ex__(2)[2]
+
+
+def _parts(block: Any) -> tuple[Any, ...]:
+    """The inner modules whose forward the op replaces or skips; None for one that somebody took away since."""
+    norm1, attn, norm2, ffn = block.norm1, block.attn, block.norm2, block.ffn
+    leaves = (
+        *(getattr(norm1, "body", None), getattr(norm2, "body", None)),
+        *(getattr(attn, name, None) for name in ("qkv", "qkv_dwconv", "project_out")),
+        *(getattr(ffn, name, None) for name in ("project_in", "project_out")),
+    )
+    return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
+
+
+_classes: dict[type, Any] = {}
+
+
+def _swapped_class(base: type[nn.Module]) -> Any:
+    """The subclass of `base` that computes through the op; always the same one, so that compiled code is reused."""
+    if base not in _classes:
+        body = {"_base": base, "__module__": base.__module__}
+        _classes[base] = type(f"Swapped{base.__name__}", (SwappedBlock, base), body)
+    return _classes[base]
+
+
+def _unpickled(base: type[nn.Module]) -> SwappedBlock:
+    cls = _swapped_class(base)
+    block: SwappedBlock = cls.__new__(cls)
+    return block
+
+
+def _swap(block: Any, window: int, shift: int) -> None:
+    like = block.attn.cpb_mlp[0].weight
+    with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
+        coordinates = log_spaced_coordinates(window).to(device=like.device, dtype=like.dtype)
+    block.__class__ = _swapped_class(type(block))
+    block._swda = _Swap(window, shift, tuple(map(type, _parts(block))))
+    block.register_buffer(_COORDINATES, coordinates, persistent=False)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    block: nn.Module
+    window: int
+    shift: int
+
+
+def _plan(block: nn.Module, verify: bool, plans: Iterable[_Plan]) -> _Plan | str:
+    """How to swap `block`, or why not. A block that runs the same code as a planned one needs no check of its own."""
+    reason = recognise.why_not_block(block)
+    if reason is not None:
+        return reason
+    found = recognise.window_and_shifts(block)
+    if isinstance(found, str):
+        return found
+    same = (plan for plan in plans if recognise.runs_the_same_code(plan.block, block))
+    plan = next(same, None)
+    if plan is not None:
+        return _Plan(block, plan.window, plan.shift)
+    return _checked(block, *found) if verify else _trusted(block, *found)
+
+
+def _trusted(block: nn.Module, window: int, shifts: tuple[int, ...]) -> _Plan | str:
+    """The plan that the structure alone allows."""
+    if len(shifts) > 1:
+        return "its shift stands in no attribute, and only the check (verify=True) can find it"
+    extra = recognise.extra_parts(block)
+    if extra:
+        return f"{extra[0]} has no place in it; the check (verify=True) can tell if it matters"
+    return _Plan(block, window, shifts[0])
+
+
+def _checked(block: nn.Module, window: int, shifts: tuple[int, ...]) -> _Plan | str:
+    """The plan under which the op computes what the block computes."""
+    verdict = probe.compare(block, window, shifts, lambda copied, shift: _swap(copied, window, shift))
+    if isinstance(verdict, str):
+        return verdict
+    if verdict.shift is None:
+        return (
+            f"it computes something else: relative difference {verdict.error:.1e} in {verdict.dtype}, "
+            f"where rounding explains {verdict.tolerance:.1e}"
+        )
+    return _Plan(block, window, verdict.shift)
+
+
+def _describe(block: Any) -> Swapped:
+    """Sizes and backend of a swapped block."""
+    window, shift = block._swda.window, block._swda.shift
+    attention, ffn = block._weights()
+    channels, hidden = ffn.project_out.shape[:2]
+    x = attention.qkv.new_empty(()).expand(1, channels, 8 * window, 8 * window)  # one number, whatever the size
+    explanation = explain(swda_block, x, attention, ffn, window, shift)
+    return Swapped(channels, len(attention.logit_scale), hidden, window, shift, explanation)

@@ -1,0 +1,64 @@
+"""Times on machines that do something else as well: turn by turn (A B A B ...), medians, beside the machine's own rate.
+
+A ratio of two medians from one such run means something; an absolute time hardly does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each turn over `rounds` rounds, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(1 + rounds):
+        for name, turn in turns.items():
+            seconds[name].append(timed(turn))
+    return {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that torch holds at most during `function()`, above what it held before (torch.profiler's allocations)."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    held = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+class Yardstick:
+    """What torch does fastest in float32: a matrix product, and a 1x1 convolution of a shape of the network.
+
+    `turns` go into the same rounds as what is measured; `rate()` of their medians is the floor to compare with. A turn
+    takes a tenth of a second or so, as a tile does: shorter ones escape the other work of a busy machine, or meet it.
+    """
+
+    _PRODUCTS = 10
+
+    def __init__(self) -> None:
+        a, b = torch.randn(2, 768, 768)
+        x = torch.randn(1, 192, 64, 64).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(1020, 192, 1, 1)
+        self._flops = {"matrix product": 2 * 768**3, "1x1 convolution": 2 * x.numel() * weight.shape[0]}
+        self.turns: dict[str, Callable[[], object]] = {
+            "matrix product": lambda: [a @ b for _ in range(self._PRODUCTS)],
+            "1x1 convolution": lambda: [torch.conv2d(x, weight) for _ in range(self._PRODUCTS)],
+        }
+
+    def rate(self, medians: Mapping[str, float]) -> float:
+        """The best FLOP/s among the yardstick's turns."""
+        return max(self._PRODUCTS * flops / medians[name] for name, flops in self._flops.items())
