@@ -23,7 +23,7 @@ ASSETS = Path(__file__).parent / "assets"
 BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
 OUTPUT = Path("demo_output")
 
-PHOTOGRAPH = "chelsea.png"  # in scikit-image; assets/README.md has author and licence
+PHOTOGRAPH = "coffee.png"  # in scikit-image; assets/README.md has author and licence
 RADII = (1.5, 2.0, 2.5, 3.0)  # pixels; a lens out of focus, ever more from the left edge to the right
 SEED = 0  # of the noise
 
