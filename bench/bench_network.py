@@ -6,7 +6,7 @@ share of the best of those; `peak_mb` counts what torch allocates during the pas
 
 from __future__ import annotations
 
-import statistics
+from statistics import median
 
 import pytest
 import torch
@@ -61,8 +61,8 @@ def bench(preset, backend, benchmark, rows):
 
     benchmark.group = f"network {preset}, one {TILE}x{TILE} tile"
     benchmark.pedantic(lambda: forward(net, x, backend), setup=others, rounds=ROUNDS, warmup_rounds=1)
-    medians = {name: statistics.median(measured[1:]) for name, measured in seconds.items()}  # the first warmed up
-    own, rate = benchmark.stats.stats.median, yardstick.rate(medians)
+    seconds = {name: measured[1:] for name, measured in seconds.items()}  # the first warmed up
+    own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), yardstick.rate(seconds)
     both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
     macs = count_macs(net.config, TILE, TILE).total
     moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
@@ -75,11 +75,11 @@ def bench(preset, backend, benchmark, rows):
             automatic="+".join(blocks_backends(net, x)),
             rounds=ROUNDS,
             forward_ms=1e3 * own,
-            reference_ms=1e3 * medians["reference"],
-            forward_ratio=medians["reference"] / own,
-            both_ms=1e3 * both[backend],
-            both_reference_ms=1e3 * both["reference"],
-            both_ratio=both["reference"] / both[backend],
+            reference_ms=1e3 * reference,
+            forward_ratio=reference / own,
+            both_ms=1e3 * median(both[backend]),
+            both_reference_ms=1e3 * median(both["reference"]),
+            both_ratio=median(both["reference"]) / median(both[backend]),
             gmac=macs / 1e9,
             gflops=2 * macs / own / 1e9,
             gemm_share=2 * macs / own / rate,
@@ -90,9 +90,9 @@ def bench(preset, backend, benchmark, rows):
             reference_error=reference_error,
         )
     )
-    eager = 2 * macs / medians["reference"] / rate
+    eager = 2 * macs / reference / rate
     print(
-        f"\n{preset}: {medians['reference'] / own:.2f} times as fast as the reference; share of the "
+        f"\n{preset}: {reference / own:.2f} times as fast as the reference; share of the "
         f"{rate / 1e9:.0f} GFLOP/s that torch reaches: {2 * macs / own / rate:.2f}, reference {eager:.2f}; live "
         f"tensors at peak: {peak(net, x, backend) / 1e6:.1f} MB, reference {peak(net, x, 'reference') / 1e6:.1f} MB"
     )
@@ -122,10 +122,10 @@ def bench_two_threads(preset):
         forward(net, x, "cpu")
 
     try:
-        medians = in_turn({str(n): lambda n=n: on(n) for n in (1, 2)}, ROUNDS)
+        seconds = in_turn({str(n): lambda n=n: on(n) for n in (1, 2)}, ROUNDS)
     finally:
         torch.set_num_threads(before)
-    print(f"\n{preset}: two threads are {medians['1'] / medians['2']:.2f} times as fast as one")
+    print(f"\n{preset}: two threads are {median(seconds['1']) / median(seconds['2']):.2f} times as fast as one")
 
 
 def errors(net: Swintormer, x: torch.Tensor, backend: str) -> tuple[float, float]:

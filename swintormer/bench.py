@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from swintormer.config import NetworkConfig
@@ -51,7 +52,7 @@ class Bench:
     def __str__(self) -> str:
         own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
         return (
-            f"One tile of {TILE}x{TILE} pixels on {self.threads} threads, in turn, medians\n"
+            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, in turn, medians\n"
             f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
             f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
             f"  {self.gflops:.0f} of the {self.best_gflops:.0f} GFLOP/s that torch reaches here at best "
@@ -90,14 +91,15 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
 
     with torch.inference_mode():
         backends = blocks_backends(net, tile)
-        medians = in_turn({"own": lambda: net(tile), "plain": plain, **yardstick.turns}, rounds)
+        seconds = in_turn({"own": lambda: net(tile), "plain": plain, **yardstick.turns}, rounds)
+    own, plain_torch = median(seconds["own"]), median(seconds["plain"])
     return Bench(
         backends=backends,
         threads=torch.get_num_threads(),
-        seconds=medians["own"],
-        reference_seconds=medians["plain"],
-        gflops=2 * count_macs(config, TILE, TILE).total / medians["own"] / 1e9,
-        best_gflops=yardstick.rate(medians) / 1e9,
+        seconds=own,
+        reference_seconds=plain_torch,
+        gflops=2 * count_macs(config, TILE, TILE).total / own / 1e9,
+        best_gflops=yardstick.rate(seconds) / 1e9,
     )
 
 

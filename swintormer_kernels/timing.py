@@ -5,9 +5,8 @@ A ratio of two medians from one such run means something; an absolute time hardl
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -19,13 +18,13 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each turn over `rounds` rounds, after one round to warm up."""
+def in_turn(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each turn in each of `rounds` rounds, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(1 + rounds):
         for name, turn in turns.items():
             seconds[name].append(timed(turn))
-    return {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
+    return {name: measured[1:] for name, measured in seconds.items()}
 
 
 def peak_memory(function: Callable[[], object]) -> int:
@@ -43,8 +42,8 @@ def peak_memory(function: Callable[[], object]) -> int:
 class Yardstick:
     """What torch does fastest in float32: a matrix product, and a 1x1 convolution of a shape of the network.
 
-    `turns` go into the same rounds as what is measured; `rate()` of their medians is the floor to compare with. A turn
-    takes a tenth of a second or so, as a tile does: shorter ones escape the other work of a busy machine, or meet it.
+    `turns` go into the same rounds as what is measured. A turn takes a tenth of a second or so, as a tile does, so that
+    the other work of a busy machine meets both alike.
     """
 
     _PRODUCTS = 10
@@ -59,6 +58,6 @@ class Yardstick:
             "1x1 convolution": lambda: [torch.conv2d(x, weight) for _ in range(self._PRODUCTS)],
         }
 
-    def rate(self, medians: Mapping[str, float]) -> float:
-        """The best FLOP/s among the yardstick's turns."""
-        return max(self._PRODUCTS * flops / medians[name] for name, flops in self._flops.items())
+    def rate(self, seconds: Mapping[str, Sequence[float]]) -> float:
+        """The best FLOP/s of any of the yardstick's turns: what this machine can do, busy or not."""
+        return max(self._PRODUCTS * flops / min(seconds[name]) for name, flops in self._flops.items())
