@@ -15,6 +15,7 @@ from swintormer.errors import SwintormerError
 
 if TYPE_CHECKING:
     from swintormer.cli_deblur import Outcome
+    from swintormer.config import NetworkConfig
 
 FAILED = 1
 SIGNALLED = 128  # plus the signal's number, as shells count
@@ -189,13 +190,10 @@ def macs(
 ) -> None:
     """Count what a network costs, by stage: multiply-accumulates (MACs) per tile and per image."""
     from swintormer.cli_macs import describe
-    from swintormer.config import PRESETS
 
-    if weights is None and preset not in PRESETS:
-        raise SwintormerError(f"There is no preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     sizes = [parse_size(text) for text in size or ["1680x1120"]]
     if weights is None:
-        config = PRESETS[preset]
+        config = preset_named(preset)
     else:
         from swintormer.weights import checkpoint_info
 
@@ -243,6 +241,26 @@ def evaluate(
     if csv is not None:
         measure.write_csv(scores, csv)
     print(measure.table(scores, "picture"))
+
+
+@app.command()
+def bench(
+    preset: Annotated[str, typer.Option(help="Network to time: small or released.")] = "small",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each turn runs.")] = 5,
+) -> None:
+    """Time this machine: one tile through the network, beside plain PyTorch."""
+    from swintormer.bench import run
+
+    print(run(preset_named(preset), rounds))
+
+
+def preset_named(name: str) -> NetworkConfig:
+    """One of `config.PRESETS`."""
+    from swintormer.config import PRESETS
+
+    if name not in PRESETS:
+        raise SwintormerError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 def parse_format(text: str) -> str | None:

@@ -9,15 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from swintormer.errors import SwintormerError
 from swintormer.images import Samples, read_image, save_vips, wrap, write_image
-
-if TYPE_CHECKING:
-    from swintormer.network import Swintormer
 
 ASSETS = Path(__file__).parent / "assets"
 BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
@@ -46,6 +42,7 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     """Restore the photograph into `out`, with the comparison beside it; what was done, as name and text."""
     import torch
 
+    from swintormer.bench import blocks_backends
     from swintormer.cli_deblur import Settings, make_deblurrer
     from swintormer.metrics import psnr
     from swintormer.report import write_comparison
@@ -54,6 +51,11 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     image, truth = read_image(BLURRED), read_image(TRUTH).pixels
     height, width = truth.shape[:2]
     plan = deblurrer.plan(height, width)
+    net = deblurrer.net
+    with torch.inference_mode():
+        backends = blocks_backends(
+            net, torch.zeros(1, 3, net.config.stride, net.config.stride, device=deblurrer.device)
+        )
     start = time.monotonic()
     restored = deblurrer.restore_array(image.pixels)
     seconds = time.monotonic() - start
@@ -62,25 +64,12 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     before, after = (psnr(pixels / 255, truth / 255) for pixels in (image.pixels, restored))
     return {
         "photograph": f"{BLURRED.name}, {width}x{height} pixels, defocus of {RADII[0]} to {RADII[-1]} pixels",
-        "backend": f"{backend_of(deblurrer.net)}, on {deblurrer.device}, {torch.get_num_threads()} threads",
+        "backend": f"{'+'.join(backends)}, on {deblurrer.device}, {torch.get_num_threads()} threads",
         "tiles": f"{len(plan.grid)} of {plan.tile}x{plan.tile} pixels, stride {plan.stride}, {deblurrer.blend} blend",
         "seconds": f"{seconds:.1f}",
         "PSNR": f"{before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB)",
         "picture": f"{out / 'before_after.png'}: before on the left, after on the right",
     }
-
-
-def backend_of(net: Swintormer) -> str:
-    """The backend that the network's blocks get here."""
-    import torch
-
-    from swintormer_kernels import explain, swda_block
-
-    block: Any = net.encoder_level1[0]
-    side = 2 * block.window
-    x = torch.zeros(1, net.config.dim, side, side, device=block.norm1.body.weight.device)
-    weights = block.attn.weights(block.norm1), block.ffn.weights(block.norm2)
-    return explain(swda_block, x, *weights, block.window, block.shift).backend or "none"
 
 
 def main(arguments: list[str]) -> int:
