@@ -1,0 +1,276 @@
+// Runs every op on every instruction set of this machine, on sizes, strides and thread counts that are not round, in
+// heap buffers that end where the data end: built with sanitizers (tests/test_sanitizers.py), a step too far stops it.
+// Values are checked against float64 in Python; here only what a stray access would spoil: every element is written,
+// nothing between the elements is, and neither threads nor layout change a bit.
+#include <stdlib.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/cpu/parallel.h"
+
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kGuard = -12345.0f;  // between the elements of an output with gaps
+std::mt19937 generator(0);
+
+void expect(bool true_, const std::string& what) {
+    if (!true_) throw std::runtime_error(what);
+}
+
+// `count` floats on the heap, 64-byte aligned and not one longer.
+class Buffer {
+public:
+    explicit Buffer(int64_t count, float value = kNaN) : count_(count) {
+        void* memory = nullptr;
+        expect(posix_memalign(&memory, 64, count ? count * sizeof(float) : 1) == 0, "out of memory");
+        data_.reset(static_cast<float*>(memory));
+        for (int64_t i = 0; i < count; ++i) data_.get()[i] = value;
+    }
+
+    Buffer& randomise(float scale) {
+        std::normal_distribution<float> normal(0.0f, scale);
+        for (int64_t i = 0; i < count_; ++i) data_.get()[i] = normal(generator);
+        return *this;
+    }
+
+    float* data() const { return data_.get(); }
+    int64_t count() const { return count_; }
+
+private:
+    struct Free {
+        void operator()(float* memory) const { free(memory); }
+    };
+    int64_t count_;
+    std::unique_ptr<float, Free> data_;
+};
+
+using Sizes = std::vector<int64_t>;
+
+enum class Layout { kNchw, kChannelsLast, kEverySecondColumn };
+constexpr Layout kLayouts[] = {Layout::kNchw, Layout::kChannelsLast, Layout::kEverySecondColumn};
+
+Sizes strides_of(Layout layout, const Sizes& sizes) {
+    const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+    if (layout == Layout::kChannelsLast) return {h * w * c, 1, w * c, c};
+    const int64_t step = layout == Layout::kEverySecondColumn ? 2 : 1;
+    return {c * h * w * step, h * w * step, w * step, step};
+}
+
+int64_t elements(const Sizes& sizes) {
+    return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
+}
+
+// Calls visit(offset) for each element, in the order of the indices.
+template <class Visit>
+void each_element(const Sizes& sizes, const Sizes& strides, const Visit& visit) {
+    for (int64_t i = 0, count = elements(sizes); i < count; ++i) {
+        int64_t offset = 0, left = i;
+        for (size_t dim = sizes.size(); dim-- > 0; left /= sizes[dim]) offset += left % sizes[dim] * strides[dim];
+        visit(offset);
+    }
+}
+
+// A tensor in a buffer that ends at its last element.
+struct Tensor {
+    Sizes sizes, strides;
+    Buffer buffer;
+
+    Tensor(Sizes sizes_, Sizes strides_)
+        : sizes(std::move(sizes_)), strides(std::move(strides_)), buffer(span(sizes, strides), kGuard) {}
+
+    static int64_t span(const Sizes& sizes, const Sizes& strides) {
+        if (elements(sizes) == 0) return 0;
+        int64_t last = 0;
+        for (size_t dim = 0; dim < sizes.size(); ++dim) last += (sizes[dim] - 1) * strides[dim];
+        return last + 1;
+    }
+
+    Tensor& fill(const std::vector<float>& values) {
+        size_t i = 0;
+        each_element(sizes, strides, [&](int64_t offset) { buffer.data()[offset] = values[i++]; });
+        return *this;
+    }
+
+    // The elements; throws if one was not written (NaN), or if anything between them was.
+    std::vector<float> take_output() {
+        std::vector<float> values;
+        each_element(sizes, strides, [&](int64_t offset) {
+            float& at = buffer.data()[offset];
+            expect(std::isfinite(at) && at != kGuard, "an element of the output was not written, or is not finite");
+            values.push_back(at), at = kGuard;
+        });
+        for (int64_t i = 0; i < buffer.count(); ++i) expect(buffer.data()[i] == kGuard, "a gap was written to");
+        return values;
+    }
+
+    swk::ImageView image() const { return {buffer.data(), strides[0], strides[1], strides[2], strides[3]}; }
+};
+
+std::vector<float> random_values(int64_t count) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(generator);
+    return values;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    if (a.size() != b.size()) return false;
+    return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// ---- swda_block, swda_attention, gated_ffn --------------------------------------------------------------------------
+
+struct BlockShape {
+    int64_t channels, heads, window, shift, hidden, batch, height, width;
+};
+
+constexpr BlockShape kBlocks[] = {
+    {2, 1, 2, 1, 1, 1, 4, 6},       {6, 3, 3, 1, 5, 2, 9, 6},      {10, 1, 7, 6, 26, 1, 14, 21},
+    {14, 1, 5, 0, 37, 3, 5, 10},    {24, 2, 8, 3, 63, 1, 16, 24},  {48, 1, 16, 8, 127, 1, 32, 16},
+    {64, 4, 17, 16, 1, 1, 17, 34},  {258, 3, 4, 2, 300, 1, 8, 12}, {34, 1, 1, 0, 7, 1, 3, 5},
+};
+
+// The weights of one block, each in a buffer of its own size. A tile's padding rows are 0, as packing.py makes them;
+// which rows are padding does not matter to the accesses, so here all rows are random.
+struct BlockWeights {
+    std::vector<Buffer> kept;
+    int64_t scratch_floats = 0;
+
+    const float* make(int64_t count, float scale) {
+        kept.emplace_back(count);
+        return kept.back().randomise(scale).data();
+    }
+
+    swk::TiledMatrix tiled(int64_t rows, int64_t depth) {
+        const float* weight = make(rows * depth, 1.0f / std::sqrt(static_cast<float>(depth)));
+        return {weight, make(rows, 0.1f)};
+    }
+
+    BlockWeights(const BlockShape& shape, bool attention, bool ffn, swk::SwdaBlockArgs& args) {
+        const int64_t c = shape.channels;
+        args.heads = attention ? shape.heads : 0, args.window = shape.window, args.shift = shape.shift;
+        args.ffn.hidden = ffn ? shape.hidden : 0;
+        int64_t tile = 0, bias_floats = 0;
+        swk::SwdaLayoutArgs layout{c, args.heads, args.window, args.ffn.hidden, &tile, &scratch_floats, &bias_floats,
+                                   nullptr};
+        swk::kernels().swda_layout(layout);
+        std::vector<int64_t> index(bias_floats);
+        layout.bias_index = index.data();
+        if (attention) swk::kernels().swda_layout(layout);
+        const int64_t table = (2 * shape.window - 1) * (2 * shape.window - 1);
+        for (int64_t entry : index) expect(entry >= 0 && entry < table, "bias_index points outside the table");
+        const auto in_tiles = [](int64_t rows, int64_t size) { return (rows + size - 1) / size * size; };
+        if (attention) {
+            const int64_t rows = 2 * shape.heads * in_tiles(3 * (c / 2 / shape.heads), tile);
+            swk::AttentionWeights& to = args.attention;
+            to.norm_weight = make(c, 1), to.norm_bias = make(c, 1);
+            to.qkv = tiled(rows, c);
+            to.dwconv = make(rows * 9, 0.3f), to.dwconv_bias = make(rows, 0.1f);
+            to.proj = tiled(in_tiles(c, tile), c);
+            to.scale = make(shape.heads, 1), to.bias = make(shape.heads * bias_floats, 1);
+        }
+        if (ffn) {
+            args.ffn.norm_weight = make(c, 1), args.ffn.norm_bias = make(c, 1);
+            args.ffn.in = tiled(2 * in_tiles(shape.hidden, tile / 2), c);
+            args.ffn.out = tiled(in_tiles(c, tile), shape.hidden);
+        }
+    }
+};
+
+using BlockOp = void (*swk::Kernels::*)(const swk::SwdaBlockArgs&);
+
+void run_block(BlockOp op, const BlockShape& shape, bool attention, bool ffn) {
+    swk::SwdaBlockArgs args{};
+    const BlockWeights weights(shape, attention, ffn, args);
+    // The FFN knows no windows: there the sides need not be multiples.
+    const Sizes sizes{shape.batch, shape.channels, shape.height + !attention, shape.width + !attention};
+    args.batch = sizes[0], args.channels = sizes[1], args.height = sizes[2], args.width = sizes[3];
+    const std::vector<float> values = random_values(elements(sizes));
+    std::vector<float> first;
+    for (const Layout layout : kLayouts) {
+        Tensor x(sizes, strides_of(layout, sizes)), out(sizes, strides_of(layout, sizes));
+        x.fill(values);
+        args.x = x.image(), args.out = out.image();
+        for (const int threads : {1, 2, 5}) {
+            const Buffer scratch(threads * weights.scratch_floats);
+            args.scratch = scratch.data(), args.threads = threads;
+            (swk::kernels().*op)(args);
+            const std::vector<float> result = out.take_output();
+            if (first.empty()) first = result;
+            expect(same_bits(first, result), "the bits depend on threads or layout");
+        }
+    }
+}
+
+// ---- ddim_step ------------------------------------------------------------------------------------------------------
+
+struct Operands {
+    Sizes sizes, out, z, noise, fresh;  // strides
+};
+
+void run_ddim_step() {
+    const std::vector<Operands> cases = {
+        {{}, {}, {}, {}, {}},
+        {{0, 3}, {3, 1}, {3, 1}, {3, 1}, {3, 1}},
+        {{7}, {1}, {3}, {0}, {2}},
+        {{1, 3, 5, 1, 2}, {30, 10, 2, 9, 1}, {1, 10, 2, 1, 5}, {0, 0, 2, 0, 1}, {30, 1, 6, 6, 3}},
+        {{2, 4, 33, 17}, {4 * 561, 561, 17, 1}, {4 * 561, 1, 68, 4}, {0, 561, 17, 1}, {4 * 561, 561, 1, 33}},
+        {{1, 4, 150, 131}, {78600, 19650, 131, 1}, {78600, 1, 524, 4}, {78600, 19650, 131, 1}, {0, 0, 0, 0}},
+    };
+    for (const Operands& operands : cases) {
+        for (const bool with_fresh : {false, true}) {
+            const int64_t count = elements(operands.sizes);
+            Tensor out(operands.sizes, operands.out), z(operands.sizes, operands.z);
+            Tensor noise(operands.sizes, operands.noise), fresh(operands.sizes, operands.fresh);
+            for (Tensor* input : {&z, &noise, &fresh}) input->fill(random_values(count));
+            swk::DdimStepArgs args{};
+            args.rank = static_cast<int>(operands.sizes.size()), args.sizes = operands.sizes.data();
+            args.out = out.buffer.data(), args.out_strides = operands.out.data();
+            args.z = z.buffer.data(), args.z_strides = operands.z.data();
+            args.noise = noise.buffer.data(), args.noise_strides = operands.noise.data();
+            if (with_fresh) args.fresh = fresh.buffer.data(), args.fresh_strides = operands.fresh.data();
+            args.coefficients = {1.5f, -0.5f, 0.3f, 0.7f, 0.2f, 1.0f};
+            std::vector<float> first;
+            for (const int threads : {1, 3}) {
+                args.threads = threads;
+                swk::kernels().ddim_step(args);
+                const std::vector<float> result = out.take_output();
+                if (threads == 1) first = result;
+                expect(same_bits(first, result), "the bits depend on threads");
+            }
+        }
+    }
+}
+
+void run_isa(const std::string& isa) {
+    swk::use_isa(isa);
+    run_ddim_step();
+    for (const BlockShape& shape : kBlocks) {
+        run_block(&swk::Kernels::swda_block, shape, true, true);
+        run_block(&swk::Kernels::swda_attention, shape, true, false);
+        run_block(&swk::Kernels::gated_ffn, shape, false, true);
+    }
+    std::printf("%s ok\n", isa.c_str());
+}
+
+}  // namespace
+
+int main() {
+    try {
+        for (const std::string& isa : swk::supported_isas()) run_isa(isa);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "%s: %s\n", swk::kernels().isa, error.what());
+        return 1;
+    }
+}
