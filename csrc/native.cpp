@@ -44,7 +44,7 @@ void ddim_step(const py::tuple& out_view, const py::tuple& z_view, const py::tup
     const Input z(z_view), noise(noise_view);
     expect_same_shape(out, z);
     expect_same_shape(out, noise);
-    if (coefficients.size() != 6) throw py::value_error("ddim_step takes six coefficients");
+    if (coefficients.size() != 7) throw py::value_error("ddim_step takes seven coefficients");
 
     swk::DdimStepArgs args{};
     args.rank = static_cast<int>(out.sizes.size());
@@ -59,7 +59,7 @@ void ddim_step(const py::tuple& out_view, const py::tuple& z_view, const py::tup
         args.fresh = fresh->data, args.fresh_strides = fresh->strides.data();
     }
     args.coefficients = {coefficients[0], coefficients[1], coefficients[2],
-                         coefficients[3], coefficients[4], coefficients[5]};
+                         coefficients[3], coefficients[4], coefficients[5], coefficients[6]};
     args.threads = threads;
     const swk::Kernels& kernels = swk::kernels();
 

@@ -18,8 +18,12 @@ except ImportError as error:
 
 
 def why_absent() -> str | None:
-    """None if the extension is loaded, else why it is not and the command that builds it."""
+    """None if the extension can run, else why it cannot and what would help."""
     if _extension is not None:
+        try:
+            _extension.isa()
+        except ValueError as error:  # SWINTORMER_ISA names what this machine has not
+            return f"the native extension cannot run: {error}"
         return None
     if ABSENCE_NOTE.exists():
         reason = ABSENCE_NOTE.read_text(encoding="utf-8").strip()

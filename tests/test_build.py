@@ -118,13 +118,20 @@ def test_unsupported_instruction_set_is_a_clear_error(extension, isa):
         extension.use_isa(isa)
 
 
+def test_unsupported_instruction_set_leaves_automatic_choice_the_reference(extension):
+    script = "import swintormer_kernels as sk; print(sk.backends()['cpu'])"
+    environment = {**os.environ, "SWINTORMER_ISA": "sse9"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("the native extension cannot run: SWINTORMER_ISA names")
+
+
 FORK = """
 import array, os, signal
 def step():
     count = 200000
     z, out = array.array("f", [1.0]) * count, array.array("f", [0.0]) * count
     views = [(x.buffer_info()[0], (count,), (1,)) for x in (out, z, z)]
-    native.ddim_step(*views, None, (1.0, 1.0, 1.0, 1.0, 0.0, float("inf")), 3)
+    native.ddim_step(*views, None, (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0), 3)
     assert out == array.array("f", [3.0]) * count
 step()
 child = os.fork()

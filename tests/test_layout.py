@@ -44,8 +44,9 @@ def test_kernels_know_nothing_of_the_application(file):
 def test_the_reference_imports_torch_only(file):
     """Beside torch: the standard library, its own helpers, and (for the type checker only) the ops' weight records."""
     run_time = re.sub(r"\nif TYPE_CHECKING:\n((    .*)?\n)+", "\n", file.read_text())
-    allowed = ("torch", "math", "typing", "__future__", "swintormer_kernels.backends.reference")
-    assert all(name.startswith(allowed) for name in imported_modules(file, run_time))
+    own = "swintormer_kernels.backends.reference"
+    for name in imported_modules(file, run_time):
+        assert name.split(".")[0] in ("torch", "math", "typing", "collections", "__future__") or name.startswith(own)
 
 
 @pytest.mark.parametrize("file", PYTHON, ids=relative)
@@ -54,14 +55,21 @@ def test_only_the_triton_backend_imports_triton(file):
         assert not {name for name in imported_modules(file) if name.split(".")[0] == "triton"}
 
 
+@pytest.mark.parametrize("file", PYTHON, ids=relative)
+def test_one_door_to_the_extension(file):
+    if file != KERNELS / "native.py":
+        assert not {name for name in imported_modules(file) if name.endswith("._native")}
+
+
 @pytest.mark.parametrize("file", NATIVE, ids=relative)
 def test_native_arrows(file):
     includes = set(re.findall(r'#include [<"]([^>"]+)[>"]', file.read_text()))
     assert not {name for name in includes if name.startswith(("torch", "ATen", "c10"))}, "the engine is torch-free"
     if file.name != "native.cpp":
         assert not {name for name in includes if name.startswith(("pybind11", "Python.h"))}
-    if file.parent.name == "ops":
-        assert not {name for name in includes if "cpu/" in name or "cuda/" in name}
+    for room, others in {"ops": ("cpu/", "cuda/"), "cpu": ("cuda/",), "cuda": ("cpu/",)}.items():
+        if file.parent.name == room:
+            assert not {name for name in includes if any(other in name for other in others)}
     if file.name != "simd.h":
         assert "vector_size" not in file.read_text(), "vector types live in cpu/simd.h"
     if not file.name.startswith("parallel"):

@@ -17,17 +17,21 @@ struct Pointers {
 };
 
 // `count` elements of a row.
-template <bool HasFresh>
+template <bool Bounded, bool HasFresh>
 void step_row(const DdimStepCoefficients& c, const ElementwisePlan& plan, Pointers at, int64_t count) {
-    const F32 low = broadcast(-c.clip), high = broadcast(c.clip);
+    [[maybe_unused]] const F32 low = broadcast(-c.clip), high = broadcast(c.clip);
     const int64_t* stride = plan.stride;
     for (int64_t i = 0; i < count; i += kLanes) {
         const int lanes = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
         const F32 z = load(at.z + i * stride[kZ], stride[kZ], lanes);
         const F32 noise = load(at.noise + i * stride[kNoise], stride[kNoise], lanes);
-        F32 x0 = madd(broadcast(c.x0_from_noise), noise, broadcast(c.x0_from_z) * z);
-        x0 = clamp(x0, low, high);
-        F32 out = madd(broadcast(c.out_from_x0), x0, broadcast(c.out_from_z) * z);
+        F32 out = broadcast(c.out_from_z) * z;
+        if constexpr (Bounded) {
+            const F32 x0 = madd(broadcast(c.x0_from_noise), noise, broadcast(c.x0_from_z) * z);
+            out = madd(broadcast(c.out_from_x0), clamp(x0, low, high), out);
+        } else {
+            out = madd(broadcast(c.out_from_noise), noise, out);
+        }
         if constexpr (HasFresh) {
             const F32 fresh = load(at.fresh + i * stride[kFresh], stride[kFresh], lanes);
             out = madd(broadcast(c.out_from_fresh), fresh, out);
@@ -36,7 +40,7 @@ void step_row(const DdimStepCoefficients& c, const ElementwisePlan& plan, Pointe
     }
 }
 
-template <bool HasFresh>
+template <bool Bounded, bool HasFresh>
 void step(const DdimStepArgs& args) {
     const int64_t* strides[] = {args.out_strides, args.z_strides, args.noise_strides, args.fresh_strides};
     const ElementwisePlan plan = plan_elementwise(args.rank, args.sizes, HasFresh ? 4 : 3, strides);
@@ -54,7 +58,7 @@ void step(const DdimStepArgs& args) {
                         args.z + offsets[kZ] + first * plan.stride[kZ],
                         args.noise + offsets[kNoise] + first * plan.stride[kNoise], nullptr};
             if constexpr (HasFresh) at.fresh = args.fresh + offsets[kFresh] + first * plan.stride[kFresh];
-            step_row<HasFresh>(args.coefficients, plan, at, count);
+            step_row<Bounded, HasFresh>(args.coefficients, plan, at, count);
             begin += count;
         }
     });
@@ -62,6 +66,13 @@ void step(const DdimStepArgs& args) {
 
 }  // namespace
 
-void ddim_step(const DdimStepArgs& args) { args.fresh ? step<true>(args) : step<false>(args); }
+void ddim_step(const DdimStepArgs& args) {
+    const bool bounded = args.coefficients.clip < __builtin_inff();
+    if (bounded) {
+        args.fresh ? step<true, true>(args) : step<true, false>(args);
+    } else {
+        args.fresh ? step<false, true>(args) : step<false, false>(args);
+    }
+}
 
 }  // namespace swk::SWK_ISA

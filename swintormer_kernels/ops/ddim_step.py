@@ -200,10 +200,11 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tenso
 # ---- for tests and benches -------------------------------------------------------------------------------------------
 
 
-def cost(z: Tensor, noise_pred: Tensor, *, eta: float = 0.0, **_: Any) -> Cost:
-    """Work of `ddim_step` with these arguments: 2 multiply-accumulates for x0, 2 for the result, 1 for fresh noise."""
-    macs, tensors = (5, 4) if eta > 0 else (4, 3)
-    return Cost(macs * z.numel(), tensors * z.numel() * z.element_size())
+def cost(z: Tensor, noise_pred: Tensor, *, eta: float = 0.0, clip: float | None = None, **_: Any) -> Cost:
+    """Work of `ddim_step` with these arguments: 2 multiply-accumulates, 2 for a bound on x0, 1 for fresh noise."""
+    fresh = eta > 0
+    macs = 2 + 2 * (clip is not None) + fresh
+    return Cost(macs * z.numel(), (3 + fresh) * z.numel() * z.element_size())
 
 
 def cases() -> list[Case]:

@@ -205,12 +205,22 @@ def test_any_shape_and_strides(data):
     z, noise_pred, noise = (data.draw(any_layout(shape)) for _ in range(3))
     eta = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     clip = data.draw(st.sampled_from([None, 0.7]))
-    alpha_bar_t = data.draw(st.floats(0.004, 0.99))
-    options = {"alpha_bar_t": alpha_bar_t, "alpha_bar_s": data.draw(st.floats(alpha_bar_t, 1.0)), "clip": clip}
+    alpha_bar_t = data.draw(st.one_of(st.floats(0.004, 0.99), st.sampled_from([0.9985, 0.9999, 1 - 1e-6])))
+    earliest = 0.004 if eta == 0.0 else alpha_bar_t  # below alpha_bar_t is an inversion step
+    options = {"alpha_bar_t": alpha_bar_t, "alpha_bar_s": data.draw(st.floats(earliest, 1.0)), "clip": clip}
     with use_backend("cpu"):
         out = ddim_step(z, noise_pred, **options, eta=eta, noise=noise)
     assert out.stride() == torch.empty_like(z).stride()
     assert_exact_up_to_rounding(out, z, noise_pred, **options, eta=eta, noise=noise)
+
+
+@pytest.mark.parametrize(("alpha_bar_t", "alpha_bar_s"), [(0.9985, 0.9), (0.9999, 0.5), (1 - 1e-6, 0.5)])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_first_inversion_steps_do_not_cancel(alpha_bar_t, alpha_bar_s, backend):
+    z, noise_pred, _ = latents((4, 33, 17))
+    options = {"alpha_bar_t": alpha_bar_t, "alpha_bar_s": alpha_bar_s}
+    with use_backend(backend):
+        assert_exact_up_to_rounding(ddim_step(z, noise_pred, **options), z, noise_pred, **options)
 
 
 def test_many_dimensions():
@@ -467,16 +477,17 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
 def test_the_binding_refuses_views_that_disagree(extension):
     x, y = torch.zeros(4), torch.zeros(5)
     views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, y)]
-    six = (1.0,) * 6
+    seven = (1.0,) * 7
     with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(views[0], views[0], views[1], None, six, 1)
+        extension.ddim_step(views[0], views[0], views[1], None, seven, 1)
     with pytest.raises(ValueError, match="one stride for each size"):
-        extension.ddim_step((x.data_ptr(), (4,), ()), views[0], views[0], None, six, 1)
-    with pytest.raises(ValueError, match="six coefficients"):
-        extension.ddim_step(views[0], views[0], views[0], None, six[:5], 1)
+        extension.ddim_step((x.data_ptr(), (4,), ()), views[0], views[0], None, seven, 1)
+    with pytest.raises(ValueError, match="seven coefficients"):
+        extension.ddim_step(views[0], views[0], views[0], None, seven[:6], 1)
 
 
 def test_cost_counts_what_the_formula_needs():
     z, noise_pred, noise = latents((2, 3))
-    assert cost(z, noise_pred, **SCHEDULE) == (4 * 6, 3 * 6 * 4)
-    assert cost(z, noise_pred, **SCHEDULE, eta=1.0, noise=noise) == (5 * 6, 4 * 6 * 4)
+    assert cost(z, noise_pred, **SCHEDULE) == (2 * 6, 3 * 6 * 4)
+    assert cost(z, noise_pred, **SCHEDULE, clip=1.0) == (4 * 6, 3 * 6 * 4)
+    assert cost(z, noise_pred, **SCHEDULE, eta=1.0, noise=noise) == (3 * 6, 4 * 6 * 4)

@@ -83,6 +83,8 @@ def test_every_backend_in_float32(file, backend):
     reference = errors_of(file, golden, torch.float32, "reference")
     window, hidden = make_block(file, golden, torch.float32).window, golden["param.ffn.project_out.weight"].shape[1]
     bound = torch.finfo(torch.float32).eps * max(window**2, hidden)  # the longest sum of a block
-    for name, error in errors_of(file, golden, torch.float32, backend).items():
-        assert error <= 2 * reference[name] + STORED, name
+    errors = reference if backend == "reference" else errors_of(file, golden, torch.float32, backend)
+    for name, error in errors.items():
         assert error <= bound, name
+        if backend != "reference":
+            assert error <= 2 * reference[name] + STORED, name

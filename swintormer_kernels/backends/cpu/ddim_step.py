@@ -30,14 +30,16 @@ def ddim_step(
 
 
 def coefficients(alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None) -> tuple[float, ...]:
-    """The six fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas."""
+    """The fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas."""
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
-    keep = root((1 - alpha_bar_s - sigma**2) / (1 - alpha_bar_t))
+    from_noise = root(1 - alpha_bar_s - sigma**2)
+    keep = from_noise / root(1 - alpha_bar_t)
     return (
         1 / root(alpha_bar_t),
         -root((1 - alpha_bar_t) / alpha_bar_t),
         root(alpha_bar_s) - keep * root(alpha_bar_t),
-        keep,
+        root(alpha_bar_s / alpha_bar_t) if clip is None else keep,
+        from_noise - root(alpha_bar_s * (1 - alpha_bar_t) / alpha_bar_t),
         sigma,
         math.inf if clip is None else clip,
     )
