@@ -23,10 +23,20 @@ def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
     return float32_or_autocast(x, *weights)
 
 
+def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
+    # bench/small_windows.py, one thread, reference / cpu: 4 to 16 pixels reach 0.7 to 0.9 from 128 channels on, 1.0 to
+    # 1.2 at 64; 36 pixels and more win.
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if x.shape[1] >= 128 and pixels < 32:
+        return f"{pixels} pixels fill too little of the cpu backend's vectors at {x.shape[1]} channels"
+    return None
+
+
 OP = Op(
     "gated_ffn",
     serves={"cpu": _cpu_serves},
     absent={"triton": "not written yet", "cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
 )
 
 

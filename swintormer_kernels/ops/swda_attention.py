@@ -30,10 +30,28 @@ def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
     return float32_or_autocast(x, *weights)
 
 
+def cpu_slower(x: Tensor, window: int) -> str | None:
+    """Why the cpu backend loses on windows that leave most of a vector panel (up to 32 tokens) empty; else None.
+
+    `swda_block` shares it. bench/small_windows.py, one thread, reference / cpu: windows of 2 to 4 reach 0.3 to 1.1 from
+    64 channels on, where products decide, and 1.1 or more below; windows of 5 and more win.
+    """
+    if window <= 4 and x.shape[1] >= 64:
+        return (
+            f"windows of {window}x{window} tokens fill too little of the cpu backend's vectors at {x.shape[1]} channels"
+        )
+    return None
+
+
+def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return cpu_slower(x, window)
+
+
 OP = Op(
     "swda_attention",
     serves={"cpu": _cpu_serves},
     absent={"triton": "not written yet", "cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
 )
 
 

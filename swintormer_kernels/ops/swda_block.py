@@ -25,10 +25,15 @@ def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
     return float32_or_autocast(x, *attention, *ffn)
 
 
+def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    return swda_attention.cpu_slower(x, window)
+
+
 OP = Op(
     "swda_block",
     serves={"cpu": _cpu_serves},
     absent={"triton": "not written yet", "cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
 )
 
 

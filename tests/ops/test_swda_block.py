@@ -329,3 +329,16 @@ def test_the_binding_refuses_weights_of_the_wrong_size(engine):
     for spoilt in (packed[:-1], [packed[0][1:], *packed[1:]]):
         with pytest.raises(ValueError, match="packed weights"):
             call("gated_ffn", x, [], spoilt, (0, 0, 0, weights.project_out.shape[1]))
+
+
+def test_where_vectors_stay_empty_the_reference_is_chosen(extension):
+    attention, ffn = swda_attention.make_weights(128, 1, 4, False), gated_ffn.make_weights(128, 340, False)
+    small, large = torch.randn(1, 128, 4, 4), torch.randn(1, 128, 8, 8)
+    block = sk.explain(sk.swda_block, large, attention, ffn, 4, 0)
+    assert block.backend == "reference"
+    assert "4x4 tokens" in block.reasons["cpu"]
+    assert sk.explain(sk.swda_attention, large, attention, 4, 0).backend == "reference"
+    assert sk.explain(sk.gated_ffn, small, ffn).backend == "reference"
+    assert sk.explain(sk.gated_ffn, large, ffn).backend == "cpu"
+    with sk.use_backend("cpu"):
+        assert sk.explain(sk.swda_block, large, attention, ffn, 4, 0).backend == "cpu"
