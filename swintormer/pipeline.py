@@ -1,8 +1,8 @@
 """Tiled inference: a photograph of any size through the network, tile by tile.
 
 Tiles are cut from the image where it lies, go to the network's device in small batches, and come back into a band as
-high as one tile, whose rows leave for the output as soon as no later tile touches them. Beyond the image and its
-result, memory depends on the tile, the batch and the image's width, not on how many pixels the image has.
+deep as one tile along the image's shorter side, which leaves for the output as soon as no later tile touches it. Beyond
+the image and its result, memory depends on the tile, the batch and the image's shorter side, not on its longer one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from swintormer.memory import available_bytes, resident_bytes
 from swintormer.network import Swintormer
 from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 
+T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after every batch with tiles done and tiles in all."""
@@ -143,8 +145,8 @@ class Deblurrer:
         def cut(index: int, rows: slice, columns: slice) -> Tensor:
             return image[index, :, rows, columns]
 
-        def emit(index: int, rows: slice, finished: Tensor) -> None:
-            output[index, :, rows] = finished
+        def emit(index: int, rows: slice, columns: slice, finished: Tensor) -> None:
+            output[index, :, rows, columns] = finished
 
         self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
         return output
@@ -175,9 +177,9 @@ class Deblurrer:
             samples = [np.broadcast_to(view[rows, columns], (*view[rows, columns].shape[:2], 3)) for view in views]
             return torch.from_numpy(np.concatenate(samples, axis=2, dtype=np.float32) / full).permute(2, 0, 1)
 
-        def emit(_: int, rows: slice, finished: Tensor) -> None:
+        def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
             finished = finished if channels == 3 else finished.mean(0, keepdim=True)
-            output[rows] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
+            output[rows, columns] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
 
         self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
         return output
@@ -207,19 +209,18 @@ class Deblurrer:
         return [right, pixels]
 
     def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
-        """Every tile of every image through the network, in order; finished rows go to `ends.emit`."""
+        """Every tile of every image through the network, in the band's order; what is finished goes to `ends.emit`."""
         grid = plan.grid
         band = _Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
-        tiles = ((image, row, column) for image, (row, column) in product(range(images), grid))
+        tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
         total, done = images * len(grid), 0
         with torch.inference_mode(), _evaluating(self.net):
             while batch := list(islice(tiles, plan.batch)):
                 cuts = [ends.cut(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
-                restored = self.net(torch.stack(cuts).to(self.device, self.dtype)).to(band.rows)
+                restored = self.net(torch.stack(cuts).to(self.device, self.dtype)).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
-                    if column == len(grid.columns.origins) - 1:
-                        band.flush(row, image, ends.emit)
+                    band.flush(row, column, partial(ends.emit, image))
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)
@@ -250,50 +251,78 @@ class Deblurrer:
         return tile, max(b for b in range(1, LARGEST_AUTO_BATCH + 1) if self._cost(tile, b, height, width) <= budget)
 
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
-        """Bytes of a batch of tiles at work, and on a CPU the band with the copy that rounding and shifting it make."""
+        """Bytes of a batch of tiles at work, and on a CPU the band, with a tile on its way into it or out of it."""
         config = self.net.config
         rows, columns = min(tile, height), min(tile, width)
         padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
         cost = resident_bytes(config, batch * padded, self.dtype.itemsize)
-        return cost + (2 * 4 * config.out_channels * rows * width if self.device.type == "cpu" else 0)
+        across = min(tile, max(height, width)) * min(height, width) + rows * columns
+        return cost + (4 * config.out_channels * across if self.device.type == "cpu" else 0)
 
 
 @dataclass(frozen=True)
 class _Ends:
-    """Where tiles come from and finished rows go to; both on one device.
+    """Where tiles come from and what is finished goes to; both on one device.
 
     Attributes:
         cut: (image, rows, columns) -> (C_in, rows, columns) in [0, 1].
-        emit: takes (image, rows, (C_out, rows, W)); the tensor is only valid during the call.
+        emit: takes (image, rows, columns, (C_out, rows, columns)); the tensor is only valid during the call.
     """
 
     cut: Callable[[int, slice, slice], Tensor]
-    emit: Callable[[int, slice, Tensor], None]
+    emit: Callable[[int, slice, slice, Tensor], None]
     device: torch.device
 
 
 class _Band:
-    """The rows of one image's output that tiles still add to: (C_out, tile, W) from the current row of tiles down."""
+    """The part of one image's output that tiles still add to, one tile deep.
+
+    It lies across the image's shorter side and moves along the longer one: down an image that is higher than wide, to
+    the right over one that is wider. 30000x300 pixels so take what 300x30000 take: with tiles of 256, 0.9 MB.
+    """
 
     def __init__(self, grid: Grid, channels: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.grid = grid
-        self.rows = torch.zeros(channels, grid.rows.tile, grid.columns.length, dtype=dtype, device=device)
-        self.row_weights, self.column_weights = (
-            torch.from_numpy(axis.weights).to(self.rows) for axis in (grid.rows, grid.columns)
+        self.turned = grid.columns.length > grid.rows.length
+        self.along, self.across = self._turn(grid.rows, grid.columns)
+        height, width = self._turn(self.along.tile, self.across.length)
+        self.pixels = torch.zeros(channels, height, width, dtype=dtype, device=device)  # (C_out, H, tile) if turned
+        self.along_weights, self.across_weights = (
+            torch.from_numpy(axis.weights).to(self.pixels) for axis in (self.along, self.across)
         )
+
+    def walk(self) -> Iterator[tuple[int, int]]:
+        """(row, column) of every tile, in the order in which the band takes them."""
+        for along, across in product(range(len(self.along.origins)), range(len(self.across.origins))):
+            yield self._turn(along, across)
 
     def add(self, tile: Tensor, row: int, column: int) -> None:
         """Add one restored tile (C_out, h, w), weighted."""
-        region = self.rows[:, :, self.grid.columns.span(column)]
-        region.addcmul_(tile * self.row_weights[row][:, None], self.column_weights[column])
+        along, across = self._turn(row, column)
+        region = self._upright(self.pixels)[:, :, self.across.span(across)]
+        region.addcmul_(self._upright(tile) * self.along_weights[along][:, None], self.across_weights[across])
 
-    def flush(self, row: int, image: int, emit: Callable[[int, slice, Tensor], None]) -> None:
-        """Hand out the rows that no later tile touches, and move down to the next row of tiles."""
-        origin, finished = self.grid.rows.origins[row], self.grid.rows.finished(row)
-        emit(image, slice(origin, origin + finished), self.rows[:, :finished])
-        kept = self.rows.shape[1] - finished
-        self.rows[:, :kept] = self.rows[:, finished:].clone()
-        self.rows[:, kept:] = 0
+    def flush(self, row: int, column: int, emit: Callable[[slice, slice, Tensor], None]) -> None:
+        """After the last tile across, hand out what no later tile touches, in pieces as long as a tile; move along."""
+        along, across = self._turn(row, column)
+        if across < len(self.across.origins) - 1:
+            return
+        pixels, depth = self._upright(self.pixels), self.along.tile
+        origin, finished = self.along.origins[along], self.along.finished(along)
+        for start in range(0, self.across.length, self.across.tile):
+            piece = slice(start, min(start + self.across.tile, self.across.length))
+            emit(*self._turn(slice(origin, origin + finished), piece), self._upright(pixels[:, :finished, piece]))
+        for start in range(0, depth - finished, finished):  # in steps that do not overlap, so that no copy is needed
+            end = min(start + finished, depth - finished)
+            pixels[:, start:end] = pixels[:, start + finished : end + finished]
+        pixels[:, depth - finished :] = 0
+
+    def _turn(self, first: T, second: T) -> tuple[T, T]:
+        """Rows and columns as along and across, or back."""
+        return (second, first) if self.turned else (first, second)
+
+    def _upright(self, pixels: Tensor) -> Tensor:
+        """(C, rows, columns) as (C, along, across), or back."""
+        return pixels.mT if self.turned else pixels
 
 
 def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:

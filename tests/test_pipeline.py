@@ -350,14 +350,23 @@ def test_interrupt_leaves_the_deblurrer_usable_and_the_mode_as_it_was() -> None:
     np.testing.assert_array_equal(deblur.restore_array(pixels), pixels)
 
 
-def test_memory_does_not_grow_with_the_image() -> None:
-    """Sixteen times the rows, the same peak: only the output, which numpy holds, grows."""
+@pytest.mark.parametrize("turn", [lambda size: size, lambda size: size[::-1]], ids=["high", "wide"])
+def test_memory_does_not_grow_with_the_longer_side(turn: Callable[[tuple[int, int]], tuple[int, int]]) -> None:
+    """Sixteen times the pixels, the same peak: only the output, which numpy holds, grows."""
     deblur = Deblurrer(Stub(), tile=32, stride=28)
-    pictures = [np.zeros((height, 200, 3), np.uint8) for height in (100, 1600)]
+    pictures = [np.zeros((*turn(size), 3), np.uint8) for size in ((100, 100), (1600, 100))]
     peaks = [peak_bytes(partial(deblur.restore_array, pixels)) for pixels in pictures]
-    weights = 4 * 32 * (1600 // 28 + 1)  # the only thing with the image's height: one weight for each row of each tile
+    weights = 4 * 32 * (1600 // 28 + 1)  # the only thing as long as the image: a weight for each row of each tile
     assert peaks[1] <= peaks[0] + weights
-    assert peaks[0] < 3 * 200 * 4 * 32 * 4  # a few bands of 3 x 32 x 200 floats
+
+
+def test_memory_beside_the_tiles_at_work_is_one_band() -> None:
+    deblur = Deblurrer(Stub(), tile=32, stride=28)
+    tile, band = 4 * 3 * 32 * 32, 4 * 3 * 32 * 1000
+    weights = 2 * 4 * 32 * (1000 // 28 + 1)
+    # A tile as it was cut, in its batch, and weighted; the network here adds nothing.
+    peak = peak_bytes(lambda: deblur.restore_array(np.zeros((1000, 1000, 3), np.uint8)))
+    assert peak <= band + weights + 3 * tile
 
 
 def test_tiles_go_to_the_device_in_batches_and_never_the_image() -> None:
