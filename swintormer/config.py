@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Upper bounds keep a damaged file's numbers from being built: all are far above any network that was published.
+Channels = Annotated[int, Field(le=64)]
+Dim = Annotated[int, Field(le=4096)]
+Blocks = Annotated[int, Field(le=256)]
+Heads = Annotated[int, Field(le=256)]
+Window = Annotated[int, Field(le=256)]
+Expansion = Annotated[float, Field(le=64, allow_inf_nan=False)]
 
 
 class NetworkConfig(BaseModel):
@@ -25,14 +35,14 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    in_channels: int = 6
-    out_channels: int = 3
-    dim: int = 48
-    num_blocks: tuple[int, int, int, int] = (2, 4, 6, 8)
-    num_refinement_blocks: int = 4
-    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
-    ffn_expansion: float = 2.66
-    window_size: int = 16
+    in_channels: Channels = 6
+    out_channels: Channels = 3
+    dim: Dim = 48
+    num_blocks: tuple[Blocks, Blocks, Blocks, Blocks] = (2, 4, 6, 8)
+    num_refinement_blocks: Blocks = 4
+    heads: tuple[Heads, Heads, Heads, Heads] = (1, 2, 4, 8)
+    ffn_expansion: Expansion = 2.66
+    window_size: Window = 16
     bias: bool = False
 
     @model_validator(mode="after")

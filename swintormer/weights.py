@@ -29,6 +29,7 @@ from swintormer.shapes import DEFAULT_WINDOW, check_shapes, config_from_shapes
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
 
 
@@ -141,9 +142,7 @@ def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, st
         training_tile = int(tile) if tile else None
         if training_tile is not None and training_tile < 1:
             raise ValueError(f"the training tile is {training_tile}")
-        card = json.loads(metadata.get("swintormer.card", "{}"))
-        if not isinstance(card, dict):
-            raise ValueError("the model card is not a JSON object")
+        card = _parsed_card(metadata.get("swintormer.card", "{}"))
     except ValidationError as error:
         first = error.errors()[0]
         where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
@@ -155,10 +154,20 @@ def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, st
     return CheckpointInfo(
         config,
         training_tile,
-        {str(name): str(value) for name, value in card.items()},
+        card,
         parameters=sum(tensor.numel() for tensor in state.values()),
         describes_itself=bool(text),
     )
+
+
+def _parsed_card(text: str) -> dict[str, str]:
+    try:
+        card = json.loads(text)
+        if not isinstance(card, dict):
+            raise ValueError("the model card is not a JSON object")
+        return {name: str(value) for name, value in card.items()}
+    except RecursionError:
+        raise ValueError("the model card is nested too deeply") from None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -172,15 +181,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = _strip(str(name))
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise SwintormerError(f"{path} holds {bare!r} of type {kind}, where floating-point tensors were expected.")
+        if strange := _strangeness(tensor):
+            raise SwintormerError(
+                f"{path} holds {bare!r} {strange}, where a dense floating-point tensor of 16 to 64 bits was expected."
+            )
         if bare in state:
             raise SwintormerError(f"{path} holds {bare!r} twice once the prefixes of wrappers are stripped.")
         if not torch.isfinite(tensor).all():
             raise SwintormerError(f"{path} holds values that are not finite in {bare!r}: its training went wrong.")
         state[bare] = tensor
     return state, metadata
+
+
+def _strangeness(tensor: object) -> str | None:
+    """In words what sets it apart from a plain tensor of numbers; None for a plain one."""
+    if not isinstance(tensor, Tensor):
+        return f"of type {type(tensor).__name__}"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"in a {'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')} layout"
+    if tensor.device.type != "cpu":  # map_location leaves meta tensors, which hold no numbers, where they are
+        return f"on the device {tensor.device.type}"
+    if tensor.dtype not in _DTYPES:
+        return f"of type {tensor.dtype}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number said to be 2**60
+        return f"of shape {tuple(tensor.shape)}, more elements than it stores"
+    return None
 
 
 def _kind(path: Path) -> str:

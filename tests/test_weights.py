@@ -309,7 +309,27 @@ def test_pickles_of_something_else(tmp_path: Path, found: object, named: str) ->
         ({"swintormer.config": TINY.model_dump_json(), "swintormer.training_tile": "-1"}, "-1"),
         ({"swintormer.config": TINY.model_dump_json(), "swintormer.card": "[]"}, "card"),
         ({"swintormer.config": TINY.model_dump_json(), "swintormer.card": "{"}, "not a Swintormer"),
+        ({"swintormer.config": TINY.model_dump_json(), "swintormer.card": "[" * 200_000}, "nested too deeply"),
+        ({"swintormer.config": "[" * 200_000}, "cannot be built"),
+        *(
+            ({"swintormer.config": TINY.model_dump_json()[:-1] + f', "{name}": {value}}}'}, name)
+            for name, value in [
+                ("window_size", "1000000"),
+                ("window_size", "3000000000"),
+                ("window_size", "257"),
+                ("ffn_expansion", "1e400"),
+                ("ffn_expansion", "1e300"),
+                ("ffn_expansion", "NaN"),
+                ("dim", "1e30"),
+                ("dim", str(2**40)),
+                ("in_channels", str(2**40)),
+                ("out_channels", str(2**62)),
+                ("heads", f"[1, 2, 2, {2**40}]"),
+                ("num_refinement_blocks", str(2**40)),
+            ]
+        ),
     ],
+    ids=lambda value: str(value)[:80],
 )
 def test_metadata_that_does_not_fit(net: Swintormer, tmp_path: Path, metadata: dict, named: str) -> None:
     save_file(net.state_dict(), tmp_path / "a", metadata)
@@ -321,6 +341,30 @@ def test_weights_that_are_not_finite(net: Swintormer, tmp_path: Path) -> None:
     state["skip_conv.weight"][0] = torch.nan
     torch.save(state, tmp_path / "a.pth")
     refused(tmp_path / "a.pth", "not finite in 'skip_conv.weight'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda t: t.to_sparse(), "sparse"),
+        (lambda t: torch.nested.nested_tensor([t, t]), "nested"),
+        (lambda t: t.to("meta"), "meta"),
+        (lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+        (lambda t: torch.zeros(1).as_strided((2**40, 2**20), (0, 0)), "more elements than it stores"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_no_plain_weights(net: Swintormer, tmp_path: Path, spoil, named: str) -> None:
+    name = "skip_conv.weight"
+    torch.save(net.state_dict() | {name: spoil(net.state_dict()[name])}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", repr(name), named)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_safetensors_of_eight_bits(net: Swintormer, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in net.state_dict().items()}, tmp_path / "a")
+    refused(tmp_path / "a", str(dtype))
 
 
 def test_shipped_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
