@@ -42,7 +42,7 @@ class CheckpointInfo:
         training_tile: side in pixels of the crops it was trained on; None where the file does not say.
         card: summary of the model card; empty where the file has none.
         parameters: number of parameters.
-        describes_itself: whether `config` comes from the metadata. If not, the window size is an assumption.
+        describes_itself: whether `config` is from the metadata. If not, the window is the caller's or the released 16.
     """
 
     config: NetworkConfig
@@ -81,7 +81,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path, *, device: str | torch.device = "cpu", window_size: int = DEFAULT_WINDOW
+    path: str | Path, *, device: str | torch.device = "cpu", window_size: int | None = None
 ) -> Swintormer:
     """The network of a checkpoint, in evaluation mode.
 
@@ -90,31 +90,38 @@ def load_checkpoint(
     told by the content, not by the name. Pickles go through the restricted unpickler: nothing in a file is ever run.
 
     Args:
-        window_size: w for files that do not say; it stands in no shape.
+        window_size: w for files that do not describe themselves, as it stands in no shape; None for the released 16.
 
     Returns:
-        The network on `device`; its attribute `training_tile` holds the training crop in pixels, or None.
+        The network on `device`. Its attribute `training_tile` holds the training crop in pixels, or None;
+        `describes_itself` whether the configuration is the file's own: if not, the window is `window_size`.
 
     Raises:
-        SwintormerError: there is no such file, or it holds anything else; says what was found and what was expected.
+        SwintormerError: there is no such file, it holds anything else, or it names another window; says what was found
+            and what was expected.
     """
     path = Path(path)
     state, metadata = _read(path)
     info = _describe(path, state, metadata, window_size)
     net = Swintormer(info.config)
     net.load_state_dict(state)
-    net.training_tile = info.training_tile  # type: ignore[assignment]  # an annotation of nn.Module, wrong for data
+    # type: ignore, because nn.Module annotates its attributes as modules and tensors only
+    net.training_tile = info.training_tile  # type: ignore[assignment]
+    net.describes_itself = info.describes_itself  # type: ignore[assignment]
     return net.to(device).eval()
 
 
-def checkpoint_info(path: str | Path) -> CheckpointInfo:
+def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> CheckpointInfo:
     """What a checkpoint holds, without building the network.
+
+    Args:
+        window_size: as for `load_checkpoint`.
 
     Raises:
         SwintormerError: as for `load_checkpoint`.
     """
     path = Path(path)
-    return _describe(path, *_read(path), DEFAULT_WINDOW)
+    return _describe(path, *_read(path), window_size)
 
 
 def default_weights() -> Path:
@@ -131,12 +138,17 @@ def default_weights() -> Path:
     return path
 
 
-def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], window_size: int) -> CheckpointInfo:
+def _describe(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], window_size: int | None
+) -> CheckpointInfo:
     """Configuration from the metadata or else the shapes, checked against every key and shape of that network."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     text = metadata.get("swintormer.config")
     try:
-        config = NetworkConfig.model_validate_json(text) if text else config_from_shapes(shapes, window_size)
+        if text:
+            config = NetworkConfig.model_validate_json(text)
+        else:
+            config = config_from_shapes(shapes, DEFAULT_WINDOW if window_size is None else window_size)
         check_shapes(shapes, config)
         tile = metadata.get("swintormer.training_tile")
         training_tile = int(tile) if tile else None
@@ -151,6 +163,10 @@ def _describe(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, st
         ) from error
     except ValueError as error:
         raise SwintormerError(f"{path} is not a Swintormer checkpoint: {error}.") from error
+    if window_size not in (None, config.window_size):
+        raise SwintormerError(
+            f"{path} says that its window is {config.window_size}, not {window_size}: leave the window out."
+        )
     return CheckpointInfo(
         config,
         training_tile,

@@ -113,6 +113,32 @@ def test_released_layout(net: Swintormer, tmp_path: Path, wrap, legacy: bool) ->
     assert not info.describes_itself
 
 
+def test_window_is_the_released_one_where_neither_file_nor_caller_says(net: Swintormer, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert loaded.config.window_size == 16
+    assert loaded.describes_itself is False
+    assert load_checkpoint(tmp_path / "a.pth", window_size=4).describes_itself is False
+    assert checkpoint_info(tmp_path / "a.pth", window_size=4).config == TINY
+
+
+def test_window_that_contradicts_the_file_is_refused(net: Swintormer, tmp_path: Path) -> None:
+    save_checkpoint(net, tmp_path / "a")
+    assert load_checkpoint(tmp_path / "a").describes_itself is True
+    assert_same(load_checkpoint(tmp_path / "a", window_size=4), net)
+    for read in (load_checkpoint, checkpoint_info):
+        with pytest.raises(SwintormerError, match=r"says that its window is 4.*not 8") as error:
+            read(tmp_path / "a", window_size=8)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("window_size", [0, 1, 257])
+def test_window_out_of_range_is_refused(net: Swintormer, tmp_path: Path, window_size: int) -> None:
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(SwintormerError, match="window_size"):
+        load_checkpoint(tmp_path / "a.pth", window_size=window_size)
+
+
 def test_averaged_weights_are_preferred(net: Swintormer, tmp_path: Path) -> None:
     halved = {name: tensor / 2 for name, tensor in net.state_dict().items()}
     torch.save({"params": halved, "params_ema": net.state_dict()}, tmp_path / "a.pth")
