@@ -29,6 +29,7 @@ Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after every batch with tiles done and tiles in all."""
 
+DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
 DEFAULT_BLEND: Blend = "uniform"
 # CPU seconds for a megapixel of image, preset `small`, one thread, with the work that the overlap of 36 pixels repeats:
 # 7.6 at 256 (35 % repeated), 7.5 at 512 (16 %), 12.1 at 1024 (7 %), where every tensor is fresh pages from the system.
@@ -65,7 +66,8 @@ class Deblurrer:
         tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
             up to 512. None is the tile that the network was trained on (`net.training_tile`, 256 where unknown), which
             is the paper's train/inference consistency; together with a memory budget it means "auto".
-        stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`.
+        stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An automatic
+            tile is at least as long, unless one tile covers the image.
         blend: "uniform" or "feather", see `tiling.make_grid`.
         batch: tiles at once; None is 1 on a CPU, and elsewhere what the memory budget allows, up to 16. The result does
             not depend on it beyond rounding: two batch sizes differ by at most twice the network's own largest float32
@@ -114,6 +116,8 @@ class Deblurrer:
         else:
             tile, batch = self._fit(height, width)
         stride = default_stride(tile) if self.stride is None else self.stride
+        if tile >= max(height, width):  # one tile: an automatic one may be shorter than the stride
+            stride = min(stride, tile)
         return Plan(tile, stride, batch, make_grid(height, width, tile, stride, self.blend))
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -228,24 +232,27 @@ class Deblurrer:
     def _fit(self, height: int, width: int) -> tuple[int, int]:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        step = self.net.config.stride
         if isinstance(self.tile, int):
             candidates = [self.tile]
         else:
-            step = self.net.config.stride
             # Past the image's longer side nothing changes.
             largest = min(LARGEST_AUTO_TILE, max(height, width))
-            candidates = [*range(-(-largest // step) * step, 0, -step)]
+            covering = -(-largest // step) * step
+            candidates = [covering, *range(covering - step, (self.stride or 1) - 1, -step)]
         least = self.batch or 1
         for tile in candidates:
             if self._cost(tile, least, height, width) <= budget:
                 break
         else:
-            need = self._cost(candidates[-1], least, height, width)
-            advice = "free more memory or give more" if self.tile == "auto" else 'choose a smaller one or "auto"'
-            raise SwintormerError(
-                f"{_megabytes(budget)} of memory do not hold {'a tile' if least == 1 else f'{least} tiles'} of "
-                f"{candidates[-1]} pixels, which take about {_megabytes(need)}: {advice}."
-            )
+            need = _megabytes(self._cost(candidates[-1], least, height, width))
+            what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
+            advice = "free more memory or give more"
+            if self.tile != "auto":
+                advice = 'choose a smaller one or "auto"'
+            elif self.stride is not None and candidates[-1] > step:
+                what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
+            raise SwintormerError(f"{_megabytes(budget)} of memory do not hold {what} (about {need}): {advice}.")
         if self.batch is not None or self.device.type == "cpu":  # a CPU's cores are busy with one tile
             return tile, least
         return tile, max(b for b in range(1, LARGEST_AUTO_BATCH + 1) if self._cost(tile, b, height, width) <= budget)
@@ -330,9 +337,12 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
         return net
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device).partition(":")[0] not in DEVICES:
+        raise SwintormerError(f"The device must be cpu, cuda or mps, found {str(device)!r}.")
     try:
         return net.to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
+    # AssertionError: "Torch not compiled with CUDA enabled"; TypeError: MPS has no float64.
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise SwintormerError(f"Cannot use the device {device}: {str(error).splitlines()[0].rstrip('.')}.") from error
 
 
