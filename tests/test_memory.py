@@ -52,6 +52,14 @@ def test_estimate_covers_the_measured_peak(sizes: dict) -> None:
     assert measured <= estimate <= 2 * measured  # with one thread the library makes no blocked copies
 
 
+def test_estimate_covers_the_automatic_backend() -> None:
+    config = NetworkConfig(**(SHALLOW | {"dim": 24, "window_size": 8}))
+    net, image = Swintormer(config).eval(), torch.rand(1, 3, 128, 128)
+    with torch.inference_mode():
+        measured = peak_bytes(lambda: net(image))
+    assert 0 < measured <= live_bytes(config, 128 * 128)
+
+
 def test_estimate_scales_with_pixels_and_element_size() -> None:
     config = NetworkConfig()
     per_pixel = live_bytes(config, 2 * 512**2) - live_bytes(config, 512**2)
