@@ -60,14 +60,23 @@ def describe(config: NetworkConfig, tile: int, stride: int | None, sizes: list[t
 
     stride = default_stride(tile) if stride is None else stride
     cost = count_macs(config, tile, tile)
-    lines = [f"GMAC for one tile of {tile}x{tile} pixels (torch FlopCounterMode)", ""]
-    lines += [f"{stage:<20} {macs / 1e9:>8.3f} {macs / cost.total:>7.1%}" for stage, macs in cost.stages.items()]
-    lines += [f"{'together':<20} {cost.total / 1e9:>8.3f} {1:>7.1%}"]
+    columns, notes = {f"tile {tile}x{tile}": cost.stages}, []
     for width, height in sizes:
         grid = make_grid(height, width, tile, stride)
         whole = cost if min(width, height) >= tile else count_macs(config, min(tile, height), min(tile, width))
-        lines.append(
-            f"\n{width}x{height} pixels: {len(grid)} tiles of {whole.width}x{whole.height}, stride {stride}: "
+        columns[f"{width}x{height}"] = {stage: len(grid) * macs for stage, macs in whole.stages.items()}
+        notes.append(
+            f"{width}x{height} pixels: {len(grid)} tiles of {whole.width}x{whole.height}, stride {stride}: "
             f"{len(grid) * whole.total / 1e9:,.1f} GMAC"
         )
-    return "\n".join(lines)
+    return "\n".join(["GMAC by stage (torch FlopCounterMode)", "", *_table(columns), "", *notes])
+
+
+def _table(columns: dict[str, dict[str, int]]) -> list[str]:
+    """Rows of a table: GMAC of each stage and its share of the column."""
+    rows = [f"{'':<20}" + "".join(f" {name:>20}" for name in columns)]
+    sums = [sum(stages.values()) for stages in columns.values()]
+    for stage in next(iter(columns.values())):
+        cells = zip((stages[stage] for stages in columns.values()), sums, strict=True)
+        rows.append(f"{stage:<20}" + "".join(f" {macs / 1e9:>12,.3f} {macs / total:>7.1%}" for macs, total in cells))
+    return [*rows, f"{'together':<20}" + "".join(f" {total / 1e9:>12,.3f} {1:>7.1%}" for total in sums)]
