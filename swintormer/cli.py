@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,8 @@ class _Commands(TyperGroup):
 
 
 def _complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a closed terminal or pipe: the exit code still tells
+        print(text, file=sys.stderr, flush=True)
 
 
 app = typer.Typer(
@@ -95,6 +97,10 @@ _Memory = Annotated[
     str, _option(_SPEED, "Memory to work in beside the picture itself, such as 500M or 2G.", metavar="SIZE")
 ]
 _Batch = Annotated[int | None, _option(_SPEED, "Squares restored at once.", metavar="N")]
+_Window = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", rich_help_panel=_RESULT, help="Attention window of weights that do not say."),
+]
 _Device = Annotated[str, _option(_SPEED, "auto, cpu, cuda, or cuda:1 for the second GPU.", metavar="NAME")]
 _Backend = Annotated[str, _option(_SPEED, "Kernels to use, as `swintormer info` lists them.", metavar="NAME")]
 _Quiet = Annotated[bool, _option(_SPEED, "Say nothing but errors.", "--quiet", "-q")]
@@ -130,22 +136,24 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     blend: _Blend = "",
     memory: _Memory = "",
     batch: _Batch = None,
+    window: _Window = None,
     device: _Device = "auto",
     backend: _Backend = "auto",
     quiet: _Quiet = False,
 ) -> None:
     """Plan, leave out what is done, restore, and say how it went."""
+    from swintormer.cli_deblur import Outcome, Reporter, Settings, restore_all
     from swintormer.cli_plan import Naming, plan
 
     jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right))
     pending = [job for job in jobs if not (skip_existing and job.is_done())]
-    if len(pending) < len(jobs) and not quiet:
-        print(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
-
-    from swintormer.cli_deblur import Outcome, Reporter, Settings, restore_all
-
-    settings = Settings(weights, parse_tile(tile), stride, blend or None, parse_memory(memory), batch, device, backend)
-    outcome = restore_all(pending, settings, Reporter(len(pending), quiet)) if pending else Outcome()
+    reporter = Reporter(len(pending), quiet)
+    if len(pending) < len(jobs):
+        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
+    settings = Settings(
+        weights, parse_tile(tile), stride, blend or None, parse_memory(memory), batch, window, device, backend
+    )
+    outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
 
 
@@ -171,11 +179,12 @@ def _finish(outcome: Outcome, problems: list[str]) -> None:
 @app.command()
 def info(
     weights: Annotated[Path | None, typer.Option(help="Describe this network instead of the installed one.")] = None,
+    window: _Window = None,
 ) -> None:
     """Tell what is installed and what this machine can do."""
     from swintormer.cli_info import describe
 
-    print(describe(weights))
+    print(describe(weights, window))
 
 
 @app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")

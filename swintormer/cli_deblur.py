@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from swintormer.cli_plan import Job
 from swintormer.errors import SwintormerError
-from swintormer.images import Image, Samples, check_target, prepare_folder, read_image, write_image
+from swintormer.files import prepare_folder
+from swintormer.images import Image, Samples, check_target, read_image, write_image
+from swintormer.interrupts import stoppable
 
 if TYPE_CHECKING:
+    from swintormer.network import Swintormer
     from swintormer.pipeline import Deblurrer
 
 
@@ -26,6 +30,7 @@ class Settings:
     Attributes:
         weights: checkpoint file; None for the one that is installed with the program.
         memory: bytes that the work may take beside the picture itself.
+        window: side of the attention windows, for weights that do not say.
         backend: of the ops; "auto" takes the best of each.
     """
 
@@ -35,6 +40,7 @@ class Settings:
     blend: str | None = None
     memory: int | None = None
     batch: int | None = None
+    window: int | None = None
     device: str = "auto"
     backend: str = "auto"
 
@@ -57,7 +63,9 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     outcome = Outcome()
     with backend_scope(settings.backend), reporter:
         deblurrer = make_deblurrer(settings, dual_pixel=jobs[0].right is not None)
-        with _stoppable() as caught:
+        if note := window_note(settings.weights, deblurrer.net, settings.window):
+            reporter.say(note)
+        with stoppable() as caught:
             try:
                 for job in jobs:
                     error = _try(deblurrer, job, reporter, caught)
@@ -70,29 +78,6 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     return outcome
 
 
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add their number to, for asking between tiles; a second SIGINT raises at once.
-
-    Raised at once, the first could land in a callback of libvips or in a clean-up, and be lost or leave a file behind.
-    """
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are someone else's
-        before = {}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
     """The network and its tiling, loaded and on its device.
 
@@ -103,13 +88,23 @@ def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
     from swintormer.weights import default_weights, load_checkpoint
 
     weights = settings.weights or default_weights()
-    net = load_checkpoint(weights)
+    net = load_checkpoint(weights, window_size=settings.window)
     if dual_pixel and net.config.in_channels == net.config.out_channels:
         raise SwintormerError(f"{weights} restores single pictures: leave out --right, or name dual-pixel --weights.")
     if not dual_pixel and net.config.in_channels == 2 * net.config.out_channels:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
     chosen = {name: getattr(settings, name) for name in ("tile", "stride", "blend", "memory", "batch", "device")}
     return Deblurrer(net, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str:
+    """What to tell where the window is an assumption; it stands in no tensor's shape, so a wrong one shows nowhere."""
+    if net.describes_itself or asked is not None:
+        return ""
+    return (
+        f"Note: {weights} does not say how wide its windows are: {net.config.window_size} pixels are assumed, and "
+        "--window names another."
+    )
 
 
 @contextmanager
@@ -132,15 +127,20 @@ def backend_scope(name: str) -> Iterator[None]:
 
 def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) -> str | None:
     """Restore one picture; None, or the sentence that says why it failed."""
+    from swintormer_kernels import BackendError
+
     try:
         with reporter.file(job, caught) as follow:
             restore_file(deblurrer, job, follow)
     except SwintormerError as error:
         sentence = str(error)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
+    except BackendError:
+        raise  # of the machine and the settings, not of the picture
+    except Exception as error:  # whatever it is, the other pictures may still be restored
+        if _is_out_of_memory(error):
+            sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
+        else:
+            sentence = f"{job.source} failed by a fault of the program ({_in_short(error)}): please report it."
     else:
         return None
     reporter.failed(sentence)
@@ -150,6 +150,12 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
 def _is_out_of_memory(error: Exception) -> bool:
     """Torch's own errors differ by device and have no common class."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _in_short(error: Exception) -> str:
+    """Kind and first line: torch adds lines of hints and of its own stack."""
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {lines[0].rstrip('.')}" if lines else "")
 
 
 def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
@@ -246,7 +252,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):  # a terminal that has been closed
+                self.bar.stop()
 
     @contextmanager
     def file(self, job: Job, caught: list[int]) -> Iterator[Following]:
@@ -256,22 +263,33 @@ class Reporter:
         follow = Following(job, caught, self.bar, counter + job.source.name)
         try:
             yield follow
-            self._say(str(follow))
+            self.say(str(follow))
         finally:
             if self.bar is not None:
                 self.bar.remove_task(follow.task)
 
     def failed(self, sentence: str) -> None:
         if self.files > 1:  # of a single file it is told at the end
-            self._say(f"Failed: {sentence}")
+            self.say(f"Failed: {sentence}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line for the person at the keyboard. Once nobody reads any more (`| head`) the work goes on in silence."""
         if self.quiet:
             return
-        if self.bar is not None:
-            self.bar.console.print(text, soft_wrap=True, markup=False, highlight=False)
-        else:
-            print(text, flush=True)
+        try:
+            if self.bar is not None:
+                self.bar.console.print(text, soft_wrap=True, markup=False, highlight=False)
+            else:
+                print(text, flush=True)
+        except OSError:
+            self.quiet = True
+            discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written there to nowhere, or Python would complain at its end of what it cannot write."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:  # a stand-in for a stream may have no descriptor
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _make_bar() -> Any:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swintormer.errors import SwintormerError
 
+if TYPE_CHECKING:
+    from swintormer.weights import CheckpointInfo
 
-def describe(weights: Path | None) -> str:
-    """The whole text. Raises SwintormerError where weights are named that cannot be read."""
+
+def describe(weights: Path | None, window: int | None = None) -> str:
+    """The whole text.
+
+    Args:
+        window: side of the attention windows, for weights that do not say; None for the assumption.
+
+    Raises:
+        SwintormerError: weights are named that cannot be read, or a window for weights that say another.
+    """
     sections = {
         "Versions": _versions(),
         "Processor": _processor(),
         "Backends": _backends(),
-        "Weights": _weights(weights),
+        "Weights": _weights(weights, window),
     }
     return "\n\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())
 
@@ -72,14 +83,14 @@ def _backends() -> list[str]:
     return str(backends()).splitlines()
 
 
-def _weights(path: Path | None) -> list[str]:
+def _weights(path: Path | None, window: int | None) -> list[str]:
     from swintormer.weights import checkpoint_info, default_weights
 
     try:
         path = path or default_weights()
     except SwintormerError as error:  # an installation without weights is worth a line here, not a failure
         return [str(error)]
-    info = checkpoint_info(path)
+    info = checkpoint_info(path, window_size=window)
     config = info.config
     blocks = f"{'-'.join(str(n) for n in config.num_blocks)} blocks and {config.num_refinement_blocks} of refinement"
     tile = (
@@ -90,6 +101,11 @@ def _weights(path: Path | None) -> list[str]:
     lines = [
         str(path),
         f"{info.parameters:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {tile}",
-        f"{config.in_channels} input channels, dim {config.dim}, {blocks}, window {config.window_size}",
+        f"{config.in_channels} input channels, dim {config.dim}, {blocks}, {_window(info, window)}",
     ]
     return lines + [f"{name}: {text}" for name, text in info.card.items()]
+
+
+def _window(info: CheckpointInfo, asked: int | None) -> str:
+    whose = "" if info.describes_itself else " (assumed: the file does not say)" if asked is None else " (your word)"
+    return f"window {info.config.window_size}{whose}"

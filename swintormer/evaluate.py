@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from swintormer import heldout
 from swintormer.classical import CLASSICAL
 from swintormer.errors import SwintormerError
+from swintormer.files import replacing
 from swintormer.metrics import mae, psnr, ssim
 from swintormer.pipeline import Deblurrer
 
@@ -157,8 +158,6 @@ def table(scores: Sequence[Score], by: str) -> str:
 
 def write_csv(scores: Iterable[Score], path: Path) -> None:
     """All scores, a line each; PSNR and SSIM to the digits that float32 pictures carry."""
-    from swintormer.images import replacing
-
     with replacing(path) as file:
         lines: list[list[str]] = [[field.name for field in fields(Score)]]
         for s in scores:

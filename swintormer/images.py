@@ -12,9 +12,6 @@ Pixels stay as stored: the orientation tag is kept, not applied, so viewers show
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
+from swintormer.files import reason, replacing
 from swintormer.tiff_exif import append_exif, read_exif, without_thumbnail
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
@@ -160,7 +158,7 @@ def detect_format(path: Path) -> str:
     except FileNotFoundError:
         raise SwintormerError(f"There is no file {path}.") from None
     except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {_reason(error)}.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     if not head:
         raise SwintormerError(f"{path} is empty (0 bytes): copy it again from where it came.")
     for name, form in FORMATS.items():
@@ -193,7 +191,7 @@ def read_image(path: str | Path) -> Image:
                 raise vips.Error("", "end missing")
             samples = np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
     except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {_reason(error)}.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except (vips.Error, MemoryError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise SwintormerError(f"{path} does not fit into memory: close other programs or crop it first.") from error
@@ -358,47 +356,6 @@ def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
         raise SwintormerError(f"Cannot write {target}: {_detail(error)}.") from error
 
 
-def prepare_folder(target: Path) -> None:
-    """Make the folder that `target` goes into; SwintormerError if that cannot be or if it takes no files."""
-    folder = target.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SwintormerError(f"Cannot create the folder {folder}: {_reason(error)}.") from error
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise SwintormerError(f"Cannot write into the folder {folder}: choose another or change its permissions.")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `target` when the block ends, and vanishes if it raises.
-
-    It stands in the same folder, so that the last step is one rename within a file system; missing folders are made.
-
-    Raises:
-        SwintormerError: the folder cannot be made, or the file cannot be written.
-    """
-    prepare_folder(target)
-    beside = target.parent / f".swintormer-{secrets.token_hex(8)}.part"
-    try:
-        with beside.open("x+b") as file, _removing(beside):  # "x": never another program's file
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # a full disk may show only now
-            os.replace(beside, target)
-    except OSError as error:
-        raise SwintormerError(f"Cannot write {target}: {_reason(error)}.") from error
-
-
-@contextmanager
-def _removing(path: Path) -> Iterator[None]:
-    """Whatever happens, also an interrupt, the file is gone afterwards unless it was renamed."""
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _vips() -> ModuleType:
     """pyvips, imported when first needed."""
     os.environ.setdefault("VIPS_WARNING", "0")  # its warnings on odd tags are not for the person at the keyboard
@@ -406,10 +363,6 @@ def _vips() -> ModuleType:
 
     pyvips.cache_set_max(0)  # its cache would hold on to pictures, and to the old content of replaced files
     return pyvips
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def _detail(error: Exception) -> str:

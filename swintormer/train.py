@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from swintormer.config import PRESETS, NetworkConfig
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
+from swintormer.files import exists, prepare_folder, reason, replacing
+from swintormer.interrupts import ENDING, stoppable
 from swintormer.losses import l1_loss
 from swintormer.network import Swintormer
 
@@ -182,7 +183,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs, beside `path` first, then over it."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
@@ -197,9 +198,8 @@ class Run:
             "seconds": self.seconds,
             "network": self.config.network.model_dump(),
         }
-        part = path.with_name(path.name + ".part")
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, metadata={"state": json.dumps(state)})
-        os.replace(part, path)
+        with replacing(path) as file:
+            file.write(save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(state)}))
 
     def load(self, path: Path) -> None:
         """Continue from a file of `save`; SwintormerError if it is of another network or no such file."""
@@ -259,7 +259,7 @@ def _batches(config: TrainConfig, device: torch.device, start: int) -> Iterator[
 
 def _ignore_signals(_worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; workers leave it to the trainer, which ends them after its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -295,26 +295,6 @@ def _psnr(image: Tensor, truth: Tensor) -> float:
     return -10 * math.log10(max(float((image - truth).square().mean()), 1e-10))
 
 
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to instead of ending the program; a second SIGINT ends it at once."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are someone else's
-        before = {}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Reporter:
     """Progress bar on a terminal, else a line every `log_every` steps; log.csv in any case."""
 
@@ -337,7 +317,8 @@ class _Reporter:
         """Drop rows that a run killed after its last checkpoint wrote: they will be computed again."""
         rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
         kept = [row + "\n" for row in rows if row and int(row.split(",", 1)[0]) <= step]
-        self.path.write_text(CSV_HEADER + "".join(kept))
+        with replacing(self.path) as file:
+            file.write((CSV_HEADER + "".join(kept)).encode())
 
     def update(self, run: Run, loss: Tensor, norm: Tensor, lr: float, scores: tuple[float, float] | None) -> None:
         self.losses.append(loss)
@@ -347,8 +328,11 @@ class _Reporter:
         self.losses.clear()
         minutes, samples = run.seconds / 60, run.step * self.config.batch
         psnrs = ",".join(f"{score:.4f}" for score in scores) if scores else ","
-        with self.path.open("a") as file:
-            file.write(f"{run.step},{samples},{minutes:.3f},{lr:.4g},{mean:.6g},{float(norm):.4g},{psnrs}\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(f"{run.step},{samples},{minutes:.3f},{lr:.4g},{mean:.6g},{float(norm):.4g},{psnrs}\n")
+        except OSError as error:
+            raise SwintormerError(f"Cannot write {self.path}: {reason(error)}.") from error
         text = f"step {run.step}, loss {mean:.5f}, lr {lr:.2e}, {run.seconds / run.step:.3f} s a step"
         if scores:
             text += f", validation {scores[0]:.2f} dB (blurred {scores[1]:.2f})"
@@ -363,29 +347,33 @@ class _Reporter:
 
 
 def train(config: TrainConfig, resume: bool = True) -> Path:
-    """Train until `steps` or `minutes` are used, or until SIGINT or SIGTERM.
+    """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         resume: continue from `out/state.safetensors` if it is there; False starts over.
 
     Returns:
         `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted.
+
+    Raises:
+        SwintormerError: no such device; `out` cannot be made or written; a state that is unusable; a gradient that is
+            not finite.
     """
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    config.out.mkdir(parents=True, exist_ok=True)
-    run = Run(config, device)
     state = config.out / "state.safetensors"
-    if resume and state.exists():
+    prepare_folder(state)
+    run = Run(config, device)
+    if resume and exists(state):
         run.load(state)
     reporter = _Reporter(config, run.step)
     try:
-        with _interruptible() as caught:
+        with stoppable() as caught:
             _loop(run, reporter, state, caught)
+            run.save(state)  # before the bar ends: after SIGHUP there may be no terminal for its last line
     finally:
         reporter.close()
-    run.save(state)
     if run.progress < 1:
         print(f"Interrupted after step {run.step}; the same command continues from {state}.", file=sys.stderr)
         return state

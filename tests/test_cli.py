@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_files import TINY, files, make_bad, nobody, photo
 from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, cli_plan, load_checkpoint, report, save_checkpoint
 from swintormer.cli import app, parse_format, parse_memory, parse_size, parse_tile
 from swintormer.cli_macs import count_macs
-from swintormer.config import PRESETS, NetworkConfig
+from swintormer.config import PRESETS
 from swintormer.errors import SwintormerError
-from swintormer.images import read_image, wrap
+from swintormer.images import read_image
 from swintormer.metrics import psnr
-
-TINY = NetworkConfig(
-    in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
-)
-ROOT_CAN_BE_NOBODY = hasattr(os, "geteuid") and os.geteuid() == 0
-PROGRAM = [sys.executable, "-m", "swintormer.cli"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,22 +68,6 @@ def run(tmp_path, monkeypatch, weights):
         return result
 
     return call
-
-
-def photo(path: str | Path, channels: int = 3, bits: int = 8, side: tuple[int, int] = (40, 50), seed: int = 0) -> Path:
-    """A picture with large and small shapes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[: side[0], : side[1]]
-    wave = (np.sin(x / 5 + seed) * np.cos(y / 7) + 1) / 2
-    pixels = np.repeat(wave[..., None], channels, axis=2) * (2**bits - 1)
-    wrap(np.ascontiguousarray(pixels.astype(np.uint8 if bits == 8 else np.uint16))).write_to_file(str(path))
-    return path
-
-
-def files(folder: str | Path = ".") -> set[str]:
-    """Every file under it, hidden ones too."""
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 # Results
@@ -262,34 +236,6 @@ def test_one_view_for_a_dual_pixel_network(run, dual_weights):
 # Bad files
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def make_bad(name: str) -> Path:
-    """A file that cannot be restored, by the name of what is wrong with it."""
-    path = photo(f"in/{name}.png")
-    if name == "truncated":
-        _cut(path)
-    elif name == "empty":
-        path.write_bytes(b"")
-    elif name == "text":
-        path.write_text("This is not a picture.\n")
-    elif name == "cmyk":
-        import pyvips
-
-        path.unlink()
-        path = path.with_suffix(".jpg")
-        pyvips.Image.black(8, 8, bands=4).copy(interpretation="cmyk").write_to_file(str(path))
-    elif name == "float":
-        import tifffile
-
-        path.unlink()
-        path = path.with_suffix(".tif")
-        tifffile.imwrite(path, np.zeros((8, 8, 3), np.float32), photometric="rgb")
-    return path
-
-
 BAD = {
     "truncated": "cut short",
     "empty": "is empty",
@@ -321,25 +267,57 @@ def test_failures_in_a_folder_do_not_stop_the_others(run):
     assert result.stdout.count("Failed: ") == 5
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("odd shapes.\nmore"),
+            "a.png failed by a fault of the program (RuntimeError: odd shapes)",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "a.png does not fit into memory"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_failure(run, monkeypatch, error, words):
+    photo("a.png", side=(8, 8))
+    photo("b.png", side=(9, 9))
+    restore = Deblurrer.restore_array
+
+    def failing(self, pixels, **options):
+        if len(pixels) == 8:
+            raise error
+        return restore(self, pixels, **options)
+
+    monkeypatch.setattr(Deblurrer, "restore_array", failing)
+    result = run("deblur", "a.png", "b.png", "-o", "out", code=1)
+    assert files("out") == {"b.png"}
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 2
+
+
+def test_window_of_weights_that_do_not_say(run, weights):
+    photo("a.png", side=(33, 33))
+    torch.save(load_checkpoint(weights).state_dict(), "bare.pth")
+    words = ("deblur", "a.png", "--tile", 32, "--weights")
+    assert "bare.pth does not say how wide" in run(*words, "bare.pth", "-o", "assumed").stdout
+    said = run(*words, "bare.pth", "-o", "named", "--window", TINY.window_size).stdout
+    assert "does not say" not in said
+    run(*words, weights, "-o", "own")
+    assumed, named, own = (read_image(f"{name}/a.png").pixels for name in ("assumed", "named", "own"))
+    np.testing.assert_array_equal(named, own)
+    assert (assumed != own).any()
+    assert "its window is 2, not 4" in run(*words, weights, "-o", "own", "--window", 4, code=1).stderr
+    assert "window 16 (assumed: the file does not say)" in run("info", "--weights", "bare.pth").stdout
+    assert "window 2 (your word)" in run("info", "--weights", "bare.pth", "--window", 2).stdout
+    assert "window 2\n" in run("info", "--weights", weights).stdout
+    assert "its window is 2, not 4" in run("info", "--weights", weights, "--window", 4, code=1).stderr
+
+
 def test_a_missing_second_view_is_one_failure(run, dual_weights):
     for name in ("left/a.png", "left/b.png", "right/b.png"):
         photo(name)
     result = run("deblur", "left", "--right", "right", "-o", "out", "--weights", dual_weights, code=1)
     assert "There is no file right/a.png" in result.stderr
     assert files("out") == {"b.png"}
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Root may read and write everything, so permissions are tried as another user; others keep their own rights."""
-    if not ROOT_CAN_BE_NOBODY:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_folders_without_permission(run, weights, monkeypatch):
@@ -384,7 +362,7 @@ def test_a_full_disk(run):
 # Interrupts, terminals, the other commands
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_and_going_on(run, monkeypatch, number):
     for name in ("a.png", "b.png", "c.png"):
         photo(f"in/{name}")
@@ -417,30 +395,6 @@ def test_an_interrupt_outside_the_work(run, monkeypatch):
     assert result.stderr == "Interrupted: nothing half-written is left.\n"
 
 
-def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
-    photo(tmp_path / "a.png", side=(100, 200))
-    master, slave = pty.openpty()
-    words = ["deblur", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    command = [*PROGRAM, *words]
-    with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment) as process:
-        os.close(slave)
-        shown = b""
-        while True:
-            try:
-                chunk = os.read(master, 4096)
-            except OSError:  # Linux reports the other end's closing so
-                break
-            if not chunk:
-                break
-            shown += chunk
-    os.close(master)
-    text = shown.decode()
-    assert process.returncode == 0, text
-    for word in ("a.png", "tiles", "megapixels/s", "left", "200x100, RGB, 8 bits, 28 tiles"):
-        assert word in text
-
-
 def test_quiet_says_only_errors(run):
     photo("a.png")
     result = run("deblur", "a.png", "-o", "out", "-q")
@@ -449,24 +403,6 @@ def test_quiet_says_only_errors(run):
     result = run("deblur", "in/text.png", "a.png", "-o", "out", "-q", code=1)
     assert result.stdout == ""
     assert "1 restored, 1 failed:" in result.stderr
-
-
-def test_help_needs_no_torch_and_shows_examples():
-    script = """
-import sys
-from swintormer.cli import app
-try:
-    app(sys.argv[1:])
-finally:
-    heavy = {"torch", "numpy", "pyvips"} & set(sys.modules)
-    assert not heavy, heavy
-"""
-    for words in (["--help"], ["deblur", "--help"]):
-        command = [sys.executable, "-c", script, *words]
-        result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert "swintormer deblur photo.jpg -o sharp.png" in result.stdout
-    for option in ("--weights", "--tile", "--memory", "--skip-existing", "--compare"):
-        assert option in result.stdout
 
 
 def test_wrong_usage_is_told_apart_from_failure(run):
@@ -504,6 +440,10 @@ def test_macs(run, weights):
     total = count_macs(TINY, 64, 64).total
     assert f"{total / 1e9:.3f}" in small
     assert "64x64 pixels: 1 tiles" in small
+    # Name, then GMAC and share of a tile and of each image.
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("refinement")]
+    stage = count_macs(PRESETS["small"], 256, 256).stages["refinement"] / 1e9
+    assert (row[1], row[3]) == (f"{stage:,.3f}", f"{40 * stage:,.3f}")
     assert "no preset 'huge'" in run("macs", "--preset", "huge", code=1).stderr
     assert "--size takes" in run("macs", "--size", "big", code=1).stderr
 

@@ -25,9 +25,9 @@ from PIL import Image as Pillow
 from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from swintormer import images
 from swintormer.errors import SwintormerError
-from swintormer.images import check_target, read_image, replacing, to_eight_bit, wrap, write_image
+from swintormer.files import replacing
+from swintormer.images import check_target, read_image, to_eight_bit, wrap, write_image
 from swintormer.tiff_exif import append_exif, read_exif
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
@@ -211,6 +211,25 @@ def test_palette_and_few_bits_are_expanded_and_announced(tmp_path):
     assert "1 bit" in source.notes[0]
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_premultiplied_tiff_does_not_darken(tmp_path, channels, bits):
+    """Colours times alpha in the file; libvips divides while it reads, and the result says that it holds them plain."""
+    unit = 2 ** (bits - 8)
+    array = np.full((8, 8, channels), 100 * unit, samples(bits).dtype)
+    array[..., -1] = 128 * unit
+    photometric = "rgb" if channels == 4 else "minisblack"
+    tifffile.imwrite(tmp_path / "in.tif", array, photometric=photometric, extrasamples=["assocalpha"])
+    source = read_image(tmp_path / "in.tif")
+    plain = 100 * unit * (2**bits - 1) / (128 * unit)
+    assert np.abs(source.pixels - plain).max() <= 1, "it truncates"
+    np.testing.assert_array_equal(source.alpha, array[..., -1])
+    write_image(tmp_path / "out.tif", source.pixels, source)
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.pages[0].extrasamples == (tifffile.EXTRASAMPLE.UNASSALPHA,)
+        np.testing.assert_array_equal(file.pages[0].asarray(), source.samples)
+
+
 def _odd_files(folder: Path) -> dict[str, str]:
     """Files that are refused, and what the sentence must name."""
     rgb = Pillow.fromarray(samples())
@@ -283,22 +302,6 @@ def _file_size_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_an_interrupt_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "new" / "x.png") as file:  # noqa: PT012
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_temporary_files_never_touch_those_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.secrets, "token_hex", lambda _: "same")
-    with replacing(tmp_path / "x.png") as file:
-        file.write(b"mine")
-        with pytest.raises(SwintormerError, match="File exists"), replacing(tmp_path / "x.png"):
-            pass
-    assert (tmp_path / "x.png").read_bytes() == b"mine"
 
 
 def test_folder_that_cannot_be_made(tmp_path):

@@ -211,6 +211,35 @@ def test_state_of_another_network_is_refused(config):
         train(config.model_copy(update={"network": larger}))
 
 
+def test_a_folder_that_cannot_be_made_or_written(config, monkeypatch):
+    config.out.parent.joinpath("file").touch()
+    inside = config.model_copy(update={"out": config.out.parent / "file" / "run"})
+    with pytest.raises(SwintormerError, match="Cannot create the folder"):
+        train(inside)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # root may write everywhere
+    with pytest.raises(SwintormerError, match="Cannot write into the folder"):
+        train(config)
+    monkeypatch.undo()
+    (config.out / "log.csv").mkdir(parents=True)
+    with pytest.raises(SwintormerError, match=r"Cannot write .*log.csv"):
+        train(config)
+
+
+def test_a_disk_that_fills_up_while_the_state_is_saved_spares_the_last_one(config, monkeypatch):
+    train(config.model_copy(update={"steps": 1}))
+    state = config.out / "state.safetensors"
+    before = state.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SwintormerError, match=r"Cannot write .*: No space left on device"):
+        Run(config, torch.device("cpu")).save(state)
+    assert state.read_bytes() == before
+    assert {path.name for path in config.out.iterdir()} == {"state.safetensors", "log.csv", "weights.safetensors"}
+
+
 def test_the_shipped_recipe_is_valid():
     config = read_config(ROOT / "configs" / "small.toml")
     assert config.network == PRESETS["small"]
