@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swintormer.errors import SwintormerError
+from swintormer.files import exists, is_folder
 from swintormer.images import FORMATS, SUFFIXES, detect_format
 
 COMPARISON = ".compare.png"
@@ -47,7 +48,10 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether an earlier run wrote the results; they appear only when complete."""
-        return self.target.exists() and (self.comparison is None or self.comparison.exists())
+        try:
+            return exists(self.target) and (self.comparison is None or exists(self.comparison))
+        except SwintormerError:
+            return False  # restoring it will say what is wrong, and only of this picture
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,44 @@ class _Found:
 
 
 def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
-    """The work to do, and what could not be looked into (in words): that is reported while the rest goes on.
+    """The work to do, each picture once, and what cannot be restored (in words): told at the end, the rest goes on.
 
     Raises:
-        SwintormerError: an input that is not there or holds no picture; results that would overwrite an input or each
-            other; a name or folder for the results that cannot be.
+        SwintormerError: folders that hold no picture; results that would overwrite an input or each other; a name or
+            folder for the results that cannot be.
     """
-    _check_naming(inputs, naming)
+    inputs = list({_place(path): path for path in reversed(inputs)}.values())[::-1]  # the first of the same
     problems: list[str] = []
-    found = [picture for path in inputs for picture in _find(path, naming, problems)]
+    present = [path for path in inputs if _is_there(path, problems)]
+    _check_naming(inputs, naming)
+    found: dict[str, _Found] = {}
+    for path in present:
+        for picture in _find(path, naming, problems):
+            found.setdefault(_place(picture.path), picture)  # named alone and in its folder: still one
     if not found and not problems:
         deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
         raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
-    jobs = [_job(picture, inputs, naming) for picture in found]
+    jobs = [job for picture in found.values() if (job := _job(picture, inputs, naming, problems))]
     _check_collisions(jobs)
     return jobs, problems
 
 
+def _is_there(path: Path, problems: list[str]) -> bool:
+    try:
+        if exists(path):
+            return True
+        problems.append(f"There is no file or folder {path}.")
+    except SwintormerError as error:
+        problems.append(str(error))
+    return False
+
+
 def _check_naming(inputs: list[Path], naming: Naming) -> None:
-    for path in inputs:
-        if not path.exists():
-            raise SwintormerError(f"There is no file or folder {path}.")
     if naming.form is not None and naming.form not in FORMATS:
         raise SwintormerError(f"The format must be one of {', '.join(FORMATS)}, found {naming.form!r}.")
     if "/" in naming.suffix or os.sep in naming.suffix:
         raise SwintormerError(f"The suffix {naming.suffix!r} is part of a file name and must not hold a {os.sep!r}.")
-    if naming.right is not None and not naming.right.exists():
+    if naming.right is not None and not exists(naming.right):
         raise SwintormerError(f"There is no file or folder {naming.right} (--right).")
     if _is_file(inputs, naming):
         form = FORMATS[SUFFIXES[naming.out.suffix.lower()]]
@@ -93,32 +109,33 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
             raise SwintormerError(f"{naming.out} is a name for {form.name}, but --format asks for {naming.form}.")
         if naming.suffix:
             raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
-    elif naming.out.exists() and not naming.out.is_dir():
+    elif exists(naming.out) and not is_folder(naming.out):
         raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
-    elif naming.out.suffix.lower() in _FOREIGN and not naming.out.is_dir():
+    elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
         raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
 
 
 def _is_file(inputs: list[Path], naming: Naming) -> bool:
     """Whether OUT names the result itself: one input file, and an ending of a picture."""
-    single = len(inputs) == 1 and not inputs[0].is_dir()
-    return single and naming.out.suffix.lower() in SUFFIXES and not naming.out.is_dir()
+    if len(inputs) > 1 or naming.out.suffix.lower() not in SUFFIXES or is_folder(naming.out):
+        return False
+    return not os.path.isdir(inputs[0])  # False, too, of what cannot be looked at: that is told elsewhere
 
 
 def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
     """A file as it is named; of a folder the pictures by their endings, in order of names, but no results of ours."""
-    if not path.is_dir():
+    if not is_folder(path):
         yield _Found(path, Path(path.name), None)
         return
 
     def note(error: OSError) -> None:
         problems.append(f"Cannot look into the folder {error.filename}: {error.strerror}.")
 
-    results = naming.out.resolve()
+    results = os.path.realpath(naming.out)
     for folder, inner, names in os.walk(path, onerror=note):
         if not naming.recursive:
             inner.clear()
-        inner[:] = sorted(name for name in inner if Path(folder, name).resolve() != results)
+        inner[:] = sorted(name for name in inner if os.path.realpath(Path(folder, name)) != results)
         for name in sorted(names):
             relative = Path(folder, name).relative_to(path)
             if Path(name).suffix.lower() not in SUFFIXES or name.startswith("."):
@@ -130,18 +147,22 @@ def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
 
 def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
     """Whether the name is one that an earlier run gave to a result, where results lie among the pictures."""
-    if (naming.out / relative).parent.resolve() != (folder / relative).parent.resolve():
+    if os.path.realpath((naming.out / relative).parent) != os.path.realpath((folder / relative).parent):
         return False
     return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
 
 
-def _job(found: _Found, inputs: list[Path], naming: Naming) -> Job:
+def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str]) -> Job | None:
+    """None, and a sentence more in `problems`, of a file that is named like no picture and is none."""
     if _is_file(inputs, naming):
         target = naming.out
     else:
-        target = naming.out / found.relative.with_name(
-            found.relative.stem + naming.suffix + _ending(found.path, naming)
-        )
+        try:
+            ending = _ending(found.path, naming)
+        except SwintormerError as error:
+            problems.append(str(error))
+            return None
+        target = naming.out / found.relative.with_name(found.relative.stem + naming.suffix + ending)
     comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
     return Job(found.path, target, _right_view(found, naming), comparison)
 
@@ -156,7 +177,7 @@ def _ending(path: Path, naming: Naming) -> str:
 def _right_view(found: _Found, naming: Naming) -> Path | None:
     if naming.right is None:
         return None
-    if naming.right.is_dir():
+    if is_folder(naming.right):
         return naming.right / found.relative
     if found.folder is not None:
         raise SwintormerError(f"{naming.right} is one file, but {found.folder} is a folder: give a folder to --right.")
@@ -183,7 +204,13 @@ def _check_collisions(jobs: list[Job]) -> None:
 
 def _identity(path: Path) -> str:
     """The same for two paths that lead to one file, as far as that can be told before it exists."""
-    return os.path.normcase(path.resolve())
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _place(path: Path) -> str:
+    """The same for two spellings of one name in one folder; a link is a name of its own, as its result has its own."""
+    path = Path(os.path.abspath(path))
+    return os.path.normcase(os.path.join(os.path.realpath(path.parent), path.name))
 
 
 def _listed(paths: list[Path]) -> str:
