@@ -205,7 +205,7 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
         (["a.png", "-o", "out", "--memory", "1K"], "a.png: 0 MB of memory do not hold a tile"),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
-        (["a.png", "-o", "out", "--device", "tpu"], "device tpu"),
+        (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
         (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, cuda"),
         (["a.png", "-o", "out", "--weights", "a.png"], "a.png is no checkpoint"),
         (["a.png", "-o", "out", "--weights", "missing.pth"], "There is no checkpoint missing.pth"),
