@@ -1,8 +1,8 @@
 """Where few tokens meet many channels: reference / cpu on shapes that fill little of a vector, the worst ones last.
 
 `python bench/small_windows.py` (minutes; OMP_NUM_THREADS=1 for one thread). Both take turns; the best of each
-counts, because these calls are shorter than a time slice of a busy machine. The `slower` predicates in swintormer_kernels/ops
-come from it: none of what it lists below 1 may be chosen by automatic selection.
+counts, because these calls are shorter than a time slice of a busy machine. The `slower` predicates in
+swintormer_kernels/ops come from it: none of what it lists below 1 may be chosen by automatic selection.
 """
 
 from __future__ import annotations

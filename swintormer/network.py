@@ -96,25 +96,31 @@ class Swintormer(nn.Module):
         h, w = image.shape[2:]
         if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
             return image[:, : self.config.out_channels]
-        x = pad_to_multiple(2 * image - 1, self.config.stride)
-        y = self.restore_features(x) + x[:, : self.config.out_channels]
-        return (y[..., :h, :w] + 1) / 2
+        y = self.restore_features(pad_to_multiple(2 * image - 1, self.config.stride))[..., :h, :w]
+        y = y + (2 * image[:, : self.config.out_channels] - 1)
+        return (y + 1) / 2
 
     def restore_features(self, x: Tensor) -> Tensor:
         """The U-Net: x in [-1, 1] at multiples of the stride -> the residual to add to it."""
+        # What is no longer needed is let go before the last stages, which hold three maps of 2D channels at 1/2.
         embedded = self.patch_embed(x)
+        del x
         level1 = self.encoder_level1(embedded)
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
         latent = self.latent(self.down3_4(level3))
 
         y = self.reduce_chan_level3(torch.cat((self.up4_3(latent), level3), dim=1))
+        del latent, level3
         y = self.decoder_level3(y)
         y = self.reduce_chan_level2(torch.cat((self.up3_2(y), level2), dim=1))
+        del level2
         y = self.decoder_level2(y)
-        y = self.decoder_level1(torch.cat((self.up2_1(y), level1), dim=1))
+        y = torch.cat((self.up2_1(y), level1), dim=1)
+        del level1
+        y = self.decoder_level1(y)
         y = self.refinement(y)
-        return self.output(y + self.skip_conv(embedded))
+        return self.output(self.skip_conv(embedded).add_(y))
 
 
 class PatchEmbed(nn.Module):
