@@ -1,4 +1,10 @@
-// The gated feed-forward part on panels of tokens in scratch.
+// The gated feed-forward part on panels of tokens in scratch:
+//
+//   x += out(x1 * x2) + bias, [x1, x2] = in(LayerNorm(x)) + bias      x [panel][channel][kPanel]
+//
+// 3 C hidden multiply-accumulates a token. All it touches beside weights is scratch: x is read for the norm and added to
+// once for each chunk of hidden channels (1 to 5 of them at the released sizes). Weights, 12 C hidden bytes, are read
+// once for each group of panels.
 #pragma once
 
 #include "tokens.h"
