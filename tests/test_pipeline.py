@@ -265,7 +265,7 @@ def test_default_tile_is_the_training_tile_else_the_papers(tiny: Swintormer) -> 
     net = Stub()
     net.training_tile = 128
     plan = Deblurrer(net).plan(1000, 1000)
-    assert (plan.tile, plan.stride, plan.batch) == (128, 110, 1)
+    assert (plan.tile, plan.stride, plan.batch) == (128, 110, 4)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +329,11 @@ def test_budget_below_one_tile_is_one_sentence(tiny: Swintormer, tile: int | str
     with pytest.raises(SwintormerError, match="1 MB") as error:
         Deblurrer(tiny, tile=tile, memory=10**6).plan(500, 500)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("tile", "batch"), [(16, 16), (100, 6), (128, 4), (256, 1), (512, 1)])
+def test_a_cpu_takes_256x256_pixels_at_once(tiny: Swintormer, tile: int, batch: int) -> None:
+    assert Deblurrer(tiny, tile=tile).plan(1000, 1000).batch == batch
 
 
 def test_budget_for_batches_on_a_device(tiny: Swintormer, monkeypatch: pytest.MonkeyPatch) -> None:

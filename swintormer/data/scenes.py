@@ -188,8 +188,8 @@ def make_scene(rng: np.random.Generator, side: int) -> Array:
     if rng.random() < 0.5:
         image *= (1 + np.float32(rng.uniform(0, 0.15)) * power_noise(rng, side, 2.0))[..., None]
     contrast, centre = np.float32(rng.uniform(0.6, 1.15)), np.float32(rng.uniform(0.35, 0.6))
-    if rng.random() < 0.25:  # haze, fur, walls: the blur of a faint texture is not the blur of an edge
+    if rng.random() < 0.3:  # haze, fur, walls: the blur of a faint texture is not the blur of an edge
         contrast *= np.float32(rng.uniform(0.15, 0.7))
-    sigma = rng.uniform(0.35, 1.1) if rng.random() < 0.65 else rng.uniform(1.0, 2.2)
+    sigma = rng.uniform(0.35, 1.1) if rng.random() < 0.6 else rng.uniform(1.0, 2.6)
     image = soften(centre + contrast * (image - np.float32(0.5)), sigma)
     return np.clip(image, 0, 1)
