@@ -164,7 +164,7 @@ class Deblurrer:
         """Restore a picture as it comes from a file.
 
         Args:
-            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. Gray is shown to the network as four
+            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. Gray is shown to the network as three
                 equal channels, and the mean of the three that come back is the result.
             right: the right view of a dual-pixel pair, of the same shape and dtype, where `pixels` is the left one; for
                 networks of six channels and for those only. The result is then the right view restored.

@@ -376,7 +376,8 @@ def test_interrupt_and_going_on(run, monkeypatch, number):
 
     with monkeypatch.context() as patch:
         patch.setattr(Deblurrer, "restore_array", interrupted)
-        result = run("deblur", "in", "-o", "out", code=128 + number)
+        # One by one, so that a tile is left when the signal is seen.
+        result = run("deblur", "in", "-o", "out", "--batch", 1, code=128 + number)
     assert len(started) == 2
     assert result.stderr == (
         "Interrupted: 1 restored, nothing half-written is left; the same command with --skip-existing goes on.\n"

@@ -123,7 +123,7 @@ def test_one_tile_is_the_network_itself(tiny: Swintormer) -> None:
     x = torch.rand(2, 3, 50, 70)
     with torch.no_grad():
         expected = torch.cat([tiny(x[:1]), tiny(x[1:])])
-    assert torch.equal(Deblurrer(tiny, tile=128)(x), expected)
+    assert torch.equal(Deblurrer(tiny, tile=128, batch=1)(x), expected)
 
 
 def test_same_result_for_any_batch_size(tiny: Swintormer) -> None:
@@ -381,7 +381,7 @@ def test_interrupt_leaves_the_deblurrer_usable_and_the_mode_as_it_was() -> None:
 @pytest.mark.parametrize("turn", [lambda size: size, lambda size: size[::-1]], ids=["high", "wide"])
 def test_memory_does_not_grow_with_the_longer_side(turn: Callable[[tuple[int, int]], tuple[int, int]]) -> None:
     """Sixteen times the pixels, the same peak: only the output, which numpy holds, grows."""
-    deblur = Deblurrer(Stub(), tile=32, stride=28)
+    deblur = Deblurrer(Stub(), tile=32, stride=28, batch=1)
     pictures = [np.zeros((*turn(size), 3), np.uint8) for size in ((100, 100), (1600, 100))]
     peaks = [peak_bytes(partial(deblur.restore_array, pixels)) for pixels in pictures]
     weights = 4 * 32 * (1600 // 28 + 1)  # the only thing as long as the image: a weight for each row of each tile
@@ -389,7 +389,7 @@ def test_memory_does_not_grow_with_the_longer_side(turn: Callable[[tuple[int, in
 
 
 def test_memory_beside_the_tiles_at_work_is_one_band() -> None:
-    deblur = Deblurrer(Stub(), tile=32, stride=28)
+    deblur = Deblurrer(Stub(), tile=32, stride=28, batch=1)
     tile, band = 4 * 3 * 32 * 32, 4 * 3 * 32 * 1000
     weights = 2 * 4 * 32 * (1000 // 28 + 1)
     # A tile as it was cut, in its batch, and weighted; the network here adds nothing.
