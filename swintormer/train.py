@@ -98,7 +98,7 @@ def read_config(path: str | Path) -> TrainConfig:
     try:
         return TrainConfig(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
-        raise SwintormerError(f"Cannot read the training configuration {path}: {error.strerror}.") from error
+        raise SwintormerError(f"Cannot read the training configuration {path}: {reason(error)}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SwintormerError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:

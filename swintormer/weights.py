@@ -24,6 +24,7 @@ from torch import Tensor
 
 from swintormer.config import NetworkConfig
 from swintormer.errors import SwintormerError
+from swintormer.files import reason, replacing
 from swintormer.network import Swintormer
 from swintormer.shapes import DEFAULT_WINDOW, check_shapes, config_from_shapes
 
@@ -65,8 +66,6 @@ def save_checkpoint(
     Raises:
         SwintormerError: the file cannot be written, or the training tile is not positive.
     """
-    from swintormer.images import replacing
-
     training_tile = getattr(net, "training_tile", None) if training_tile is None else training_tile
     metadata = {"format": "pt", "swintormer.config": net.config.model_dump_json()}
     if training_tile is not None:
@@ -233,7 +232,7 @@ def _kind(path: Path) -> str:
     except FileNotFoundError:
         raise SwintormerError(f"There is no checkpoint {path}.") from None
     except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {error.strerror}.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     if not head:
         raise SwintormerError(f"{path} is empty; {_EXPECTED}.")
     header = struct.unpack("<Q", head[:8])[0] if head[8:] == b"{" else None
@@ -252,7 +251,7 @@ def _open_safetensors(path: Path) -> Any:
     except SafetensorError as error:
         raise SwintormerError(f"{path} is a damaged or cut-off safetensors file ({error}).") from error
     except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
 
 
 def _load_pickle(path: Path) -> Mapping[Any, Any]:
@@ -267,7 +266,7 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
         found = f"would run the code {wanted[1]} to load" if wanted else "is damaged or no PyTorch file"
         raise SwintormerError(f"{path} {found}; {_EXPECTED}.") from error
     except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
         first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
         raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first}).") from error

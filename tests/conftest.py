@@ -51,3 +51,22 @@ def extension():  # type: ignore[no-untyped-def]  # a module
     if reason is not None:
         pytest.skip(reason)
     return native.extension()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For small tensors: a second thread only waits, and on a busy machine it waits a hundred times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def engine(extension):  # type: ignore[no-untyped-def]  # a module
+    """The extension; instruction set, thread source and thread count are put back after the test."""
+    isa, threads = extension.isa(), torch.get_num_threads()
+    yield extension
+    extension.use_isa(isa)
+    extension.use_own_threads(False)
+    torch.set_num_threads(threads)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from measuring import peak_bytes
 
 from swintormer import memory
 from swintormer.config import NetworkConfig
 from swintormer.memory import available_bytes, live_bytes, resident_bytes
 from swintormer.network import Swintormer
 from swintormer_kernels import use_backend
+from swintormer_kernels.timing import peak_memory
 
 # Two blocks where tokens are most, so that one of them is shifted and has a mask.
 SHALLOW = {"in_channels": 3, "num_blocks": (1, 2, 1, 1), "num_refinement_blocks": 2}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread only waits, and on a busy machine it waits a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +37,7 @@ def test_estimate_covers_the_measured_peak(sizes: dict) -> None:
     net, side = Swintormer(config).eval(), 128
     image = torch.rand(1, config.in_channels, side, side)
     with torch.inference_mode(), use_backend("reference"):
-        measured = peak_bytes(lambda: net(image))
+        measured = peak_memory(lambda: net(image))
     estimate = live_bytes(config, side * side)
     print(f"{sizes}: measured {measured / side**2:.0f} bytes a pixel, estimated {estimate / side**2:.0f}")
     assert measured <= estimate <= 2 * measured  # with one thread the library makes no blocked copies
@@ -56,7 +47,7 @@ def test_estimate_covers_the_automatic_backend() -> None:
     config = NetworkConfig(**(SHALLOW | {"dim": 24, "window_size": 8}))
     net, image = Swintormer(config).eval(), torch.rand(1, 3, 128, 128)
     with torch.inference_mode():
-        measured = peak_bytes(lambda: net(image))
+        measured = peak_memory(lambda: net(image))
     assert 0 < measured <= live_bytes(config, 128 * 128)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measuring import peak_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from swintormer.network import Swintormer
 from swintormer.pipeline import Deblurrer
 from swintormer.tiling import Blend
 from swintormer_kernels import use_backend
+from swintormer_kernels.timing import peak_memory
 
 BLENDS = get_args(Blend)
 EPS = torch.finfo(torch.float32).eps
@@ -48,13 +48,7 @@ class Stub(nn.Module):
         return self.function(x)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On tensors this small a second thread only waits, and on a busy machine it waits a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +377,7 @@ def test_memory_does_not_grow_with_the_longer_side(turn: Callable[[tuple[int, in
     """Sixteen times the pixels, the same peak: only the output, which numpy holds, grows."""
     deblur = Deblurrer(Stub(), tile=32, stride=28, batch=1)
     pictures = [np.zeros((*turn(size), 3), np.uint8) for size in ((100, 100), (1600, 100))]
-    peaks = [peak_bytes(partial(deblur.restore_array, pixels)) for pixels in pictures]
+    peaks = [peak_memory(partial(deblur.restore_array, pixels)) for pixels in pictures]
     weights = 4 * 32 * (1600 // 28 + 1)  # the only thing as long as the image: a weight for each row of each tile
     assert peaks[1] <= peaks[0] + weights
 
@@ -393,7 +387,7 @@ def test_memory_beside_the_tiles_at_work_is_one_band() -> None:
     tile, band = 4 * 3 * 32 * 32, 4 * 3 * 32 * 1000
     weights = 2 * 4 * 32 * (1000 // 28 + 1)
     # A tile as it was cut, in its batch, and weighted; the network here adds nothing.
-    peak = peak_bytes(lambda: deblur.restore_array(np.zeros((1000, 1000, 3), np.uint8)))
+    peak = peak_memory(lambda: deblur.restore_array(np.zeros((1000, 1000, 3), np.uint8)))
     assert peak <= band + weights + 3 * tile
 
 

@@ -18,16 +18,6 @@ BIG = (3, 5, 97, 101)  # 146955 elements: four workers' worth, and no multiple o
 EPS = torch.finfo(torch.float32).eps
 
 
-@pytest.fixture
-def native(extension):
-    """The extension; instruction set, thread source and thread count are put back after the test."""
-    isa, threads = extension.isa(), torch.get_num_threads()
-    yield extension
-    extension.use_isa(isa)
-    extension.use_own_threads(False)
-    torch.set_num_threads(threads)
-
-
 def double(x):
     return x.double() if isinstance(x, torch.Tensor) else x
 
@@ -229,7 +219,7 @@ def test_many_dimensions():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "expanded", "mixed"])
-def test_layouts_give_the_same_bits(layout, native):
+def test_layouts_give_the_same_bits(layout, engine):
     z, noise_pred, noise = latents(BIG)
     expected = ddim_step(z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise)
     if layout == "channels_last":
@@ -258,42 +248,42 @@ def run_native(extension, isa, threads, own):
         return ddim_step(z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise)
 
 
-def test_every_instruction_set_and_thread_count(native):
+def test_every_instruction_set_and_thread_count(engine):
     z, noise_pred, noise = latents(BIG)
-    assert "portable" in native.supported_isas()
-    for isa in native.supported_isas():
-        alone = run_native(native, isa, 1, False)
-        assert native.isa() == isa
+    assert "portable" in engine.supported_isas()
+    for isa in engine.supported_isas():
+        alone = run_native(engine, isa, 1, False)
+        assert engine.isa() == isa
         assert_exact_up_to_rounding(alone, z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise)
         for threads in (2, 3, 4):
             for own in (False, True):
-                assert torch.equal(run_native(native, isa, threads, own), alone), (isa, threads, own)
+                assert torch.equal(run_native(engine, isa, threads, own), alone), (isa, threads, own)
 
 
-def test_instruction_sets_that_fuse_give_the_same_bits(native):
-    fused = [isa for isa in native.supported_isas() if isa != "portable"]
+def test_instruction_sets_that_fuse_give_the_same_bits(engine):
+    fused = [isa for isa in engine.supported_isas() if isa != "portable"]
     if len(fused) < 2:
         pytest.skip(f"this machine runs {fused} beside the portable build")
-    results = [run_native(native, isa, 1, False) for isa in fused]
+    results = [run_native(engine, isa, 1, False) for isa in fused]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_the_threads_are_those_of_torch(native):
+def test_the_threads_are_those_of_torch(engine):
     if "OpenMP" not in torch.__config__.parallel_info().split("ATen parallel backend:")[1]:
         pytest.skip("this torch has no OpenMP")
     if "libgomp" not in (maps := open("/proc/self/maps").read()) and "omp" not in maps:  # noqa: SIM115
         pytest.skip("no OpenMP runtime is loaded")
-    assert native.thread_source() == "openmp"
+    assert engine.thread_source() == "openmp"
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_calls_from_several_threads_at_once(native, own):
-    expected = run_native(native, native.isa(), 2, own)
+def test_calls_from_several_threads_at_once(engine, own):
+    expected = run_native(engine, engine.isa(), 2, own)
     wrong = []
 
     def call():
         for _ in range(5):
-            if not torch.equal(run_native(native, native.isa(), 2, own), expected):
+            if not torch.equal(run_native(engine, engine.isa(), 2, own), expected):
                 wrong.append(threading.get_ident())
 
     callers = [threading.Thread(target=call) for _ in range(3)]

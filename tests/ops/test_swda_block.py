@@ -30,16 +30,6 @@ SMALL = {"window 8, C 16", "one window, odd shift", "window 3, d 1, odd sizes"}
 SMALL_CASES = [case for case in CASES if case.values[1].name in SMALL]
 
 
-@pytest.fixture
-def engine(extension):
-    """The extension; instruction set, thread source and thread count are put back after the test."""
-    isa, threads = extension.isa(), torch.get_num_threads()
-    yield extension
-    extension.use_isa(isa)
-    extension.use_own_threads(False)
-    torch.set_num_threads(threads)
-
-
 def mapped(function, arguments):
     """`function` of every tensor in the arguments, which may hold records of tensors."""
     return [
