@@ -108,7 +108,7 @@ def _in_bands(
             of_x[:, :, top : top + height] = found.view(b, height, w, c).permute(0, 3, 1, 2)
             for total, value in zip(totals, sums, strict=True):
                 if total is not None and value is not None:
-                    total.add_(value.view_as(total))
+                    total.add_(value.reshape(total.shape))
     if shift:
         of_x = torch.roll(of_x, (shift, shift), dims=(2, 3))
     wanted = zip((x, *weights), (of_x, *totals), strict=True)
@@ -189,7 +189,7 @@ def _attention_backward(
         of_u @ weights.qkv.flatten(1), tokens.rows, recomputed.normed, weights.norm_weight, weights.norm_bias
     )
     sigmoid = torch.sigmoid(weights.bias_table)
-    fields = {
+    fields: dict[str, Tensor | None] = {
         "norm_weight": of_weight,
         "norm_bias": of_norm_bias,
         "qkv": of_qkv,
@@ -201,9 +201,7 @@ def _attention_backward(
         "dwconv_bias": of_dwconv[:, 9],
         "proj_bias": of_proj_bias,
     }
-    return of_x.add_(grad), [
-        fields[name].contiguous() if fields[name] is not None else None for name in weights._fields
-    ]
+    return of_x.add_(grad), [fields[name] for name in weights._fields]
 
 
 class _Core(NamedTuple):
