@@ -30,7 +30,7 @@ SMALL = {"window 8, C 16", "one window, odd shift", "window 3, d 1, odd sizes"}
 SMALL_CASES = [case for case in CASES if case.values[1].name in SMALL]
 
 
-# Not the largest (seconds in float64), nor C 2: there d is 1, a cosine is 1 or -1, and its gradient nothing but rounding.
+# Not the largest (seconds in float64), nor C 2, where d is 1 and a cosine 1 or -1: its gradient is mere rounding.
 GRADIENT_CASES = [case for case in CASES if "C 384" not in case.id and "C 2" not in case.id]
 
 
