@@ -38,33 +38,78 @@ void expect_same_shape(const A& a, const B& b) {
     if (a.sizes != b.sizes) throw py::value_error("the tensors differ in shape");
 }
 
-void ddim_step(const py::tuple& out_view, const py::tuple& z_view, const py::tuple& noise_view,
-               const std::optional<py::tuple>& fresh_view, const std::vector<float>& coefficients, int threads) {
+void ddim_step(const py::tuple& out_view, const py::tuple& z_view, const py::tuple& pred_view,
+               const std::optional<py::tuple>& fresh_view, const std::optional<py::tuple>& unconditional_view,
+               const std::vector<float>& coefficients, int threads) {
     const Output out(out_view);
-    const Input z(z_view), noise(noise_view);
+    const Input z(z_view), pred(pred_view);
     expect_same_shape(out, z);
-    expect_same_shape(out, noise);
-    if (coefficients.size() != 7) throw py::value_error("ddim_step takes seven coefficients");
+    expect_same_shape(out, pred);
+    if (coefficients.size() != 8) throw py::value_error("ddim_step takes eight coefficients");
 
     swk::DdimStepArgs args{};
     args.rank = static_cast<int>(out.sizes.size());
     args.sizes = out.sizes.data();
     args.out = out.data, args.out_strides = out.strides.data();
     args.z = z.data, args.z_strides = z.strides.data();
-    args.noise = noise.data, args.noise_strides = noise.strides.data();
-    std::optional<Input> fresh;
+    args.pred = pred.data, args.pred_strides = pred.strides.data();
+    std::optional<Input> fresh, unconditional;
     if (fresh_view) {
         fresh.emplace(*fresh_view);
         expect_same_shape(out, *fresh);
         args.fresh = fresh->data, args.fresh_strides = fresh->strides.data();
     }
-    args.coefficients = {coefficients[0], coefficients[1], coefficients[2],
-                         coefficients[3], coefficients[4], coefficients[5], coefficients[6]};
+    if (unconditional_view) {
+        unconditional.emplace(*unconditional_view);
+        expect_same_shape(out, *unconditional);
+        args.unconditional = unconditional->data, args.unconditional_strides = unconditional->strides.data();
+    }
+    const auto& c = coefficients;
+    args.coefficients = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]};
     args.threads = threads;
     const swk::Kernels& kernels = swk::kernels();
 
     py::gil_scoped_release unlocked;
     kernels.ddim_step(args);
+}
+
+// (batch, channels, pixels) of a tensor of four dimensions whose rows of pixels follow one another.
+swk::PlaneStrides plane_strides(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+    if (sizes.size() != 4) throw py::value_error("an image has four dimensions");
+    const bool flat = sizes[2] <= 1 || sizes[3] <= 1 || strides[2] == sizes[3] * strides[3];
+    if (!flat) throw py::value_error("an image's rows of pixels must follow one another");
+    const int64_t pixel = sizes[3] > 1 ? strides[3] : strides[2];
+    return {strides[0], strides[1], sizes[2] * sizes[3] > 1 ? pixel : 1};
+}
+
+void expect_planes_or_rows(const swk::PlaneStrides& a, const swk::PlaneStrides& b) {
+    if ((a.channel != 1 || b.channel != 1) && (a.pixel != 1 || b.pixel != 1)) {
+        throw py::value_error("both images must lie in dense planes, or both in dense rows of channels");
+    }
+}
+
+// Optional dense tensors [count], in the order of the struct's fields.
+swk::GroupNormWeights group_norm_weights(const std::vector<uintptr_t>& addresses) {
+    if (addresses.size() != 4) throw py::value_error("a norm has four addresses: weight, bias, scale, shift; 0 for none");
+    const auto at = [&](int i) { return reinterpret_cast<const float*>(addresses[i]); };
+    return {at(0), at(1), at(2), at(3)};
+}
+
+void group_norm_silu(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& norm,
+                     int64_t groups, float eps, uintptr_t scratch, int threads) {
+    const Output out(out_view);
+    const Input x(x_view);
+    expect_same_shape(out, x);
+    swk::GroupNormSiluArgs args{};
+    args.x_strides = plane_strides(x.sizes, x.strides), args.out_strides = plane_strides(out.sizes, out.strides);
+    expect_planes_or_rows(args.x_strides, args.out_strides);
+    args.batch = x.sizes[0], args.channels = x.sizes[1], args.pixels = x.sizes[2] * x.sizes[3], args.groups = groups;
+    args.x = x.data, args.out = out.data, args.eps = eps, args.threads = threads;
+    args.norm = group_norm_weights(norm);
+    args.scratch = reinterpret_cast<float*>(scratch);
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.group_norm_silu(args);
 }
 
 swk::ImageView image(const py::tuple& view) {
@@ -223,8 +268,12 @@ PYBIND11_MODULE(_native, module) {
     module.def("use_isa", &swk::use_isa, py::arg("isa"), "Take another instruction set from now on.");
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
-    module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("noise_pred"), py::arg("fresh"),
-               py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
+    module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
+               py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
+    module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),
+               py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/group_norm_silu.h");
+    module.def("group_norm_scratch", &swk::group_norm_scratch, py::arg("batch"), py::arg("channels"),
+               py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
     const auto block = [&](const char* name, auto function) {
         module.def(name, function, py::arg("out"), py::arg("x"), py::arg("attention"), py::arg("ffn"),
                    py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_block.h");

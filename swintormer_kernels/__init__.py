@@ -9,8 +9,9 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
-from .ops.ddim_step import ddim_step
+from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
+from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
 from .optimize import optimize, restore
@@ -21,10 +22,13 @@ __all__ = [
     "AttentionWeights",
     "BackendError",
     "FFNWeights",
+    "GroupNormWeights",
+    "Prediction",
     "backends",
     "ddim_step",
     "explain",
     "gated_ffn",
+    "group_norm_silu",
     "optimize",
     "restore",
     "swda_attention",

@@ -1,6 +1,6 @@
-"""Makes the three ops of a block (swda_attention, gated_ffn, swda_block) ops of torch: schema, fake, autograd, FLOPs.
+"""Makes ops on an image and records of weights ops of torch: schema, fake, autograd, FLOPs.
 
-The public functions take x, one or two records of weights, then integers. torch.ops.swintormer.<op> takes the same with
+The public functions take x, one or two records of weights, then numbers. torch.ops.swintormer.<op> takes the same with
 the records' tensors one after the other, and the backend's name at the end.
 """
 
@@ -28,10 +28,11 @@ def float32_or_autocast(*tensors: Tensor | None) -> str | None:
 
 
 class Signature(NamedTuple):
-    """What an op takes after x: records of weights (named tuples), then integers."""
+    """What an op takes after x: records of weights (named tuples), then integers, then floats."""
 
     records: tuple[type[tuple[Tensor | None, ...]], ...]
     integers: tuple[str, ...]
+    floats: tuple[str, ...] = ()
 
     def schema(self) -> str:
         """In torch's schema language; a field with a default is an optional tensor."""
@@ -41,12 +42,13 @@ class Signature(NamedTuple):
             for field in record._fields:  # type: ignore[attr-defined]
                 kind = "Tensor?" if field in defaults else "Tensor"
                 arguments.append(f"{kind} {field}_{number}")  # both records have a norm_weight
-        return ", ".join([*arguments, *(f"int {name}" for name in self.integers)])
+        numbers = [f"int {name}" for name in self.integers] + [f"float {name}" for name in self.floats]
+        return ", ".join([*arguments, *numbers])
 
     def flat(self, x: Tensor, *rest: Any) -> tuple[Any, ...]:
         """Public arguments -> those of torch.ops, without the backend."""
-        records, integers = rest[: len(self.records)], rest[len(self.records) :]
-        return (x, *(tensor for record in records for tensor in record), *integers)
+        records, numbers = rest[: len(self.records)], rest[len(self.records) :]
+        return (x, *(tensor for record in records for tensor in record), *numbers)
 
     def public(self, x: Tensor, *rest: Any) -> tuple[Any, ...]:
         """The inverse of `flat`."""
@@ -83,7 +85,7 @@ def define_block_op(
         return torch.empty_like(x)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tensors = len(inputs) - len(signature.integers) - 1
+        tensors = len(inputs) - len(signature.integers) - len(signature.floats) - 1
         ctx.save_for_backward(*inputs[:tensors])
         ctx.rest = inputs[tensors:]
 

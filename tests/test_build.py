@@ -131,7 +131,7 @@ def step():
     count = 200000
     z, out = array.array("f", [1.0]) * count, array.array("f", [0.0]) * count
     views = [(x.buffer_info()[0], (count,), (1,)) for x in (out, z, z)]
-    native.ddim_step(*views, None, (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0), 3)
+    native.ddim_step(*views, None, None, (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0, 1.0), 3)
     assert out == array.array("f", [3.0]) * count
 step()
 child = os.fork()

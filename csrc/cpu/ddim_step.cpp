@@ -1,4 +1,5 @@
-// ddim_step on the CPU: one pass, four streams of memory. Bandwidth decides: 16 bytes for at most 5 multiply-adds.
+// ddim_step on the CPU: one pass, three to five streams of memory. Bandwidth decides: 12 to 20 bytes for at most 6
+// multiply-adds.
 #include "../ops/ddim_step.h"
 
 #include "elementwise.h"
@@ -8,60 +9,86 @@
 namespace swk::SWK_ISA {
 namespace {
 
-// Operands in the plan's order.
-enum { kOut, kZ, kNoise, kFresh };
+// Operands in the plan's order; those that are optional come last, and move up where one is missing.
+enum { kOut, kZ, kPred };
 
 struct Pointers {
     float* out;
-    const float *z, *noise, *fresh;
+    const float *z, *pred, *fresh, *unconditional;
 };
 
-// `count` elements of a row.
-template <bool Bounded, bool HasFresh>
-void step_row(const DdimStepCoefficients& c, const ElementwisePlan& plan, Pointers at, int64_t count) {
-    [[maybe_unused]] const F32 low = broadcast(-c.clip), high = broadcast(c.clip);
-    const int64_t* stride = plan.stride;
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const int lanes = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
-        const F32 z = load(at.z + i * stride[kZ], stride[kZ], lanes);
-        const F32 noise = load(at.noise + i * stride[kNoise], stride[kNoise], lanes);
-        F32 out = broadcast(c.out_from_z) * z;
-        if constexpr (Bounded) {
-            const F32 x0 = madd(broadcast(c.x0_from_noise), noise, broadcast(c.x0_from_z) * z);
-            out = madd(broadcast(c.out_from_x0), clamp(x0, low, high), out);
-        } else {
-            out = madd(broadcast(c.out_from_noise), noise, out);
-        }
-        if constexpr (HasFresh) {
-            const F32 fresh = load(at.fresh + i * stride[kFresh], stride[kFresh], lanes);
-            out = madd(broadcast(c.out_from_fresh), fresh, out);
-        }
-        store(at.out + i * stride[kOut], stride[kOut], lanes, out);
+template <bool Bounded, bool HasFresh, bool Guided>
+struct Step {
+    static constexpr int kFresh = kPred + 1, kUnconditional = kPred + 1 + HasFresh;
+    static constexpr int kOperands = kUnconditional + Guided;
+
+    const DdimStepArgs& args;
+    ElementwisePlan plan;
+
+    explicit Step(const DdimStepArgs& args_) : args(args_) {
+        const int64_t* strides[5] = {args.out_strides, args.z_strides, args.pred_strides};
+        if constexpr (HasFresh) strides[kFresh] = args.fresh_strides;
+        if constexpr (Guided) strides[kUnconditional] = args.unconditional_strides;
+        plan = plan_elementwise(args.rank, args.sizes, kOperands, strides);
     }
-}
+
+    // `count` elements of a row.
+    void row(Pointers at, int64_t count) const {
+        const DdimStepCoefficients& c = args.coefficients;
+        [[maybe_unused]] const F32 low = broadcast(-c.clip), high = broadcast(c.clip);
+        const int64_t* stride = plan.stride;
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const int lanes = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+            const F32 z = load(at.z + i * stride[kZ], stride[kZ], lanes);
+            F32 pred = load(at.pred + i * stride[kPred], stride[kPred], lanes);
+            if constexpr (Guided) {
+                const int64_t step = stride[kUnconditional];
+                const F32 unconditional = load(at.unconditional + i * step, step, lanes);
+                pred = madd(broadcast(c.guidance), pred - unconditional, unconditional);
+            }
+            F32 out = broadcast(c.out_from_z) * z;
+            if constexpr (Bounded) {
+                const F32 x0 = madd(broadcast(c.x0_from_pred), pred, broadcast(c.x0_from_z) * z);
+                out = madd(broadcast(c.out_from_x0), clamp(x0, low, high), out);
+            } else {
+                out = madd(broadcast(c.out_from_pred), pred, out);
+            }
+            if constexpr (HasFresh) {
+                const F32 fresh = load(at.fresh + i * stride[kFresh], stride[kFresh], lanes);
+                out = madd(broadcast(c.out_from_fresh), fresh, out);
+            }
+            store(at.out + i * stride[kOut], stride[kOut], lanes, out);
+        }
+    }
+
+    void run() const {
+        // 32768 elements are 6 us of work, and waking torch's threads takes 2 us.
+        constexpr int64_t kGrain = 32768;
+        parallel_for(plan.rows * plan.length, kGrain, 64, args.threads, [&](int64_t begin, int64_t end, int) {
+            while (begin < end) {
+                int64_t offsets[kMaxOperands];
+                row_offsets(plan, begin / plan.length, offsets);
+                const int64_t first = begin % plan.length;
+                const int64_t left = plan.length - first;
+                const int64_t count = end - begin < left ? end - begin : left;
+                const auto place = [&](int operand) { return offsets[operand] + first * plan.stride[operand]; };
+                Pointers at{args.out + place(kOut), args.z + place(kZ), args.pred + place(kPred), nullptr, nullptr};
+                if constexpr (HasFresh) at.fresh = args.fresh + place(kFresh);
+                if constexpr (Guided) at.unconditional = args.unconditional + place(kUnconditional);
+                row(at, count);
+                begin += count;
+            }
+        });
+    }
+};
 
 template <bool Bounded, bool HasFresh>
 void step(const DdimStepArgs& args) {
-    const int64_t* strides[] = {args.out_strides, args.z_strides, args.noise_strides, args.fresh_strides};
-    const ElementwisePlan plan = plan_elementwise(args.rank, args.sizes, HasFresh ? 4 : 3, strides);
-
-    // 32768 elements are 6 us of work, and waking torch's threads takes 2 us.
-    constexpr int64_t kGrain = 32768;
-    parallel_for(plan.rows * plan.length, kGrain, 64, args.threads, [&](int64_t begin, int64_t end, int) {
-        while (begin < end) {
-            int64_t offsets[kMaxOperands];
-            row_offsets(plan, begin / plan.length, offsets);
-            const int64_t first = begin % plan.length;
-            const int64_t left = plan.length - first;
-            const int64_t count = end - begin < left ? end - begin : left;
-            Pointers at{args.out + offsets[kOut] + first * plan.stride[kOut],
-                        args.z + offsets[kZ] + first * plan.stride[kZ],
-                        args.noise + offsets[kNoise] + first * plan.stride[kNoise], nullptr};
-            if constexpr (HasFresh) at.fresh = args.fresh + offsets[kFresh] + first * plan.stride[kFresh];
-            step_row<Bounded, HasFresh>(args.coefficients, plan, at, count);
-            begin += count;
-        }
-    });
+    if (args.unconditional) {
+        Step<Bounded, HasFresh, true>(args).run();
+    } else {
+        Step<Bounded, HasFresh, false>(args).run();
+    }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../ops/ddim_step.h"
+#include "../ops/group_norm_silu.h"
 #include "../ops/swda_block.h"
 #include "../ops/swda_core.h"
 
@@ -12,6 +13,7 @@
 #define SWK_FOR_EACH_OP(X)          \
     X(ddim_step, DdimStepArgs)       \
     X(gated_ffn, SwdaBlockArgs)      \
+    X(group_norm_silu, GroupNormSiluArgs) \
     X(swda_attention, SwdaBlockArgs) \
     X(swda_block, SwdaBlockArgs)     \
     X(swda_core, SwdaCoreArgs)       \

@@ -6,7 +6,7 @@
 namespace swk {
 
 constexpr int kMaxRank = 64;     // torch allows no more
-constexpr int kMaxOperands = 4;
+constexpr int kMaxOperands = 5;
 
 // Loops over `rows` rows of `length` elements: operand k's element i of a row lies at offset + i * stride[k].
 struct ElementwisePlan {

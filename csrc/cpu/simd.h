@@ -106,8 +106,7 @@ static inline F32 square_root(F32 value) {
 // Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, ln 2 split in two so that n times its head is exact; the
 // polynomial is Cephes' expf; 2^n is put together from the bits of n.
 static inline F32 exponential(F32 value) {
-    const F32 low = broadcast(-87.33654f);
-    value = value < low ? low : value;
+    value = maximum(broadcast(-87.33654f), value);  // NaN stays NaN
     const F32 shifter = broadcast(12582912.0f);  // 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer
     const F32 shifted = madd(value, broadcast(1.44269504088896341f), shifter);
     const F32 n = shifted - shifter;

@@ -1,12 +1,23 @@
 // ddim_step: one DDIM update of a latent (Song et al. 2021, eq. 12), element by element:
 //
-// with a bound     x0  = clamp(x0_from_z z + x0_from_noise e, -clip, clip)
+// with guidance    p   = u + guidance (p - u)
+// with a bound     x0  = clamp(x0_from_z z + x0_from_pred p, -clip, clip)
 //                  out = out_from_z z + out_from_x0 x0 + out_from_fresh n
-// without          out = out_from_z z + out_from_noise e + out_from_fresh n
+// without          out = out_from_z z + out_from_pred p + out_from_fresh n
 //
-// The caller folds the schedule into the coefficients in double precision. With a bound, x0 implies the noise
-// e' = (z - sqrt(a_t) x0) / sqrt(1 - a_t). Without one e' is e, and going through x0 all the same would cancel by
-// 1 / sqrt(1 - a_t): an inversion step from a_t = 0.9985 came out at 3.5 times the rounding bound, from 1 - 1e-6 at 455.
+// The caller folds the schedule into the coefficients in double precision, with a = sqrt(a_t), b = sqrt(1 - a_t),
+// A = sqrt(a_s) and d = sqrt(1 - a_s - sigma^2):
+//
+//   p predicts       noise e      x0           v
+//   x0_from_z        1 / a        0            a
+//   x0_from_pred     -b / a       1            -b
+//   out_from_z       A / a        d / b        A a + d b     without a bound; with one d / b
+//   out_from_pred    d - A b / a  A - d a / b  d a - A b
+//   out_from_x0      A - d a / b
+//   out_from_fresh   sigma
+//
+// With a bound, x0 implies the noise e' = (z - a x0) / b. Without one e' is e, and going through x0 all the same would
+// cancel by 1 / b: an inversion step from a_t = 0.9985 came out at 3.5 times the rounding bound, from 1 - 1e-6 at 455.
 #pragma once
 
 #include <cstdint>
@@ -14,27 +25,26 @@
 namespace swk {
 
 struct DdimStepCoefficients {
-    float x0_from_z;       // 1 / sqrt(a_t)
-    float x0_from_noise;   // -sqrt((1 - a_t) / a_t)
-    float out_from_x0;     // sqrt(a_s) - d sqrt(a_t / (1 - a_t)), with d = sqrt(1 - a_s - sigma^2)
-    float out_from_z;      // with a bound d / sqrt(1 - a_t), without sqrt(a_s / a_t)
-    float out_from_noise;  // d - sqrt(a_s (1 - a_t) / a_t)
-    float out_from_fresh;  // sigma
-    float clip;            // bound of |x0|, infinity for none
+    float x0_from_z, x0_from_pred;
+    float out_from_x0, out_from_z, out_from_pred, out_from_fresh;
+    float clip;      // bound of |x0|, infinity for none
+    float guidance;  // not read without unconditional
 };
 
 struct DdimStepArgs {
-    int rank;               // of all four tensors, 0 to kMaxRank (elementwise.h)
+    int rank;               // of all tensors, 0 to kMaxRank (elementwise.h)
     const int64_t* sizes;   // [rank], the common shape; a size may be 0
     float* out;             // overlaps no input
     const float* z;         // latent at t
-    const float* noise;     // e, predicted noise
+    const float* pred;      // p, the prediction
     const float* fresh;     // n ~ N(0, 1), or nullptr when sigma = 0
-    // [rank] each, in elements; inputs may have any strides, 0 (expanded) too. fresh_strides is nullptr without fresh.
+    const float* unconditional;  // u, the prediction without the condition, or nullptr
+    // [rank] each, in elements; inputs may have any strides, 0 (expanded) too; nullptr for a tensor that is not there.
     const int64_t* out_strides;
     const int64_t* z_strides;
-    const int64_t* noise_strides;
+    const int64_t* pred_strides;
     const int64_t* fresh_strides;
+    const int64_t* unconditional_strides;
     DdimStepCoefficients coefficients;
     int threads;            // at most so many
 };

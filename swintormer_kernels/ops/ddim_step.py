@@ -6,7 +6,9 @@ With a_t and a_s the cumulative products alpha-bar at t and at the earlier s, no
     sigma = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s)
     out   = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) e' + sigma n
 
-e' is e, or with a bound the noise that the bounded x0 implies, (z - sqrt(a_t) x0) / sqrt(1 - a_t).
+e' is e, or with a bound the noise that the bounded x0 implies, (z - sqrt(a_t) x0) / sqrt(1 - a_t). Networks that
+predict x0 or v = sqrt(a_t) e - sqrt(1 - a_t) x0 (Salimans and Ho 2022, arXiv 2202.00512) give x0 and e by the same z.
+With a second prediction, the first is guided away from it before all else (Ho and Salimans 2022, arXiv 2207.12598).
 FlopCounterMode counts no elementwise op, so there is no formula for it here; `cost()` has the figures.
 """
 
@@ -19,14 +21,19 @@ import torch
 from torch import Tensor
 
 from ..backends.cpu.tensors import float32_on_cpu
+from ..backends.reference.ddim_step import Prediction, ddim_step_backward, guided
 from ..backends.reference.ddim_step import ddim_step as _reference
-from ..backends.reference.ddim_step import ddim_step_backward
 from ..case import Case, Cost
 from ..registry import Op
 
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_NOISE = Prediction()
 
-def _cpu_serves(z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, **_: Any) -> str | None:
-    return float32_on_cpu(z, noise_pred, noise)
+
+def _cpu_serves(
+    z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, prediction: Prediction = _NOISE, **_: Any
+) -> str | None:
+    return float32_on_cpu(z, noise_pred, noise, prediction.unconditional)
 
 
 OP = Op(
@@ -49,32 +56,38 @@ def ddim_step(
     eta: float = 0.0,
     clip: float | None = None,
     noise: Tensor | None = None,
+    prediction: Prediction = _NOISE,
 ) -> Tensor:
     """One DDIM update z_t -> z_s.
 
     Args:
         z: latent at t, any shape and strides.
-        noise_pred: predicted noise e, z's shape and device.
+        noise_pred: what the network predicts, by default the noise e; z's shape and device.
         alpha_bar_t: cumulative product of 1 - beta up to t, in (0, 1).
         alpha_bar_s: the same at s, in (0, 1]; smaller than `alpha_bar_t` is an inversion step, for eta 0 only.
         eta: share of the fresh noise, 0 (deterministic) to 1 (as in DDPM).
         clip: bound of |x0|, above 0; None for no bound.
         noise: n ~ N(0, 1), z's shape and device; needed if eta > 0, and not read if eta is 0.
+        prediction: its kind, "epsilon" (e), "sample" (x0) or "v_prediction" (v); `unconditional`, a second one without
+            the condition, z's shape and device; and `guidance_scale`, by which the first is guided away from that one.
 
     Returns:
         Latent at s, z's shape and dtype; float16 and bfloat16 are computed in float32. Differentiable with respect to
-        z, noise_pred and noise.
+        z, both predictions and noise.
 
     Raises:
         ValueError: an argument does not fit.
         BackendError: the backend asked for by `use_backend` cannot serve.
     """
-    check_input(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
-    backend = OP.select(z, noise_pred, noise=noise)
+    check_input(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise, prediction)
+    backend = OP.select(z, noise_pred, noise=noise, prediction=prediction)
     if backend == "reference":
-        return _reference(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
+        return _reference(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise, prediction)
+    kind, unconditional, guidance_scale = prediction
     schedule = _schedule(alpha_bar_t, alpha_bar_s)
-    return torch.ops.swintormer.ddim_step(z, noise_pred, schedule, eta, clip, noise, backend)
+    return torch.ops.swintormer.ddim_step(
+        z, noise_pred, schedule, eta, clip, noise, unconditional, guidance_scale, kind, backend
+    )
 
 
 def check_input(
@@ -85,9 +98,13 @@ def check_input(
     eta: float,
     clip: float | None,
     noise: Tensor | None,
+    prediction: Prediction = _NOISE,
 ) -> None:
     """Raises ValueError where `ddim_step` cannot take these arguments."""
-    for name, x in (("z", z), ("noise_pred", noise_pred), ("noise", noise)):
+    tensors = {"z": z, "noise_pred": noise_pred, "noise": noise, "unconditional": prediction.unconditional}
+    if prediction.kind not in PREDICTIONS:
+        raise ValueError(f"a prediction is one of {', '.join(PREDICTIONS)}, found {prediction.kind!r}")
+    for name, x in tensors.items():
         if x is None:
             continue
         if x.shape != z.shape or x.device != z.device:
@@ -121,7 +138,8 @@ def check_input(
 NAME = "swintormer::ddim_step"
 torch.library.define(
     NAME,
-    "(Tensor z, Tensor noise_pred, Tensor schedule, float eta, float? clip, Tensor? noise, str backend) -> Tensor",
+    "(Tensor z, Tensor noise_pred, Tensor schedule, float eta, float? clip, Tensor? noise, Tensor? unconditional, "
+    "float guidance_scale, str kind, str backend) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -140,17 +158,11 @@ def _schedule(alpha_bar_t: float, alpha_bar_s: float) -> Tensor:
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
-def _run(
-    z: Tensor,
-    noise_pred: Tensor,
-    schedule: Tensor,
-    eta: float,
-    clip: float | None,
-    noise: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _run(z: Tensor, noise_pred: Tensor, schedule: Tensor, *rest: Any) -> Tensor:
+    eta, clip, noise, unconditional, guidance_scale, kind, backend = rest
+    prediction = Prediction(kind, unconditional, guidance_scale)
     alpha_bar_t, alpha_bar_s = schedule.tolist()
-    return OP.implementation(backend)(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise)
+    return OP.implementation(backend)(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise, prediction)
 
 
 @torch.library.register_fake(NAME)
@@ -159,26 +171,24 @@ def _fake(z: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, noise_pred, schedule, ctx.eta, ctx.clip, _, _ = inputs
-    bounded = (z, noise_pred) if ctx.clip is not None else ()
+    z, noise_pred, schedule, ctx.eta, ctx.clip, _, unconditional, ctx.guidance_scale, ctx.kind, _ = inputs
+    bounded = (z, noise_pred, unconditional) if ctx.clip is not None else ()
+    ctx.guided = unconditional is not None
     ctx.save_for_backward(schedule, *bounded)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     schedule, *saved = ctx.saved_tensors
-    bounded = (saved[0], saved[1], ctx.clip) if saved else None
+    bounded = None
+    if saved:
+        z, noise_pred, unconditional = saved
+        predicted = guided(noise_pred, Prediction(ctx.kind, unconditional, ctx.guidance_scale))
+        bounded = z, predicted, ctx.clip
     alpha_bar_t, alpha_bar_s = schedule.unbind()
-    grads = ddim_step_backward(grad, bounded, alpha_bar_t, alpha_bar_s, ctx.eta)
-    needed = ctx.needs_input_grad
-    return (
-        grads[0] if needed[0] else None,
-        grads[1] if needed[1] else None,
-        None,
-        None,
-        None,
-        grads[2] if needed[5] else None,
-        None,
-    )
+    of_z, of_pred, of_noise = ddim_step_backward(grad, bounded, alpha_bar_t, alpha_bar_s, ctx.eta, ctx.kind)
+    share = ctx.guidance_scale if ctx.guided else 1.0
+    found = {0: lambda: of_z, 1: lambda: share * of_pred, 5: lambda: of_noise, 6: lambda: (1 - share) * of_pred}
+    return tuple(found[i]() if i in found and need else None for i, need in enumerate(ctx.needs_input_grad))
 
 
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
@@ -192,19 +202,27 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tenso
             return None
         return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
 
-    z, noise_pred, schedule, eta, clip, noise, backend = args
-    z, noise_pred, noise = batched(z, in_dims[0]), batched(noise_pred, in_dims[1]), batched(noise, in_dims[5])
-    return torch.ops.swintormer.ddim_step(z, noise_pred, schedule, eta, clip, noise, backend), 0
+    mapped = (0, 1, 5, 6)  # z, noise_pred, noise, unconditional
+    args = tuple(batched(x, in_dims[i]) if i in mapped else x for i, x in enumerate(args))
+    return torch.ops.swintormer.ddim_step(*args), 0
 
 
 # ---- for tests and benches -------------------------------------------------------------------------------------------
 
 
-def cost(z: Tensor, noise_pred: Tensor, *, eta: float = 0.0, clip: float | None = None, **_: Any) -> Cost:
-    """Work of `ddim_step` with these arguments: 2 multiply-accumulates, 2 for a bound on x0, 1 for fresh noise."""
-    fresh = eta > 0
-    macs = 2 + 2 * (clip is not None) + fresh
-    return Cost(macs * z.numel(), (3 + fresh) * z.numel() * z.element_size())
+def cost(
+    z: Tensor,
+    noise_pred: Tensor,
+    *,
+    eta: float = 0.0,
+    clip: float | None = None,
+    prediction: Prediction = _NOISE,
+    **_: Any,
+) -> Cost:
+    """Work of `ddim_step`: 2 multiply-accumulates, 2 for a bound on x0, 1 each for fresh noise and guidance."""
+    extra = (eta > 0) + (prediction.unconditional is not None)
+    macs = 2 + 2 * (clip is not None) + extra
+    return Cost(macs * z.numel(), (3 + extra) * z.numel() * z.element_size())
 
 
 def cases() -> list[Case]:
@@ -214,7 +232,13 @@ def cases() -> list[Case]:
         def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
             generator = torch.Generator().manual_seed(seed)
             z, noise_pred, noise = (_LAYOUTS[layout](torch.randn(shape, generator=generator)) for _ in range(3))
-            return (z, noise_pred), {**schedule, **options, "noise": noise if options.get("eta") else None}
+            kind, scale = options.get("kind", "epsilon"), options.get("guidance_scale")
+            second = None if scale is None else _LAYOUTS[layout](torch.randn(shape, generator=generator))
+            given = {name: value for name, value in options.items() if name in ("eta", "clip")}
+            prediction = Prediction(kind, second, 1.0 if scale is None else scale)
+            return (z, noise_pred), {
+                **schedule, **given, "noise": noise if options.get("eta") else None, "prediction": prediction,
+            }  # fmt: skip
 
         elements = math.prod(shape)
         return Case(name, make, timed=elements >= 4096, tested=elements < 2_000_000)
@@ -229,6 +253,9 @@ def cases() -> list[Case]:
         case("100 MP image 4x1024x1536, eta 1, clip", (1, 4, 1024, 1536), eta=1.0, clip=1.0),
         case("100 MP image, channels_last", (1, 4, 1024, 1536), layout="channels_last"),
         case("100 MP image, transposed", (1, 4, 1024, 1536), layout="transposed"),
+        case("image 4x140x210, x0", (1, 4, 140, 210), clip=1.0, kind="sample"),
+        case("image 4x140x210, v, guided", (1, 4, 140, 210), eta=1.0, kind="v_prediction", guidance_scale=7.5),
+        case("odd sizes, sliced, x0, guided", (3, 5, 7, 9), layout="sliced", kind="sample", guidance_scale=-2.0),
         case("empty batch", (0, 4, 8, 8), eta=0.5),
         case("one number", (), clip=0.5),
         case("odd sizes, sliced", (3, 5, 7, 9), layout="sliced", eta=0.5, clip=0.5),

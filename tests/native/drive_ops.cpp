@@ -259,7 +259,7 @@ void run_core(const BlockShape& shape) {
 // ---- ddim_step ------------------------------------------------------------------------------------------------------
 
 struct Operands {
-    Sizes sizes, out, z, noise, fresh;  // strides
+    Sizes sizes, out, z, pred, fresh;  // strides
 };
 
 void run_ddim_step() {
@@ -272,18 +272,23 @@ void run_ddim_step() {
         {{1, 4, 150, 131}, {78600, 19650, 131, 1}, {78600, 1, 524, 4}, {78600, 19650, 131, 1}, {0, 0, 0, 0}},
     };
     for (const Operands& operands : cases) {
-        for (const bool with_fresh : {false, true}) {
+        for (const int with : {0, 1, 2, 3}) {
             const int64_t count = elements(operands.sizes);
             Tensor out(operands.sizes, operands.out), z(operands.sizes, operands.z);
-            Tensor noise(operands.sizes, operands.noise), fresh(operands.sizes, operands.fresh);
-            for (Tensor* input : {&z, &noise, &fresh}) input->fill(random_values(count));
+            Tensor pred(operands.sizes, operands.pred), fresh(operands.sizes, operands.fresh);
+            Tensor unconditional(operands.sizes, operands.z);
+            for (Tensor* input : {&z, &pred, &fresh, &unconditional}) input->fill(random_values(count));
             swk::DdimStepArgs args{};
             args.rank = static_cast<int>(operands.sizes.size()), args.sizes = operands.sizes.data();
             args.out = out.buffer.data(), args.out_strides = operands.out.data();
             args.z = z.buffer.data(), args.z_strides = operands.z.data();
-            args.noise = noise.buffer.data(), args.noise_strides = operands.noise.data();
-            if (with_fresh) args.fresh = fresh.buffer.data(), args.fresh_strides = operands.fresh.data();
-            args.coefficients = {1.5f, -0.5f, 0.3f, 0.7f, 0.4f, 0.2f, operands.sizes.size() % 2 ? 1.0f : __builtin_inff()};
+            args.pred = pred.buffer.data(), args.pred_strides = operands.pred.data();
+            if (with & 1) args.fresh = fresh.buffer.data(), args.fresh_strides = operands.fresh.data();
+            if (with & 2) {
+                args.unconditional = unconditional.buffer.data(), args.unconditional_strides = operands.z.data();
+            }
+            const float clip = operands.sizes.size() % 2 ? 1.0f : __builtin_inff();
+            args.coefficients = {1.5f, -0.5f, 0.3f, 0.7f, 0.4f, 0.2f, clip, 3.0f};
             std::vector<float> first;
             for (const int threads : {1, 3}) {
                 args.threads = threads;
@@ -296,9 +301,53 @@ void run_ddim_step() {
     }
 }
 
+// ---- group_norm_silu ------------------------------------------------------------------------------------------------
+
+struct NormShape {
+    int64_t batch, channels, height, width, groups;
+};
+
+constexpr NormShape kNorms[] = {
+    {1, 1, 1, 1, 1},   {3, 40, 9, 7, 4},   {2, 7, 5, 3, 7},    {1, 6, 150, 131, 1},
+    {2, 96, 1, 70, 8}, {1, 33, 64, 65, 3}, {1, 160, 33, 1, 32}, {2, 4100, 1, 2, 1},
+};
+
+swk::PlaneStrides planes_of(const Sizes& strides) { return {strides[0], strides[1], strides[3]}; }
+
+void run_group_norm_silu(const NormShape& shape) {
+    const Sizes sizes{shape.batch, shape.channels, shape.height, shape.width};
+    const int64_t pixels = shape.height * shape.width;
+    const std::vector<float> values = random_values(elements(sizes));
+    Buffer weight(shape.channels), bias(shape.channels);
+    Buffer scale(shape.batch * shape.channels), shift(shape.batch * shape.channels);
+    for (Buffer* buffer : {&weight, &bias, &scale, &shift}) buffer->randomise(1.0f);
+    for (const Layout layout : {Layout::kNchw, Layout::kChannelsLast}) {
+        Tensor x(sizes, strides_of(layout, sizes)), out(sizes, strides_of(layout, sizes));
+        x.fill(values);
+        for (const bool plain : {false, true}) {
+            swk::GroupNormSiluArgs args{};
+            args.batch = shape.batch, args.channels = shape.channels, args.pixels = pixels, args.groups = shape.groups;
+            args.x = x.buffer.data(), args.x_strides = planes_of(x.strides);
+            args.out = out.buffer.data(), args.out_strides = planes_of(out.strides);
+            if (!plain) args.norm = {weight.data(), bias.data(), scale.data(), shift.data()};
+            args.eps = 1e-5f;
+            std::vector<float> first;
+            for (const int threads : {1, 2, 5}) {
+                const Buffer scratch(swk::group_norm_scratch(shape.batch, shape.channels, pixels, shape.groups));
+                args.scratch = scratch.data(), args.threads = threads;
+                swk::kernels().group_norm_silu(args);
+                const std::vector<float> result = out.take_output();
+                if (first.empty()) first = result;
+                expect(same_bits(first, result), "the bits depend on threads");
+            }
+        }
+    }
+}
+
 void run_isa(const std::string& isa) {
     swk::use_isa(isa);
     run_ddim_step();
+    for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
     for (const BlockShape& shape : kBlocks) {
         run_block(&swk::Kernels::swda_block, shape, true, true);
         run_block(&swk::Kernels::swda_attention, shape, true, false);

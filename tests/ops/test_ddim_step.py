@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swintormer_kernels.backends.reference.ddim_step import ddim_sigma, ddim_step_backward
+from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_sigma, ddim_step_backward
 from swintormer_kernels.backends.reference.ddim_step import ddim_step as reference
-from swintormer_kernels.ops.ddim_step import OP, cases, cost, ddim_step
+from swintormer_kernels.ops.ddim_step import OP, PREDICTIONS, cases, cost, ddim_step
 from swintormer_kernels.registry import BackendError, explain, use_backend
 
 SCHEDULE = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4}
@@ -22,27 +22,43 @@ def double(x):
     return x.double() if isinstance(x, torch.Tensor) else x
 
 
-def exact(z, noise_pred, noise=None, **options):
+def exact(z, noise_pred, noise=None, prediction=Prediction(), **options):  # noqa: B008
     """The reference in float64."""
+    prediction = prediction._replace(unconditional=double(prediction.unconditional))
     with use_backend("reference"):
-        return ddim_step(double(z), double(noise_pred), noise=double(noise), **options)
+        return ddim_step(double(z), double(noise_pred), noise=double(noise), prediction=prediction, **options)
 
 
-def rounding(z, noise_pred, *, alpha_bar_t, alpha_bar_s, eta=0.0, clip=None, noise=None, dtype=torch.float32):
-    """Bound of the rounding error of one element: 8 operations of half an ulp, each of the largest term's size."""
+def sizes_of_terms(z, noise_pred, a, b, prediction):
+    """|z|, and the largest that x0 and e and what they are put together from can be."""
+    z, p = double(z).abs(), double(noise_pred).abs()
+    if prediction.unconditional is not None:
+        u = double(prediction.unconditional).abs()
+        p = u + abs(prediction.guidance_scale) * (p + u)
+    if prediction.kind == "epsilon":
+        return z, (z + b * p) / a, p
+    return (z, p, (z + a * p) / b) if prediction.kind == "sample" else (z, a * z + b * p, a * p + b * z)
+
+
+def rounding(z, noise_pred, *, alpha_bar_t, alpha_bar_s, eta=0.0, clip=None, noise=None, **options):
+    """Bound of the rounding error of one element: 8 operations of half an ulp, each of the largest term's size.
+
+    Guidance is 3 more. `options`: the prediction, and the dtype that is rounded to, float32 by default.
+    """
+    prediction, dtype = options.get("prediction", Prediction()), options.get("dtype", torch.float32)
     eps = torch.finfo(dtype).eps
     a, b = math.sqrt(alpha_bar_t), math.sqrt(1 - alpha_bar_t)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     d = math.sqrt(abs(1 - alpha_bar_s - sigma**2))
-    z, noise_pred = double(z).abs(), double(noise_pred).abs()
-    x0 = (z + b * noise_pred) / a
-    implied = noise_pred if clip is None else (z + a * x0) / b
+    z, x0, implied = sizes_of_terms(z, noise_pred, a, b, prediction)
+    if clip is not None:
+        implied = (z + a * x0) / b
     # d itself is the root of a difference in float64, whose rounding weighs more the smaller d is.
     d_error = torch.finfo(torch.float64).eps / d if d else 0.0
     size = math.sqrt(alpha_bar_s) * x0 + (d + d_error / eps) * implied
     if noise is not None and eta > 0:
         size = size + sigma * double(noise).abs()
-    return 8 * eps / 2 * size
+    return (8 if prediction.unconditional is None else 11) * eps / 2 * size
 
 
 def assert_exact_up_to_rounding(out, z, noise_pred, **options):
@@ -72,13 +88,15 @@ def test_cases_agree_with_float64(case, backend, extension):
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", PREDICTIONS)
 @pytest.mark.parametrize("timestep", [1, 51, 501, 951])
-def test_agrees_with_diffusers(timestep, eta, clip):
+def test_agrees_with_diffusers(timestep, kind, eta, clip):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.0015,
         beta_end=0.0155,
         beta_schedule="scaled_linear",
+        prediction_type=kind,
         clip_sample=clip is not None,
         clip_sample_range=clip or 1.0,
         set_alpha_to_one=False,
@@ -95,9 +113,10 @@ def test_agrees_with_diffusers(timestep, eta, clip):
         "eta": eta,
         "clip": clip,
     }
-    z, noise_pred, noise = latents((2, 3, 8, 8))
-    theirs = scheduler.step(
-        double(noise_pred),
+    z, noise_pred, noise, unconditional = latents((2, 3, 8, 8), count=4)
+    options["prediction"] = Prediction(kind, unconditional, 3.0)
+    theirs = scheduler.step(  # as diffusers' pipelines: guided, then stepped
+        double(unconditional) + 3.0 * (double(noise_pred) - double(unconditional)),
         timestep,
         double(z),
         eta=eta,
@@ -193,15 +212,18 @@ def any_layout(draw, shape):
 def test_any_shape_and_strides(data):
     shape = data.draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 8, 17]), max_size=5).map(tuple))
     z, noise_pred, noise = (data.draw(any_layout(shape)) for _ in range(3))
+    unconditional = data.draw(st.none() | any_layout(shape))
+    kind = data.draw(st.sampled_from(PREDICTIONS))
+    prediction = Prediction(kind, unconditional, data.draw(st.sampled_from([0.0, 1.0, 7.5, -2.0])))
     eta = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     clip = data.draw(st.sampled_from([None, 0.7]))
     alpha_bar_t = data.draw(st.one_of(st.floats(0.004, 0.99), st.sampled_from([0.9985, 0.9999, 1 - 1e-6])))
     earliest = 0.004 if eta == 0.0 else alpha_bar_t  # below alpha_bar_t is an inversion step
     options = {"alpha_bar_t": alpha_bar_t, "alpha_bar_s": data.draw(st.floats(earliest, 1.0)), "clip": clip}
     with use_backend("cpu"):
-        out = ddim_step(z, noise_pred, **options, eta=eta, noise=noise)
+        out = ddim_step(z, noise_pred, **options, eta=eta, noise=noise, prediction=prediction)
     assert out.stride() == torch.empty_like(z).stride()
-    assert_exact_up_to_rounding(out, z, noise_pred, **options, eta=eta, noise=noise)
+    assert_exact_up_to_rounding(out, z, noise_pred, **options, eta=eta, noise=noise, prediction=prediction)
 
 
 @pytest.mark.parametrize(("alpha_bar_t", "alpha_bar_s"), [(0.9985, 0.9), (0.9999, 0.5), (1 - 1e-6, 0.5)])
@@ -301,11 +323,33 @@ def test_calls_from_several_threads_at_once(engine, own):
 def test_opcheck(eta, clip, extension):
     z, noise_pred, noise = (x.requires_grad_() for x in latents((2, 3, 4, 5)))
     schedule = torch.tensor([0.25, 0.4], dtype=torch.float64)
-    args = (z, noise_pred, schedule, eta, clip, noise if eta else None, "cpu")
+    args = (z, noise_pred, schedule, eta, clip, noise if eta else None)
+    second = latents((2, 3, 4, 5), seed=3, count=1)[0].requires_grad_()
+    torch.library.opcheck(torch.ops.swintormer.ddim_step.default, (*args, second, 3.0, "v_prediction", "cpu"))
+    args = (*args, None, 1.0, "epsilon", "cpu")
     torch.library.opcheck(torch.ops.swintormer.ddim_step.default, args)
     channels_last = z.detach().contiguous(memory_format=torch.channels_last)
     fake = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.swintormer.ddim_step.default, (channels_last, *args[1:]), test_utils=fake)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("clip", [None, 0.8])
+def test_gradients_of_every_prediction_and_of_its_guidance(clip, kind, extension):
+    def step(z, pred, noise, unconditional):
+        options = {**SCHEDULE, "eta": 0.7, "clip": clip, "noise": noise}
+        return ddim_step(z, pred, **options, prediction=Prediction(kind, unconditional, 3.0))
+
+    leaves = [x.requires_grad_() for x in latents((2, 3, 8, 8), count=4)]
+    leaves64 = [x.detach().double().requires_grad_() for x in leaves]
+    weight = latents((2, 3, 8, 8), seed=5, count=1)[0]
+    with use_backend("cpu"):
+        grads = torch.autograd.grad(step(*leaves), leaves, weight)
+    with use_backend("reference"):
+        grads64 = torch.autograd.grad(step(*leaves64), leaves64, double(weight))
+    for grad, grad64 in zip(grads, grads64, strict=True):
+        # As below, and guidance triples them.
+        assert ((double(grad) - grad64).abs() <= 8 * EPS / 2 * 3 * 9 * double(weight).abs()).all()
 
 
 @pytest.mark.parametrize("clip", [None, 0.8])
@@ -389,9 +433,9 @@ def test_export(extension):
     assert torch.equal(program.module()(z, noise_pred), ddim_step(z, noise_pred, **SCHEDULE, clip=1.0))
 
 
-@pytest.mark.parametrize("dims", [(0, 0, 0), (1, None, 2), (None, 0, None), (-1, 1, 0)])
+@pytest.mark.parametrize("dims", [(0, 0, 0, 0), (1, None, 2, None), (None, 0, None, 1), (-1, 1, 0, 2)])
 def test_vmap(dims, extension):
-    tensors = latents((3, 4, 5))
+    tensors = latents((3, 4, 5), count=4)
     mapped = [
         x if dim is None else x.unsqueeze(0).repeat(2, 1, 1, 1).movedim(0, dim)
         for x, dim in zip(tensors, dims, strict=True)
@@ -400,8 +444,9 @@ def test_vmap(dims, extension):
         if dim is not None:
             x.select(dim, 1).mul_(0.5)
 
-    def step(z, noise_pred, noise):
-        return ddim_step(z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise)
+    def step(z, noise_pred, noise, unconditional):
+        guided = Prediction("epsilon", unconditional, 3.0)
+        return ddim_step(z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise, prediction=guided)
 
     with use_backend("cpu"):
         out = torch.vmap(step, in_dims=dims)(*mapped)
@@ -445,6 +490,8 @@ def test_functional_gradients_go_to_the_reference(extension):
         ({"eta": 0.5}, "pass `noise`"),
         ({"eta": 0.5, "noise": torch.zeros(2, 3), "alpha_bar_s": 0.1}, "inversion step"),
         ({"clip": 0.0}, "clip must be above 0"),
+        ({"prediction": Prediction("noise")}, "one of epsilon, sample, v_prediction, found 'noise'"),
+        ({"prediction": Prediction(unconditional=torch.zeros(2))}, "unconditional must have z's shape"),
     ],
 )
 def test_bad_arguments_get_one_clear_sentence(change, message):
@@ -467,13 +514,15 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
 def test_the_binding_refuses_views_that_disagree(extension):
     x, y = torch.zeros(4), torch.zeros(5)
     views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, y)]
-    seven = (1.0,) * 7
+    eight = (1.0,) * 8
     with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(views[0], views[0], views[1], None, seven, 1)
+        extension.ddim_step(views[0], views[0], views[1], None, None, eight, 1)
+    with pytest.raises(ValueError, match="differ in shape"):
+        extension.ddim_step(views[0], views[0], views[0], None, views[1], eight, 1)
     with pytest.raises(ValueError, match="one stride for each size"):
-        extension.ddim_step((x.data_ptr(), (4,), ()), views[0], views[0], None, seven, 1)
-    with pytest.raises(ValueError, match="seven coefficients"):
-        extension.ddim_step(views[0], views[0], views[0], None, seven[:6], 1)
+        extension.ddim_step((x.data_ptr(), (4,), ()), views[0], views[0], None, None, eight, 1)
+    with pytest.raises(ValueError, match="eight coefficients"):
+        extension.ddim_step(views[0], views[0], views[0], None, None, eight[:7], 1)
 
 
 def test_cost_counts_what_the_formula_needs():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import native
-from ..reference.ddim_step import ddim_sigma, root
+from ..reference.ddim_step import Prediction, ddim_sigma, root
 from .tensors import view
 
 
@@ -20,26 +20,39 @@ def ddim_step(
     eta: float,
     clip: float | None,
     noise: Tensor | None,
+    prediction: Prediction,
 ) -> Tensor:
     """See `swintormer_kernels.ops.ddim_step`."""
     out = torch.empty_like(z)
-    fresh = view(noise) if noise is not None and eta > 0 else None
-    folded = coefficients(alpha_bar_t, alpha_bar_s, eta, clip)
-    native.extension().ddim_step(view(out), view(z), view(noise_pred), fresh, folded, torch.get_num_threads())
+    kind, unconditional, guidance_scale = prediction
+    native.extension().ddim_step(
+        view(out),
+        view(z),
+        view(noise_pred),
+        view(noise) if noise is not None and eta > 0 else None,
+        view(unconditional) if unconditional is not None else None,
+        (*coefficients(kind, alpha_bar_t, alpha_bar_s, eta, clip), guidance_scale),
+        torch.get_num_threads(),
+    )
     return out
 
 
-def coefficients(alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None) -> tuple[float, ...]:
-    """The fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas."""
+def coefficients(
+    kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None
+) -> tuple[float, ...]:
+    """The fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas, but the guidance."""
+    signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_noise = root(1 - alpha_bar_s - sigma**2)
-    keep = from_noise / root(1 - alpha_bar_t)
-    return (
-        1 / root(alpha_bar_t),
-        -root((1 - alpha_bar_t) / alpha_bar_t),
-        root(alpha_bar_s) - keep * root(alpha_bar_t),
-        root(alpha_bar_s / alpha_bar_t) if clip is None else keep,
-        from_noise - root(alpha_bar_s * (1 - alpha_bar_t) / alpha_bar_t),
-        sigma,
-        math.inf if clip is None else clip,
-    )
+    keep = from_noise / spread
+    if kind == "epsilon":
+        x0 = 1 / signal, -spread / signal
+        out = root(alpha_bar_s / alpha_bar_t), from_noise - root(alpha_bar_s * (1 - alpha_bar_t) / alpha_bar_t)
+    elif kind == "sample":
+        x0 = 0.0, 1.0
+        out = keep, signal_s - keep * signal
+    else:
+        x0 = signal, -spread
+        out = signal_s * signal + from_noise * spread, from_noise * signal - signal_s * spread
+    bound = math.inf if clip is None else clip
+    return (*x0, signal_s - keep * signal, out[0] if clip is None else keep, out[1], sigma, bound)

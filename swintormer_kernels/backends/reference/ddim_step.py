@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Prediction(NamedTuple):
+    """What the network predicts, and a second prediction to be guided away from."""
+
+    kind: str = "epsilon"  # or "sample" (x0), or "v_prediction": diffusers' names
+    unconditional: Tensor | None = None  # the prediction without the condition; None for no guidance
+    guidance_scale: float = 1.0  # g of unconditional + g (conditional - unconditional)
 
 
 def ddim_step(
@@ -16,10 +24,11 @@ def ddim_step(
     eta: float,
     clip: float | None,
     noise: Tensor | None,
+    prediction: Prediction = Prediction(),  # noqa: B008  # it cannot change
 ) -> Tensor:
     """See ops/ddim_step.py. Computes in float32 at least, and returns z's dtype."""
-    latent, e = _widen(z), _widen(noise_pred)
-    x0 = _predicted_x0(latent, e, alpha_bar_t)
+    latent, predicted = _widen(z), guided(_widen(noise_pred), prediction)
+    x0, e = x0_and_noise(latent, predicted, alpha_bar_t, prediction.kind)
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
         e = (latent - root(alpha_bar_t) * x0) / root(1 - alpha_bar_t)
@@ -30,35 +39,58 @@ def ddim_step(
     return out.to(z.dtype)
 
 
+def guided(conditional: Tensor, prediction: Prediction) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + g (c - u), or c where there is no u."""
+    if prediction.unconditional is None:
+        return conditional
+    unconditional = _widen(prediction.unconditional)
+    return unconditional + prediction.guidance_scale * (conditional - unconditional)
+
+
+def x0_and_noise(z: Tensor, predicted: Tensor, alpha_bar_t: Any, kind: str) -> tuple[Tensor, Tensor]:
+    """x0 and e of z = sqrt(a_t) x0 + sqrt(1 - a_t) e, from e, x0, or v = sqrt(a_t) e - sqrt(1 - a_t) x0."""
+    signal, spread = root(alpha_bar_t), root(1 - alpha_bar_t)
+    if kind == "epsilon":
+        return (z - spread * predicted) / signal, predicted
+    if kind == "sample":
+        return predicted, (z - signal * predicted) / spread
+    return signal * z - spread * predicted, signal * predicted + spread * z
+
+
 def ddim_step_backward(
     grad: Tensor,
     bounded: tuple[Tensor, Tensor, float] | None,
     alpha_bar_t: Any,
     alpha_bar_s: Any,
     eta: float,
+    kind: str = "epsilon",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, noise_pred and noise.
+    """Gradients of z, of the (guided) prediction and of noise.
 
     Args:
         grad: gradient of the result.
-        bounded: (z, noise_pred, clip) of a step with a bound; without one the step is linear and does not need them.
+        bounded: (z, prediction, clip) of a step with a bound; without one the step is linear and does not need them.
         alpha_bar_t: float or 0-d tensor, `alpha_bar_s` too.
         alpha_bar_s: see there.
         eta: as in the forward.
+        kind: of the prediction.
     """
+    signal, spread = root(alpha_bar_t), root(1 - alpha_bar_t)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_x0, from_e = root(alpha_bar_s) * grad, root(1 - alpha_bar_s - sigma**2) * grad
     grad_z = torch.zeros_like(grad)
     if bounded is not None:
-        # e' = (z - sqrt(a_t) x0) / sqrt(1 - a_t) takes noise_pred's place, and outside the bound x0 is constant.
-        z, noise_pred, clip = bounded
-        grad_z = from_e / root(1 - alpha_bar_t)
-        inside = _predicted_x0(z, noise_pred, alpha_bar_t).abs() <= clip
-        from_x0 = (from_x0 - root(alpha_bar_t) * grad_z) * inside
+        # e' = (z - sqrt(a_t) x0) / sqrt(1 - a_t) takes e's place, and outside the bound x0 is constant.
+        z, predicted, clip = bounded
+        grad_z = from_e / spread
+        inside = x0_and_noise(z, predicted, alpha_bar_t, kind)[0].abs() <= clip
+        from_x0 = (from_x0 - signal * grad_z) * inside
         from_e = torch.zeros_like(grad)
-    grad_z = grad_z + from_x0 / root(alpha_bar_t)
-    grad_noise_pred = from_e - from_x0 * (root(1 - alpha_bar_t) / root(alpha_bar_t))
-    return grad_z, grad_noise_pred, sigma * grad
+    if kind == "epsilon":
+        return grad_z + from_x0 / signal, from_e - from_x0 * (spread / signal), sigma * grad
+    if kind == "sample":
+        return grad_z + from_e / spread, from_x0 - from_e * (signal / spread), sigma * grad
+    return grad_z + signal * from_x0 + spread * from_e, signal * from_e - spread * from_x0, sigma * grad
 
 
 def ddim_sigma(alpha_bar_t: Any, alpha_bar_s: Any, eta: float) -> Any:
@@ -73,10 +105,6 @@ def root(x: Any) -> Any:
     multiplies the root of a negative number by 0.
     """
     return abs(x) ** 0.5
-
-
-def _predicted_x0(z: Tensor, noise_pred: Tensor, alpha_bar_t: Any) -> Tensor:
-    return (z - root(1 - alpha_bar_t) * noise_pred) / root(alpha_bar_t)
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+"""group_norm_silu through csrc/cpu/group_norm_silu.cpp: float32, result in x's layout.
+
+Images in planes (NCHW) or in rows of channels (channels_last), cut out of larger ones too, are taken as they are; of
+anything else a copy is made first.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .tensors import View
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+
+
+def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> Tensor:
+    """See `swintormer_kernels.ops.group_norm_silu`."""
+    out = torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    source, target, transposed = like_planes(x, out)
+    batch, channels, height, width = x.shape
+    scratch = torch.empty(_scratch_floats(batch, channels, height * width, groups))
+    weights, addresses = dense_norm(norm)
+    native.extension().group_norm_silu(
+        *(plane_view(tensor, transposed) for tensor in (target, source)),
+        addresses,
+        groups,
+        eps,
+        scratch.data_ptr(),
+        torch.get_num_threads(),
+    )
+    del weights  # until here
+    return out if target is out else out.copy_(target)
+
+
+def dense_norm(norm: GroupNormWeights) -> tuple[list[Tensor | None], list[int]]:
+    """The tensors, dense, and their addresses, 0 for None. Keep the tensors alive during the call."""
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in norm]
+    return tensors, [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def like_planes(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """`x` and `out`, or copies, both in planes or both in rows of channels; and whether width comes before height."""
+    kinds = _kinds(out)
+    if not kinds:
+        out = torch.empty(x.shape)
+        kinds = _kinds(out)
+    common = [kind for kind in _kinds(x) if kind in kinds]
+    if common:
+        return x, out, common[0][1]
+    return torch.empty_like(out).copy_(x), out, kinds[0][1]
+
+
+def plane_view(x: Tensor, transposed: bool) -> View:
+    """As `tensors.view`; height and width change places where `transposed`."""
+    shape, stride = x.shape, x.stride()
+    if transposed:
+        shape, stride = x.mT.shape, x.mT.stride()
+    return x.data_ptr(), shape, stride
+
+
+def _kinds(x: Tensor) -> list[tuple[str, bool]]:
+    """How the native code can walk `x`: in planes or in rows, and whether width comes before height."""
+    _, _, height, width = x.shape
+    _, channel, down, right = x.stride()
+    found = []
+    for transposed, outer, inner, size in ((False, down, right, width), (True, right, down, height)):
+        pixels = height * width
+        if 1 < size < pixels and outer != inner * size:
+            continue
+        if (inner if size > 1 else outer) == 1 or pixels == 1:
+            found.append(("planes", transposed))
+        if channel == 1:
+            found.append(("rows", transposed))
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _scratch_floats(batch: int, channels: int, pixels: int, groups: int) -> int:
+    return native.extension().group_norm_scratch(batch, channels, pixels, groups)

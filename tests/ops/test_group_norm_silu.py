@@ -1,0 +1,240 @@
+"""group_norm_silu: every backend, instruction set, layout and thread count against float64; gradients; torch's view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
+
+import swintormer_kernels as sk
+from swintormer_kernels import native
+from swintormer_kernels.ops import group_norm_silu as module
+from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from swintormer_kernels.registry import BackendError, explain, use_backend
+
+ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
+EPS = torch.finfo(torch.float32).eps
+CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "no affine", "columns apart")]
+
+
+def mapped(function, arguments):
+    return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, arguments)
+
+
+def on(backend, arguments):
+    with torch.no_grad(), use_backend(backend):
+        return group_norm_silu(*arguments)
+
+
+def error(value, truth):
+    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()  # one number a group gives 0
+
+
+def assert_as_good_as_the_reference(arguments):
+    truth, out = on("reference", mapped(torch.Tensor.double, arguments)), on("cpu", arguments)
+    assert out.shape == truth.shape
+    assert not out.isnan().any(), "an element that nobody wrote"
+    if truth.numel():
+        assert error(out, truth) <= 2 * error(on("reference", arguments), truth) + EPS
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_cases_agree_with_float64(case, isa, engine):
+    engine.use_isa(isa)
+    arguments, _ = case.make(1)
+    assert_as_good_as_the_reference(arguments)
+    assert on("cpu", arguments).stride() == torch.empty_like(arguments[0]).stride()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_shape_and_strides(data):
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    groups = data.draw(st.integers(1, 5))
+    batch, channels = data.draw(st.integers(0, 3)), groups * data.draw(st.integers(1, 9))
+    sides = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70))
+    order = data.draw(st.permutations(range(4)))
+    step = [data.draw(st.sampled_from([1, 1, 1, 2])) for _ in range(4)]
+    sizes = (batch, channels, *sides)
+    base = torch.randn([sizes[i] * step[i] for i in order])
+    x = base.permute([order.index(i) for i in range(4)])[tuple(slice(None, None, s) for s in step)]
+    norm = module.make_weights(batch, channels, modulated=data.draw(st.booleans()))
+    present = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
+    norm = GroupNormWeights(*(tensor if keep else None for tensor, keep in zip(norm, present, strict=True)))
+    assert_as_good_as_the_reference((x, norm, groups, data.draw(st.sampled_from([1e-6, 1e-5, 0.1]))))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_mean_does_not_cancel(layout, extension):
+    """Roundings of the mean to float32 are all that is left, each eps / 2 of it over the deviation, which is 1.
+
+    A chunk's mean, a merged one, and the last; SiLU's slope is below 1.1.
+    """
+    x = (torch.randn(1, 8, 64, 64) + 1e5).contiguous(memory_format=layout)
+    truth = on("reference", (x.double(), GroupNormWeights(), 2))
+    assert (on("cpu", (x, GroupNormWeights(), 2)) - truth).abs().max() <= 3 * 1.1 * (EPS / 2 * 1e5)
+
+
+def test_a_constant_group_gives_silu_of_its_bias(extension):
+    norm = GroupNormWeights(torch.ones(4), torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    y = on("cpu", (torch.full((1, 4, 5, 7), 3.0), norm, 2))
+    expected = torch.nn.functional.silu(norm.bias)[None, :, None, None].expand_as(y)
+    torch.testing.assert_close(y, expected, rtol=2 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_far_tails_of_silu(isa, engine):
+    engine.use_isa(isa)
+    norm = GroupNormWeights(bias=torch.tensor([-1e4, -200.0, -88.5, -60.0, 60.0, 200.0, 1e4, 0.0]))
+    arguments = (torch.randn(1, 8, 3, 3), norm, 8)
+    truth = on("reference", mapped(torch.Tensor.double, arguments))
+    # Below float32's smallest normal number relative to the input nothing is left to compare.
+    small = torch.finfo(torch.float32).tiny * norm.bias.abs().max()
+    assert ((on("cpu", arguments) - truth).abs() <= small + 64 * EPS * truth.abs()).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_nan_stays_in_its_group(layout, extension):
+    x = torch.randn(2, 12, 9, 7).contiguous(memory_format=layout)
+    x[1, 5, 3, 2] = float("nan")
+    spoilt = on("cpu", (x, GroupNormWeights(), 3)).isnan().flatten(2).all(2)
+    expected = torch.zeros(2, 12, dtype=torch.bool)
+    expected[1, 4:8] = True
+    assert torch.equal(spoilt, expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("groups", [1, 3, 32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_same_bits_for_any_thread_count_and_batch(layout, groups, isa, engine):
+    engine.use_isa(isa)
+    x = torch.randn(1, 96, 41, 33).contiguous(memory_format=layout)
+    norm = module.make_weights(1, 96, modulated=True)
+    outs = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        outs.append(on("cpu", (x, norm, groups)))
+    engine.use_own_threads(True)
+    outs.append(on("cpu", (x, norm, groups)))
+    twice = x.repeat(2, 1, 1, 1).contiguous(memory_format=layout)
+    both = norm._replace(scale=norm.scale.repeat(2, 1), shift=norm.shift.repeat(2, 1))
+    outs.append(on("cpu", (twice, both, groups))[1:])
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def leaves_of(arguments):
+    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    return leaves, [t for t in (leaves[0], *leaves[1]) if t is not None]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_gradients(case, extension):
+    arguments, _ = case.make(0)
+    grad = torch.randn(arguments[0].shape)
+    found = {}
+    for name, backend, dtype in (("cpu", "cpu", None), ("plain", "reference", None), ("true", "reference", "double")):
+        leaves, tensors = leaves_of(mapped(torch.Tensor.double, arguments) if dtype else arguments)
+        with use_backend(backend):
+            found[name] = torch.autograd.grad(group_norm_silu(*leaves), tensors, grad.to(leaves[0].dtype))
+    for value, plain, true in zip(found["cpu"], found["plain"], found["true"], strict=True):
+        assert error(value, true) <= 2 * error(plain, true) + EPS
+
+
+def test_only_needed_gradients_are_made(extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    arguments[1].shift.requires_grad_()
+    with use_backend("cpu"):
+        group_norm_silu(*arguments).sum().backward()
+    assert arguments[1].shift.grad is not None
+    assert arguments[0].grad is None
+
+
+# ---- torch sees the op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_opcheck(case, extension):
+    leaves, _ = leaves_of(case.make(0)[0])
+    flat = module._SIGNATURE.flat(*leaves, 1e-5)
+    torch.library.opcheck(module._run.default, (*flat, "cpu"))
+
+
+def test_compiles_to_one_graph_and_gives_the_same_bits(extension):
+    torch._dynamo.reset()
+    arguments, _ = SMALL[0].values[0].make(0)
+    with use_backend("cpu"):
+        expected = group_norm_silu(*arguments)
+        compiled = torch.compile(group_norm_silu, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*arguments), expected)
+        leaves, tensors = leaves_of(arguments)
+        grads = [
+            torch.autograd.grad(function(*leaves).square().sum(), tensors) for function in (compiled, group_norm_silu)
+        ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_computes_in_float32(extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    half = mapped(torch.Tensor.bfloat16, arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16), use_backend("cpu"):
+        out = group_norm_silu(*half)
+    assert torch.equal(out, on("cpu", mapped(torch.Tensor.float, half)))
+
+
+def test_other_dtypes_are_served_by_the_reference(extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    for dtype in (torch.float64, torch.bfloat16):
+        cast = mapped(lambda t, to=dtype: t.to(to), arguments)
+        assert group_norm_silu(*cast).dtype == dtype
+        assert explain(group_norm_silu, *cast, 1e-5).backend == "reference"
+        with use_backend("cpu"), pytest.raises(BackendError, match="takes float32"):
+            group_norm_silu(*cast)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 6, 3)}, r"x must be \(B, C, H, W\)"),
+        ({"groups": 4}, "groups must divide the 6 channels of x, found 4"),
+        ({"groups": 0}, "groups must divide"),
+        ({"eps": -1.0}, "eps must be at least 0"),
+        ({"norm": GroupNormWeights(weight=torch.ones(5))}, r"weight must be \(6,\)"),
+        ({"norm": GroupNormWeights(scale=torch.ones(6))}, r"scale must be \(2, 6\)"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(change, message):
+    arguments = {"x": torch.zeros(2, 6, 3, 3), "norm": GroupNormWeights(), "groups": 3, "eps": 1e-5, **change}
+    with pytest.raises(ValueError, match=message):
+        group_norm_silu(*arguments.values())
+
+
+def test_the_binding_refuses_layouts_that_disagree(extension):
+    x = torch.zeros(1, 4, 3, 5)
+    rows = x.contiguous(memory_format=torch.channels_last)
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, rows, x.transpose(1, 2))]
+    with pytest.raises(ValueError, match="both images"):
+        extension.group_norm_silu(views[0], views[1], [0] * 4, 2, 1e-5, x.data_ptr(), 1)
+    with pytest.raises(ValueError, match="differ in shape"):
+        extension.group_norm_silu(views[0], views[2], [0] * 4, 2, 1e-5, x.data_ptr(), 1)
+    with pytest.raises(ValueError, match="four addresses"):
+        extension.group_norm_silu(views[0], views[0], [0], 2, 1e-5, x.data_ptr(), 1)
+
+
+def test_it_is_public():
+    assert sk.group_norm_silu is group_norm_silu
+    assert sk.GroupNormWeights is GroupNormWeights
