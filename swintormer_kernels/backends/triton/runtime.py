@@ -90,14 +90,42 @@ def precision() -> str:
     return "tf32" if (newer == "tf32" if newer is not None else matmul.allow_tf32) else "ieee"
 
 
+# ---- what kernels take instead of Triton's own: the same on a GPU, and right in the interpreter, too -----------------
+
+
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a @ b in float32. Kernels take this and not tl.dot."""
+    """accumulator + a @ b in float32."""
     # Triton 3.6's interpreter multiplies the bit patterns of bfloat16 as integers; in float32 a product of two
     # halves is exact, so widening first gives what the GPU gives.
     if _INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
+        a, b = widen(a), widen(b)
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def widen(x):
+    """x in float32."""
+    if _INTERPRETED and x.dtype == tl.bfloat16:  # its own way takes fifty passes of numpy
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """float32 x in DTYPE, to the nearest, ties to even; also for what is stored."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:  # the interpreter cuts off the lower bits
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = bits + 0x7FFF + ((bits >> 16) & 1)
+        short = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        short = x.to(DTYPE)
+    return short
+
+
+# ---- tuned choices ---------------------------------------------------------------------------------------------------
 
 
 def architecture(device: torch.device) -> str:
