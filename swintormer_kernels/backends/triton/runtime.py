@@ -69,7 +69,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         grid: programs along up to three axes; nothing is launched where one is 0.
-        arguments: tensors, None for an absent one, and integers.
+        arguments: tensors, None for an absent one, integers, and (named) tuples of these.
         constants: the kernel's constexpr arguments, with num_warps and num_stages.
     """
     if 0 in grid:
@@ -77,9 +77,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if _recordings:
         _recordings[-1].launches.append(Launch(kernel, grid, arguments, constants))
         return
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    device = next(argument.device for argument in _flat(arguments) if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, **constants)
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        yield from _flat(argument) if isinstance(argument, tuple) else (argument,)
 
 
 def precision() -> str:
@@ -123,6 +128,20 @@ def narrow(x, DTYPE: tl.constexpr):
     else:
         short = x.to(DTYPE)
     return short
+
+
+if INTERPRETED:
+
+    def bound(x: Any) -> int:
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x.handle.data.item()  # numpy from 2.4 on makes no int of the array of one that a scalar is there
+
+else:
+
+    @triton.jit
+    def bound(x):
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x
 
 
 # ---- tuned choices ---------------------------------------------------------------------------------------------------
