@@ -5,6 +5,7 @@ Memory beside the result: none forward; backward what `BAND_BYTES` says and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from ...derived import derived
 from . import ffn_backward_kernels, ffn_kernels
 from .ffn_backward_kernels import Band
 from .ffn_kernels import PackedFFN
-from .runtime import choice, launch, precision
+from .runtime import Tuning, choice, launch, precision
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights
@@ -25,6 +26,53 @@ HIDDEN_MULTIPLE = 64  # every BLOCK_H divides it, so loops over hidden channels 
 BAND_BYTES = 64 * 2**20  # of what is kept for the weights' gradients: 35000 pixels at C = 96 in bfloat16
 # Programs of `weight_gradients` at least, where the pixels allow: twice the multiprocessors of the largest GPU (H200).
 PROGRAMS = 264
+
+
+def _candidates(*listed: tuple[int, int, int, int]) -> tuple[dict[str, int], ...]:
+    names = ("BLOCK_P", "BLOCK_H", "num_warps", "num_stages")
+    return tuple(dict(zip(names, values, strict=True)) for values in listed)
+
+
+def _hopeless(operands: int) -> Callable[[dict[str, int], Mapping[str, int], int], bool]:
+    """Of a kernel that holds a block's sums and `operands` times as many elements of the tensors' dtype."""
+
+    def is_so(candidate: dict[str, int], sizes: Mapping[str, int], itemsize: int) -> bool:
+        block_p, block_h, threads = candidate["BLOCK_P"], candidate["BLOCK_H"], 32 * candidate["num_warps"]
+        rows = block_p if operands else block_h  # the sums over pixels are sums for hidden channels
+        held = rows * sizes["C"] / threads * (1 + operands * itemsize / 4) + 3 * block_p * block_h / threads
+        # A thread has 255 registers. Products of float32 are unrolled: 18000 of them take ptxas a minute.
+        unrolled = 3 * sizes["C"] * block_p * block_h / threads if itemsize == 4 else 0
+        return held > 208 or unrolled > 6144
+
+    return is_so
+
+
+# A larger BLOCK_P reads the weights less often from the L2 cache, stages hide that; a larger BLOCK_H asks for fewer
+# barriers. What binds is the registers.
+TUNED = {
+    "gated_ffn": Tuning(
+        "forward",
+        _candidates(
+            *((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2)),
+            *((64, 32, 8, 3), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 4, 2), (32, 16, 4, 2), (32, 16, 8, 1)),
+            *((16, 32, 4, 2), (16, 16, 4, 1)),
+        ),
+        _hopeless(1),
+    ),
+    "gated_ffn_backward": Tuning(
+        "backward",
+        _candidates(
+            *((128, 32, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 8, 2), (32, 32, 4, 2)),
+            *((32, 32, 8, 2), (32, 16, 4, 2), (32, 16, 8, 1), (16, 32, 4, 2), (16, 16, 4, 1), (16, 16, 8, 1)),
+        ),
+        _hopeless(2),
+    ),
+    "gated_ffn_weights": Tuning(
+        "weight_gradients",
+        _candidates((64, 64, 8, 3), (64, 64, 4, 3), (32, 64, 8, 3), (32, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2)),
+        _hopeless(0),
+    ),
+}
 
 
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
@@ -205,3 +253,35 @@ def _packed_in_bias(bias: Tensor, hidden: int, channels: int) -> Tensor:
     """(2 hid,) -> (2, HIDDEN)."""
     halves = bias.unflatten(0, (2, -1))
     return F.pad(halves, (0, hidden - halves.shape[1]))
+
+
+# ---- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def ahead_of_time(
+    dtype: torch.dtype, device: str = "cpu", side: int = 32
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Configurations for aot.py: the levels of the released network and of `small`, and NCHW with biases.
+
+    Yields (configuration, a forward and a backward on two images of `side` pixels a side, on `device`).
+    """
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+
+    for channels, bias, layout in (
+        *((channels, False, torch.channels_last) for channels in (24, 48, 96, 192, 384)),
+        (48, True, torch.contiguous_format),
+    ):
+        hidden = int(channels * 2.66)
+        x = torch.randn(2, channels, side, side, dtype=dtype, device=device).contiguous(memory_format=layout)
+        shapes = ((channels,), (channels,), (2 * hidden, channels, 1, 1), (channels, hidden, 1, 1))
+        biases = ((2 * hidden,), (channels,)) if bias else ()
+        weights = FFNWeights(
+            *(torch.randn_like(x[0, 0, 0, 0].expand(shape)).requires_grad_() for shape in (*shapes, *biases))
+        )
+
+        def call(x: Tensor = x, weights: FFNWeights = weights) -> None:
+            with torch.no_grad():
+                gated_ffn(x, weights)
+                gated_ffn_backward(x, x, weights)
+
+        yield f"C {channels}{', NCHW, bias' if bias else ''}", call

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ _recordings: list[_Recording] = []  # the innermost last
 
 @contextlib.contextmanager
 def recording(architecture: str) -> Iterator[list[Launch]]:
-    """Inside, launches are written down and not run, with the choices of `architecture`; tensors may be meta tensors.
+    """Inside, launches are written down and not run, with the choices of `architecture`, wherever the tensors are.
 
     This is how the ahead-of-time table compiles what really runs (aot.py). One thread at a time.
     """
@@ -162,6 +162,28 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+class Tuning(NamedTuple):
+    """What may stand in choices/<name>.json for the launches of `kernel`."""
+
+    kernel: str
+    candidates: tuple[dict[str, int], ...]  # likely the best first
+    hopeless: Callable[[dict[str, int], Mapping[str, int], int], bool]
+    """(candidate, sizes, bytes of an element): whether it need not be compiled to know that it loses."""
+
+
+_tried: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def trying(kernel: str, candidate: dict[str, int]) -> Iterator[None]:
+    """Inside, `choice(kernel, ...)` is `candidate` (bench/tune.py). One thread at a time."""
+    _tried[kernel] = candidate
+    try:
+        yield
+    finally:
+        del _tried[kernel]
+
+
 def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
     """Block sizes, num_warps and num_stages for `kernel` with these sizes, x's dtype and x's device.
 
@@ -179,6 +201,8 @@ def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
     Raises:
         FileNotFoundError, KeyError: there is no such file, or no entry for the dtype.
     """
+    if kernel in _tried:
+        return dict(_tried[kernel])
     key = (kernel, tuple(sizes.items()), str(x.dtype).removeprefix("torch."), architecture(x.device))
     return dict(_choice(*key))
 
