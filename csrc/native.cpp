@@ -216,7 +216,7 @@ int64_t swda_core_scratch(int64_t channels, int64_t heads, int64_t window) {
 void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optional<py::tuple>& grad_qkv,
                const DenseList& weights, const DenseList& grads, const std::vector<int64_t>& sizes,
                const DenseList& scratch, int threads) {
-    if (sizes.size() != 4) throw py::value_error("sizes are (heads, window, shift, last_band)");
+    if (sizes.size() != 5) throw py::value_error("sizes are (heads, window, shift, last_row, last_column)");
     const auto wide = qkv[1].cast<std::vector<int64_t>>(), shape = attended[1].cast<std::vector<int64_t>>();
     if (shape.size() != 4 || wide != std::vector<int64_t>{shape[0], 3 * shape[1], shape[2], shape[3]}) {
         throw py::value_error("qkv must have the shape of attended, with three times the channels");
@@ -225,7 +225,8 @@ void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optio
     if (grad_qkv.has_value() != !grads.empty()) throw py::value_error("all gradients are wanted, or none");
     swk::SwdaCoreArgs args{};
     args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
-    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2], args.last_band = sizes[3] != 0;
+    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2],
+    args.last_row = sizes[3] != 0, args.last_column = sizes[4] != 0;
     args.qkv = image(qkv), args.attended = image(attended), args.threads = threads;
     const Layout layout = layout_of(args.channels, args.heads, args.window, 0);
     const int64_t size = args.channels / 2 / args.heads, rows = 2 * args.heads * in_tiles(3 * size, layout.tile_rows);

@@ -9,6 +9,7 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
+from .derived import forget
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
@@ -27,6 +28,7 @@ __all__ = [
     "backends",
     "ddim_step",
     "explain",
+    "forget",
     "gated_ffn",
     "group_norm_silu",
     "optimize",

@@ -100,7 +100,8 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
     Blocks are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
     state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (more than one argument,
     sides that are not multiples of the window, hooks or other modules put on inner parts later) go to the block's own
-    forward, as before. Running it again changes nothing.
+    forward, as before. Running it again changes nothing. Weights are packed once and packed again when their version
+    counter moves; after a write through `parameter.data`, which moves none, call `swintormer_kernels.forget(model)`.
 
     Args:
         model: any module; a block itself, too.

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, check_shapes, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
@@ -106,13 +106,19 @@ def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
         raise ValueError(
             f"height and width must be multiples of the window {window}, found {x.shape[2]}x{x.shape[3]}; pad first"
         )
-    if channels % (2 * heads):
-        raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
+    if heads < 1 or channels % (2 * heads):
+        raise ValueError(
+            f"channels {channels} must be a multiple of 2 * heads, and heads at least 1, found {heads} heads"
+        )
     if weights.bias_table.shape != ((2 * window - 1) ** 2, heads):
         raise ValueError(
             f"bias_table must be ({(2 * window - 1) ** 2}, {heads}) for window {window} and {heads} heads, "
             f"found {tuple(weights.bias_table.shape)}"
         )
+    c = channels
+    wanted = {"norm_weight": (c,), "norm_bias": (c,), "qkv": (3 * c, c, 1, 1), "dwconv": (3 * c, 1, 3, 3)}
+    wanted |= {"proj": (c, c, 1, 1), "qkv_bias": (3 * c,), "dwconv_bias": (3 * c,), "proj_bias": (c,)}
+    check_shapes(weights, wanted)
 
 
 # ---- for tests and benches -------------------------------------------------------------------------------------------

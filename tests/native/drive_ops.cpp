@@ -225,7 +225,7 @@ void run_core(const BlockShape& shape) {
     swk::kernels().swda_core_layout({c, shape.heads, shape.window, &scratch_floats});
     swk::SwdaCoreArgs args{};
     args.batch = shape.batch, args.channels = c, args.height = shape.height, args.width = shape.width;
-    args.heads = shape.heads, args.window = shape.window, args.shift = shape.shift, args.last_band = true;
+    args.heads = shape.heads, args.window = shape.window, args.shift = shape.shift, args.last_row = args.last_column = true;
     args.weights = block.attention;
     const std::vector<float> qkv = random_values(elements(wide)), grad = random_values(elements(narrow));
     std::vector<std::vector<float>> first;
