@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
     Runs without gradients and without autocast. `key` tells apart what is derived from the same first source.
     """
     if any(source.is_inference() for source in sources):
-        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(sources[0]):
             return make()
     state = [(weakref.ref(source), source._version, source.data_ptr()) for source in sources]
     with _lock:
@@ -33,6 +34,11 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
     found = kept.get(key)
     if found is None or found[0] != state:
         # Outside inference mode, so that it serves there too.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), _without_autocast(sources[0]):
             found = kept[key] = (state, make())
     return found[1]
+
+
+def _without_autocast(source: Tensor) -> AbstractContextManager[object]:
+    kind = source.device.type  # "meta", of which ahead-of-time compilation makes its arguments, has no autocast
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
