@@ -69,7 +69,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         grid: programs along up to three axes; nothing is launched where one is 0.
-        arguments: tensors, None for an absent one, and integers.
+        arguments: tensors, tuples of tensors, None for an absent one, and integers.
         constants: the kernel's constexpr arguments, with num_warps and num_stages.
     """
     if 0 in grid:
@@ -77,7 +77,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if _recordings:
         _recordings[-1].launches.append(Launch(kernel, grid, arguments, constants))
         return
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    flat = (t for argument in arguments for t in (argument if isinstance(argument, tuple) else (argument,)))
+    device = next(t.device for t in flat if isinstance(t, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, **constants)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .attention_forward import attend, project
+from .attention_gradients import attention_gradients
 from .gated_ffn import dense_layout
 from .window_setup import pack, sizes_of
 
@@ -29,3 +30,10 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
     attended = attend(dense, packed, shift, sizes)
     project(dense, attended, packed, result, shift, sizes)
     return out if result is out else out.copy_(result)
+
+
+def swda_attention_backward(
+    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those among x and the weights that require one, x first."""
+    return attention_gradients(grad, x, weights, window, shift)
