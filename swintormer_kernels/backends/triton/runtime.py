@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ _recordings: list[_Recording] = []  # the innermost last
 
 @contextlib.contextmanager
 def recording(architecture: str) -> Iterator[list[Launch]]:
-    """Inside, launches are written down and not run, with the choices of `architecture`; tensors may be meta tensors.
+    """Inside, launches are written down and not run, with the choices of `architecture`, wherever the tensors are.
 
     This is how the ahead-of-time table compiles what really runs (aot.py). One thread at a time.
     """
@@ -69,7 +69,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         grid: programs along up to three axes; nothing is launched where one is 0.
-        arguments: tensors, tuples of tensors, None for an absent one, and integers.
+        arguments: tensors, None for an absent one, integers, and (named) tuples of these.
         constants: the kernel's constexpr arguments, with num_warps and num_stages.
     """
     if 0 in grid:
@@ -77,10 +77,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if _recordings:
         _recordings[-1].launches.append(Launch(kernel, grid, arguments, constants))
         return
-    flat = (t for argument in arguments for t in (argument if isinstance(argument, tuple) else (argument,)))
-    device = next(t.device for t in flat if isinstance(t, Tensor))
+    device = next(argument.device for argument in _flat(arguments) if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, **constants)
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        yield from _flat(argument) if isinstance(argument, tuple) else (argument,)
 
 
 def precision() -> str:
@@ -126,6 +130,20 @@ def narrow(x, DTYPE: tl.constexpr):
     return short
 
 
+if INTERPRETED:
+
+    def bound(x: Any) -> int:
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x.handle.data.item()  # numpy from 2.4 on makes no int of the array of one that a scalar is there
+
+else:
+
+    @triton.jit
+    def bound(x):
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x
+
+
 # ---- tuned choices ---------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +160,28 @@ def architecture(device: torch.device) -> str:
 @functools.lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+class Tuning(NamedTuple):
+    """What may stand in choices/<name>.json for the launches of `kernel`."""
+
+    kernel: str
+    candidates: tuple[dict[str, int], ...]  # likely the best first
+    hopeless: Callable[[dict[str, int], Mapping[str, int], int], bool]
+    """(candidate, sizes, bytes of an element): whether it need not be compiled to know that it loses."""
+
+
+_tried: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def trying(kernel: str, candidate: dict[str, int]) -> Iterator[None]:
+    """Inside, `choice(kernel, ...)` is `candidate` (bench/tune.py). One thread at a time."""
+    _tried[kernel] = candidate
+    try:
+        yield
+    finally:
+        del _tried[kernel]
 
 
 def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
@@ -161,6 +201,8 @@ def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
     Raises:
         FileNotFoundError, KeyError: there is no such file, or no entry for the dtype.
     """
+    if kernel in _tried:
+        return dict(_tried[kernel])
     key = (kernel, tuple(sizes.items()), str(x.dtype).removeprefix("torch."), architecture(x.device))
     return dict(_choice(*key))
 
