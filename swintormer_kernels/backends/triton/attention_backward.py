@@ -7,13 +7,13 @@ With P = exp(l - m) / (1 + S) of softmax_one, g = dO v^T and D = sum_j P_j g_j =
 softmax_one is a softmax with one more logit equal to the row maximum and of value 0; the second term is that logit's
 gradient, which goes to where the maximum comes from. Of equal maxima the first gets it.
 
-    attended_by_queries    dq, and of each row m, 1 / (1 + S), D and argmax       grid (windows heads, blocks of queries)
-    attended_by_keys       dk and dv                                              grid (windows heads, blocks of keys)
-    bias_gradient          sum of dl over windows, (groups, heads, N, N)          grid (heads groups, tiles of logits)
-    channels_gradient      dq, dk and dv of the channel half                      grid (windows heads)
-    convolution_gradient   of its input (T, 3C), of its weights for each window   grid (units, 3)
-    gather_rows            n = LayerNorm(x) and the result's gradient (T, C)      grid (blocks of tokens)
-    norm_gradient          dx, and of the norm's weights for each block           grid (blocks of tokens)
+    attended_by_queries    dq, and of each row m, 1 / (1 + S), D, argmax        grid (windows heads, blocks of queries)
+    attended_by_keys       dk and dv                                            grid (windows heads, blocks of keys)
+    bias_gradient          sum of dl over windows, (groups, heads, N, N)        grid (heads groups, tiles of logits)
+    channels_gradient      dq, dk and dv of the channel half                    grid (windows heads)
+    convolution_gradient   of its input (T, 3C), of its weights by window       grid (units, 3)
+    gather_rows            n = LayerNorm(x), the result's gradient (T, C)       grid (windows, blocks of tokens)
+    norm_gradient          dx, and of the norm's weights by block               grid (windows, blocks of tokens)
 
 Every sum over programs is written apart and added up by torch: no atomics, the same bits at each run. Layouts are those
 of attention_forward.py with a slot for each unit; T tokens of the band, in window order; gradients of q, k and v lie as
@@ -21,8 +21,8 @@ of attention_forward.py with a slot for each unit; T tokens of the band, in wind
 
 Bytes per pixel, S of an element, p = padded d / d: gather_rows 4 C S, attention_forward 2 C S + 6 C p S, queries and
 keys 8 C S + 5 C p S in all, channels 2 C S + 3 C p S, convolution 9 C p S + 3 C S, norm_gradient 4 C S, the products of
-torch 14 C S. MACs per pixel: the forward's, and 5 C N / 2 (2 C N more where the bias table wants a gradient) + 5 C d / 2
-+ 54 C + 8 C^2.
+torch 14 C S. MACs per pixel: those of the forward, 8 C^2 (torch), 4 C N (window half;
+C N more where the bias table wants a gradient), 5 C d / 2 (channel half) and 54 C.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from .gated_ffn import gated_ffn
-from .swda_attention import swda_attention
+from .gated_ffn import gated_ffn, gated_ffn_backward
+from .swda_attention import swda_attention, swda_attention_backward
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights
@@ -23,3 +24,13 @@ if TYPE_CHECKING:
 def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:
     """See `swintormer_kernels.ops.swda_block`."""
     return gated_ffn(swda_attention(x, attention, window, shift), ffn)
+
+
+def swda_block_backward(
+    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those among x and the weights that require one, x first. y is computed again, and not kept."""
+    with torch.no_grad():
+        y = swda_attention(x, attention, window, shift)
+    of_y, *of_ffn = gated_ffn_backward(grad, y.requires_grad_(), ffn)
+    return [*swda_attention_backward(of_y, x, attention, window, shift), *of_ffn]
