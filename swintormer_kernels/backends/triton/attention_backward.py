@@ -11,7 +11,7 @@ gradient, which goes to where the maximum comes from. Of equal maxima the first 
     attended_by_keys       dk and dv                                            grid (windows heads, blocks of keys)
     bias_gradient          sum of dl over windows, (groups, heads, N, N)        grid (heads groups, tiles of logits)
     channels_gradient      dq, dk and dv of the channel half                    grid (windows heads)
-    convolution_gradient   of its input (T, 3C), of its weights by window       grid (units, 3)
+    convolution_gradient   of its input (T, 3C), of its weights by window       grid (units, blocks of tokens, 3)
     gather_rows            n = LayerNorm(x), the result's gradient (T, C)       grid (windows, blocks of tokens)
     norm_gradient          dx, and of the norm's weights by block               grid (windows, blocks of tokens)
 
@@ -20,7 +20,7 @@ of attention_forward.py with a slot for each unit; T tokens of the band, in wind
 `after` does, in x's dtype; sums and the softmax are float32.
 
 Bytes per pixel, S of an element, p = padded d / d: gather_rows 4 C S, attention_forward 2 C S + 6 C p S, queries and
-keys 8 C S + 5 C p S in all, channels 2 C S + 3 C p S, convolution 9 C p S + 3 C S, norm_gradient 4 C S, the products of
+keys 8 C S + 5 C p S in all, channels 2 C S + 3 C p S, convolution 6 C p S + 3 C S, norm_gradient 4 C S, the products of
 torch 14 C S. MACs per pixel: those of the forward, 8 C^2 (torch), 4 C N (window half;
 C N more where the bias table wants a gradient), 5 C d / 2 (channel half) and 54 C.
 """
@@ -61,7 +61,7 @@ class Gradients(NamedTuple):
     rows: Tensor  # (W * heads, 4, N) float32: m in powers of two, 1 / (1 + S), D, argmax
     scale: Tensor  # (W * heads, blocks of queries) float32, of logit_scale
     qkv: Tensor  # (T, 3C) of qkv before the convolution
-    dwconv: Tensor  # (W, 10, 3C) float32, nine taps and the bias
+    dwconv: Tensor  # (W, blocks of tokens, 10, 3C) float32, nine taps and the bias
     bias: Tensor | None  # (groups, heads, N, N) float32, of the logits
 
 
@@ -298,34 +298,31 @@ def neighbours(base, t, dy, dx, S: tl.constexpr):
 
 @triton.jit
 def convolution_gradient(weights, buffers, gradients, S: tl.constexpr):
-    """Of one part (q, k or v) of one unit."""
+    """Of a block of tokens of one part (q, k or v) of one unit.
+
+    A tap's weight got the product of its input u(t) and of dv(t - tap), the very rows that du(t) is made of: they are
+    read once for both.
+    """
     PART: tl.constexpr = S.area * S.padded
     ROW: tl.constexpr = 3 * S.channels
-    unit, part = tl.program_id(0), tl.program_id(1)
+    unit, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     window, head, half = unit // (2 * S.heads), unit // 2 % S.heads, unit % 2
     j = tl.arange(0, S.padded)
     present = j < S.head
     row = first_row(half, part, head, S) + j
-    before = buffers.before + (unit.to(tl.int64) * 3 + part) * PART
+    t = block * S.tokens + tl.arange(0, S.tokens)
     after = gradients.after + (unit.to(tl.int64) * 3 + part) * PART
-    for start in tl.range(0, S.area, S.tokens, num_stages=1):
-        t = start + tl.arange(0, S.tokens)
-        total = tl.full([S.tokens, S.padded], 0.0, tl.float32)
-        for tap in range(9):
-            taps = widen(tl.load(weights.dwconv + row * 9 + tap, mask=present, other=0.0))
-            total += neighbours(after, t, 1 - tap // 3, 1 - tap % 3, S) * taps[None, :]
-        place = (window.to(tl.int64) * S.area + t)[:, None] * ROW + row[None, :]
-        mask = (t < S.area)[:, None] & present[None, :]
-        tl.store(gradients.qkv + place, narrow(total, gradients.qkv.dtype.element_ty), mask=mask)
-    for tap in range(10):
-        sums = tl.full([S.padded], 0.0, tl.float32)
-        for start in tl.range(0, S.area, S.tokens, num_stages=1):
-            t = start + tl.arange(0, S.tokens)
-            d = widen(rows_of(after, t, S))
-            if tap < 9:
-                d *= neighbours(before, t, tap // 3 - 1, tap % 3 - 1, S)
-            sums += tl.sum(d, 0)
-        tl.store(gradients.dwconv + (window.to(tl.int64) * 10 + tap) * ROW + row, sums, mask=present)
+    u = widen(rows_of(buffers.before + (unit.to(tl.int64) * 3 + part) * PART, t, S))
+    sums = gradients.dwconv + (window * tl.num_programs(1) + block).to(tl.int64) * (10 * ROW) + row
+    total = tl.full([S.tokens, S.padded], 0.0, tl.float32)
+    for tap in range(9):
+        d = neighbours(after, t, 1 - tap // 3, 1 - tap % 3, S)
+        total += d * widen(tl.load(weights.dwconv + row * 9 + tap, mask=present, other=0.0))[None, :]
+        tl.store(sums + tap * ROW, tl.sum(d * u, 0), mask=present)
+    tl.store(sums + 9 * ROW, tl.sum(widen(rows_of(after, t, S)), 0), mask=present)
+    place = (window.to(tl.int64) * S.area + t)[:, None] * ROW + row[None, :]
+    mask = (t < S.area)[:, None] & present[None, :]
+    tl.store(gradients.qkv + place, narrow(total, gradients.qkv.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*IMAGE, "first"])

@@ -75,10 +75,10 @@ def band_windows(S: Sizes, element: int) -> int:
 
 
 def window_bytes(S: Sizes, element: int) -> int:
-    """What `_Band` allocates for one window: 9 C and 18 heads padded d elements a token, and float32 statistics."""
-    elements = S.area * (9 * S.channels + 18 * S.heads * S.padded)
+    """What `_Band` allocates for one window: 8 C and 18 heads padded d elements a token, and float32 statistics."""
+    elements = S.area * (8 * S.channels + 18 * S.heads * S.padded)
     blocks = triton.cdiv(S.area, S.tokens)
-    statistics = S.heads * (8 * S.area + triton.cdiv(S.area, S.queries)) + 30 * S.channels + 2 * blocks * S.channels
+    statistics = S.heads * (8 * S.area + triton.cdiv(S.area, S.queries)) + 32 * blocks * S.channels
     return elements * element + 4 * statistics
 
 
@@ -101,7 +101,7 @@ class _Band:
         totals.add("proj_bias", rows.grad.sum(0, dtype=torch.float32))
         gradients = self._of_qkv(buffers, attended)
         self._scale_and_bias(buffers, gradients, totals, bias_wanted)
-        taps = gradients.dwconv.sum(0)
+        taps = gradients.dwconv.sum((0, 1))
         totals.add("dwconv", taps[:9].T)
         totals.add("dwconv_bias", taps[9])
         totals.add("qkv", _product(gradients.qkv, rows.normed))
@@ -137,14 +137,15 @@ class _Band:
             new(pairs, 4, S.area, dtype=single),
             new(pairs, self._blocks(S.queries), dtype=single),
             new(self.tokens, 3 * S.channels),
-            new(self.count, 10, 3 * S.channels, dtype=single),
+            new(self.count, self._blocks(S.tokens), 10, 3 * S.channels, dtype=single),
             None,
         )
         given = (self.weights, buffers, gradients, *self.image, self.first)
         launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **OPTIONS)
         launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **OPTIONS)
         launch(kernels.channels_gradient, (pairs,), buffers, gradients, S=S, **OPTIONS)
-        launch(kernels.convolution_gradient, (2 * pairs, 3), self.weights, buffers, gradients, S=S, **OPTIONS)
+        grid = (2 * pairs, self._blocks(S.tokens), 3)
+        launch(kernels.convolution_gradient, grid, self.weights, buffers, gradients, S=S, **OPTIONS)
         return gradients
 
     def _scale_and_bias(self, buffers: Buffers, gradients: Gradients, totals: _Totals, bias_wanted: bool) -> None:

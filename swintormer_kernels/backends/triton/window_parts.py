@@ -192,15 +192,14 @@ def convolved(before, weights, half, head, t, S: tl.constexpr):
     for dy in range(-1, 2):
         for dx in tl.static_range(-1, 2):
             inside = (t < S.area) & (y + dy >= 0) & (y + dy < W) & (x + dx >= 0) & (x + dx < W)
-            mask = inside[:, None] & present[None, :]
             place = before + (t + dy * W + dx)[:, None] * S.padded + j[None, :]
             tap = weights.dwconv + first * 9 + (dy * 3 + dx + 4)
             taps = widen(tl.load(tap, mask=present, other=0.0))
-            q += widen(tl.load(place, mask=mask, other=0.0)) * taps[None, :]
+            q += widen(tl.load(place, mask=inside[:, None], other=0.0)) * taps[None, :]
             taps = widen(tl.load(tap + HALF * 9, mask=present, other=0.0))
-            k += widen(tl.load(place + PART, mask=mask, other=0.0)) * taps[None, :]
+            k += widen(tl.load(place + PART, mask=inside[:, None], other=0.0)) * taps[None, :]
             taps = widen(tl.load(tap + 2 * HALF * 9, mask=present, other=0.0))
-            v += widen(tl.load(place + 2 * PART, mask=mask, other=0.0)) * taps[None, :]
+            v += widen(tl.load(place + 2 * PART, mask=inside[:, None], other=0.0)) * taps[None, :]
     if weights.dwconv_bias is not None:
         place = weights.dwconv_bias + first
         q += widen(tl.load(place, mask=present, other=0.0))[None, :]
