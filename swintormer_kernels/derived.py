@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
     Runs without gradients and without autocast. `key` tells apart what is derived from the same first source.
     """
     if any(source.is_inference() for source in sources):
-        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(sources[0]):
             return make()
     with _lock:
         kept = _kept.setdefault(sources[0], {})
@@ -56,7 +57,7 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
     if found is None or not all(state.still(source) for state, source in zip(found[0], sources, strict=True)):
         states = [_State.of(source) for source in sources]
         # Outside inference mode, so that it serves there too.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), _without_autocast(sources[0]):
             found = kept[key] = (states, make())
     return found[1]
 
@@ -69,3 +70,8 @@ def forget(model: nn.Module) -> None:
     with _lock:
         for source in (*model.parameters(), *model.buffers()):
             _kept.pop(source, None)
+
+
+def _without_autocast(source: Tensor) -> AbstractContextManager[object]:
+    kind = source.device.type  # "meta", of which ahead-of-time compilation makes its arguments, has no autocast
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

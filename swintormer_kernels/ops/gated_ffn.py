@@ -25,9 +25,14 @@ def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
 
 
 def _triton_serves(x: Tensor, weights: FFNWeights) -> str | None:
+    return triton_lacks(x) or dense_on_gpu(x, *weights)
+
+
+def triton_lacks(x: Tensor) -> str | None:
+    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
     if x.shape[1] > MOST_CHANNELS:
         return f"the triton backend keeps a pixel's channels in registers, {MOST_CHANNELS} at most, found {x.shape[1]}"
-    return dense_on_gpu(x, *weights)
+    return None
 
 
 def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:

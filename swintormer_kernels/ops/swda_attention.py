@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
+from ..backends.triton.tensors import dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
 from ..block_op import Signature, check_shapes, define_block_op, float32_or_autocast
 from ..case import Case, Cost
@@ -28,6 +29,20 @@ from ..registry import Op
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
     return float32_or_autocast(x, *weights)
+
+
+def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return triton_lacks(x, weights, window) or dense_on_gpu(x, *weights)
+
+
+def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
+    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
+    head = x.shape[1] // 2 // weights.logit_scale.shape[0]
+    if head > 64:
+        return f"the triton backend takes heads of at most 64 channels, found {head}; use more heads"
+    if window > 32:
+        return f"the triton backend takes windows of at most 32x32 tokens, found {window}x{window}"
+    return None
 
 
 def cpu_slower(x: Tensor, window: int) -> str | None:
@@ -49,8 +64,8 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 OP = Op(
     "swda_attention",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
