@@ -15,6 +15,7 @@ from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
+from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .optimize import optimize, restore
 from .registry import BACKENDS, BackendError, backends, explain, use_backend
 
@@ -26,6 +27,7 @@ __all__ = [
     "FFNWeights",
     "GroupNormWeights",
     "Prediction",
+    "UpsampleWeights",
     "backends",
     "ddim_step",
     "explain",
@@ -36,5 +38,6 @@ __all__ = [
     "restore",
     "swda_attention",
     "swda_block",
+    "upsample_conv3x3",
     "use_backend",
 ]

@@ -8,6 +8,7 @@
 #include "../ops/group_norm_silu.h"
 #include "../ops/norm_silu_conv3x3.h"
 #include "../ops/swda_block.h"
+#include "../ops/upsample_conv3x3.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \
@@ -18,7 +19,8 @@
     X(norm_silu_conv3x3, NormSiluConv3x3Args) \
     X(swda_attention, SwdaBlockArgs)          \
     X(swda_block, SwdaBlockArgs)              \
-    X(swda_layout, SwdaLayoutArgs)
+    X(swda_layout, SwdaLayoutArgs)            \
+    X(upsample_conv3x3, UpsampleConv3x3Args)
 
 namespace swk {
 
