@@ -1,0 +1,45 @@
+"""norm_silu_conv3x3 through csrc/cpu/norm_silu_conv3x3.cpp: float32, result in channels_last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .group_norm_silu import dense, scratch_floats
+from .tensors import view
+from .winograd import ALL_POINTS, image_like, layout, rows_of_channels, transformed_weight
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+
+
+def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> Tensor:
+    """See `swintormer_kernels.ops.norm_silu_conv3x3`."""
+    out = image_like(x, conv.weight.shape[0])
+    if out.numel() == 0:
+        return out
+    batch, channels, height, width = x.shape
+    threads = torch.get_num_threads()
+    panel, floats = layout(x, 1, threads)
+    scratch = torch.empty(scratch_floats(batch, channels, height * width, groups)), torch.empty(floats)
+    source, skip = rows_of_channels(x), None if conv.skip is None else rows_of_channels(conv.skip)
+    norm_kept, norm_at = dense(norm)
+    weight = transformed_weight(conv.weight, panel, ALL_POINTS)
+    conv_kept, conv_at = dense((weight, conv.bias, conv.embedding))
+    native.extension().norm_silu_conv3x3(
+        view(out),
+        view(source),
+        None if skip is None else view(skip),
+        norm_at,
+        conv_at,
+        groups,
+        eps,
+        [tensor.data_ptr() for tensor in scratch],
+        threads,
+    )
+    del norm_kept, conv_kept  # until here
+    return out
