@@ -20,6 +20,7 @@ import swintormer_kernels.ops
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli_macs import count_macs
 from swintormer.graphs import capture_graph
+from swintormer_kernels.ops import swda_block
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
 OP_TILES = 8  # tiles whose blocks an op gets at once
@@ -64,6 +65,8 @@ def run(part: str, out: Path, device: str) -> None:
         for preset in ("released", "small"):
             time_network(meter, preset, PRESETS[preset])
     else:
+        for name in ("level1, C 48, shifted", "latent, C 384, shifted"):
+            time_compiled_block(meter, name)
         time_compiled(meter, PRESETS["released"])
 
 
@@ -229,7 +232,24 @@ def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: 
     """The reference network through torch.compile(mode="max-autotune"), bfloat16, the photograph's tiles."""
     dtype = torch.bfloat16
     net, x = make_network(config, meter.device, dtype), images(config, tiles, tile, meter.device, dtype)
-    compiled = torch.compile(net, mode="max-autotune" if meter.device != "cpu" else None)
+    compiled = torch.compile(net, mode=compile_mode(meter.device))
     ms = median_ms(lambda: forward("reference", compiled, x), meter.device)
     macs = count_macs(config, tile, tile).total * tiles
     meter.row(("released", f"{tiles} tiles of {tile}", dtype, "forward", "compile"), ms, macs=macs)
+
+
+def time_compiled_block(meter: Meter, name: str, tiles: int = OP_TILES) -> None:
+    """One block's reference through torch.compile(mode="max-autotune"), bfloat16: minutes less than the network."""
+    case = next(case for case in swda_block.cases() if case.name == name)
+    arguments, keywords = on_device(case.make(0), meter.device, torch.bfloat16, tiles)
+    compiled = torch.compile(sk.swda_block, mode=compile_mode(meter.device))
+    copies = rotated(arguments, meter.device)
+    turns = [lambda copy=copy: on("reference", compiled, copy, keywords) for copy in copies]
+    work = swda_block.cost(*arguments, **keywords)
+    ms = rotating_ms(turns, meter.device)
+    meter.row(("swda_block", name, torch.bfloat16, "forward", "compile"), ms, macs=work.macs, bytes=work.bytes)
+
+
+def compile_mode(device: str) -> str | None:
+    """max-autotune times Triton kernels; for a CPU there are none."""
+    return None if device == "cpu" else "max-autotune"

@@ -51,16 +51,29 @@ def test_the_limits_add_up_to_less_than_ten_minutes():
 
 def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    run = tool("gpu").run_together
+
+    def python(script):
+        return [sys.executable, "-c", script]
+
+    told = python("import os; print('interpreted', 'TRITON_INTERPRET' in os.environ)")
+    endless, failing = python("import time; time.sleep(600)"), python("1 / 0")
     with (tmp_path / "log").open("w") as log:
-        script = "import os; print('interpreted', 'TRITON_INTERPRET' in os.environ)"
-        assert tool("gpu").run_part([sys.executable, "-c", script], 60, log) == "done"
-        assert tool("gpu").run_part([sys.executable, "-c", "1 / 0"], 60, log) == "failed"
-        assert (
-            tool("gpu").run_part([sys.executable, "-c", "import time; time.sleep(60)"], 1, log) == "stopped after 1 s"
-        )
+        assert run([told, told], [endless], 60, log) == "done"
+        assert run([told, failing], [failing], 60, log) == "failed: -c 1 / 0"
+        assert run([endless, told], [], 1, log) == "stopped after 1 s"
     text = (tmp_path / "log").read_text()
-    assert "interpreted False" in text
-    assert "ZeroDivisionError" in text
+    assert text.count("interpreted False") == 4
+    assert text.count("ZeroDivisionError") == 1
+
+
+def test_every_test_file_runs_by_itself_and_compilers_beside(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    tests, compilers = tool("gpu").tests_and_compilers()
+    files = {Path(command[-1]).name for command in tests}
+    assert {"test_gated_ffn.py", "test_golden_blocks.py", "test_graphs.py", "test_runtime.py"} <= files
+    assert not files & {"test_aot.py", "test_swda_block.py"}
+    assert [command[-1] for command in compilers] == ["float32 sm_90", "bfloat16 sm_90"]
 
 
 def rows_of(**ms):
@@ -146,9 +159,11 @@ def test_the_network_is_timed_forward_and_in_training(meter, tmp_path):
 def test_the_compiled_network_is_timed(meter, tmp_path, monkeypatch):
     modes = []
     monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)
+    tool("gpu_parts").time_compiled_block(meter, "window 8, C 16", tiles=1)
     tool("gpu_parts").time_compiled(meter, TINY, tile=32, tiles=1)
-    assert [row.by for row in tool("gpu").read_rows(tmp_path)] == ["compile"]
-    assert len(modes) == 1
+    rows = tool("gpu").read_rows(tmp_path)
+    assert [(row.what, row.by) for row in rows] == [("swda_block", "compile"), ("released", "compile")]
+    assert modes == [None, None]
 
 
 def test_every_op_with_triton_kernels_is_timed():
