@@ -5,20 +5,23 @@ On a GPU (TRITON_INTERPRET unset) the same tests run there.
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 import swintormer_kernels as sk
+from swintormer_kernels.backends.triton import tensors as triton_tensors
 from swintormer_kernels.block_case import Shape
 from swintormer_kernels.ops import gated_ffn, swda_attention
 
+pytest.importorskip("triton")
+from swintormer_kernels.backends.triton import runtime
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-if sk.backends()["triton"] is not None:
-    pytest.skip(sk.backends()["triton"], allow_module_level=True)
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
+DTYPES = triton_tensors.DTYPES
 # Each is there for what no other has; small, because the interpreter takes 0.1 to 0.3 s for a window and head.
 SHAPES = {
     "shifted, bias": Shape(16, 1, 16, 24, shift=4, window=8, bias=True),
@@ -29,6 +32,14 @@ SHAPES = {
     "d 48": Shape(96, 1, 8, 8, window=8),
     "empty batch": Shape(16, 1, 8, 8, window=8, batch=0),
 }
+
+
+@pytest.fixture(autouse=True)
+def large_blocks():
+    """In the interpreter an operation costs the same at any size, and the choices for GPUs make four times as many."""
+    sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
+    with runtime.trying("swda_attention", sizes) if triton_tensors.INTERPRETED else contextlib.nullcontext():
+        yield
 
 
 def mapped(function, arguments):
