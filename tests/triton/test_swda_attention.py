@@ -13,7 +13,7 @@ import torch
 import swintormer_kernels as sk
 from swintormer_kernels.backends.triton import tensors as triton_tensors
 from swintormer_kernels.block_case import Shape
-from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import runtime
@@ -114,3 +114,39 @@ def test_what_the_kernels_do_not_take_is_said_in_a_sentence():
     assert "at most 32x32 tokens" in sk.explain(sk.swda_attention, *large).reasons["triton"]
     double = attention_arguments(SHAPES["shifted, bias"], torch.float64)
     assert "float64" in sk.explain(sk.swda_attention, *double).reasons["triton"]
+
+
+# ---- torch -----------------------------------------------------------------------------------------------------------
+
+
+def tiny_block_arguments():
+    """Two windows of 2x2 tokens: what is run here, torch runs many times."""
+    x, attention, *rest = attention_arguments(Shape(4, 1, 2, 4, shift=1, window=2))
+    ffn = mapped(lambda t: t.to(DEVICE), gated_ffn.make_weights(4, 10))
+    return [x, attention, gated_ffn.FFNWeights(*ffn), *rest]
+
+
+def test_opcheck():
+    arguments = mapped(lambda t: t.clone().requires_grad_(), tiny_block_arguments())
+    torch.library.opcheck(swda_block._run.default, (*swda_block._SIGNATURE.flat(*arguments), "triton"))
+    del arguments[2]
+    torch.library.opcheck(swda_attention._run.default, (*swda_attention._SIGNATURE.flat(*arguments), "triton"))
+
+
+@pytest.mark.slow  # AOTAutograd runs everything several times, in the interpreter
+def test_compiled_without_a_graph_break():
+    arguments = mapped(lambda t: t.clone().requires_grad_(), tiny_block_arguments())
+    with sk.use_backend("triton"):
+        expected = sk.swda_block(*arguments)
+        out = torch.compile(sk.swda_block, fullgraph=True, backend="aot_eager")(*arguments)
+        gradients = [torch.autograd.grad(y.square().sum(), arguments[0])[0] for y in (out, expected)]
+    assert torch.equal(out, expected)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.skipif(not triton_tensors.INTERPRETED, reason="on a GPU the kernels are the first choice")
+def test_the_interpreter_is_never_chosen_by_itself():
+    arguments = tiny_block_arguments()
+    assert sk.explain(sk.swda_block, *arguments).backend in ("cpu", "reference")
+    with sk.use_backend("triton"):
+        assert sk.explain(sk.swda_block, *arguments).backend == "triton"

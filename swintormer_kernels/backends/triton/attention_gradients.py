@@ -26,9 +26,9 @@ from .window_setup import pack, sizes_of
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
-# One window's share is 0.4 MB at C = 48 and 4 MB at C = 384 in bfloat16, so a band has 150 or 16 windows: 300 or 256
-# units, which is twice the processors of an H100.
-BAND_BYTES = 64 * 2**20
+# One window of 16x16 takes 0.5 MB at C = 48, 4 MB at C = 384 in bfloat16 and twice that in float32, so a band has some
+# 480 units in bfloat16 (244 at d = 48) and half as many in float32; an H100 has 132 processors.
+BAND_BYTES = 128 * 2**20
 # Stages of 2 put the gathered bias into shared memory, 40 KB and 253 registers where 1 takes 14 KB and 166 (sm_90,
 # bfloat16, d 24, attended_by_queries).
 _OPTIONS = {"num_warps": 4, "num_stages": 1}
