@@ -116,6 +116,7 @@ class Op:
         self.serves = {"reference": _serves_everything, **serves}
         self.absent = dict(absent)
         self.slower = dict(slower or {})
+        self._implementations: dict[str, Callable[..., Any]] = {}
         if sorted([*self.serves, *self.absent]) != sorted(BACKENDS):
             raise ValueError(f"{name}: every backend of {BACKENDS} must stand once, in `serves` or in `absent`")
         if not self.slower.keys() <= self.serves.keys():
@@ -156,8 +157,10 @@ class Op:
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         """The function `<op>` of backends/<backend>/<op>.py, imported now if it was not before."""
-        module = importlib.import_module(f"swintormer_kernels.backends.{backend}.{self.name}")
-        return getattr(module, self.name)
+        if backend not in self._implementations:
+            module = importlib.import_module(f"swintormer_kernels.backends.{backend}.{self.name}")
+            self._implementations[backend] = getattr(module, self.name)
+        return self._implementations[backend]
 
 
 def _serves_everything(*args: Any, **kwargs: Any) -> None:

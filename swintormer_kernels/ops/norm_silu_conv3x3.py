@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3 as _reference
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3_gradients
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 from . import group_norm_silu
@@ -64,7 +64,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     backend = OP.select(x, norm, conv, groups, eps)
     if backend == "reference":
         return _reference(x, norm, conv, groups, eps)
-    return _run(*_SIGNATURE.flat(x, norm, conv, groups, eps), backend)
+    return call_op(OP, _SIGNATURE, _run, backend, x, norm, conv, groups, eps)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> None:

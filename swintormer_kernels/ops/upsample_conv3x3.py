@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 from .group_norm_silu import LAYOUTS
@@ -57,7 +57,7 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     backend = OP.select(x, conv)
     if backend == "reference":
         return _reference(x, conv)
-    return _run(*_SIGNATURE.flat(x, conv), backend)
+    return call_op(OP, _SIGNATURE, _run, backend, x, conv)
 
 
 def check_input(x: Tensor, conv: UpsampleWeights) -> None:
