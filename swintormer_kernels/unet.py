@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import probe_unet, recognise_unet
 from .derived import derived
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_silu_conv3x3 import OP as CONV_OP
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
 from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .recognise import has_hooks, runs_the_same_code
@@ -240,7 +241,16 @@ class _End:
         return not any(not isinstance(part, _SwappedInEnd) or has_hooks(part) for part in self.parts)
 
     def compute(self, x: Tensor) -> Tensor:
-        return self._op()(*self._arguments(x))
+        arguments = self._arguments(x)
+        if len(self.parts) == 2:
+            return group_norm_silu(*arguments)
+        if CONV_OP.select(*arguments) != "reference":
+            return norm_silu_conv3x3(*arguments)
+        # Few output channels (3 of a large image): no fused backend, but norm and SiLU are worth one.
+        norm, conv = self.parts[0], self.parts[2]
+        return F.conv2d(
+            group_norm_silu(x, _weights(norm), norm.num_groups, norm.eps), conv.weight, conv.bias, padding=1
+        )
 
     def describe(self) -> SwappedPart:
         norm = self.parts[0]
