@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swintormer.errors import SwintormerError
+from swintormer.graphs import GraphedForward
 from swintormer.memory import available_bytes, resident_bytes
 from swintormer.network import Swintormer
 from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
@@ -81,6 +82,10 @@ class Deblurrer:
             half of what is free on the device when an image comes.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
 
+    Attributes:
+        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`graphs.GraphedForward`, whose
+            `reason` says why not, if not).
+
     Raises:
         SwintormerError: a size or budget below one, an unknown blend, or a device that is not there.
     """
@@ -109,6 +114,11 @@ class Deblurrer:
         self.net = _moved(net, device)
         weight = next(net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        # The GPU's convolutions and the Triton kernels both take channels_last without copies.
+        self._layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        if self.device.type == "cuda":
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = GraphedForward(self.net)
 
     def plan(self, height: int, width: int) -> Plan:
         """How an image of height x width pixels is cut.
@@ -226,7 +236,8 @@ class Deblurrer:
         with torch.inference_mode(), _evaluating(self.net):
             while batch := list(islice(tiles, plan.batch)):
                 cuts = [ends.cut(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
-                restored = self.net(torch.stack(cuts).to(self.device, self.dtype)).to(band.pixels)
+                cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
+                restored = self.forward(cut).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
                     band.flush(row, column, partial(ends.emit, image))

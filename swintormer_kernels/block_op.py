@@ -148,12 +148,17 @@ def _define_backward(
     @torch.library.impl(full, "CompositeExplicitAutograd")
     def _run(grad: Tensor, *arguments: Any) -> list[Tensor]:
         *rest, backend, needed = arguments
-        tensors: list[Any] = [
-            None if tensor is None else tensor.detach().requires_grad_(need)
-            for tensor, need in zip(rest, needed, strict=False)
-        ]
-        differentiate = op.own_backward(backend) or gradients
-        return differentiate(grad, *signature.public(*tensors, *rest[len(tensors) :]))
+        own = op.own_backward(backend)
+        tensors: list[Any] = []
+        for tensor, need in zip(rest, needed, strict=False):
+            # Its own backward gets the parameters themselves where it can, so that it finds what was derived from them.
+            keep = tensor is None or (own is not None and tensor.requires_grad == need)
+            tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
+        public = signature.public(*tensors, *rest[len(tensors) :])
+        if own is None:
+            return gradients(grad, *public)
+        with torch.no_grad():
+            return own(grad, *public)
 
     @torch.library.register_fake(full)
     def _fake(grad: Tensor, *arguments: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backends.reference.gated_ffn import gated_ffn as _reference
 from ..backends.reference.recompute import ffn_gradients
+from ..backends.triton.tensors import MOST_CHANNELS, dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
 from ..block_op import Signature, define_block_op, float32_or_autocast
 from ..case import Case, Cost
@@ -21,6 +22,12 @@ from ..registry import Op
 
 def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
     return float32_or_autocast(x, *weights)
+
+
+def _triton_serves(x: Tensor, weights: FFNWeights) -> str | None:
+    if x.shape[1] > MOST_CHANNELS:
+        return f"the triton backend keeps a pixel's channels in registers, {MOST_CHANNELS} at most, found {x.shape[1]}"
+    return dense_on_gpu(x, *weights)
 
 
 def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
@@ -34,8 +41,8 @@ def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
 
 OP = Op(
     "gated_ffn",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ _recordings: list[_Recording] = []  # the innermost last
 
 @contextlib.contextmanager
 def recording(architecture: str) -> Iterator[list[Launch]]:
-    """Inside, launches are written down and not run, with the choices of `architecture`; tensors may be meta tensors.
+    """Inside, launches are written down and not run, with the choices of `architecture`, wherever the tensors are.
 
     This is how the ahead-of-time table compiles what really runs (aot.py). One thread at a time.
     """
@@ -69,7 +69,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         grid: programs along up to three axes; nothing is launched where one is 0.
-        arguments: tensors, None for an absent one, and integers.
+        arguments: tensors, None for an absent one, integers, and (named) tuples of these.
         constants: the kernel's constexpr arguments, with num_warps and num_stages.
     """
     if 0 in grid:
@@ -77,9 +77,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if _recordings:
         _recordings[-1].launches.append(Launch(kernel, grid, arguments, constants))
         return
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    device = next(argument.device for argument in _flat(arguments) if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, **constants)
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        yield from _flat(argument) if isinstance(argument, tuple) else (argument,)
 
 
 def precision() -> str:
@@ -90,14 +95,56 @@ def precision() -> str:
     return "tf32" if (newer == "tf32" if newer is not None else matmul.allow_tf32) else "ieee"
 
 
+# ---- what kernels take instead of Triton's own: the same on a GPU, and right in the interpreter, too -----------------
+
+
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a @ b in float32. Kernels take this and not tl.dot."""
+    """accumulator + a @ b in float32."""
     # Triton 3.6's interpreter multiplies the bit patterns of bfloat16 as integers; in float32 a product of two
     # halves is exact, so widening first gives what the GPU gives.
     if _INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
+        a, b = widen(a), widen(b)
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def widen(x):
+    """x in float32."""
+    if _INTERPRETED and x.dtype == tl.bfloat16:  # its own way takes fifty passes of numpy
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """float32 x in DTYPE, to the nearest, ties to even; also for what is stored."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:  # the interpreter cuts off the lower bits
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = bits + 0x7FFF + ((bits >> 16) & 1)
+        short = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        short = x.to(DTYPE)
+    return short
+
+
+if INTERPRETED:
+
+    def bound(x: Any) -> int:
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x.handle.data.item()  # numpy from 2.4 on makes no int of the array of one that a scalar is there
+
+else:
+
+    @triton.jit
+    def bound(x):
+        """A scalar that depends on an argument, fit for the bounds of a `range`."""
+        return x
+
+
+# ---- tuned choices ---------------------------------------------------------------------------------------------------
 
 
 def architecture(device: torch.device) -> str:
@@ -113,6 +160,28 @@ def architecture(device: torch.device) -> str:
 @functools.lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+class Tuning(NamedTuple):
+    """What may stand in choices/<name>.json for the launches of `kernel`."""
+
+    kernel: str
+    candidates: tuple[dict[str, int], ...]  # likely the best first
+    hopeless: Callable[[dict[str, int], Mapping[str, int], int], bool]
+    """(candidate, sizes, bytes of an element): whether it need not be compiled to know that it loses."""
+
+
+_tried: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def trying(kernel: str, candidate: dict[str, int]) -> Iterator[None]:
+    """Inside, `choice(kernel, ...)` is `candidate` (bench/tune.py). One thread at a time."""
+    _tried[kernel] = candidate
+    try:
+        yield
+    finally:
+        del _tried[kernel]
 
 
 def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
@@ -132,6 +201,8 @@ def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
     Raises:
         FileNotFoundError, KeyError: there is no such file, or no entry for the dtype.
     """
+    if kernel in _tried:
+        return dict(_tried[kernel])
     key = (kernel, tuple(sizes.items()), str(x.dtype).removeprefix("torch."), architecture(x.device))
     return dict(_choice(*key))
 

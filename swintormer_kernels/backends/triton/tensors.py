@@ -14,6 +14,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "o
 """Whether kernels run in Triton's interpreter, on CPU tensors: for tests, thousands of times slower than a GPU."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_CHANNELS = 384  # of a block; the released network's widest level
 MOST_PIXELS = 2**31 - 1  # kernels number pixels with 32 bits, and widen before they multiply by a stride
 
 

@@ -1,0 +1,240 @@
+"""Kernels of gated_ffn: a program takes BLOCK_P pixels through the whole feed-forward part.
+
+    y = x + project_out(h1 * h2) + bias,  [h1, h2] = project_in(n) + bias,  n = LayerNorm(x)
+
+Pixels are numbered within an image; `pixels` of them make one, in `blocks` blocks. ROWS: channels lie densely, pixel by
+pixel (channels_last, the whole batch counts as one image); otherwise NCHW. Weights come packed (gated_ffn.py): norm
+(C,), project_in (2, HIDDEN, CP), project_out transposed (HIDDEN, CP), with HIDDEN the hidden channels padded by zeros
+to a multiple of 64 and CP = PIECES * PIECE the channels. Products take x's dtype, sums and the norm are float32.
+
+C = 3 * 2^k (48 to 384) is three pieces of 2^k, side by side in three tensors, where one tensor, whose sides are powers
+of two, would be padded by a third. So nothing of C is wasted; of the hidden channels 1/128, 1/256, 2/512 and 3/1024 at
+C = 48, 96, 192, 384. C = 24 is one piece of 32, a quarter wasted: a product on tensor cores is at least 16 deep.
+
+                     bytes moved per pixel, S of an element                     MACs per pixel
+forward              2 C S: x read, y written                                   3 C hid
+backward             3 C S: x and grad read, dx written (twice in the program,  6 C hid
+                     the second time from the L2 cache)
+  for the weights    2 (3 hid + 2 CP) S: [dh1, dh2, h1 h2] and [n, grad],       3 C hid
+                     written by the band and read by the products
+Weights are read once in each program, from the L2 cache: 3 C hid S for 3 C hid BLOCK_P MACs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .runtime import dot, narrow, widen
+
+
+class PackedFFN(NamedTuple):
+    """The weights as kernels take them; the biases are None where the network has none."""
+
+    norm_weight: Any  # (C,)
+    norm_bias: Any  # (C,)
+    project_in: Any  # (2, HIDDEN, CP)
+    project_out: Any  # (HIDDEN, CP)
+    project_in_bias: Any  # (2, HIDDEN)
+    project_out_bias: Any  # (CP,)
+
+
+# ---- blocks of pixels, in one or three pieces of channels ------------------------------------------------------------
+
+
+@triton.jit
+def place(block, pixels, blocks, C: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr):
+    """Offset of a block's first element in the batch, and which of its pixels exist (BLOCK_P,)."""
+    image = block // blocks
+    first = block % blocks * BLOCK_P
+    origin = image.to(tl.int64) * pixels * C + first.to(tl.int64) * (C if ROWS else 1)
+    return origin, first + tl.arange(0, BLOCK_P) < pixels
+
+
+@triton.jit
+def spots(
+    pixels, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr
+):
+    """Offsets (BLOCK_P, PIECE) of piece NUMBER from the block's first element."""
+    pixel = tl.arange(0, BLOCK_P)[:, None]
+    channel = NUMBER * PIECE + tl.arange(0, PIECE)[None, :]
+    if ROWS:
+        offsets = pixel * C + channel
+    else:
+        offsets = channel.to(tl.int64) * pixels + pixel
+    return offsets
+
+
+@triton.jit
+def exists(valid, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
+    """(BLOCK_P, PIECE or 1): which elements of piece NUMBER are pixels of the image and channels of the network."""
+    mask = valid[:, None]
+    if (NUMBER + 1) * PIECE > C:
+        mask = mask & (NUMBER * PIECE + tl.arange(0, PIECE)[None, :] < C)
+    return mask
+
+
+@triton.jit
+def load_piece(x, valid, pixels, NUMBER: tl.constexpr, C: tl.constexpr, BLOCK_P: tl.constexpr, PIECE: tl.constexpr,
+               ROWS: tl.constexpr):  # fmt: skip
+    """Piece NUMBER of the block that begins at x, (BLOCK_P, PIECE); zero where `exists` says no."""
+    return tl.load(x + spots(pixels, NUMBER, C, PIECE, BLOCK_P, ROWS), exists(valid, NUMBER, C, PIECE), other=0)
+
+
+@triton.jit
+def load_pieces(x, valid, pixels, C: tl.constexpr, BLOCK_P: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+                ROWS: tl.constexpr):  # fmt: skip
+    """All pieces. Where there is one, the other two stand for nothing and are it again, here and below."""
+    x0 = load_piece(x, valid, pixels, 0, C, BLOCK_P, PIECE, ROWS)
+    x1, x2 = x0, x0
+    if PIECES == 3:
+        x1 = load_piece(x, valid, pixels, 1, C, BLOCK_P, PIECE, ROWS)
+        x2 = load_piece(x, valid, pixels, 2, C, BLOCK_P, PIECE, ROWS)
+    return x0, x1, x2
+
+
+@triton.jit
+def store_pieces(x, y0, y1, y2, valid, pixels, C: tl.constexpr, BLOCK_P: tl.constexpr, PIECES: tl.constexpr,
+                 PIECE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """The inverse of `load_pieces`, from float32."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    tl.store(x + spots(pixels, 0, C, PIECE, BLOCK_P, ROWS), narrow(y0, dtype), exists(valid, 0, C, PIECE))
+    if PIECES == 3:
+        tl.store(x + spots(pixels, 1, C, PIECE, BLOCK_P, ROWS), narrow(y1, dtype), exists(valid, 1, C, PIECE))
+        tl.store(x + spots(pixels, 2, C, PIECE, BLOCK_P, ROWS), narrow(y2, dtype), exists(valid, 2, C, PIECE))
+
+
+# ---- LayerNorm over the channels of each pixel -----------------------------------------------------------------------
+
+
+@triton.jit
+def channels(vector, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
+    """(1, PIECE) float32: piece NUMBER of a vector (C,), zero past its end."""
+    channel = NUMBER * PIECE + tl.arange(0, PIECE)
+    return widen(tl.load(vector + channel, channel < C, other=0))[None, :]
+
+
+@triton.jit
+def centred(y, mean, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
+    """y - mean, zero past the channels' end."""
+    difference = y - mean
+    if (NUMBER + 1) * PIECE > C:
+        difference = tl.where(NUMBER * PIECE + tl.arange(0, PIECE)[None, :] < C, difference, 0.0)
+    return difference
+
+
+@triton.jit
+def row_sum(y0, y1, y2, PIECES: tl.constexpr):
+    """(BLOCK_P, 1): sum over the channels."""
+    total = tl.sum(y0, 1)
+    if PIECES == 3:
+        total += tl.sum(y1, 1) + tl.sum(y2, 1)
+    return total[:, None]
+
+
+@triton.jit
+def standardised(y0, y1, y2, C: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """(y - mean) / sqrt(variance + 1e-5) in pieces, and 1 / sqrt(variance + 1e-5); the variance is the biased one."""
+    mean = row_sum(y0, y1, y2, PIECES) * (1.0 / C)
+    y0 = centred(y0, mean, 0, C, PIECE)
+    if PIECES == 3:
+        y1 = centred(y1, mean, 1, C, PIECE)
+        y2 = centred(y2, mean, 2, C, PIECE)
+    scale = tl.rsqrt(row_sum(y0 * y0, y1 * y1, y2 * y2, PIECES) * (1.0 / C) + 1e-5)
+    return y0 * scale, y1 * scale, y2 * scale, scale
+
+
+@triton.jit
+def normed(y0, y1, y2, weights, DTYPE: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """LayerNorm of y, in pieces of DTYPE."""
+    y0, y1, y2, _ = standardised(y0, y1, y2, C, PIECES, PIECE)
+    n0 = y0 * channels(weights.norm_weight, 0, C, PIECE) + channels(weights.norm_bias, 0, C, PIECE)
+    n0 = narrow(n0, DTYPE)
+    n1, n2 = n0, n0
+    if PIECES == 3:
+        n1 = y1 * channels(weights.norm_weight, 1, C, PIECE) + channels(weights.norm_bias, 1, C, PIECE)
+        n2 = y2 * channels(weights.norm_weight, 2, C, PIECE) + channels(weights.norm_bias, 2, C, PIECE)
+        n1, n2 = narrow(n1, DTYPE), narrow(n2, DTYPE)
+    return n0, n1, n2
+
+
+# ---- products with a chunk of BLOCK_H hidden channels ----------------------------------------------------------------
+
+
+@triton.jit
+def hidden_rows(matrix, first, NUMBER: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_H: tl.constexpr):
+    """(BLOCK_H, PIECE): rows from `first` on, piece NUMBER, of a packed matrix (HIDDEN, CP)."""
+    row = first + tl.arange(0, BLOCK_H)[:, None]
+    return tl.load(matrix + row * (PIECES * PIECE) + NUMBER * PIECE + tl.arange(0, PIECE)[None, :])
+
+
+@triton.jit
+def to_hidden(n0, n1, n2, matrix, first, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_H: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    """(BLOCK_P, BLOCK_H) float32: n @ rows.T, over the channels."""
+    h = tl.zeros((n0.shape[0], BLOCK_H), tl.float32)
+    h = dot(n0, tl.trans(hidden_rows(matrix, first, 0, PIECES, PIECE, BLOCK_H)), h, PRECISION)
+    if PIECES == 3:
+        h = dot(n1, tl.trans(hidden_rows(matrix, first, 1, PIECES, PIECE, BLOCK_H)), h, PRECISION)
+        h = dot(n2, tl.trans(hidden_rows(matrix, first, 2, PIECES, PIECE, BLOCK_H)), h, PRECISION)
+    return h
+
+
+@triton.jit
+def add_from_hidden(h, y0, y1, y2, matrix, first, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_H: tl.constexpr,
+                    PRECISION: tl.constexpr):  # fmt: skip
+    """y + h @ rows, pieces of (BLOCK_P, PIECE) float32."""
+    y0 = dot(h, hidden_rows(matrix, first, 0, PIECES, PIECE, BLOCK_H), y0, PRECISION)
+    if PIECES == 3:
+        y1 = dot(h, hidden_rows(matrix, first, 1, PIECES, PIECE, BLOCK_H), y1, PRECISION)
+        y2 = dot(h, hidden_rows(matrix, first, 2, PIECES, PIECE, BLOCK_H), y2, PRECISION)
+    return y0, y1, y2
+
+
+@triton.jit
+def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+           BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """h1 and h2 for hidden channels from `first` on, (BLOCK_P, BLOCK_H) float32."""
+    second = weights.project_in + HIDDEN * PIECES * PIECE
+    h1 = to_hidden(n0, n1, n2, weights.project_in, first, PIECES, PIECE, BLOCK_H, PRECISION)
+    h2 = to_hidden(n0, n1, n2, second, first, PIECES, PIECE, BLOCK_H, PRECISION)
+    if weights.project_in_bias is not None:
+        bias = weights.project_in_bias + first + tl.arange(0, BLOCK_H)
+        h1 += widen(tl.load(bias))[None, :]
+        h2 += widen(tl.load(bias + HIDDEN))[None, :]
+    return h1, h2
+
+
+@triton.jit
+def feed_forward(y0, y1, y2, weights, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+                 BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """y + ffn(norm(y)) for pieces (BLOCK_P, PIECE) of float32, zero past the channels' end; for other kernels too.
+
+    The sums begin at y itself, so that y need not be kept beside them.
+    """
+    dtype: tl.constexpr = weights.project_in.dtype.element_ty
+    n0, n1, n2 = normed(y0, y1, y2, weights, dtype, C, PIECES, PIECE)
+    if weights.project_out_bias is not None:
+        y0 += channels(weights.project_out_bias, 0, C, PIECE)
+        if PIECES == 3:
+            y1 += channels(weights.project_out_bias, 1, C, PIECE)
+            y2 += channels(weights.project_out_bias, 2, C, PIECE)
+    for first in range(0, HIDDEN, BLOCK_H):
+        h1, h2 = halves(n0, n1, n2, weights, first, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
+        gated = narrow(h1 * h2, dtype)
+        y0, y1, y2 = add_from_hidden(gated, y0, y1, y2, weights.project_out, first, PIECES, PIECE, BLOCK_H, PRECISION)
+    return y0, y1, y2
+
+
+@triton.jit(do_not_specialize=["pixels", "blocks"])
+def forward(x, out, weights, pixels, blocks, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr,
+            PIECE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, ROWS: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """out = gated_ffn(x); a program for each block of each image."""
+    origin, valid = place(tl.program_id(0), pixels, blocks, C, BLOCK_P, ROWS)
+    y0, y1, y2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
+    y0, y1, y2 = widen(y0), widen(y1), widen(y2)
+    y0, y1, y2 = feed_forward(y0, y1, y2, weights, C, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
+    store_pieces(out + origin, y0, y1, y2, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)

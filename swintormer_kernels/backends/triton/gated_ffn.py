@@ -1,0 +1,287 @@
+"""gated_ffn through ffn_kernels.py: float32, bfloat16, float16; channels_last and NCHW as they are, others copied.
+
+Memory beside the result: none forward; backward what `BAND_BYTES` says and the gradients. Only x is saved between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from ...derived import derived
+from . import ffn_backward_kernels, ffn_kernels
+from .ffn_backward_kernels import Band
+from .ffn_kernels import PackedFFN
+from .runtime import Tuning, choice, launch, precision
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+
+HIDDEN_MULTIPLE = 64  # every BLOCK_H divides it, so loops over hidden channels need no mask
+BAND_BYTES = 64 * 2**20  # of what is kept for the weights' gradients: 35000 pixels at C = 96 in bfloat16
+# Programs of `weight_gradients` at least, where the pixels allow: twice the multiprocessors of the largest GPU (H200).
+PROGRAMS = 264
+
+
+def _candidates(*listed: tuple[int, int, int, int]) -> tuple[dict[str, int], ...]:
+    names = ("BLOCK_P", "BLOCK_H", "num_warps", "num_stages")
+    return tuple(dict(zip(names, values, strict=True)) for values in listed)
+
+
+def _hopeless(operands: int) -> Callable[[dict[str, int], Mapping[str, int], int], bool]:
+    """Of a kernel that holds a block's sums and `operands` times as many elements of the tensors' dtype."""
+
+    def is_so(candidate: dict[str, int], sizes: Mapping[str, int], itemsize: int) -> bool:
+        block_p, block_h, threads = candidate["BLOCK_P"], candidate["BLOCK_H"], 32 * candidate["num_warps"]
+        rows = block_p if operands else block_h  # the sums over pixels are sums for hidden channels
+        held = rows * sizes["C"] / threads * (1 + operands * itemsize / 4) + 3 * block_p * block_h / threads
+        # A thread has 255 registers. Products of float32 are unrolled: 18000 of them take ptxas a minute.
+        unrolled = 3 * sizes["C"] * block_p * block_h / threads if itemsize == 4 else 0
+        return held > 208 or unrolled > 6144
+
+    return is_so
+
+
+# A larger BLOCK_P reads the weights less often from the L2 cache, stages hide that; a larger BLOCK_H asks for fewer
+# barriers. What binds is the registers.
+TUNED = {
+    "gated_ffn": Tuning(
+        "forward",
+        _candidates(
+            *((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2)),
+            *((64, 32, 8, 3), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 4, 2), (32, 16, 4, 2), (32, 16, 8, 1)),
+            *((16, 32, 4, 2), (16, 16, 4, 1)),
+        ),
+        _hopeless(1),
+    ),
+    "gated_ffn_backward": Tuning(
+        "backward",
+        _candidates(
+            *((128, 32, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 8, 2), (32, 32, 4, 2)),
+            *((32, 32, 8, 2), (32, 16, 4, 2), (32, 16, 8, 1), (16, 32, 4, 2), (16, 16, 4, 1), (16, 16, 8, 1)),
+        ),
+        _hopeless(2),
+    ),
+    "gated_ffn_weights": Tuning(
+        "weight_gradients",
+        _candidates((64, 64, 8, 3), (64, 64, 4, 3), (32, 64, 8, 3), (32, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2)),
+        _hopeless(0),
+    ),
+}
+
+
+def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
+    """See `swintormer_kernels.ops.gated_ffn`."""
+    out = torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    dense = dense_layout(x)
+    result = out if out.stride() == dense.stride() else torch.empty_like(dense)
+    tuned = choice("gated_ffn", {"C": x.shape[1]}, x)
+    sizes = sizes_of(weights)
+    pixels, blocks, programs = blocks_of(dense, tuned["BLOCK_P"])
+    launch(
+        ffn_kernels.forward,
+        (programs,),
+        *(dense, result, pack(weights), pixels, blocks),
+        **sizes,
+        ROWS=is_rows(dense),
+        PRECISION=precision(),
+        **tuned,
+    )
+    return out if result is out else out.copy_(result)
+
+
+def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Tensor]:
+    """Gradients of `gated_ffn` for those of x and the weights that require one, in order."""
+    inputs = dict(zip(("x", *weights._fields), (x, *weights), strict=True))
+    wanted = {name: tensor for name, tensor in inputs.items() if tensor is not None and tensor.requires_grad}
+    found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    if x.numel() == 0 or not wanted:
+        return list(found.values())
+    dense = dense_layout(x)
+    grad = grad.contiguous(memory_format=torch.channels_last if is_rows(dense) else torch.contiguous_format)
+    of_x = torch.empty_like(dense)
+    sums = _run_backward(grad, dense, of_x, weights, keep=bool(wanted.keys() - {"x"}))
+    for name, tensor in found.items():
+        tensor.copy_(of_x if name == "x" else sums[name].reshape(tensor.shape))
+    return list(found.values())
+
+
+def _run_backward(grad: Tensor, x: Tensor, of_x: Tensor, weights: FFNWeights, keep: bool) -> dict[str, Tensor]:
+    """Fills `of_x`; returns float32 gradients of the weights by their names if they are to be kept."""
+    channels, hidden = weights.project_out.shape[:2]
+    tuned, sizes, packed = choice("gated_ffn_backward", {"C": channels}, x), sizes_of(weights), pack(weights)
+    pixels, blocks, programs = blocks_of(x, tuned["BLOCK_P"])
+    padded, cp = sizes["HIDDEN"], sizes["PIECES"] * sizes["PIECE"]
+    row_bytes = (3 * padded + 2 * cp) * x.element_size()
+    at_once = max(1, BAND_BYTES // (row_bytes * tuned["BLOCK_P"])) if keep else programs
+    products = x.new_zeros(3, padded, cp, dtype=torch.float32)
+    norm = x.new_zeros(2, cp, dtype=torch.float32)
+    bias = x.new_zeros(2, padded, dtype=torch.float32)
+    for first in range(0, programs, at_once):
+        count = min(at_once, programs - first)
+        band = _band(x, count, count * tuned["BLOCK_P"], padded, cp) if keep else None
+        launch(
+            ffn_backward_kernels.backward,
+            (count,),
+            *(x, grad, of_x, packed, band, pixels, blocks, first),
+            **sizes,
+            ROWS=is_rows(x),
+            PRECISION=precision(),
+            **tuned,
+        )
+        if band is not None:
+            products += _products(band, tuned["BLOCK_P"], sizes)
+            norm += band.norm.sum(0)
+            if weights.project_in_bias is not None:
+                bias += band.hidden[:, : 2 * padded].sum(0, dtype=torch.float32).view(2, padded)
+    return {
+        "norm_weight": norm[0, :channels],
+        "norm_bias": norm[1, :channels],
+        "project_in": products[:2, :hidden, :channels],
+        "project_out": products[2, :hidden, :channels].T,
+        "project_in_bias": bias[:, :hidden],
+        "project_out_bias": grad.sum((0, 2, 3), dtype=torch.float32),
+    }
+
+
+def _band(x: Tensor, blocks: int, rows: int, hidden: int, channels: int) -> Band:
+    return Band(
+        x.new_empty(rows, 3 * hidden),
+        x.new_empty(rows, 2 * channels),
+        x.new_empty(blocks, 2, channels, dtype=torch.float32),
+    )
+
+
+def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
+    """(3, HIDDEN, CP) float32: the band's part of the gradients of both projections."""
+    rows, padded = band.hidden.shape[0], sizes["HIDDEN"]
+    tuned = choice("gated_ffn_weights", {"C": sizes["C"]}, band.hidden)
+    tuned["BLOCK_P"] = min(block, tuned["BLOCK_P"])
+    chunks = 3 * padded // tuned["BLOCK_H"]
+    blocks_each = triton.cdiv(rows // block, triton.cdiv(PROGRAMS, chunks))
+    shares = triton.cdiv(rows // block, blocks_each)
+    out = band.hidden.new_empty(shares, 3, padded, sizes["PIECES"] * sizes["PIECE"], dtype=torch.float32)
+    launch(
+        ffn_backward_kernels.weight_gradients,
+        (chunks, shares),
+        *(band, out, rows, blocks_each * block),
+        **{name: sizes[name] for name in ("HIDDEN", "PIECES", "PIECE")},
+        PRECISION=precision(),
+        **tuned,
+    )
+    return out.sum(0)
+
+
+# ---- layout ----------------------------------------------------------------------------------------------------------
+
+
+def is_rows(x: Tensor) -> bool:
+    """Whether the batch is one dense matrix (pixels, C)."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense_layout(x: Tensor) -> Tensor:
+    """x if it lies in channels_last or NCHW, else a copy in NCHW."""
+    return x if is_rows(x) else x.contiguous()
+
+
+def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
+    """(pixels of an image, its blocks, blocks in all); in rows the batch counts as one image."""
+    batch, _, height, width = x.shape
+    images, pixels = (1, batch * height * width) if is_rows(x) else (batch, height * width)
+    blocks = triton.cdiv(pixels, block)
+    return pixels, blocks, images * blocks
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def sizes_of(weights: FFNWeights) -> dict[str, int]:
+    """C, HIDDEN, PIECES and PIECE of the kernels: one piece or three, whichever pads C less."""
+    channels, hidden = weights.project_out.shape[:2]
+    pieces = min((1, 3), key=lambda pieces: pieces * _piece(channels, pieces))
+    return {
+        "C": channels,
+        "HIDDEN": triton.cdiv(hidden, HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE,
+        "PIECES": pieces,
+        "PIECE": _piece(channels, pieces),
+    }
+
+
+def _piece(channels: int, pieces: int) -> int:
+    return max(16, triton.next_power_of_2(triton.cdiv(channels, pieces)))
+
+
+def pack(weights: FFNWeights) -> PackedFFN:
+    """The weights as the kernels take them, made once for each version of a parameter."""
+    sizes = sizes_of(weights)
+    padded = (sizes["HIDDEN"], sizes["PIECES"] * sizes["PIECE"])
+
+    def made(source: Tensor | None, how: Any) -> Tensor | None:
+        return None if source is None else derived([source], (how, padded), lambda: how(source, *padded).contiguous())
+
+    return PackedFFN(
+        weights.norm_weight,
+        weights.norm_bias,
+        made(weights.project_in, _packed_in),
+        made(weights.project_out, _packed_out),
+        made(weights.project_in_bias, _packed_in_bias),
+        weights.project_out_bias,
+    )
+
+
+def _packed_in(matrix: Tensor, hidden: int, channels: int) -> Tensor:
+    """(2 hid, C, 1, 1) -> (2, HIDDEN, CP)."""
+    rows = matrix.flatten(1).unflatten(0, (2, -1))
+    return F.pad(rows, (0, channels - rows.shape[2], 0, hidden - rows.shape[1]))
+
+
+def _packed_out(matrix: Tensor, hidden: int, channels: int) -> Tensor:
+    """(C, hid, 1, 1) -> (HIDDEN, CP)."""
+    rows = matrix.flatten(1).T
+    return F.pad(rows, (0, channels - rows.shape[1], 0, hidden - rows.shape[0]))
+
+
+def _packed_in_bias(bias: Tensor, hidden: int, channels: int) -> Tensor:
+    """(2 hid,) -> (2, HIDDEN)."""
+    halves = bias.unflatten(0, (2, -1))
+    return F.pad(halves, (0, hidden - halves.shape[1]))
+
+
+# ---- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def ahead_of_time(
+    dtype: torch.dtype, device: str = "cpu", side: int = 32
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Configurations for aot.py: the levels of the released network and of `small`, and NCHW with biases.
+
+    Yields (configuration, a forward and a backward on two images of `side` pixels a side, on `device`).
+    """
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+
+    for channels, bias, layout in (
+        *((channels, False, torch.channels_last) for channels in (24, 48, 96, 192, 384)),
+        (48, True, torch.contiguous_format),
+    ):
+        hidden = int(channels * 2.66)
+        x = torch.randn(2, channels, side, side, dtype=dtype, device=device).contiguous(memory_format=layout)
+        shapes = ((channels,), (channels,), (2 * hidden, channels, 1, 1), (channels, hidden, 1, 1))
+        biases = ((2 * hidden,), (channels,)) if bias else ()
+        weights = FFNWeights(
+            *(torch.randn_like(x[0, 0, 0, 0].expand(shape)).requires_grad_() for shape in (*shapes, *biases))
+        )
+
+        def call(x: Tensor = x, weights: FFNWeights = weights) -> None:
+            with torch.no_grad():
+                gated_ffn(x, weights)
+                gated_ffn_backward(x, x, weights)
+
+        yield f"C {channels}{', NCHW, bias' if bias else ''}", call
