@@ -95,21 +95,68 @@ swk::GroupNormWeights group_norm_weights(const std::vector<uintptr_t>& addresses
     return {at(0), at(1), at(2), at(3)};
 }
 
+swk::GroupNormInput norm_input(const Input& x, const std::vector<uintptr_t>& norm, int64_t groups, float eps,
+                               uintptr_t scratch, int threads) {
+    const swk::PlaneStrides strides = plane_strides(x.sizes, x.strides);
+    return {x.sizes[0], x.sizes[1], x.sizes[2] * x.sizes[3], groups, x.data, strides, group_norm_weights(norm), eps,
+            reinterpret_cast<float*>(scratch), threads};
+}
+
 void group_norm_silu(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& norm,
                      int64_t groups, float eps, uintptr_t scratch, int threads) {
     const Output out(out_view);
     const Input x(x_view);
     expect_same_shape(out, x);
     swk::GroupNormSiluArgs args{};
-    args.x_strides = plane_strides(x.sizes, x.strides), args.out_strides = plane_strides(out.sizes, out.strides);
-    expect_planes_or_rows(args.x_strides, args.out_strides);
-    args.batch = x.sizes[0], args.channels = x.sizes[1], args.pixels = x.sizes[2] * x.sizes[3], args.groups = groups;
-    args.x = x.data, args.out = out.data, args.eps = eps, args.threads = threads;
-    args.norm = group_norm_weights(norm);
-    args.scratch = reinterpret_cast<float*>(scratch);
+    args.out = out.data, args.out_strides = plane_strides(out.sizes, out.strides);
+    args.input = norm_input(x, norm, groups, eps, scratch, threads);
+    expect_planes_or_rows(args.input.x_strides, args.out_strides);
     const swk::Kernels& kernels = swk::kernels();
     py::gil_scoped_release unlocked;
     kernels.group_norm_silu(args);
+}
+
+template <class T>
+swk::RowStrides row_strides(const T& tensor) {
+    if (tensor.sizes.size() != 4) throw py::value_error("an image has four dimensions");
+    if (tensor.strides[1] != 1 && tensor.sizes[1] > 1) throw py::value_error("a pixel's channels must be neighbours");
+    return {tensor.strides[0], tensor.strides[2], tensor.strides[3]};
+}
+
+// (width of a weight panel, scratch floats beside the norm's)
+std::tuple<int64_t, int64_t> conv3x3_layout(int64_t batch, int64_t channels, int64_t height, int64_t width,
+                                            int threads) {
+    int64_t panel = 0, scratch = 0;
+    swk::kernels().conv3x3_layout({batch, channels, height, width, threads, &panel, &scratch});
+    return {panel, scratch};
+}
+
+void norm_silu_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const std::optional<py::tuple>& skip_view,
+                       const std::vector<uintptr_t>& norm, const std::vector<uintptr_t>& conv, int64_t groups,
+                       float eps, const std::vector<uintptr_t>& scratch, int threads) {
+    const Output out(out_view);
+    const Input x(x_view);
+    if (conv.size() != 3 || scratch.size() != 2) {
+        throw py::value_error("conv is (weight, bias, embedding), scratch (of the norm, of the product)");
+    }
+    swk::NormSiluConv3x3Args args{};
+    args.x_strides = row_strides(x), args.out_strides = row_strides(out);
+    if (x.sizes[0] != out.sizes[0] || x.sizes[2] != out.sizes[2] || x.sizes[3] != out.sizes[3]) {
+        throw py::value_error("x and out must differ in channels only");
+    }
+    args.input = norm_input(x, norm, groups, eps, scratch[0], threads);
+    args.height = x.sizes[2], args.width = x.sizes[3], args.out_channels = out.sizes[1];
+    const auto at = [&](int i) { return reinterpret_cast<const float*>(conv[i]); };
+    args.weight = at(0), args.bias = at(1), args.embedding = at(2);
+    if (skip_view) {
+        const Input skip(*skip_view);
+        expect_same_shape(out, skip);
+        args.skip = skip.data, args.skip_strides = row_strides(skip);
+    }
+    args.out = out.data, args.scratch = reinterpret_cast<float*>(scratch[1]);
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.norm_silu_conv3x3(args);
 }
 
 swk::ImageView image(const py::tuple& view) {
@@ -274,6 +321,11 @@ PYBIND11_MODULE(_native, module) {
                py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/group_norm_silu.h");
     module.def("group_norm_scratch", &swk::group_norm_scratch, py::arg("batch"), py::arg("channels"),
                py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
+    module.def("conv3x3_layout", &conv3x3_layout, py::arg("batch"), py::arg("channels"), py::arg("height"),
+               py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats beside the norm's)");
+    module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
+               py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
+               "csrc/ops/norm_silu_conv3x3.h");
     const auto block = [&](const char* name, auto function) {
         module.def(name, function, py::arg("out"), py::arg("x"), py::arg("attention"), py::arg("ffn"),
                    py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_block.h");

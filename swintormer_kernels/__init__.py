@@ -12,6 +12,7 @@ sk.restore(model)
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
 from .optimize import optimize, restore
@@ -21,6 +22,7 @@ __all__ = [
     "BACKENDS",
     "AttentionWeights",
     "BackendError",
+    "ConvWeights",
     "FFNWeights",
     "GroupNormWeights",
     "Prediction",
@@ -29,6 +31,7 @@ __all__ = [
     "explain",
     "gated_ffn",
     "group_norm_silu",
+    "norm_silu_conv3x3",
     "optimize",
     "restore",
     "swda_attention",

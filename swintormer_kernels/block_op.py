@@ -61,7 +61,11 @@ class Signature(NamedTuple):
 
 
 def define_block_op(
-    op: Op, signature: Signature, gradients: Callable[..., list[Tensor]], cost: Callable[..., Cost]
+    op: Op,
+    signature: Signature,
+    gradients: Callable[..., list[Tensor]],
+    cost: Callable[..., Cost],
+    like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
 ) -> Callable[..., Tensor]:
     """Registers swintormer::<op> and swintormer::<op>_backward; returns the former.
 
@@ -71,6 +75,7 @@ def define_block_op(
         gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order. A
             backend that brings its own has a function `<op>_backward` of the same form beside `<op>`.
         cost: work of a call with these public arguments.
+        like_output: an uninitialised result, from the arguments of torch.ops.
     """
     name = f"{NAMESPACE}::{op.name}"
     differentiate = _define_backward(op, signature, gradients)
@@ -80,9 +85,7 @@ def define_block_op(
     def _run(*arguments: Any) -> Tensor:
         return op.implementation(arguments[-1])(*signature.public(*arguments[:-1]))
 
-    @torch.library.register_fake(name)
-    def _fake(x: Tensor, *_: Any) -> Tensor:
-        return torch.empty_like(x)
+    torch.library.register_fake(name, like_output)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = len(inputs) - len(signature.integers) - len(signature.floats) - 1

@@ -1,7 +1,10 @@
 """Swap known blocks of any model in place, and back.
 
-    report = sk.optimize(model)   # which blocks now run through `swda_block`, which stay and why, and on which backend
+    report = sk.optimize(model)   # which parts now run through the ops, which stay and why, and on which backend
     sk.restore(model)
+
+Known are the released Swintormer block, and of diffusion U-Nets and their autoencoders (diffusers' names) res blocks,
+self-attention, and the norm and SiLU that end them (`unet.py`).
 
 A swapped block is the same object with the same parts, parameters, hooks and attributes: only its class becomes a
 subclass of its own whose forward calls the op (as torch's parametrizations and fully_shard do it). So wrappers,
@@ -17,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import probe, recognise
+from . import probe, recognise, recognise_unet, unet
 from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates, position_bias
 from .ops.gated_ffn import FFNWeights
 from .ops.swda_attention import AttentionWeights
 from .ops.swda_block import swda_block
 from .registry import Explanation, explain
+from .swapping import SwappedModule, swapped_class
 
 _COORDINATES = "_swda_coordinates"
 
@@ -57,8 +61,8 @@ class Report:
         ours: names of blocks of this package, which need no swap.
     """
 
-    swapped: dict[str, Swapped] = field(default_factory=dict)
-    swapped_before: dict[str, Swapped] = field(default_factory=dict)
+    swapped: dict[str, Swapped | unet.SwappedPart] = field(default_factory=dict)
+    swapped_before: dict[str, Swapped | unet.SwappedPart] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     ours: list[str] = field(default_factory=list)
 
@@ -71,14 +75,18 @@ class Report:
         )
         lines = []
         if not any(group for _, group in groups):
-            return "nothing to swap: the model holds no attention, feed-forward part or block of the released kind"
+            return (
+                "nothing to swap: the model holds no attention, feed-forward part or block of the released kind, "
+                "and no res block, attention or norm and SiLU of a diffusion U-Net"
+            )
         if not self.swapped:
             lines.append("nothing swapped")
         for title, group in groups:
             if group:
                 lines.append(f"{len(group)} {title}:")
                 lines += [f"  {names}{text and '  '}{text}" for names, text in _grouped(group)]
-        explanations = {str(block.explanation) for block in (*self.swapped.values(), *self.swapped_before.values())}
+        parts = (*self.swapped.values(), *self.swapped_before.values())
+        explanations = {str(part.explanation) for part in parts if part.explanation is not None}
         return "\n".join([*lines, *sorted(explanations)])
 
 
@@ -95,17 +103,21 @@ def _grouped(entries: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def optimize(model: nn.Module, *, verify: bool = True) -> Report:
-    """Let every released Swintormer block in `model` compute through `swintormer_kernels.swda_block`, in place.
+    """Let every known part of `model` compute through the ops, in place.
 
-    Blocks are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
-    state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (more than one argument,
-    sides that are not multiples of the window, hooks or other modules put on inner parts later) go to the block's own
-    forward, as before. Running it again changes nothing.
+    Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `norm_silu_conv3x3`,
+    their self-attention through one product and scaled_dot_product_attention, `conv_norm_out` with `conv_act` through
+    `group_norm_silu`.
+
+    Parts are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
+    state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (further arguments,
+    sides that are not multiples of the window, dropout while training, hooks or other modules put on inner parts later)
+    go to the part's own forward, as before. Running it again changes nothing.
 
     Args:
         model: any module; a block itself, too.
-        verify: before the swap run a copy of each kind of block and compare outputs and gradients with the op
-            (`swintormer_kernels.probe`; 3 s of one core for the released network). Without it blocks are swapped for
+        verify: before the swap run a copy of each kind of part and compare outputs and gradients with the op
+            (`swintormer_kernels.probe`; 3 s of one core for the released network). Without it parts are swapped for
             their structure alone, and kept where that leaves a doubt.
 
     Returns:
@@ -129,28 +141,43 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
     for name, plan in plans.items():
         _swap(plan.block, plan.window, plan.shift)
         report.swapped[name] = _describe(plan.block)
+    _optimize_unet(model, verify, report)
     return report
+
+
+def _optimize_unet(model: nn.Module, verify: bool, report: Report) -> None:
+    plans: list[unet.Plan] = []
+    for name, module, kind in recognise_unet.candidates(model):
+        before = unet.already(name, module)
+        if before is not None:
+            report.swapped_before[before[0]] = before[1]
+            continue
+        plan = unet.plan(name, module, kind, verify, plans)
+        if isinstance(plan, str):
+            report.kept[name] = f"{kind}: {plan}"
+        else:
+            plans.append(plan)
+    for plan in plans:
+        report.swapped[plan.name] = plan.swap()
 
 
 def restore(model: nn.Module) -> list[str]:
     """Undo `optimize`: every swapped block computes through its own class again, with the parameters of now.
 
     Returns:
-        Names of the blocks that were swapped.
+        Names of the modules whose class was swapped.
 
     Raises:
-        RuntimeError: something else changed the class of a swapped block since; nothing is restored then.
+        RuntimeError: something else changed the class of a swapped module since; nothing is restored then.
     """
-    swapped = {name: module for name, module in model.named_modules() if isinstance(module, SwappedBlock)}
+    swapped = {name: module for name, module in model.named_modules() if isinstance(module, SwappedModule)}
     for name, module in swapped.items():
         if "_base" not in vars(type(module)):
             raise RuntimeError(
                 f"{name or 'the model'} became a {type(module).__name__} after it was swapped; undo that first"
             )
     for module in swapped.values():
-        delattr(module, _COORDINATES)
-        del module._swda
-        module.__class__ = type(module)._base
+        module.unswap()
     return list(swapped)
 
 
@@ -164,10 +191,9 @@ class _Swap:
     parts: tuple[type, ...]  # classes of the inner modules whose forward the op replaces
 
 
-class SwappedBlock(nn.Module):
-    """What a swapped block's class inherits from, before its own class."""
+class SwappedBlock(SwappedModule):
+    """A released block through `swda_block`."""
 
-    _base: Any  # the block's own class
     _swda: _Swap
     norm1: Any  # parts are of the block's own classes
     attn: Any
@@ -192,9 +218,9 @@ class SwappedBlock(nn.Module):
         bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
         return attention_weights(self.norm1, self.attn, bias_table), ffn_weights(self.norm2, self.ffn)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle finds classes by name, and this one is made on the fly: name its base instead.
-        return _unpickled, (type(self)._base,), super().__reduce_ex__(2)[2]
+    def forget_swap(self) -> None:
+        delattr(self, _COORDINATES)
+        del self._swda
 
 
 def _parts(block: Any) -> tuple[Any, ...]:
@@ -208,28 +234,11 @@ def _parts(block: Any) -> tuple[Any, ...]:
     return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
 
 
-_classes: dict[type, Any] = {}
-
-
-def _swapped_class(base: type[nn.Module]) -> Any:
-    """The subclass of `base` that computes through the op; always the same one, so that compiled code is reused."""
-    if base not in _classes:
-        body = {"_base": base, "__module__": base.__module__}
-        _classes[base] = type(f"Swapped{base.__name__}", (SwappedBlock, base), body)
-    return _classes[base]
-
-
-def _unpickled(base: type[nn.Module]) -> SwappedBlock:
-    cls = _swapped_class(base)
-    block: SwappedBlock = cls.__new__(cls)
-    return block
-
-
 def _swap(block: Any, window: int, shift: int) -> None:
     like = block.attn.cpb_mlp[0].weight
     with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
         coordinates = log_spaced_coordinates(window).to(device=like.device, dtype=like.dtype)
-    block.__class__ = _swapped_class(type(block))
+    block.__class__ = swapped_class(SwappedBlock, type(block))
     block._swda = _Swap(window, shift, tuple(map(type, _parts(block))))
     block.register_buffer(_COORDINATES, coordinates, persistent=False)
 

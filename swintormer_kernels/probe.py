@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .recognise import remove_hooks
 from .registry import use_backend
 
-_MARGIN = 4
+MARGIN = 4
 """How many times the reference's own float32 error a block may differ. Different code rounds differently: tables made
 in float32 inside a float64 module alone give about 1x. A different formula gives 1e-3 and more, some 1000x."""
 
@@ -75,7 +75,7 @@ def compare(
             theirs.requires_grad_(True)
             ours = {shift: copy.deepcopy(theirs) for shift in shifts}
         except Exception as error:
-            return f"it cannot be copied for the check ({_first_line(error)})"
+            return f"it cannot be copied for the check ({first_line(error)})"
         for shift, fused in ours.items():
             swap(fused, shift)
         found: Verdict | str = "unreachable"
@@ -98,7 +98,7 @@ def _compare_in(dtype: torch.dtype, theirs: nn.Module, ours: dict[int, nn.Module
         try:
             results = _run(theirs, x, grad, dtype)
         except Exception as error:
-            return f"its own forward fails on a {tuple(x.shape)} probe in {dtype} ({_first_line(error)})"
+            return f"its own forward fails on a {tuple(x.shape)} probe in {dtype} ({first_line(error)})"
         if results is None:
             return f"its own forward does not return one tensor of the shape of its input {tuple(x.shape)}"
         if any(not torch.equal(a, b) for a, b in zip(state, _random_state(x), strict=True)):
@@ -111,8 +111,8 @@ def _compare_in(dtype: torch.dtype, theirs: nn.Module, ours: dict[int, nn.Module
             assert rounded is not None
             pairs = zip(results, rounded, exact, strict=True)
             for own, single, golden in pairs:
-                worst[shift] = max(worst[shift], _relative(own, golden))
-                allowed[shift] = max(allowed[shift], _MARGIN * _relative(single, golden))
+                worst[shift] = max(worst[shift], relative(own, golden))
+                allowed[shift] = max(allowed[shift], MARGIN * relative(single, golden))
     best = min(worst, key=lambda shift: worst[shift])
     return Verdict(best if worst[best] <= allowed[best] else None, worst[best], allowed[best], dtype)
 
@@ -130,7 +130,7 @@ def _run(module: nn.Module, x: Tensor, grad: Tensor | None, dtype: torch.dtype) 
     return [y.detach(), *torch.autograd.grad((y * grad.to(y.dtype)).sum(), wanted)]
 
 
-def _relative(value: Tensor, golden: Tensor) -> float:
+def relative(value: Tensor, golden: Tensor) -> float:
     """||value - golden|| / ||golden||; infinite where it is no number."""
     error = ((value.double() - golden).norm() / golden.norm()).item()
     return error if math.isfinite(error) else math.inf
@@ -141,7 +141,7 @@ def _random_state(x: Tensor) -> list[Tensor]:
     return [*states, torch.cuda.get_rng_state(x.device)] if x.is_cuda else states
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

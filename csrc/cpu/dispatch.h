@@ -6,19 +6,22 @@
 
 #include "../ops/ddim_step.h"
 #include "../ops/group_norm_silu.h"
+#include "../ops/norm_silu_conv3x3.h"
 #include "../ops/swda_block.h"
 #include "../ops/swda_core.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
-#define SWK_FOR_EACH_OP(X)          \
-    X(ddim_step, DdimStepArgs)       \
-    X(gated_ffn, SwdaBlockArgs)      \
-    X(group_norm_silu, GroupNormSiluArgs) \
-    X(swda_attention, SwdaBlockArgs) \
-    X(swda_block, SwdaBlockArgs)     \
-    X(swda_core, SwdaCoreArgs)       \
-    X(swda_core_backward, SwdaCoreArgs)      \
-    X(swda_core_layout, SwdaCoreLayoutArgs)  \
+#define SWK_FOR_EACH_OP(X)                    \
+    X(conv3x3_layout, Conv3x3LayoutArgs)      \
+    X(ddim_step, DdimStepArgs)                \
+    X(gated_ffn, SwdaBlockArgs)               \
+    X(group_norm_silu, GroupNormSiluArgs)     \
+    X(norm_silu_conv3x3, NormSiluConv3x3Args) \
+    X(swda_attention, SwdaBlockArgs)          \
+    X(swda_block, SwdaBlockArgs)              \
+    X(swda_core, SwdaCoreArgs)                \
+    X(swda_core_backward, SwdaCoreArgs)       \
+    X(swda_core_layout, SwdaCoreLayoutArgs)   \
     X(swda_layout, SwdaLayoutArgs)
 
 namespace swk {

@@ -111,7 +111,7 @@ def cases() -> list[Case]:
         def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                x = _LAYOUTS[layout](torch.randn(shape) + tags["offset"])
+                x = LAYOUTS[layout](torch.randn(shape) + tags["offset"])
                 norm = make_weights(*shape[:2], modulated=tags["modulated"])
             return (x, norm if tags["affine"] else GroupNormWeights(), groups), {}
 
@@ -148,7 +148,7 @@ def cases() -> list[Case]:
     ]
 
 
-_LAYOUTS = {
+LAYOUTS = {
     "contiguous": lambda x: x,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],

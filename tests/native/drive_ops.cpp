@@ -326,15 +326,16 @@ void run_group_norm_silu(const NormShape& shape) {
         x.fill(values);
         for (const bool plain : {false, true}) {
             swk::GroupNormSiluArgs args{};
-            args.batch = shape.batch, args.channels = shape.channels, args.pixels = pixels, args.groups = shape.groups;
-            args.x = x.buffer.data(), args.x_strides = planes_of(x.strides);
             args.out = out.buffer.data(), args.out_strides = planes_of(out.strides);
-            if (!plain) args.norm = {weight.data(), bias.data(), scale.data(), shift.data()};
-            args.eps = 1e-5f;
+            swk::GroupNormInput& input = args.input;
+            input.batch = shape.batch, input.channels = shape.channels, input.pixels = pixels;
+            input.groups = shape.groups, input.eps = 1e-5f;
+            input.x = x.buffer.data(), input.x_strides = planes_of(x.strides);
+            if (!plain) input.norm = {weight.data(), bias.data(), scale.data(), shift.data()};
             std::vector<float> first;
             for (const int threads : {1, 2, 5}) {
                 const Buffer scratch(swk::group_norm_scratch(shape.batch, shape.channels, pixels, shape.groups));
-                args.scratch = scratch.data(), args.threads = threads;
+                input.scratch = scratch.data(), input.threads = threads;
                 swk::kernels().group_norm_silu(args);
                 const std::vector<float> result = out.take_output();
                 if (first.empty()) first = result;
@@ -344,10 +345,57 @@ void run_group_norm_silu(const NormShape& shape) {
     }
 }
 
+// ---- norm_silu_conv3x3 ----------------------------------------------------------------------------------------------
+
+struct ConvShape {
+    NormShape norm;
+    int64_t out;
+};
+
+constexpr ConvShape kConvs[] = {
+    {{1, 1, 1, 1, 1}, 1}, {{3, 40, 9, 7, 4}, 24}, {{2, 70, 12, 16, 7}, 33}, {{1, 65, 14, 35, 5}, 70},
+};
+
+void run_norm_silu_conv3x3(const ConvShape& shape) {
+    const NormShape& norm = shape.norm;
+    const Sizes sizes{norm.batch, norm.channels, norm.height, norm.width};
+    const Sizes out_sizes{norm.batch, shape.out, norm.height, norm.width};
+    Tensor x(sizes, strides_of(Layout::kChannelsLast, sizes));
+    x.fill(random_values(elements(sizes)));
+    Tensor out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes)), skip(out_sizes, out.strides);
+    skip.fill(random_values(elements(out_sizes)));
+    const auto rows_of = [](const Sizes& strides) { return swk::RowStrides{strides[0], strides[2], strides[3]}; };
+    const int64_t pixels = norm.height * norm.width;
+    Buffer bias(shape.out), embedding(norm.batch * shape.out);
+    bias.randomise(1), embedding.randomise(1);
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+        int64_t panel = 0, floats = 0;
+        swk::kernels().conv3x3_layout({norm.batch, norm.channels, norm.height, norm.width, threads, &panel, &floats});
+        Buffer weight((shape.out + panel - 1) / panel * 16 * norm.channels * panel);
+        generator.seed(1);
+        weight.randomise(0.1f);
+        const Buffer scratch(floats);
+        const Buffer norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
+        swk::NormSiluConv3x3Args args{};
+        args.input = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
+                      {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
+        args.height = norm.height, args.width = norm.width, args.out_channels = shape.out;
+        args.x_strides = rows_of(x.strides), args.skip_strides = args.out_strides = rows_of(out.strides);
+        args.weight = weight.data(), args.bias = bias.data(), args.embedding = embedding.data();
+        args.skip = skip.buffer.data(), args.out = out.buffer.data(), args.scratch = scratch.data();
+        swk::kernels().norm_silu_conv3x3(args);
+        const std::vector<float> result = out.take_output();
+        if (first.empty()) first = result;
+        expect(same_bits(first, result), "the bits depend on threads");
+    }
+}
+
 void run_isa(const std::string& isa) {
     swk::use_isa(isa);
     run_ddim_step();
     for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
+    for (const ConvShape& shape : kConvs) run_norm_silu_conv3x3(shape);
     for (const BlockShape& shape : kBlocks) {
         run_block(&swk::Kernels::swda_block, shape, true, true);
         run_block(&swk::Kernels::swda_attention, shape, true, false);

@@ -26,7 +26,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
         return out
     source, target, transposed = like_planes(x, out)
     batch, channels, height, width = x.shape
-    scratch = torch.empty(_scratch_floats(batch, channels, height * width, groups))
+    scratch = torch.empty(scratch_floats(batch, channels, height * width, groups))
     weights, addresses = dense_norm(norm)
     native.extension().group_norm_silu(
         *(plane_view(tensor, transposed) for tensor in (target, source)),
@@ -83,5 +83,6 @@ def _kinds(x: Tensor) -> list[tuple[str, bool]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _scratch_floats(batch: int, channels: int, pixels: int, groups: int) -> int:
+def scratch_floats(batch: int, channels: int, pixels: int, groups: int) -> int:
+    """Floats of scratch that the statistics take."""
     return native.extension().group_norm_scratch(batch, channels, pixels, groups)

@@ -1,0 +1,309 @@
+"""Res blocks, attention and norm-SiLU pairs of diffusion U-Nets as the ops compute them; `optimize` swaps them in.
+
+What a swapped part cannot take (other arguments, hooks or other modules put on its inner parts later, dropout while
+training) goes to its own forward, as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import probe_unet, recognise_unet
+from .derived import derived
+from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from .recognise import has_hooks, runs_the_same_code
+from .registry import Explanation, explain
+from .swapping import SwappedModule, swapped_class
+
+_SIDE = 32  # of the latent that the report speaks of
+
+
+@dataclass(frozen=True)
+class SwappedPart:
+    """A swapped part of a U-Net: what it is, and `explanation` of the backend that its op takes.
+
+    The backend is the one for a 32 x 32 latent, batch 1, channels_last, in the part's dtype, in the grad mode of now.
+    Attention is torch's scaled_dot_product_attention on every backend, so there it is None.
+    """
+
+    what: str
+    explanation: Explanation | None
+
+    def __str__(self) -> str:
+        backend = "scaled_dot_product_attention" if self.explanation is None else self.explanation.backend
+        return f"{self.what} -> {backend}"
+
+
+class _SwappedUnetPart(SwappedModule):
+    _unet_parts: tuple[type, ...]  # classes of the inner modules whose forward is replaced
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        """What computes in the part's own forward and no longer does; None for what is not there."""
+        raise NotImplementedError
+
+    def describe(self) -> SwappedPart:
+        """What the report says."""
+        raise NotImplementedError
+
+    def forget_swap(self) -> None:
+        del self._unet_parts
+
+    def unchanged(self) -> bool:
+        """Whether the inner modules are those of the swap, and nobody wants to see them run."""
+        parts = self.unet_parts()
+        if tuple(map(type, parts)) != self._unet_parts:
+            return False
+        return not any(has_hooks(part) for part in parts if isinstance(part, nn.Module))
+
+
+class SwappedResBlock(_SwappedUnetPart):
+    """A res block as two `norm_silu_conv3x3`."""
+
+    norm1: Any  # parts are of the block's own classes
+    conv1: Any
+    norm2: Any
+    conv2: Any
+
+    def forward(self, input_tensor: Any, temb: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or not self._takes(input_tensor, temb):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        norm2, embedding = self._time(temb, input_tensor.shape[0])
+        conv1 = ConvWeights(self.conv1.weight, self.conv1.bias, embedding)
+        hidden = norm_silu_conv3x3(input_tensor, _weights(self.norm1), conv1, self.norm1.num_groups, self.norm1.eps)
+        shortcut = getattr(self, "conv_shortcut", None)
+        skip = input_tensor if shortcut is None else shortcut(input_tensor)
+        conv2 = ConvWeights(self.conv2.weight, self.conv2.bias, skip=skip)
+        out = norm_silu_conv3x3(hidden, norm2, conv2, self.norm2.num_groups, self.norm2.eps)
+        factor = getattr(self, "output_scale_factor", 1.0)
+        return out if factor == 1.0 else out / factor
+
+    def _takes(self, x: Any, temb: Any) -> bool:
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.norm1.num_channels:
+            return False
+        if getattr(self, "time_emb_proj", None) is not None and (
+            not isinstance(temb, Tensor) or temb.ndim != 2 or temb.shape[0] not in (1, x.shape[0])
+        ):
+            return False
+        if self.training and _drops(getattr(self, "dropout", None)):
+            return False
+        return self.unchanged()
+
+    def _time(self, temb: Tensor | None, batch: int) -> tuple[GroupNormWeights, Tensor | None]:
+        """norm2 with the embedding's modulation, and the embedding that is added to conv1's result."""
+        projection, norm = getattr(self, "time_emb_proj", None), _weights(self.norm2)
+        if projection is None or temb is None:
+            return norm, None
+        embedding = projection(temb if getattr(self, "skip_time_act", False) else F.silu(temb)).expand(batch, -1)
+        if getattr(self, "time_embedding_norm", "default") == "default":
+            return norm, embedding
+        scale, shift = embedding.chunk(2, dim=1)
+        return norm._replace(scale=scale, shift=shift), None
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        parts = self._modules
+        return (
+            *(parts.get(name) for name in ("norm1", "conv1", "norm2", "conv2", "nonlinearity", "dropout")),
+            parts.get("time_emb_proj"),
+        )
+
+    def describe(self) -> SwappedPart:
+        conv = self.conv1
+        x = conv.weight.new_empty(()).expand(1, conv.in_channels, _SIDE, _SIDE)
+        weights = ConvWeights(conv.weight, conv.bias)
+        explanation = explain(
+            norm_silu_conv3x3, x, _weights(self.norm1), weights, self.norm1.num_groups, self.norm1.eps
+        )
+        return SwappedPart(f"res block, {conv.in_channels} to {self.conv2.out_channels} channels", explanation)
+
+
+class SwappedAttention(_SwappedUnetPart):
+    """Self-attention with queries, keys and values from one product, through scaled_dot_product_attention."""
+
+    to_q: Any  # parts are of the attention's own classes
+    to_k: Any
+    to_v: Any
+    to_out: Any
+    heads: int
+
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        if args or not self._takes(hidden_states, kwargs):
+            return super().forward(hidden_states, *args, **kwargs)
+        out = self._attend(hidden_states)
+        if getattr(self, "residual_connection", False):
+            out = out + hidden_states
+        factor = getattr(self, "rescale_output_factor", 1.0)
+        return out if factor == 1.0 else out / factor
+
+    def _takes(self, x: Any, options: dict[str, Any]) -> bool:
+        if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+            return False
+        if any(value is not None for name, value in options.items() if name != "temb"):
+            return False
+        if self.training and _drops(self.to_out[-1]):
+            return False
+        return self.unchanged()
+
+    def _attend(self, x: Tensor) -> Tensor:
+        norm = getattr(self, "group_norm", None)
+        tokens = x if x.ndim == 3 else x.permute(0, 2, 3, 1).flatten(1, 2)  # of channels_last a view
+        if norm is not None:
+            normed = torch.group_norm(x if x.ndim == 4 else x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+            tokens = normed.permute(0, 2, 3, 1).flatten(1, 2) if x.ndim == 4 else normed.mT
+        batch, length, _ = tokens.shape
+        weight, bias = self._product()
+        qkv = F.linear(tokens, weight, bias).view(batch, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = F.linear(attended, self.to_out[0].weight, self.to_out[0].bias)
+        return out if x.ndim == 3 else out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+    def _product(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of queries, keys and values, one below the other."""
+        parts = (self.to_q, self.to_k, self.to_v)
+        weight = _together([part.weight for part in parts])
+        return weight, None if self.to_q.bias is None else _together([part.bias for part in parts])
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        parts = (self._modules.get(name) for name in ("to_q", "to_k", "to_v", "group_norm"))
+        return (*parts, *self.to_out, getattr(self, "processor", None))  # diffusers' Attention lets the last compute
+
+    def describe(self) -> SwappedPart:
+        return SwappedPart(f"attention, {self.to_q.in_features} channels, {self.heads} heads", None)
+
+
+class SwappedNorm(_SwappedUnetPart):
+    """The norm of a norm-SiLU pair: computes both."""
+
+    _pair: _Pair
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._pair.intact() or x.ndim != 4:
+            return super().forward(x)
+        return group_norm_silu(x, _weights(self), self.num_groups, self.eps)  # type: ignore[arg-type]
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        return ()
+
+    def forget_swap(self) -> None:
+        super().forget_swap()
+        del self._pair
+
+    def describe(self) -> SwappedPart:
+        norm: Any = self
+        x = _like(norm).new_empty(()).expand(1, norm.num_channels, _SIDE, _SIDE)
+        explanation = explain(group_norm_silu, x, _weights(norm), norm.num_groups, norm.eps)
+        return SwappedPart(f"norm and SiLU, {norm.num_channels} channels", explanation)
+
+
+class SwappedSiLU(_SwappedUnetPart):
+    """The SiLU of a norm-SiLU pair: the norm before it has computed it already."""
+
+    _pair: _Pair
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._pair.intact() or x.ndim != 4:
+            return super().forward(x)
+        return x
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        return ()
+
+    def forget_swap(self) -> None:
+        super().forget_swap()
+        del self._pair
+
+
+class _Pair:
+    """A norm and the SiLU after it; no module, or each would become a part of the other."""
+
+    def __init__(self, norm: nn.Module, act: nn.Module):
+        self.norm, self.act = norm, act
+
+    def intact(self) -> bool:
+        """Whether both are still swapped, and nobody wants to see what passes between them."""
+        both = isinstance(self.norm, SwappedNorm) and isinstance(self.act, SwappedSiLU)
+        return both and not has_hooks(self.norm) and not has_hooks(self.act)
+
+
+def _weights(norm: Any) -> GroupNormWeights:
+    return GroupNormWeights(norm.weight, norm.bias)
+
+
+def _drops(dropout: Any) -> bool:
+    return dropout is not None and getattr(dropout, "p", 0.0) > 0.0
+
+
+def _like(norm: Any) -> Tensor:
+    return norm.weight if norm.weight is not None else torch.empty(0)
+
+
+def _together(tensors: list[Tensor]) -> Tensor:
+    """The tensors one below the other; made once for each version of them where no gradient is wanted."""
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if wanted or torch.compiler.is_compiling():
+        return torch.cat(tensors)
+    return derived(tensors, "together", lambda: torch.cat(tensors))
+
+
+# ---- planning --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A part that can be swapped. `name` is that of what the report calls swapped."""
+
+    name: str
+    kind: str
+    module: nn.Module
+
+    def swap(self) -> SwappedPart:
+        """Make it compute through the ops from now on."""
+        swapped = _swap(self.module, self.kind)
+        return swapped.describe()
+
+
+def plan(name: str, module: nn.Module, kind: str, verify: bool, plans: Iterable[Plan]) -> Plan | str:
+    """How to swap what `recognise_unet.candidates` found, or why not."""
+    if kind == "norm and SiLU":
+        reason = recognise_unet.why_not_norm_and_silu(module)
+        return reason if reason is not None else Plan(f"{name}.conv_norm_out".lstrip("."), kind, module)
+    is_block = kind == "res block"
+    reason = recognise_unet.why_not_res_block(module) if is_block else recognise_unet.why_not_attention(module)
+    if reason is not None:
+        return reason
+    checked = any(other.kind == kind and runs_the_same_code(other.module, module) for other in plans)
+    if verify and not checked:
+        difference = probe_unet.why_different(module, kind, lambda copied: _swap(copied, kind))
+        if difference is not None:
+            return difference
+    return Plan(name, kind, module)
+
+
+def already(name: str, module: nn.Module) -> tuple[str, SwappedPart] | None:
+    """Name and description if an earlier call swapped this candidate."""
+    norm = module._modules.get("conv_norm_out")
+    if isinstance(norm, SwappedNorm):
+        return f"{name}.conv_norm_out".lstrip("."), norm.describe()
+    return (name, module.describe()) if isinstance(module, _SwappedUnetPart) else None
+
+
+def _swap(module: Any, kind: str) -> _SwappedUnetPart:
+    if kind == "norm and SiLU":
+        pair = _Pair(module.conv_norm_out, module.conv_act)
+        for part, mixin in ((pair.norm, SwappedNorm), (pair.act, SwappedSiLU)):
+            _change(part, mixin)._pair = pair
+        return pair.norm  # type: ignore[return-value]
+    return _change(module, SwappedResBlock if kind == "res block" else SwappedAttention)
+
+
+def _change(module: Any, mixin: type[_SwappedUnetPart]) -> Any:
+    module.__class__ = swapped_class(mixin, type(module))
+    module._unet_parts = tuple(map(type, module.unet_parts()))
+    return module

@@ -1,0 +1,220 @@
+"""norm_silu_conv3x3: every backend, instruction set, layout, thread count against float64; gradients; torch's view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+import swintormer_kernels as sk
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.norm_silu_conv3x3 import winograd_weight
+from swintormer_kernels.ops import group_norm_silu
+from swintormer_kernels.ops import norm_silu_conv3x3 as module
+from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, GroupNormWeights, norm_silu_conv3x3
+from swintormer_kernels.registry import BackendError, explain, use_backend
+
+ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
+EPS = torch.finfo(torch.float32).eps
+CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "plain, NCHW", "columns apart")]
+
+
+def mapped(function, arguments):
+    return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, arguments)
+
+
+def on(backend, arguments):
+    with torch.no_grad(), use_backend(backend):
+        return norm_silu_conv3x3(*arguments)
+
+
+def error(value, truth):
+    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
+
+
+def assert_as_good_as_the_reference(arguments):
+    truth, out = on("reference", mapped(torch.Tensor.double, arguments)), on("cpu", arguments)
+    assert out.shape == truth.shape
+    assert not out.isnan().any(), "an element that nobody wrote"
+    if truth.numel():
+        assert error(out, truth) <= 2 * error(on("reference", arguments), truth) + EPS
+
+
+def random_call(batch, channels, out, sides, groups, layout="channels_last"):
+    x = group_norm_silu.LAYOUTS[layout](torch.randn(batch, channels, *sides))
+    norm = group_norm_silu.make_weights(batch, channels, modulated=True)
+    return x, norm, module.make_weights(batch, channels, out, sides), groups
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_cases_agree_with_float64(case, isa, engine):
+    engine.use_isa(isa)
+    arguments, _ = case.make(1)
+    assert_as_good_as_the_reference(arguments)
+    assert on("cpu", arguments).is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_shape_and_strides(data):
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    groups = data.draw(st.integers(1, 4))
+    channels, out = groups * data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
+    sides = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21))
+    layout = data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))
+    arguments = random_call(data.draw(st.integers(0, 2)), channels, out, sides, groups, layout)
+    keep = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
+    conv = arguments[2]
+    conv = ConvWeights(conv.weight, *(t if k else None for t, k in zip(conv[1:], keep, strict=True)))
+    assert_as_good_as_the_reference((*arguments[:2], conv, groups))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sides", [(16, 16), (37, 50)])
+def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
+    """4 blocks are shared by 3 threads and taken whole by 2."""
+    engine.use_isa(isa)
+    x, norm, conv, groups = random_call(1, 96, 70, sides, 8)
+    outs = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        outs.append(on("cpu", (x, norm, conv, groups)))
+    engine.use_own_threads(True)
+    outs.append(on("cpu", (x, norm, conv, groups)))
+    twice = [mapped(lambda t: t.repeat(2, *[1] * (t.ndim - 1)), part) for part in (x, norm[2:], conv[2:])]
+    both = (twice[0], GroupNormWeights(*norm[:2], *twice[1]), ConvWeights(*conv[:2], *twice[2]), groups)
+    outs.append(on("cpu", both)[1:])
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_nan_stays_in_its_group_and_reach(extension):
+    """A NaN spoils its whole group, so with two groups and a convolution that reads one of them, nothing or all."""
+    x, norm, conv, groups = random_call(1, 8, 4, (9, 9), 2)
+    conv.weight[:2, :4] = 0
+    x[0, 0, 4, 4] = float("nan")
+    assert torch.equal(on("cpu", (x, norm, conv, groups)).isnan(), on("reference", (x, norm, conv, groups)).isnan())
+
+
+def test_transformed_weights_are_rounded_once():
+    weight = torch.randn(5, 3, 3, 3)
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    packed = winograd_weight(weight, 4)
+    assert packed.shape == (2, 16, 3, 4)
+    expected = (g @ weight[4, 2].double() @ g.T).float().flatten()
+    assert torch.equal(packed[1, :, 2, 0], expected)
+    assert (packed[1, :, :, 1:] == 0).all()
+
+
+def test_every_weight_change_is_seen(extension):
+    arguments = random_call(1, 8, 4, (6, 6), 2)
+    first = on("cpu", arguments)
+    arguments[2].weight.add_(1)
+    second = on("cpu", arguments)
+    assert not torch.equal(first, second)
+    assert_as_good_as_the_reference(arguments)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def leaves_of(arguments):
+    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    return leaves, [t for t in (leaves[0], *leaves[1], *leaves[2]) if t is not None]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_gradients(case, extension):
+    arguments, _ = case.make(0)
+    grad = torch.randn(on("reference", arguments).shape)
+    found = {}
+    for name, backend, dtype in (("cpu", "cpu", None), ("plain", "reference", None), ("true", "reference", "double")):
+        leaves, tensors = leaves_of(mapped(torch.Tensor.double, arguments) if dtype else arguments)
+        with use_backend(backend):
+            found[name] = torch.autograd.grad(norm_silu_conv3x3(*leaves), tensors, grad.to(leaves[0].dtype))
+    for value, plain, true in zip(found["cpu"], found["plain"], found["true"], strict=True):
+        assert error(value, true) <= 2 * error(plain, true) + EPS
+
+
+# ---- torch sees the op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_opcheck(case, extension):
+    leaves, _ = leaves_of(case.make(0)[0])
+    torch.library.opcheck(module._run.default, (*module._SIGNATURE.flat(*leaves, 1e-5), "cpu"))
+
+
+def test_compiles_to_one_graph_and_gives_the_same_bits(extension):
+    torch._dynamo.reset()
+    arguments, _ = SMALL[0].values[0].make(0)
+    with use_backend("cpu"):
+        expected = norm_silu_conv3x3(*arguments)
+        compiled = torch.compile(norm_silu_conv3x3, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*arguments), expected)
+        leaves, tensors = leaves_of(arguments)
+        grads = [
+            torch.autograd.grad(function(*leaves).square().sum(), tensors) for function in (compiled, norm_silu_conv3x3)
+        ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_flops_are_those_of_the_direct_convolution(backend, extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    with FlopCounterMode(display=False) as counter, use_backend(backend):
+        norm_silu_conv3x3(*arguments)
+    assert counter.get_total_flops() == 2 * module.cost(*arguments).macs
+
+
+def test_other_dtypes_are_served_by_the_reference(extension):
+    arguments = mapped(torch.Tensor.double, SMALL[0].values[0].make(0)[0])
+    assert norm_silu_conv3x3(*arguments).dtype == torch.float64
+    assert explain(norm_silu_conv3x3, *arguments, 1e-5).backend == "reference"
+    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32"):
+        norm_silu_conv3x3(*arguments)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(4, 5, 3, 3)}, r"weight must be \(4, 6, 3, 3\)"),
+        ({"weight": torch.zeros(4, 6, 1, 1)}, r"weight must be \(4, 6, 3, 3\)"),
+        ({"bias": torch.zeros(6)}, r"bias must be \(4,\)"),
+        ({"embedding": torch.zeros(4)}, r"embedding must be \(2, 4\)"),
+        ({"skip": torch.zeros(2, 4, 3, 1)}, r"skip must be \(2, 4, 3, 3\)"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(change, message):
+    conv = ConvWeights(torch.zeros(4, 6, 3, 3))._replace(**change)
+    with pytest.raises(ValueError, match=message):
+        norm_silu_conv3x3(torch.zeros(2, 6, 3, 3), GroupNormWeights(), conv, 3)
+
+
+def test_the_binding_refuses_images_that_disagree(extension):
+    x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x.contiguous(), x[..., :4])]
+    common = ([0] * 4, [0] * 3, 2, 1e-5, [0, 0], 1)
+    with pytest.raises(ValueError, match="neighbours"):
+        extension.norm_silu_conv3x3(views[0], views[1], None, *common)
+    with pytest.raises(ValueError, match="differ in channels only"):
+        extension.norm_silu_conv3x3(views[0], views[2], None, *common)
+    with pytest.raises(ValueError, match="conv is"):
+        extension.norm_silu_conv3x3(views[0], views[0], None, [0] * 4, [0], *common[2:])
+
+
+def test_it_is_public():
+    assert sk.norm_silu_conv3x3 is norm_silu_conv3x3
+    assert sk.ConvWeights is ConvWeights
