@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-
-os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported: interpreted ones cannot be compiled
 
 from swintormer.files import replacing
 from swintormer_kernels.registry import machine_lacks
@@ -37,10 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ops", nargs="*", metavar="OP")
     parser.add_argument("--architectures", nargs="+", choices=COMPILED_FOR, default=list(COMPILED_FOR))
     asked = parser.parse_args(arguments)
-    if machine_lacks("triton") is not None and not torch.utils._triton.has_triton_package():
+    if importlib.util.find_spec("triton") is None:
         sys.exit(f"bench/tune.py needs triton: {machine_lacks('triton')}.")
     from swintormer_kernels.backends.triton import aot, runtime
 
+    aot.refuse_interpreter()
     timed = torch.cuda.is_available()
     architectures = [runtime.architecture(torch.device("cuda"))] if timed else asked.architectures
     about = f"Timed on {torch.cuda.get_device_name()}." if timed else BY_RESOURCES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,35 @@ def engine(extension):  # type: ignore[no-untyped-def]  # a module
     extension.use_isa(isa)
     extension.use_own_threads(False)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def language_patched_once() -> Iterator[None]:
+    """For tests of Triton kernels: the interpreter replaces the members of triton.language at each call of a device
+    function, which took 2 ms, more than all arithmetic; here it does so once for each launch and module.
+    """
+    from swintormer_kernels.backends.triton.tensors import INTERPRETED
+
+    if not INTERPRETED:
+        yield
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    language = pytest.importorskip("triton.language")
+    original = interpreter._patch_lang
+    patched: set[int] = set()
+
+    def once(function):  # type: ignore[no-untyped-def]
+        modules = (v for v in function.__globals__.values() if inspect.ismodule(v) and v in (language, language.core))
+        needed, nested = set(map(id, modules)), bool(patched)
+        if nested and needed <= patched:
+            return interpreter._LangPatchScope()
+        scope = original(function)
+        patched.update(needed)
+        if not nested:
+            restore = scope.restore
+            scope.restore = lambda: (restore(), patched.clear())
+        return scope
+
+    interpreter._patch_lang = once
+    yield
+    interpreter._patch_lang = original

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import swintormer_kernels as sk
 from swintormer_kernels.backends.reference.gated_ffn import ffn_branch
 from swintormer_kernels.backends.reference.swda_attention import attention_branch
+from swintormer_kernels.backends.triton.tensors import INTERPRETED
 from swintormer_kernels.nn import Block
 
 HERE = Path(__file__).resolve().parents[1] / "golden"
@@ -19,8 +20,15 @@ ORACLE = Path(__file__).resolve().parents[3] / "shared" / "oracle"
 FILES = sorted({f.name: f for folder in (ORACLE, HERE) for f in folder.glob("block_*.safetensors")}.values())
 BACKENDS = [name for name in sk.BACKENDS if name not in sk.swda_block.op.absent]
 
+pytestmark = pytest.mark.usefixtures("language_patched_once")
+
 # Golden values are float64 results rounded to float32: relative error at most half a unit in the last place.
 STORED = torch.finfo(torch.float32).eps / 2
+
+
+def device_of(backend: str) -> str:
+    """Where the backend's tensors lie; the interpreter's lie on the CPU."""
+    return "cuda" if backend in ("triton", "cuda") and not INTERPRETED else "cpu"
 
 
 def relative_error(value: torch.Tensor, golden: torch.Tensor) -> float:
@@ -29,7 +37,7 @@ def relative_error(value: torch.Tensor, golden: torch.Tensor) -> float:
 
 def make_block(file: Path, golden: dict[str, torch.Tensor], dtype: torch.dtype) -> Block:
     channels, heads, window, shift = map(int, re.search(r"d(\d+)_h(\d+)_w(\d+)_s(\d+)", file.name).groups())
-    block = Block(channels, heads, window, shift).to(dtype)
+    block = Block(channels, heads, window, shift).to(golden["in.x"].device, dtype)
     parameters = {k.removeprefix("param."): v.to(dtype) for k, v in golden.items() if k.startswith("param.")}
     block.load_state_dict(parameters, strict=True)
     return block
@@ -37,6 +45,8 @@ def make_block(file: Path, golden: dict[str, torch.Tensor], dtype: torch.dtype) 
 
 def errors_of(file: Path, golden: dict[str, torch.Tensor], dtype: torch.dtype, backend: str) -> dict[str, float]:
     """Relative error of the output, of the input's gradient and of every stored parameter gradient."""
+    device = device_of(backend)
+    golden = {name: tensor.to(device) for name, tensor in golden.items()}
     block = make_block(file, golden, dtype)
     x = golden["in.x"].to(dtype, copy=True).requires_grad_()
     with sk.use_backend(backend):

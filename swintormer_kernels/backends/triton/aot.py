@@ -183,9 +183,14 @@ def rows(*filters: str) -> Iterator[Row]:
             yield row(key, launch)
 
 
-def main() -> None:
+def refuse_interpreter() -> None:
+    """Ends the program in one sentence where nothing can be compiled."""
     if INTERPRETED:
         sys.exit("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: run without it.")
+
+
+def main() -> None:
+    refuse_interpreter()
     writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     for found in rows(*sys.argv[1:]):

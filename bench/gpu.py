@@ -1,0 +1,208 @@
+"""All that is to be known of the kernels on a GPU, in under ten minutes: `python bench/gpu.py --out DIR`.
+
+First the tests on the device; nothing is timed if one fails. Then, each in a process of its own with a time limit: op
+by op, the whole network, and the network through torch.compile. DIR gets gpu.csv (a line for each time), log.txt (all
+that was printed) and notes.md (machine, versions, predictions and outcomes). Times are medians of CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from subprocess import STDOUT, Popen, TimeoutExpired
+from tempfile import TemporaryFile
+from typing import TextIO
+
+import torch
+
+import swintormer_kernels as sk
+from swintormer.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_GPU = (
+    "bench/gpu.py needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch."
+)
+# The C++ engine's own tests and the ahead-of-time table need no GPU and take minutes of its time.
+LEFT_OUT = ("test_aot.py", "test_swda_block.py")
+LIMITS = {"tests": 200, "ops": 130, "network": 110, "compile": 130}  # seconds, 570 in all
+PREDICTIONS = """\
+| what | predicted | outcome |
+|---|---|---|
+| released network, 40 tiles of 256, bfloat16, forward: against eager bfloat16 | at least 5x | {forward} |
+| the same against torch.compile, max-autotune | at least 2x | {compiled} |
+| images of 1680x1120 (40 tiles) in a second | at least 25 | {images} |
+| peak memory of that batch against eager | at most 1/4 | {memory} |
+| training step, batch 8 of 256, bfloat16: against eager | at least 3x | {training} |
+| graph replay against plain launches, the same 40 tiles | at least 1x | {graph} |
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One time. `ratio` is eager's time over this one; shares are of rates measured in the same process."""
+
+    part: str
+    what: str
+    case: str
+    dtype: str
+    passes: str  # "forward" or "both": forward and backward
+    by: str  # "triton", "eager", "compile", "graph", "sdpa core"
+    ms: float
+    ratio: float
+    gmac: float  # forward and backward count as three times the forward
+    tflops: float
+    matmul_share: float
+    gb_s: float
+    copy_share: float
+    peak_mb: float
+    error: float  # ||y - exact|| / ||exact||, exact in float64
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.csv, log.txt and notes.md")
+    parser.add_argument("--part", choices=[part for part in LIMITS if part != "tests"], help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit(NO_GPU)
+    if asked.part:
+        import gpu_parts
+
+        gpu_parts.run(asked.part, asked.out, "cuda")
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with (asked.out / "log.txt").open("w", encoding="utf-8") as log:
+        print(machine(), file=log, flush=True)
+        outcomes = {"tests": run_together(*tests_and_compilers(), LIMITS["tests"], log)}
+        if outcomes["tests"] == "done":
+            for part in ("ops", "network", "compile"):
+                command = [sys.executable, str(Path(__file__)), "--out", str(asked.out), "--part", part]
+                outcomes[part] = run_together([command], [], LIMITS[part], log)
+    rows = read_rows(asked.out)
+    write_notes(asked.out, rows, outcomes, time.monotonic() - started)
+    if outcomes["tests"] != "done":
+        sys.exit(
+            f"The tests on the GPU did not pass ({outcomes['tests']}), so nothing was timed; see {asked.out}/log.txt."
+        )
+    print(f"wrote {asked.out}/gpu.csv ({len(rows)} rows), log.txt and notes.md")
+
+
+def tests_and_compilers() -> tuple[list[list[str]], list[list[str]]]:
+    """Commands to run at once: pytest for each file, and what fills Triton's cache for the parts that time.
+
+    Compiling takes a core two seconds a kernel, one after the other longer than all that is timed.
+    """
+    folders = (ROOT / "tests" / "triton", ROOT / "tests" / "ops")
+    files = [f for folder in folders for f in sorted(folder.glob("test_*.py")) if f.name not in LEFT_OUT]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    aot = [sys.executable, "-m", "swintormer_kernels.backends.triton.aot"]
+    tests = [[*pytest, str(file)] for file in (*files, ROOT / "tests" / "test_graphs.py")]
+    return tests, [[*aot, f"{dtype} {target}"] for dtype in ("float32", "bfloat16")]
+
+
+def run_together(commands: list[list[str]], helpers: list[list[str]], limit: float, log: TextIO) -> str:
+    """Run all at once: "done", "stopped after N s" or "failed: COMMAND"; what they print goes to the log in turn.
+
+    Helpers are stopped with the last command, and their outcome does not count.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // max(1, len(commands))))
+    until, outcome = time.monotonic() + limit, "done"
+    with ExitStack() as stack:
+        running = []
+        for command in (*commands, *helpers):
+            output = stack.enter_context(TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            process = Popen(command, stdout=output, stderr=STDOUT, cwd=ROOT, env=environment)
+            stack.callback(process.wait)
+            stack.callback(process.kill)  # of one that ended: nothing
+            running.append((command, process, output))
+        for command, process, output in running[: len(commands)]:
+            try:
+                if process.wait(max(0.0, until - time.monotonic())) and outcome == "done":
+                    outcome = f"failed: {' '.join(command[1:])}"
+            except TimeoutExpired:
+                outcome = f"stopped after {limit:g} s"
+            output.seek(0)
+            print(f"\n$ {' '.join(command)}\n{output.read()}", file=log, flush=True)
+    return outcome
+
+
+def machine() -> str:
+    """The GPU and the versions, a line each."""
+    lines = [f"torch {torch.__version__}, CUDA {torch.version.cuda}", *str(sk.backends()).splitlines()]
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} SMs"
+        lines.insert(0, name)
+    return "\n".join(lines)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def append(out: Path, row: Row) -> None:
+    """A line more in gpu.csv, at once: a part that is stopped later has told what it measured."""
+    file = out / "gpu.csv"
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
+    print(", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values()), flush=True)
+
+
+def read_rows(out: Path) -> list[Row]:
+    """What gpu.csv holds; nothing if there is none."""
+    file = out / "gpu.csv"
+    if not file.exists():
+        return []
+    numbers = {field.name for field in fields(Row) if field.type == "float"}
+    with file.open(newline="", encoding="utf-8") as lines:
+        return [Row(**{k: float(v) if k in numbers else v for k, v in line.items()}) for line in csv.DictReader(lines)]
+
+
+def write_notes(out: Path, rows: list[Row], outcomes: dict[str, str], seconds: float) -> None:
+    """notes.md: where, what ran, and predictions beside outcomes; "not measured" where a part did not get there."""
+
+    def network(passes: str, by: str) -> Row | None:
+        found = [
+            r for r in rows if r.what == "released" and r.dtype == "bfloat16" and r.passes == passes and r.by == by
+        ]
+        return found[-1] if found else None
+
+    def told(figure: Callable[[], str]) -> str:
+        try:
+            return figure()
+        except AttributeError:  # a row that is not there
+            return "not measured"
+
+    eager, fused, graph, compiled = (network("forward", by) for by in ("eager", "triton", "graph", "compile"))
+    training, training_eager = network("both", "triton"), network("both", "eager")
+    best = min((r for r in (fused, graph) if r), key=lambda r: r.ms, default=None)
+    figures = {
+        "forward": lambda: f"{eager.ms / best.ms:.2f}x",
+        "compiled": lambda: f"{compiled.ms / best.ms:.2f}x",
+        "images": lambda: f"{1e3 / best.ms:.1f}",
+        "memory": lambda: f"{fused.peak_mb / eager.peak_mb:.2f}",
+        "training": lambda: f"{training_eager.ms / training.ms:.2f}x",
+        "graph": lambda: f"{fused.ms / graph.ms:.2f}x",
+    }
+    table = PREDICTIONS.format(**{name: told(figure) for name, figure in figures.items()})
+    parts = "\n".join(f"- {part}: {outcome}" for part, outcome in outcomes.items())
+    text = f"# Kernels on a GPU\n\n```\n{machine()}\n```\n\n{parts}\n- {seconds:.0f} s in all\n\n{table}"
+    with replacing(out / "notes.md") as file:
+        file.write(text.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The timed parts of bench/gpu.py. They run on a CPU as well, small, which is how the tests reach them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from gpu import Row, append
+from gpu_timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import swintormer_kernels as sk
+import swintormer_kernels.ops
+from swintormer import PRESETS, NetworkConfig, Swintormer
+from swintormer.cli_macs import count_macs
+from swintormer.graphs import capture_graph
+from swintormer_kernels.ops import swda_block
+
+TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
+OP_TILES = 8  # tiles whose blocks an op gets at once
+DTYPES = (torch.bfloat16, torch.float32)
+NAN = float("nan")
+
+
+class Meter:
+    """Times calls on one device and writes rows with their shares of what that device can do."""
+
+    def __init__(self, part: str, out: Path, device: str, n: int = 8192) -> None:
+        self.part, self.out, self.device = part, out, device
+        self.rates = {dtype: matrix_rate(dtype, device, n) for dtype in DTYPES}
+        self.copy = copy_rate(device, 2**28 if device != "cpu" else 2**16)
+        for dtype, rate in self.rates.items():
+            print(f"matrix product in {dtype}: {rate / 1e12:.1f} TFLOP/s")
+        print(f"copy: {self.copy / 1e9:.0f} GB/s", flush=True)
+
+    def row(self, names: tuple[str, str, torch.dtype, str, str], ms: float, **figures: float) -> Row:
+        """names: what, case, dtype, passes, by. figures: macs, bytes, eager_ms, peak_mb, error."""
+        what, case, dtype, passes, by = names
+        seconds, flops = 1e-3 * ms, 2 * figures.get("macs", NAN) * (3 if passes == "both" else 1)
+        moved = figures.get("bytes", NAN)
+        row = Row(
+            *(self.part, what, case, str(dtype).removeprefix("torch."), passes, by, ms),
+            figures.get("eager_ms", NAN) / ms,
+            *(flops / 2e9, flops / seconds / 1e12, flops / seconds / self.rates[dtype]),
+            *(moved / seconds / 1e9, moved / seconds / self.copy),
+            *(figures.get("peak_mb", NAN), figures.get("error", NAN)),
+        )
+        append(self.out, row)
+        return row
+
+
+def run(part: str, out: Path, device: str) -> None:
+    """One part of gpu.py."""
+    meter = Meter(part, out, device)
+    if part == "ops":
+        for module in op_modules():
+            time_op(meter, module)
+    elif part == "network":
+        for preset in ("released", "small"):
+            time_network(meter, preset, PRESETS[preset])
+    else:
+        for name in ("level1, C 48, shifted", "latent, C 384, shifted"):
+            time_compiled_block(meter, name)
+        time_compiled(meter, PRESETS["released"])
+
+
+# ---- op by op --------------------------------------------------------------------------------------------------------
+
+
+def op_modules() -> list[ModuleType]:
+    """Modules of the ops that have Triton kernels."""
+    names = [module.name for module in pkgutil.iter_modules(swintormer_kernels.ops.__path__)]
+    modules = [importlib.import_module(f"swintormer_kernels.ops.{name}") for name in names]
+    return [module for module in modules if "triton" in module.OP.serves]
+
+
+def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
+    """Every timed case, forward and both, Triton and eager in turn."""
+    op = getattr(module, module.OP.name)
+    for case in module.cases():
+        if not case.timed:
+            continue
+        for dtype in DTYPES:
+            arguments, keywords = on_device(case.make(0), meter.device, dtype, tiles)
+            reason = module.OP.why_not("triton", *arguments, **keywords)
+            if reason is not None:
+                print(f"{module.OP.name}, {case.name}, {dtype}: {reason}", flush=True)
+                continue
+            time_case(meter, op, case.name, (arguments, keywords), module.cost(*arguments, **keywords))
+            if module.OP.name == "swda_attention":
+                time_sdpa(meter, case.name, arguments)
+
+
+def on_device(made: tuple[Any, Any], device: str, dtype: torch.dtype, tiles: int) -> tuple[Any, Any]:
+    """A case's arguments on the device in `dtype`; x, the first, for so many tiles."""
+    (x, *rest), keywords = tree_map(lambda t: t.to(device, dtype) if isinstance(t, Tensor) else t, made)
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return (x.repeat(tiles, 1, 1, 1).contiguous(memory_format=layout), *rest), keywords
+
+
+def time_case(meter: Meter, op: Callable[..., Tensor], name: str, given: tuple[Any, Any], work: Any) -> None:
+    """Rows of one case: forward and both, eager and Triton."""
+    arguments, keywords = given
+    dtype = arguments[0].dtype
+    exact = on("reference", op, *tree_map(lambda t: t[:1].double() if t is arguments[0] else wide(t), given))
+    copies = rotated(arguments, meter.device)
+    eager: dict[str, float] = {}
+    for by, backend in (("eager", "reference"), ("triton", "triton")):
+        first = on(backend, op, (arguments[0][:1], *arguments[1:]), keywords)
+        error = relative(first, exact)
+        for passes, call in (("forward", on), ("both", both)):
+            turns = [lambda copy=copy, call=call: call(backend, op, copy, keywords) for copy in copies]  # noqa: B023
+            peak = peak_mb(turns[0], meter.device)
+            ms = rotating_ms(turns, meter.device)
+            eager.setdefault(passes, ms)
+            figures = {"macs": work.macs, "bytes": work.bytes, "eager_ms": eager[passes]}
+            meter.row((op.op.name, name, dtype, passes, by), ms, **figures, peak_mb=peak, error=error)  # type: ignore[attr-defined]
+
+
+def on(backend: str, op: Callable[..., Tensor], arguments: Any, keywords: Any) -> Tensor:
+    with torch.no_grad(), sk.use_backend(backend):
+        return op(*arguments, **keywords)
+
+
+def both(backend: str, op: Callable[..., Tensor], arguments: Any, keywords: Any) -> list[Tensor]:
+    leaves: list[Tensor] = []
+    wanted = tree_map(
+        lambda t: leaves.append(t.detach().requires_grad_()) or leaves[-1] if isinstance(t, Tensor) else t, arguments
+    )
+    with sk.use_backend(backend):
+        y = op(*wanted, **keywords)
+    return list(torch.autograd.grad(y, leaves, torch.ones_like(y)))
+
+
+def wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def relative(value: Tensor, exact: Tensor) -> float:
+    return ((value.double() - exact).norm() / exact.norm()).item()
+
+
+def time_sdpa(meter: Meter, name: str, arguments: Any) -> None:
+    """torch's own attention for the window half alone: the same tokens, heads and a bias, without the shift mask."""
+    x, weights, window, _ = arguments
+    heads, channels = weights.logit_scale.shape[0], x.shape[1]
+    tokens, size = window**2, channels // 2 // heads
+    windows = x.numel() // channels // tokens
+    q, k, v = torch.randn(3, windows, heads, tokens, size, device=x.device).to(x.dtype)
+    bias = torch.randn(1, heads, tokens, tokens, device=x.device).to(x.dtype)
+
+    def call() -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    ms, macs = median_ms(call, meter.device), 2 * windows * heads * tokens**2 * size
+    meter.row(("attention core", name, x.dtype, "forward", "sdpa core"), ms, macs=macs, bytes=8 * q.nbytes // 2)
+
+
+# ---- the whole network -----------------------------------------------------------------------------------------------
+
+
+def make_network(config: NetworkConfig, device: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return Swintormer(config).to(device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def images(config: NetworkConfig, count: int, tile: int, device: str, dtype: torch.dtype) -> Tensor:
+    x = torch.rand(count, config.in_channels, tile, tile, device=device).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def time_network(
+    meter: Meter, preset: str, config: NetworkConfig, tile: int = TILE, counts: tuple[int, int] = (TILES, TRAINED)
+) -> None:
+    """Forward of a photograph's tiles, plainly and as a graph, and a training step."""
+    tiles, trained = counts
+    for dtype in DTYPES:
+        net, x = make_network(config, meter.device, dtype), images(config, tiles, tile, meter.device, dtype)
+        exact = forward("reference", make_network(config, meter.device, torch.float64), x[:1].double())
+        macs = count_macs(config, tile, tile).total * tiles
+        case, eager_ms = f"{tiles} tiles of {tile}", NAN
+        for by, backend in networks(meter.device):
+            error = relative(forward(backend, net, x[:1]), exact)
+            peak = peak_mb(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
+            ms = median_ms(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
+            eager_ms = ms if by == "eager" else eager_ms
+            figures = {"macs": macs, "eager_ms": eager_ms, "error": error}
+            meter.row((preset, case, dtype, "forward", by), ms, **figures, peak_mb=peak)
+            if by != "eager" and meter.device != "cpu":
+                replay = capture_graph(lambda t, backend=backend: forward(backend, net, t), x)  # noqa: B023
+                ms = median_ms(lambda: replay(x), meter.device)  # noqa: B023
+                meter.row((preset, case, dtype, "forward", "graph"), ms, **figures)
+        time_training(meter, preset, net, images(config, trained, tile, meter.device, dtype))
+
+
+def networks(device: str) -> Iterator[tuple[str, str]]:
+    """(name of the row, backend) of what a network is timed with."""
+    yield "eager", "reference"
+    if device != "cpu":
+        yield "triton", "triton"
+
+
+def forward(backend: str, net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad(), sk.use_backend(backend):
+        return net(x)
+
+
+def time_training(meter: Meter, preset: str, net: nn.Module, x: Tensor) -> None:
+    """Forward and backward of a batch, with gradients of all parameters."""
+
+    def step(backend: str) -> None:
+        with sk.use_backend(backend):
+            net(x).abs().mean().backward()
+        net.zero_grad(set_to_none=True)
+
+    eager_ms = NAN
+    for by, backend in networks(meter.device):
+        peak = peak_mb(lambda backend=backend: step(backend), meter.device)
+        ms = median_ms(lambda backend=backend: step(backend), meter.device)
+        eager_ms = ms if by == "eager" else eager_ms
+        names = (preset, f"batch {len(x)} of {x.shape[-1]}", x.dtype, "both", by)
+        meter.row(names, ms, eager_ms=eager_ms, peak_mb=peak)
+
+
+def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: int = TILES) -> None:
+    """The reference network through torch.compile(mode="max-autotune"), bfloat16, the photograph's tiles."""
+    dtype = torch.bfloat16
+    net, x = make_network(config, meter.device, dtype), images(config, tiles, tile, meter.device, dtype)
+    compiled = torch.compile(net, mode=compile_mode(meter.device))
+    ms = median_ms(lambda: forward("reference", compiled, x), meter.device)
+    macs = count_macs(config, tile, tile).total * tiles
+    meter.row(("released", f"{tiles} tiles of {tile}", dtype, "forward", "compile"), ms, macs=macs)
+
+
+def time_compiled_block(meter: Meter, name: str, tiles: int = OP_TILES) -> None:
+    """One block's reference through torch.compile(mode="max-autotune"), bfloat16: minutes less than the network."""
+    case = next(case for case in swda_block.cases() if case.name == name)
+    arguments, keywords = on_device(case.make(0), meter.device, torch.bfloat16, tiles)
+    compiled = torch.compile(sk.swda_block, mode=compile_mode(meter.device))
+    copies = rotated(arguments, meter.device)
+    turns = [lambda copy=copy: on("reference", compiled, copy, keywords) for copy in copies]
+    work = swda_block.cost(*arguments, **keywords)
+    ms = rotating_ms(turns, meter.device)
+    meter.row(("swda_block", name, torch.bfloat16, "forward", "compile"), ms, macs=work.macs, bytes=work.bytes)
+
+
+def compile_mode(device: str) -> str | None:
+    """max-autotune times Triton kernels; for a CPU there are none."""
+    return None if device == "cpu" else "max-autotune"
