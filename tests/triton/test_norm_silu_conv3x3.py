@@ -146,7 +146,7 @@ def test_only_needed_gradients_are_made():
 
 @pytest.mark.parametrize("sample", SAMPLES[:3])
 def test_nan_reaches_its_group_and_no_other_image(sample):
-    x, norm, conv, groups = sample.make(torch.float32)
+    x, _, conv, groups = sample.make(torch.float32)
     x = torch.cat([x, x])
     x[0, 0, -1, -1] = float("nan")
     conv = ConvWeights(conv.weight, conv.bias)
