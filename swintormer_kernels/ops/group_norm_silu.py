@@ -32,11 +32,11 @@ class GroupNormWeights(NamedTuple):
     shift: Tensor | None = None  # (B, C), 0 where it is None
 
 
-def _cpu_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> str | None:
+def _cpu_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
     return float32_or_autocast(x, *norm)
 
 
-def _triton_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> str | None:
+def _triton_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
     return dense_on_gpu(x, *norm)
 
 

@@ -33,11 +33,11 @@ class ConvWeights(NamedTuple):
     skip: Tensor | None = None  # (B, C_out, H, W), any strides
 
 
-def _cpu_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> str | None:
+def _cpu_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
     return float32_or_autocast(x, *norm, *conv)
 
 
-def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> str | None:
+def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
     return dense_on_gpu(x, *norm, *conv)
 
 
