@@ -127,7 +127,7 @@ def statistics(x, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constexp
     """partial (B, chunks, 2, C): mean and sum of squared deviations of each channel in each chunk of BLOCK_P pixels."""
     if ROWS:
         _statistics(x, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
-    elif pixels % 16 == 0:  # then addresses are known to be aligned, which halves the loads' number and more
+    elif pixels % 16 == 0:  # then the compiler knows addresses to be aligned: loads of 16 bytes, not 2
         _statistics(x, partial, pixels // 16 * 16, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
     else:
         _statistics(x, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
@@ -262,6 +262,17 @@ def through_silu(x, grad, table, channel, exists, valid, C: tl.constexpr):
 def sums(x, grad, table, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
          PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """partial (B, chunks, 2, C): sums of dv and of dv xhat over each chunk."""
+    if ROWS:
+        _sums(x, grad, table, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
+    elif pixels % 16 == 0:
+        _sums(x, grad, table, partial, pixels // 16 * 16, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
+    else:
+        _sums(x, grad, table, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
+
+
+@triton.jit
+def _sums(x, grad, table, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+          PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     image, first = tl.program_id(0) // chunks, tl.program_id(0) % chunks * BLOCK_P
     pixel, channel = tl.arange(0, BLOCK_P), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = channel < C
@@ -278,6 +289,17 @@ def sums(x, grad, table, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.c
 def gradient(x, grad, out, table, means, pixels, chunks, C: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr,
              BLOCK_C: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """out = dx. means (B, 2, groups): of gain dv and of gain dv xhat over each group."""
+    if ROWS:
+        _gradient(x, grad, out, table, means, pixels, chunks, C, D, BLOCK_P, BLOCK_C, PITCH, ROWS)
+    elif pixels % 16 == 0:
+        _gradient(x, grad, out, table, means, pixels // 16 * 16, chunks, C, D, BLOCK_P, BLOCK_C, PITCH, ROWS)
+    else:
+        _gradient(x, grad, out, table, means, pixels, chunks, C, D, BLOCK_P, BLOCK_C, PITCH, ROWS)
+
+
+@triton.jit
+def _gradient(x, grad, out, table, means, pixels, chunks, C: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr,
+              BLOCK_C: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     image, first = tl.program_id(0) // chunks, tl.program_id(0) % chunks * BLOCK_P
     pixel, channel = tl.arange(0, BLOCK_P), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = channel < C
