@@ -43,7 +43,7 @@ def train(net: Swintormer, x: torch.Tensor, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu"])
 @pytest.mark.parametrize("preset", PRESETS)
-def bench(preset, backend, benchmark, rows):
+def bench(preset, backend, benchmark, rows, notes):
     lacks = sk.backends()[backend]
     if lacks is not None:
         pytest.skip(lacks)
@@ -91,15 +91,15 @@ def bench(preset, backend, benchmark, rows):
         )
     )
     eager = 2 * macs / reference / rate
-    print(
-        f"\n{preset}: {reference / own:.2f} times as fast as the reference; share of the "
+    notes.append(
+        f"{preset}: {reference / own:.2f} times as fast as the reference; share of the "
         f"{rate / 1e9:.0f} GFLOP/s that torch reaches: {2 * macs / own / rate:.2f}, reference {eager:.2f}; live "
         f"tensors at peak: {peak(net, x, backend) / 1e6:.1f} MB, reference {peak(net, x, 'reference') / 1e6:.1f} MB"
     )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def bench_peak_over_sizes(preset):
+def bench_peak_over_sizes(preset, notes):
     """Peak of live tensors for whole images of 256 to 1024 pixels a side: linear in pixels."""
     peaks = {}
     for side in (256, 512, 1024):
@@ -107,12 +107,12 @@ def bench_peak_over_sizes(preset):
         peaks[side] = peak(net, x, "cpu")
     growth = peaks[1024] / peaks[256]
     listed = ", ".join(f"{side}x{side} {size / 1e6:.1f} MB" for side, size in peaks.items())
-    print(f"\n{preset}, live tensors at peak: {listed}; 16 times the pixels take {growth:.1f} times as much")
+    notes.append(f"{preset}, live tensors at peak: {listed}; 16 times the pixels take {growth:.1f} times as much")
     assert growth <= 16 * 1.05, "allocations beside the pixels may only shrink with the size"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def bench_two_threads(preset):
+def bench_two_threads(preset, notes):
     """One thread against two, in turn."""
     net, x = network_and_tile(preset)
     before = torch.get_num_threads()
@@ -125,7 +125,7 @@ def bench_two_threads(preset):
         seconds = in_turn({str(n): lambda n=n: on(n) for n in (1, 2)}, ROUNDS)
     finally:
         torch.set_num_threads(before)
-    print(f"\n{preset}: two threads are {median(seconds['1']) / median(seconds['2']):.2f} times as fast as one")
+    notes.append(f"{preset}: two threads are {median(seconds['1']) / median(seconds['2']):.2f} times as fast as one")
 
 
 def errors(net: Swintormer, x: torch.Tensor, backend: str) -> tuple[float, float]:

@@ -20,7 +20,7 @@ def extension():
     native.extension().use_own_threads(False)
 
 
-def bench_threads_in_turn_with_torch(extension, benchmark):
+def bench_threads_in_turn_with_torch(extension, benchmark, notes):
     """The row is on torch's threads; extra_info has the median on the package's own (csrc/cpu/parallel.cpp)."""
     z, noise_pred = torch.randn(2, 131072)
     out = torch.empty_like(z)
@@ -40,5 +40,7 @@ def bench_threads_in_turn_with_torch(extension, benchmark):
     benchmark.group = "ten pairs of ddim_step and torch.add, 131072 elements each"
     benchmark.pedantic(pairs, setup=on_own_threads, rounds=30, warmup_rounds=2)
     benchmark.extra_info["median on own threads, us"] = 1e6 * statistics.median(own)
-    print(f"\nten pairs, medians: {1e6 * benchmark.stats.stats.median:.0f} us on torch's threads, "
-          f"{1e6 * statistics.median(own):.0f} us on our own")  # fmt: skip
+    notes.append(
+        f"ten pairs of ddim_step and torch.add: {1e6 * benchmark.stats.stats.median:.0f} us on torch's threads, "
+        f"{1e6 * statistics.median(own):.0f} us on our own"
+    )

@@ -202,5 +202,17 @@ def append_csv(rows: list[Row]) -> list[Path]:
     return files
 
 
+def append_notes(notes: list[str]) -> list[Path]:
+    """Appends sentences to notes.txt, under a line that says when, where and at which commit they were measured."""
+    if not notes:
+        return []
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "notes.txt"
+    with file.open("a", encoding="utf-8") as out:
+        out.write(", ".join(f"{name} {value}" for name, value in environment().items()) + "\n")
+        out.writelines(f"  {note}\n" for note in notes)
+    return [file]
+
+
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

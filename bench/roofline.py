@@ -1,4 +1,4 @@
-"""Draws bench/results/roofline.png from the recorded rows: `python bench/roofline.py`.
+"""Draws bench/results/roofline_<isa>.png, one for each instruction set, from recorded rows: `python bench/roofline.py`.
 
 The floor of a shape is the time that its arithmetic takes at the rate of a float32 matrix product, or that its memory
 takes at the rate of a copy, whichever is longer; both rates stand in the row, from the same run. A bar is the share of
@@ -16,10 +16,16 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def main(target: Path = RESULTS / "roofline.png") -> None:
-    rows = newest_rows(sorted(RESULTS.glob("*.csv")))
+def main(folder: Path = RESULTS) -> None:
+    rows = newest_rows(sorted(folder.glob("*.csv")))
     if not rows:
         sys.exit("there are no rows to draw; record some first: pytest bench --record")
+    for isa in dict.fromkeys(row["isa"] for row in rows):
+        draw([row for row in rows if row["isa"] == isa], folder / f"roofline_{isa}.png")
+
+
+def draw(rows: list[dict[str, str]], target: Path) -> None:
+    """One picture of `rows`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -47,12 +53,12 @@ def main(target: Path = RESULTS / "roofline.png") -> None:
 
 
 def newest_rows(files: list[Path]) -> list[dict[str, str]]:
-    """The last row of each (op, case, backend); files grow at their end."""
-    newest: dict[tuple[str, str, str], dict[str, str]] = {}
+    """The last row of each (op, case, backend, isa); files grow at their end."""
+    newest: dict[tuple[str, ...], dict[str, str]] = {}
     for file in files:
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                newest[row["op"], row["case"], row["backend"]] = row
+                newest[row["op"], row["case"], row["backend"], row["isa"]] = row
     return list(newest.values())
 
 
@@ -64,7 +70,7 @@ def share_of_floor(row: dict[str, str]) -> float:
 
 def machine(rows: list[dict[str, str]]) -> str:
     """Where the rows come from, each machine once."""
-    return "; ".join(dict.fromkeys(f"{row['machine']}, {row['threads']} threads" for row in rows))
+    return "; ".join(dict.fromkeys(f"{row['machine']}, {row['isa']}, {row['threads']} threads" for row in rows))
 
 
 if __name__ == "__main__":

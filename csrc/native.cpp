@@ -123,7 +123,7 @@ swk::RowStrides row_strides(const T& tensor) {
     return {tensor.strides[0], tensor.strides[2], tensor.strides[3]};
 }
 
-// (width of a weight panel, scratch floats beside the norm's)
+// (width of a weight panel, scratch floats); height and width are those of the result
 std::tuple<int64_t, int64_t> conv3x3_layout(int64_t batch, int64_t channels, int64_t height, int64_t width,
                                             int threads) {
     int64_t panel = 0, scratch = 0;
@@ -131,32 +131,48 @@ std::tuple<int64_t, int64_t> conv3x3_layout(int64_t batch, int64_t channels, int
     return {panel, scratch};
 }
 
+// conv: addresses of weight, bias and embedding, 0 for none. `scale`: out's height and width over x's.
+swk::Conv3x3 conv3x3(const Output& out, const Input& x, const std::vector<uintptr_t>& conv, int scale,
+                     uintptr_t scratch, int threads) {
+    if (conv.size() != 3) throw py::value_error("conv is (weight, bias, embedding)");
+    const swk::RowStrides x_strides = row_strides(x), out_strides = row_strides(out);
+    for (const int dim : {0, 2, 3}) {
+        if (x.sizes[dim] * (dim ? scale : 1) != out.sizes[dim]) throw py::value_error("x and out do not fit in shape");
+    }
+    swk::Conv3x3 args{};
+    args.batch = x.sizes[0], args.channels = x.sizes[1], args.out_channels = out.sizes[1];
+    args.height = out.sizes[2], args.width = out.sizes[3];
+    args.x = x.data, args.x_strides = x_strides, args.out = out.data, args.out_strides = out_strides;
+    const auto at = [&](int i) { return reinterpret_cast<const float*>(conv[i]); };
+    args.weight = at(0), args.bias = at(1), args.embedding = at(2);
+    args.scratch = reinterpret_cast<float*>(scratch), args.threads = threads;
+    return args;
+}
+
 void norm_silu_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const std::optional<py::tuple>& skip_view,
                        const std::vector<uintptr_t>& norm, const std::vector<uintptr_t>& conv, int64_t groups,
                        float eps, const std::vector<uintptr_t>& scratch, int threads) {
     const Output out(out_view);
     const Input x(x_view);
-    if (conv.size() != 3 || scratch.size() != 2) {
-        throw py::value_error("conv is (weight, bias, embedding), scratch (of the norm, of the product)");
-    }
-    swk::NormSiluConv3x3Args args{};
-    args.x_strides = row_strides(x), args.out_strides = row_strides(out);
-    if (x.sizes[0] != out.sizes[0] || x.sizes[2] != out.sizes[2] || x.sizes[3] != out.sizes[3]) {
-        throw py::value_error("x and out must differ in channels only");
-    }
-    args.input = norm_input(x, norm, groups, eps, scratch[0], threads);
-    args.height = x.sizes[2], args.width = x.sizes[3], args.out_channels = out.sizes[1];
-    const auto at = [&](int i) { return reinterpret_cast<const float*>(conv[i]); };
-    args.weight = at(0), args.bias = at(1), args.embedding = at(2);
+    if (scratch.size() != 2) throw py::value_error("scratch is (of the norm, of the product)");
+    swk::NormSiluConv3x3Args args{{}, conv3x3(out, x, conv, 1, scratch[1], threads)};
+    args.norm = norm_input(x, norm, groups, eps, scratch[0], threads);
     if (skip_view) {
         const Input skip(*skip_view);
         expect_same_shape(out, skip);
-        args.skip = skip.data, args.skip_strides = row_strides(skip);
+        args.conv.skip = skip.data, args.conv.skip_strides = row_strides(skip);
     }
-    args.out = out.data, args.scratch = reinterpret_cast<float*>(scratch[1]);
     const swk::Kernels& kernels = swk::kernels();
     py::gil_scoped_release unlocked;
     kernels.norm_silu_conv3x3(args);
+}
+
+void upsample_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& conv,
+                      uintptr_t scratch, int threads) {
+    const swk::UpsampleConv3x3Args args{conv3x3(Output(out_view), Input(x_view), conv, 2, scratch, threads)};
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.upsample_conv3x3(args);
 }
 
 swk::ImageView image(const py::tuple& view) {
@@ -263,7 +279,7 @@ int64_t swda_core_scratch(int64_t channels, int64_t heads, int64_t window) {
 void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optional<py::tuple>& grad_qkv,
                const DenseList& weights, const DenseList& grads, const std::vector<int64_t>& sizes,
                const DenseList& scratch, int threads) {
-    if (sizes.size() != 4) throw py::value_error("sizes are (heads, window, shift, last_band)");
+    if (sizes.size() != 5) throw py::value_error("sizes are (heads, window, shift, last_row, last_column)");
     const auto wide = qkv[1].cast<std::vector<int64_t>>(), shape = attended[1].cast<std::vector<int64_t>>();
     if (shape.size() != 4 || wide != std::vector<int64_t>{shape[0], 3 * shape[1], shape[2], shape[3]}) {
         throw py::value_error("qkv must have the shape of attended, with three times the channels");
@@ -272,7 +288,8 @@ void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optio
     if (grad_qkv.has_value() != !grads.empty()) throw py::value_error("all gradients are wanted, or none");
     swk::SwdaCoreArgs args{};
     args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
-    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2], args.last_band = sizes[3] != 0;
+    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2],
+    args.last_row = sizes[3] != 0, args.last_column = sizes[4] != 0;
     args.qkv = image(qkv), args.attended = image(attended), args.threads = threads;
     const Layout layout = layout_of(args.channels, args.heads, args.window, 0);
     const int64_t size = args.channels / 2 / args.heads, rows = 2 * args.heads * in_tiles(3 * size, layout.tile_rows);
@@ -322,10 +339,12 @@ PYBIND11_MODULE(_native, module) {
     module.def("group_norm_scratch", &swk::group_norm_scratch, py::arg("batch"), py::arg("channels"),
                py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
     module.def("conv3x3_layout", &conv3x3_layout, py::arg("batch"), py::arg("channels"), py::arg("height"),
-               py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats beside the norm's)");
+               py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats)");
     module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
                py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
                "csrc/ops/norm_silu_conv3x3.h");
+    module.def("upsample_conv3x3", &upsample_conv3x3, py::arg("out"), py::arg("x"), py::arg("conv"),
+               py::arg("scratch"), py::arg("threads"), "csrc/ops/upsample_conv3x3.h");
     const auto block = [&](const char* name, auto function) {
         module.def(name, function, py::arg("out"), py::arg("x"), py::arg("attention"), py::arg("ffn"),
                    py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_block.h");

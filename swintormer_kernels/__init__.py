@@ -9,12 +9,14 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
+from .derived import forget
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
+from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .optimize import optimize, restore
 from .registry import BACKENDS, BackendError, backends, explain, use_backend
 
@@ -26,9 +28,11 @@ __all__ = [
     "FFNWeights",
     "GroupNormWeights",
     "Prediction",
+    "UpsampleWeights",
     "backends",
     "ddim_step",
     "explain",
+    "forget",
     "gated_ffn",
     "group_norm_silu",
     "norm_silu_conv3x3",
@@ -36,5 +40,6 @@ __all__ = [
     "restore",
     "swda_attention",
     "swda_block",
+    "upsample_conv3x3",
     "use_backend",
 ]

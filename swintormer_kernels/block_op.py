@@ -27,6 +27,14 @@ def float32_or_autocast(*tensors: Tensor | None) -> str | None:
     return float32_on_cpu(*tensors)
 
 
+def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for the first field of a record of weights that is there and has another shape."""
+    for field, shape in wanted.items():
+        tensor = getattr(weights, field)
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{field} must have the shape {shape} here, found {tuple(tensor.shape)}")
+
+
 class Signature(NamedTuple):
     """What an op takes after x: records of weights (named tuples), then integers, then floats."""
 
@@ -139,8 +147,7 @@ def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
 def _define_backward(
     op: Op, signature: Signature, gradients: Callable[..., list[Tensor]]
 ) -> Callable[..., list[Tensor]]:
-    # An op of its own, or torch.compile would trace the recomputation with its loop over bands into the graph. It has
-    # no autograd formula: asking for gradients of gradients raises torch's error that says so.
+    # An op of its own, or torch.compile would trace its loops over bands of windows into the graph.
     name = f"{op.name}_backward"
     full, schema = (
         f"{NAMESPACE}::{name}",
@@ -158,14 +165,28 @@ def _define_backward(
             keep = tensor is None or (own is not None and tensor.requires_grad == need)
             tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
         public = signature.public(*tensors, *rest[len(tensors) :])
-        if own is None:
-            return gradients(grad, *public)
-        with torch.no_grad():
-            return own(grad, *public)
+        # A backward may run inside the user's autocast region; what was computed without it is differentiated without.
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            found = (own or gradients)(grad, *public)
+        wanted = (tensor for tensor, need in zip(rest, needed, strict=False) if need)
+        return [_laid_out_like(tensor, value) for tensor, value in zip(wanted, found, strict=True)]
 
     @torch.library.register_fake(full)
     def _fake(grad: Tensor, *arguments: Any) -> list[Tensor]:
         *tensors, _, needed = arguments
         return [torch.empty_like(tensor) for tensor, need in zip(tensors, needed, strict=False) if need]
 
+    def refuse(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{op.name}: its gradient cannot be differentiated again; for gradients of gradients, run the forward pass "
+            "under swintormer_kernels.use_backend('reference')"
+        )
+
+    torch.library.register_autograd(full, refuse)
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """`gradient` with the strides that `torch.empty_like(tensor)` has, which is what the fake promises."""
+    like = torch.empty_like(tensor)
+    return gradient if gradient.stride() == like.stride() else like.copy_(gradient)

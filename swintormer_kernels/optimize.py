@@ -4,7 +4,7 @@
     sk.restore(model)
 
 Known are the released Swintormer block, and of diffusion U-Nets and their autoencoders (diffusers' names) res blocks,
-self-attention, and the norm and SiLU that end them (`unet.py`).
+self-attention, steps up, and the norm and SiLU that end them (`unet.py`).
 
 A swapped block is the same object with the same parts, parameters, hooks and attributes: only its class becomes a
 subclass of its own whose forward calls the op (as torch's parametrizations and fully_shard do it). So wrappers,
@@ -106,13 +106,15 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
     """Let every known part of `model` compute through the ops, in place.
 
     Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `norm_silu_conv3x3`,
-    their self-attention through one product and scaled_dot_product_attention, `conv_norm_out` with `conv_act` through
-    `group_norm_silu`.
+    their steps up through `upsample_conv3x3`, their self-attention through one product and
+    scaled_dot_product_attention, `conv_norm_out` with `conv_act` through `group_norm_silu`.
 
     Parts are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
     state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (further arguments,
     sides that are not multiples of the window, dropout while training, hooks or other modules put on inner parts later)
-    go to the part's own forward, as before. Running it again changes nothing.
+    go to the part's own forward, as before. Running it again changes nothing. Weights are packed once and packed again
+    when their version counter moves; after a write through `parameter.data`, which moves none, call
+    `swintormer_kernels.forget(model)`.
 
     Args:
         model: any module; a block itself, too.

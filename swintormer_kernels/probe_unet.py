@@ -21,7 +21,7 @@ def why_different(module: Any, kind: str, swap: Callable[[nn.Module], object]) -
 
     Args:
         module: has the structure that `recognise_unet` asks for. Neither it nor any global state is changed.
-        kind: "res block" or "attention".
+        kind: "res block", "attention" or "upsampling".
         swap: makes a (copied) module compute through the ops.
     """
     device = next(module.parameters()).device
@@ -94,6 +94,8 @@ def _inputs(module: Any, kind: str) -> list[Tensor | None]:
         # Tokens where there is no norm over an image: so transformer blocks call it.
         norm = getattr(module, "group_norm", None)
         return [random(2, channels, *_SIDES) if norm is not None else random(2, _SIDES[0] * _SIDES[1], channels)]
+    if kind == "upsampling":
+        return [random(2, module.conv.in_channels, *_SIDES)]
     x = random(2, module.norm1.num_channels, *_SIDES)
     projection = getattr(module, "time_emb_proj", None)
     return [x, None if projection is None else random(2, projection.in_features)]

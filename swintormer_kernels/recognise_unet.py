@@ -21,7 +21,7 @@ _ATTENTION_MORE = {"group_norm"}
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, module, kind) of what resembles a part; kind is "res block", "attention" or "norm and SiLU".
+    """(name, module, kind) of what resembles a part; kind is "res block", "attention", "upsampling" or "norm and SiLU".
 
     For the last, the module is the one that holds the two as `conv_norm_out` and `conv_act`.
     """
@@ -31,6 +31,8 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield name, module, "res block"
         elif parts >= _ATTENTION:
             yield name, module, "attention"
+        elif "conv" in parts and hasattr(module, "use_conv_transpose"):
+            yield name, module, "upsampling"
         elif parts >= {"conv_norm_out", "conv_act"}:
             yield name, module, "norm and SiLU"
 
@@ -64,6 +66,17 @@ def why_not_attention(attention: Any) -> str | None:
         or _why_projections_differ(attention)
         or _why_dropout(attention, attention.to_out[-1])
     )
+
+
+def why_not_upsampling(module: Any) -> str | None:
+    """None if `module` doubles the resolution by nearest neighbours and convolves the result, else why not."""
+    if module.use_conv_transpose:
+        return "it is a transposed convolution"
+    if getattr(module, "norm", None) is not None:
+        return "it has a norm before it changes the resolution"
+    if not getattr(module, "interpolate", True):
+        return "it does not change the resolution"
+    return _why_not_replaceable(module, {"conv"}) or _why_not_conv3x3("conv", unwrapped(module.conv))
 
 
 def why_not_norm_and_silu(owner: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Res blocks, attention and norm-SiLU pairs of diffusion U-Nets as the ops compute them; `optimize` swaps them in.
+"""Parts of diffusion U-Nets as the ops compute them; `optimize` swaps them in: see `recognise_unet` for which.
 
 What a swapped part cannot take (other arguments, hooks or other modules put on its inner parts later, dropout while
 training) goes to its own forward, as before.
@@ -6,7 +6,7 @@ training) goes to its own forward, as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from . import probe_unet, recognise_unet
 from .derived import derived
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .recognise import has_hooks, runs_the_same_code
 from .registry import Explanation, explain
 from .swapping import SwappedModule, swapped_class
@@ -178,6 +179,26 @@ class SwappedAttention(_SwappedUnetPart):
         return SwappedPart(f"attention, {self.to_q.in_features} channels, {self.heads} heads", None)
 
 
+class SwappedUpsampling(_SwappedUnetPart):
+    """Nearest neighbours and a 3x3 convolution as one `upsample_conv3x3`."""
+
+    conv: Any
+
+    def forward(self, hidden_states: Any, output_size: Any = None, *args: Any, **kwargs: Any) -> Any:
+        takes = isinstance(hidden_states, Tensor) and hidden_states.ndim == 4 and output_size is None
+        if args or kwargs or not takes or not self.unchanged():
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        return upsample_conv3x3(hidden_states, UpsampleWeights(self.conv.weight, self.conv.bias))
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        return (self.conv,)
+
+    def describe(self) -> SwappedPart:
+        x = self.conv.weight.new_empty(()).expand(1, self.conv.in_channels, _SIDE, _SIDE)
+        explanation = explain(upsample_conv3x3, x, UpsampleWeights(self.conv.weight, self.conv.bias))
+        return SwappedPart(f"upsampling, {self.conv.in_channels} channels", explanation)
+
+
 class SwappedNorm(_SwappedUnetPart):
     """The norm of a norm-SiLU pair: computes both."""
 
@@ -269,13 +290,24 @@ class Plan:
         return swapped.describe()
 
 
+_WHY_NOT: dict[str, Callable[[Any], str | None]] = {
+    "res block": recognise_unet.why_not_res_block,
+    "attention": recognise_unet.why_not_attention,
+    "upsampling": recognise_unet.why_not_upsampling,
+}
+_MIXINS: dict[str, type[_SwappedUnetPart]] = {
+    "res block": SwappedResBlock,
+    "attention": SwappedAttention,
+    "upsampling": SwappedUpsampling,
+}
+
+
 def plan(name: str, module: nn.Module, kind: str, verify: bool, plans: Iterable[Plan]) -> Plan | str:
     """How to swap what `recognise_unet.candidates` found, or why not."""
     if kind == "norm and SiLU":
         reason = recognise_unet.why_not_norm_and_silu(module)
         return reason if reason is not None else Plan(f"{name}.conv_norm_out".lstrip("."), kind, module)
-    is_block = kind == "res block"
-    reason = recognise_unet.why_not_res_block(module) if is_block else recognise_unet.why_not_attention(module)
+    reason = _WHY_NOT[kind](module)
     if reason is not None:
         return reason
     checked = any(other.kind == kind and runs_the_same_code(other.module, module) for other in plans)
@@ -300,7 +332,7 @@ def _swap(module: Any, kind: str) -> _SwappedUnetPart:
         for part, mixin in ((pair.norm, SwappedNorm), (pair.act, SwappedSiLU)):
             _change(part, mixin)._pair = pair
         return pair.norm  # type: ignore[return-value]
-    return _change(module, SwappedResBlock if kind == "res block" else SwappedAttention)
+    return _change(module, _MIXINS[kind])
 
 
 def _change(module: Any, mixin: type[_SwappedUnetPart]) -> Any:

@@ -82,6 +82,15 @@ def test_op_sources_emit_no_code_that_instruction_sets_would_share(source, tmp_p
     assert not shared
 
 
+@pytest.mark.parametrize("source", OP_SOURCES)
+def test_op_sources_compile_for_arm(source, tmp_path):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("there is no aarch64-linux-gnu-g++ (Debian's package g++-aarch64-linux-gnu)")
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-DSWK_ISA=neon"]
+    subprocess.run([compiler, *flags, "-c", str(ROOT / source), "-o", str(tmp_path / "op.o")], check=True)
+
+
 NATIVE_ALONE = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("_native", sys.argv[1])

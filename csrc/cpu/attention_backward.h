@@ -130,7 +130,9 @@ private:
     // grads <- gradient before `normalise_tokens`, where rows are what it left. Returns the sum of rows . grads over the
     // tokens, which is the gradient of factor's logarithm.
     float normalise_tokens_backward(const float* rows, float* grads, const float* scales, float factor) {
-        const F32 unit = broadcast(1.0f / (factor * factor)), floored = factor / broadcast(kLeastNorm);
+        // Twice by 1 / factor, because factor^2 leaves float32's range; where that quotient would, rows are 0 as well.
+        const float inverse = factor > 1e-37f ? 1.0f / factor : 0.0f;
+        const F32 floored = factor / broadcast(kLeastNorm);
         F32 total = {};  // lanes past the last token add 0: their rows are
         for (int64_t t = 0; t < sizes_.keys; t += kLanes) {
             F32 dot[2] = {};
@@ -140,10 +142,10 @@ private:
             }
             const F32 sum = dot[0] + dot[1], scale = load(scales + t);
             total += sum;
-            const F32 along = scale < floored ? sum * unit : F32{};
+            const F32 along = scale < floored ? sum * inverse : F32{};
             for (int64_t c = 0; c < shape_.size; ++c) {
                 const int64_t at = c * shape_.pitch + t;
-                store(grads + at, scale * (load(grads + at) - along * load(rows + at)));
+                store(grads + at, scale * (load(grads + at) - along * (load(rows + at) * inverse)));
             }
         }
         return sum_of_lanes(total);
@@ -170,8 +172,9 @@ private:
     // One vector of queries: logits_ <- P, logit_grads_ <- dl.
     void differentiate_column(int v, int64_t panel, F32 highest) {
         float *p = logits_ + v * kLanes, *dl = logit_grads_ + v * kLanes;
-        const F32 inverse = 1.0f / (exponentiate(p, highest) + 1.0f);
-        F32 delta = {}, ties = {};
+        F32 ties;
+        const F32 inverse = 1.0f / (exponentiate_marking(p, highest, ties) + 1.0f);
+        F32 delta = {};
         const float* grad_out = out_ + panel * kPanel + v * kLanes;
         for (int64_t first = 0; first < shape_.tokens; first += kTileRows) {
             F32 g[kTileRows] = {};
@@ -183,20 +186,32 @@ private:
             }
             for (int r = 0; r < kTileRows && first + r < shape_.tokens; ++r) {
                 const int64_t at = (first + r) * kPanel;
-                const F32 e = load(p + at), probability = e * inverse;
-                ties += e == broadcast(1.0f) ? broadcast(1.0f) : F32{};
-                delta = madd(probability, g[r], delta);
-                store(p + at, probability);
+                const F32 marked = load(p + at) * inverse;
+                delta = madd(maximum(marked, -marked), g[r], delta);
+                store(p + at, marked);
                 store(dl + at, g[r]);
             }
         }
-        // exp(0) is 1 exactly, so the maximum has P = inverse.
         const F32 to_maximum = delta * inverse / ties;
         for (int64_t at = 0; at < shape_.tokens * kPanel; at += kPanel) {
-            const F32 probability = load(p + at);
-            const F32 extra = probability == inverse ? to_maximum : F32{};
+            const F32 marked = load(p + at), probability = maximum(marked, -marked);
+            const F32 extra = marked < F32{} ? to_maximum : F32{};
+            store(p + at, probability);
             store(dl + at, probability * (load(dl + at) - delta) - extra);
         }
+    }
+
+    // As `exponentiate`; the row's maximum, and what equals it, is left with a minus sign, and counted.
+    F32 exponentiate_marking(float* column, F32 highest, F32& ties) {
+        F32 sum[4] = {};
+        ties = F32{};
+        for (int64_t key = 0; key < shape_.tokens; ++key, column += kPanel) {
+            const F32 logit = load(column), value = exponential(logit - highest);
+            store(column, logit == highest ? -value : value);
+            sum[key & 3] += value;
+            ties += logit == highest ? broadcast(1.0f) : F32{};
+        }
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 
     void add_bias_gradient(int64_t panel, float* bias) {

@@ -9,6 +9,7 @@
 #include "../ops/norm_silu_conv3x3.h"
 #include "../ops/swda_block.h"
 #include "../ops/swda_core.h"
+#include "../ops/upsample_conv3x3.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \
@@ -22,7 +23,8 @@
     X(swda_core, SwdaCoreArgs)                \
     X(swda_core_backward, SwdaCoreArgs)       \
     X(swda_core_layout, SwdaCoreLayoutArgs)   \
-    X(swda_layout, SwdaLayoutArgs)
+    X(swda_layout, SwdaLayoutArgs)            \
+    X(upsample_conv3x3, UpsampleConv3x3Args)
 
 namespace swk {
 

@@ -18,8 +18,6 @@ struct Moments {
     }
 };
 
-static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
-
 static inline float sum_of_lanes(F32 value) {
     float lanes[kLanes];
     store(lanes, value);

@@ -1,88 +1,79 @@
 // norm_silu_conv3x3 on the CPU: x is normed, goes through SiLU and Winograd's input transform as it is loaded, and bias,
 // embedding and skip are added as the output is stored. 4 multiply-adds for each pixel and pair of channels, not 9;
 // x is read 1.3 times beside the statistics, skip and out once, 4 bytes each.
+#include "../ops/norm_silu_conv3x3.h"
+
+#include "group_norm.h"
 #include "winograd.h"
 
 namespace swk::SWK_ISA {
 namespace {
 
-int64_t panels(int64_t out_channels) { return (out_channels + kPanel - 1) / kPanel; }
+constexpr int kInputWide = 2 * kBlockWide + 2, kInputHigh = 2 * kBlockHigh + 2;
 
-// Whether each worker takes whole blocks; with fewer than 4 blocks a worker, those that are left over cost too much.
-bool whole_blocks(int64_t blocks, int threads) { return blocks % threads == 0 || blocks >= 4 * threads; }
+struct NormedSource {
+    static constexpr int kAxis = 4;
 
-// Transformed blocks first, one for each worker or one for each block; then each worker's products.
-int64_t transformed_at_once(int64_t blocks, int threads) { return whole_blocks(blocks, threads) ? threads : blocks; }
+    const Conv3x3& conv;
+    const float* folded;  // of norm_of_rows
 
-struct Job {
-    const NormSiluConv3x3Args& args;
-    const float* folded;
-    BlockGrid grid;
-    int64_t blocks, block_floats;
-    float* products;
+    // silu(norm(x)) of kLanes channels (or `lanes`) from `channel` on, of the inputs under a block; 0 outside the image.
+    void activate(const Block& block, int64_t channel, int lanes, F32 (&to)[kInputHigh][kInputWide]) const {
+        const int64_t channels = conv.channels;
+        const float* norm = folded + 3 * block.image * channels + channel;
+        const F32 mean = load(norm, 1, lanes), factor = load(norm + channels, 1, lanes);
+        const F32 offset = load(norm + 2 * channels, 1, lanes);
+        const float* image = conv.x + block.image * conv.x_strides.batch + channel;
+        for (int y = 0; y < 2 * block.high + 2; ++y) {
+            const int64_t row = block.top + y - 1;
+            for (int x = 0; x < 2 * block.wide + 2; ++x) {
+                const int64_t column = block.left + x - 1;
+                if (row < 0 || row >= conv.height || column < 0 || column >= conv.width) {
+                    to[y][x] = F32{};
+                    continue;
+                }
+                const F32 value = load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);
+                to[y][x] = silu(madd(value - mean, factor, offset));
+            }
+        }
+    }
 
-    Job(const NormSiluConv3x3Args& args_, const float* folded_)
-        : args(args_), folded(folded_), grid(args.height, args.width), blocks(args.input.batch * grid.blocks()),
-          block_floats(transformed_floats(args.input.channels)),
-          products(args.scratch + transformed_at_once(blocks, args.input.threads) * block_floats) {}
-
-    void panel(const Block& block, int64_t panel, const float* transformed, int worker) const {
-        const int64_t channels = args.input.channels;
-        float* to = products + worker * kProductFloats;
-        multiply_block(channels, block.tiles(), transformed, args.weight + panel * kPoints * channels * kPanel, to);
-        finish_block(args, block, panel, to);
+    void transform(const Block& block, int64_t slice, float* transformed) const {
+        float* to_slice = transformed + slice * kBlockTiles * kSlice;
+        for (int64_t c = 0; c < kSlice && slice * kSlice + c < conv.channels; c += kLanes) {
+            const int64_t channel = slice * kSlice + c;
+            F32 input[kInputHigh][kInputWide];
+            activate(block, channel, left_lanes(conv.channels - channel), input);
+            for (int tile = 0; tile < block.tiles(); ++tile) {
+                const int y = 2 * (tile / block.wide), x = 2 * (tile % block.wide);
+                F32 d[4][4];
+                for (int i = 0; i < 4; ++i) {
+                    for (int j = 0; j < 4; ++j) d[i][j] = input[y + i][x + j];
+                }
+                for (int j = 0; j < 4; ++j) transform_four(d[0][j], d[1][j], d[2][j], d[3][j]);
+                for (int i = 0; i < 4; ++i) transform_four(d[i][0], d[i][1], d[i][2], d[i][3]);
+                float* to = to_slice + tile * kSlice + c;
+                for (int point = 0; point < 16; ++point) {
+                    store(to + point * point_floats(conv.channels), d[point / 4][point % 4]);
+                }
+            }
+        }
     }
 };
-
-// Each block by one worker.
-void run_whole(const Job& job) {
-    const int64_t count = slices(job.args.input.channels);
-    parallel_for(job.blocks, 1, 1, job.args.input.threads, [&](int64_t begin, int64_t end, int worker) {
-        float* transformed = job.args.scratch + worker * job.block_floats;
-        for (int64_t index = begin; index < end; ++index) {
-            const Block block = job.grid.block(index);
-            for (int64_t slice = 0; slice < count; ++slice) {
-                transform_slice(job.args, job.folded, block, slice, transformed);
-            }
-            for (int64_t panel = 0; panel < panels(job.args.out_channels); ++panel) {
-                job.panel(block, panel, transformed, worker);
-            }
-        }
-    });
-}
-
-// Few blocks: workers share them, first slices of their inputs, then panels of their outputs.
-void run_shared(const Job& job) {
-    const int64_t count = slices(job.args.input.channels), outputs = panels(job.args.out_channels);
-    const auto transformed = [&](int64_t index) { return job.args.scratch + index * job.block_floats; };
-    parallel_for(job.blocks * count, 1, 1, job.args.input.threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t index = i / count;
-            transform_slice(job.args, job.folded, job.grid.block(index), i % count, transformed(index));
-        }
-    });
-    // Panels outermost: a worker reads its panels' weights once.
-    parallel_for(outputs * job.blocks, 1, 1, job.args.input.threads, [&](int64_t begin, int64_t end, int worker) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t index = i % job.blocks;
-            job.panel(job.grid.block(index), i / job.blocks, transformed(index), worker);
-        }
-    });
-}
 
 }  // namespace
 
 void conv3x3_layout(const Conv3x3LayoutArgs& args) {
     const int64_t blocks = args.batch * BlockGrid(args.height, args.width).blocks();
     *args.panel = kPanel;
-    *args.scratch_floats = transformed_at_once(blocks, args.threads) * transformed_floats(args.channels) +
-                           args.threads * kProductFloats;
+    *args.scratch_floats =
+        transformed_at_once(blocks, args.threads) * kMostPoints * point_floats(args.channels) +
+        args.threads * kProductFloats;
 }
 
 void norm_silu_conv3x3(const NormSiluConv3x3Args& args) {
-    const Job job(args, norm_of_rows(args.input));
-    if (whole_blocks(job.blocks, args.input.threads)) return run_whole(job);
-    run_shared(job);
+    const NormedSource source{args.conv, norm_of_rows(args.norm)};
+    Winograd<NormedSource>(args.conv, source).run();
 }
 
 }  // namespace swk::SWK_ISA

@@ -50,6 +50,9 @@ static inline F32 load(const float* from) {
 
 static inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
+// Lanes of the next vector of `left` elements.
+static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
+
 // The first `count` lanes, the rest 0. `stride` in elements.
 static inline F32 load(const float* from, int64_t stride, int count) {
     if (stride == 1 && count == kLanes) return load(from);

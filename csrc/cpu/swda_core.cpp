@@ -21,10 +21,10 @@ struct Workspace {
     }
 };
 
-// One window of the band: where its tokens lie, and how they travel between images and rows [channel][pitch].
-class BandWindow {
+// One window of the part: where its tokens lie, and how they travel between images and rows [channel][pitch].
+class PartWindow {
 public:
-    BandWindow(const SwdaCoreArgs& args, const Workspace& space, float* scratch, int64_t index)
+    PartWindow(const SwdaCoreArgs& args, const Workspace& space, float* scratch, int64_t index)
         : args_(args), space_(space), region_(scratch + space.region_at), panels_(scratch + space.panels_at) {
         const int64_t across = args.width / args.window, down = args.height / args.window;
         column_ = index % across * args.window;
@@ -33,8 +33,8 @@ public:
     }
 
     Regions mark_regions() const {
-        const bool last_row = args_.shift && args_.last_band && row_ + args_.window == args_.height;
-        const bool last_column = args_.shift && column_ + args_.window == args_.width;
+        const bool last_row = args_.shift && args_.last_row && row_ + args_.window == args_.height;
+        const bool last_column = args_.shift && args_.last_column && column_ + args_.window == args_.width;
         const int64_t w = args_.window, edge = w - args_.shift;
         for (int64_t t = 0; t < space_.gradient.keys; ++t) {
             region_[t] = static_cast<float>((last_row && t / w >= edge) * 2 + (last_column && t % w >= edge));
@@ -119,7 +119,7 @@ void each_head(const SwdaCoreArgs& args, const Visit& visit) {
             const int64_t index = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
             if (index >= job.units) return;
             const int64_t heads = 2 * job.args.heads, window = index / heads, unit = index % heads;
-            const BandWindow place(job.args, job.space, scratch, window);
+            const PartWindow place(job.args, job.space, scratch, window);
             const int64_t first = unit / job.args.heads * 3 * (job.args.channels / 2);
             for (int part = 0; part < 3; ++part) {
                 const int64_t channel =
@@ -134,7 +134,7 @@ void each_head(const SwdaCoreArgs& args, const Visit& visit) {
 }  // namespace
 
 void swda_core(const SwdaCoreArgs& args) {
-    each_head(args, [&](HeadGradient& head, const BandWindow& place, const Workspace& space, int64_t, int64_t unit) {
+    each_head(args, [&](HeadGradient& head, const PartWindow& place, const Workspace& space, int64_t, int64_t unit) {
         head.forward(place.mark_regions(), unit >= args.heads, unit % args.heads, place.panels());
         place.write_panels(args.attended, unit * space.shape.size);
     });
@@ -142,7 +142,7 @@ void swda_core(const SwdaCoreArgs& args) {
 
 void swda_core_backward(const SwdaCoreArgs& args) {
     const int64_t table = (2 * args.window - 1) * (2 * args.window - 1);
-    each_head(args, [&](HeadGradient& head, const BandWindow& place, const Workspace& space, int64_t window,
+    each_head(args, [&](HeadGradient& head, const PartWindow& place, const Workspace& space, int64_t window,
                         int64_t unit) {
         const HeadShape& shape = space.shape;
         const int64_t half = unit / args.heads, number = unit % args.heads;

@@ -1,17 +1,16 @@
-// Winograd's F(2x2, 3x3) on blocks of tiles: input transform, 16 products, output transform. Formulas stand in
-// ../ops/norm_silu_conv3x3.h.
+// Winograd's F(2x2, 3x3) on blocks of tiles: input transform, products, output transform. Formulas: ../ops/conv3x3.h.
 //
 // Vectors run along channels, so the transforms need no shuffle: along input channels on the way in, along output
 // channels on the way out. A product's rows are tiles, read by broadcast; its panel is kPanel output channels.
 #pragma once
 
-#include "../ops/norm_silu_conv3x3.h"
-#include "group_norm.h"
+#include "../ops/conv3x3.h"
+#include "parallel.h"
 #include "tile.h"
 
 namespace swk::SWK_ISA {
 
-constexpr int kPoints = 16;  // of a transformed tile
+constexpr int kMostPoints = 16;  // of a transformed tile
 // A block is 8 by 6 tiles, 16 x 12 outputs: 48 tiles are 4 (AVX2: 8) row tiles of the product without remainder, and its
 // 18 x 14 inputs are 1.3 times its outputs, which is how often an input is normed and goes through SiLU.
 constexpr int kBlockWide = 8, kBlockHigh = 6, kBlockTiles = kBlockWide * kBlockHigh;
@@ -22,11 +21,11 @@ constexpr int64_t kSlice = 64;
 
 static inline int64_t slices(int64_t channels) { return (channels + kSlice - 1) / kSlice; }
 
-// Floats of a transformed block, [point][slice][tile][kSlice].
-static inline int64_t transformed_floats(int64_t channels) { return kPoints * slices(channels) * kBlockTiles * kSlice; }
+// Floats of one point of a transformed block, [slice][tile][kSlice].
+static inline int64_t point_floats(int64_t channels) { return slices(channels) * kBlockTiles * kSlice; }
 
 // Floats of a block's products with one panel, [point][tile][kPanel].
-constexpr int64_t kProductFloats = int64_t{kPoints} * kBlockTiles * kPanel;
+constexpr int64_t kProductFloats = int64_t{kMostPoints} * kBlockTiles * kPanel;
 
 // Which tiles a block has, and where its first output lies.
 struct Block {
@@ -59,54 +58,6 @@ static inline void transform_four(F32& a, F32& b, F32& c, F32& d) {
     a = a - c, d = b - d, b = b + c, c = difference;
 }
 
-// silu(norm(x)) of kLanes channels (or `lanes`) from `channel` on, of the inputs under a block; 0 outside the image.
-static inline void activate(const NormSiluConv3x3Args& args, const float* folded, const Block& block, int64_t channel,
-                            int lanes, F32 (&to)[kInputHigh][kInputWide]) {
-    const int64_t channels = args.input.channels;
-    const float* norm = folded + 3 * block.image * channels + channel;
-    const F32 mean = load(norm, 1, lanes), factor = load(norm + channels, 1, lanes);
-    const F32 offset = load(norm + 2 * channels, 1, lanes);
-    const float* image = args.input.x + block.image * args.x_strides.batch + channel;
-    for (int y = 0; y < 2 * block.high + 2; ++y) {
-        const int64_t row = block.top + y - 1;
-        for (int x = 0; x < 2 * block.wide + 2; ++x) {
-            const int64_t column = block.left + x - 1;
-            if (row < 0 || row >= args.height || column < 0 || column >= args.width) {
-                to[y][x] = F32{};
-                continue;
-            }
-            const F32 value = load(image + row * args.x_strides.row + column * args.x_strides.column, 1, lanes);
-            to[y][x] = silu(madd(value - mean, factor, offset));
-        }
-    }
-}
-
-// The transformed inputs of a block, for channels first .. first + kSlice - 1.
-static inline void transform_slice(const NormSiluConv3x3Args& args, const float* folded, const Block& block,
-                                   int64_t slice, float* transformed) {
-    const int64_t channels = args.input.channels, point_floats = slices(channels) * kBlockTiles * kSlice;
-    float* to_slice = transformed + slice * kBlockTiles * kSlice;
-    for (int64_t c = 0; c < kSlice && slice * kSlice + c < channels; c += kLanes) {
-        const int64_t channel = slice * kSlice + c;
-        F32 input[kInputHigh][kInputWide];
-        activate(args, folded, block, channel, left_lanes(channels - channel), input);
-        for (int y = 0; y < block.high; ++y) {
-            for (int x = 0; x < block.wide; ++x) {
-                F32 d[4][4];
-                for (int i = 0; i < 4; ++i) {
-                    for (int j = 0; j < 4; ++j) d[i][j] = input[2 * y + i][2 * x + j];
-                }
-                for (int j = 0; j < 4; ++j) transform_four(d[0][j], d[1][j], d[2][j], d[3][j]);
-                for (int i = 0; i < 4; ++i) transform_four(d[i][0], d[i][1], d[i][2], d[i][3]);
-                float* to = to_slice + (y * block.wide + x) * kSlice + c;
-                for (int point = 0; point < kPoints; ++point) {
-                    store(to + point * point_floats, d[point / 4][point % 4]);
-                }
-            }
-        }
-    }
-}
-
 // kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice] weight[c][o].
 __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channels, const float* rows,
                                                                  const float* weight) {
@@ -128,12 +79,11 @@ __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channel
 }
 
 // A block's products with one panel of weights [point][channel][kPanel].
-static inline void multiply_block(int64_t channels, int tiles, const float* transformed, const float* weight,
-                                  float* products) {
-    const int64_t point_floats = slices(channels) * kBlockTiles * kSlice;
-    for (int point = 0; point < kPoints; ++point) {
+static inline void multiply_block(int points, int64_t channels, int tiles, const float* transformed,
+                                  const float* weight, float* products) {
+    for (int point = 0; point < points; ++point) {
         for (int row = 0; row < tiles; row += kTileRows) {
-            const Tile tile = multiply_tiles(channels, transformed + point * point_floats + row * kSlice,
+            const Tile tile = multiply_tiles(channels, transformed + point * point_floats(channels) + row * kSlice,
                                              weight + point * channels * kPanel);
             float* to = products + (int64_t{point} * kBlockTiles + row) * kPanel;
             for (int r = 0; r < kTileRows; ++r) {
@@ -143,48 +93,129 @@ static inline void multiply_block(int64_t channels, int tiles, const float* tran
     }
 }
 
-// At m A of one tile and kLanes output channels, with bias, embedding and skip, to the image.
-static inline void finish_tile(const NormSiluConv3x3Args& args, const Block& block, int64_t y, int64_t x,
-                               int64_t channel, F32 bias, const float* products) {
-    F32 half[2][4];
-    for (int j = 0; j < 4; ++j) {
-        const auto at = [&](int i) { return load(products + int64_t{4 * i + j} * kBlockTiles * kPanel); };
-        const F32 middle = at(1) + at(2);
-        half[0][j] = at(0) + middle;
-        half[1][j] = (at(1) - at(2)) - at(3);
+// At of four, or of three where the third is 0.
+template <int Axis>
+static inline void inverse(const F32 (&m)[Axis], F32& first, F32& second) {
+    if constexpr (Axis == 4) {
+        first = m[0] + (m[1] + m[2]);
+        second = (m[1] - m[2]) - m[3];
+    } else {
+        first = m[0] + m[1];
+        second = m[1] - m[2];
     }
-    const int lanes = left_lanes(args.out_channels - channel);
-    for (int i = 0; i < 2 && y + i < args.height; ++i) {
-        const F32* h = half[i];
-        const F32 pair[2] = {(h[0] + (h[1] + h[2])) + bias, ((h[1] - h[2]) - h[3]) + bias};
-        for (int j = 0; j < 2 && x + j < args.width; ++j) {
-            F32 value = pair[j];
-            if (args.skip) {
-                const RowStrides& stride = args.skip_strides;
-                const int64_t at = block.image * stride.batch + (y + i) * stride.row + (x + j) * stride.column + channel;
-                value += load(args.skip + at, 1, lanes);
-            }
-            const RowStrides& stride = args.out_strides;
-            const int64_t at = block.image * stride.batch + (y + i) * stride.row + (x + j) * stride.column + channel;
-            store(args.out + at, 1, lanes, value);
+}
+
+// At m A of one tile and kLanes output channels, with bias and skip, to the image.
+template <int Axis>
+static inline void finish_tile(const Conv3x3& conv, int64_t image, int64_t y, int64_t x, int64_t channel, F32 bias,
+                               const float* products) {
+    F32 half[2][Axis];
+    for (int j = 0; j < Axis; ++j) {
+        F32 column[Axis];
+        for (int i = 0; i < Axis; ++i) column[i] = load(products + int64_t{Axis * i + j} * kBlockTiles * kPanel);
+        inverse<Axis>(column, half[0][j], half[1][j]);
+    }
+    const auto place = [&](const RowStrides& stride, int i, int j) {
+        return image * stride.batch + (y + i) * stride.row + (x + j) * stride.column + channel;
+    };
+    const int lanes = left_lanes(conv.out_channels - channel);
+    for (int i = 0; i < 2 && y + i < conv.height; ++i) {
+        F32 pair[2];
+        inverse<Axis>(half[i], pair[0], pair[1]);
+        for (int j = 0; j < 2 && x + j < conv.width; ++j) {
+            F32 value = pair[j] + bias;
+            if (conv.skip) value += load(conv.skip + place(conv.skip_strides, i, j), 1, lanes);
+            store(conv.out + place(conv.out_strides, i, j), 1, lanes, value);
         }
     }
 }
 
-static inline void finish_block(const NormSiluConv3x3Args& args, const Block& block, int64_t panel,
-                                const float* products) {
+template <int Axis>
+static inline void finish_block(const Conv3x3& conv, const Block& block, int64_t panel, const float* products) {
     for (int v = 0; v < kPanelVectors; ++v) {
         const int64_t channel = panel * kPanel + v * kLanes;
-        if (channel >= args.out_channels) return;
-        const int lanes = left_lanes(args.out_channels - channel);
+        if (channel >= conv.out_channels) return;
+        const int lanes = left_lanes(conv.out_channels - channel);
         F32 bias{};
-        if (args.bias) bias += load(args.bias + channel, 1, lanes);
-        if (args.embedding) bias += load(args.embedding + block.image * args.out_channels + channel, 1, lanes);
+        if (conv.bias) bias += load(conv.bias + channel, 1, lanes);
+        if (conv.embedding) bias += load(conv.embedding + block.image * conv.out_channels + channel, 1, lanes);
         for (int tile = 0; tile < block.tiles(); ++tile) {
-            finish_tile(args, block, block.top + 2 * (tile / block.wide), block.left + 2 * (tile % block.wide), channel,
-                        bias, products + tile * kPanel + v * kLanes);
+            finish_tile<Axis>(conv, block.image, block.top + 2 * (tile / block.wide),
+                              block.left + 2 * (tile % block.wide), channel, bias,
+                              products + tile * kPanel + v * kLanes);
         }
     }
 }
+
+static inline int64_t panels(int64_t out_channels) { return (out_channels + kPanel - 1) / kPanel; }
+
+// Whether each worker takes whole blocks; with fewer than 4 blocks a worker, those that are left over cost too much.
+static inline bool whole_blocks(int64_t blocks, int threads) { return blocks % threads == 0 || blocks >= 4 * threads; }
+
+// Scratch holds transformed blocks, one for each worker or one for each block; then each worker's products.
+static inline int64_t transformed_at_once(int64_t blocks, int threads) {
+    return whole_blocks(blocks, threads) ? threads : blocks;
+}
+
+// A convolution whose transformed inputs come from `Source`:
+//   Source::kAxis                                points along one side of a transformed tile
+//   transform(block, slice, transformed)         writes kSlice channels of a block, from channel slice * kSlice on
+template <class Source>
+class Winograd {
+public:
+    Winograd(const Conv3x3& conv, const Source& source)
+        : conv_(conv), source_(source), grid_(conv.height, conv.width), blocks_(conv.batch * grid_.blocks()),
+          block_floats_(kMostPoints * point_floats(conv.channels)),
+          products_(conv.scratch + transformed_at_once(blocks_, conv.threads) * block_floats_) {}
+
+    void run() const { whole_blocks(blocks_, conv_.threads) ? run_whole() : run_shared(); }
+
+private:
+    static constexpr int kPoints = Source::kAxis * Source::kAxis;
+
+    float* transformed(int64_t index) const { return conv_.scratch + index * block_floats_; }
+
+    void panel(const Block& block, int64_t panel, const float* transformed, int worker) const {
+        float* products = products_ + worker * kProductFloats;
+        multiply_block(kPoints, conv_.channels, block.tiles(), transformed,
+                       conv_.weight + panel * kPoints * conv_.channels * kPanel, products);
+        finish_block<Source::kAxis>(conv_, block, panel, products);
+    }
+
+    // Each block by one worker.
+    void run_whole() const {
+        parallel_for(blocks_, 1, 1, conv_.threads, [&](int64_t begin, int64_t end, int worker) {
+            float* to = transformed(worker);
+            for (int64_t index = begin; index < end; ++index) {
+                const Block block = grid_.block(index);
+                for (int64_t slice = 0; slice < slices(conv_.channels); ++slice) source_.transform(block, slice, to);
+                for (int64_t p = 0; p < panels(conv_.out_channels); ++p) panel(block, p, to, worker);
+            }
+        });
+    }
+
+    // Few blocks: workers share them, first slices of their inputs, then panels of their outputs.
+    void run_shared() const {
+        const int64_t count = slices(conv_.channels);
+        parallel_for(blocks_ * count, 1, 1, conv_.threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) {
+                source_.transform(grid_.block(i / count), i % count, transformed(i / count));
+            }
+        });
+        // Panels outermost: a worker reads its panels' weights once.
+        parallel_for(panels(conv_.out_channels) * blocks_, 1, 1, conv_.threads,
+                     [&](int64_t begin, int64_t end, int worker) {
+            for (int64_t i = begin; i < end; ++i) {
+                panel(grid_.block(i % blocks_), i / blocks_, transformed(i % blocks_), worker);
+            }
+        });
+    }
+
+    const Conv3x3& conv_;
+    const Source& source_;
+    BlockGrid grid_;
+    int64_t blocks_, block_floats_;
+    float* products_;
+};
 
 }  // namespace swk::SWK_ISA

@@ -1,49 +1,14 @@
-// norm_silu_conv3x3: out = conv3x3(silu(norm(x))) + bias + embedding + skip, stride 1, padded with one 0 on each side.
-//
-// Images lie in rows of channels (channels_last). The 3x3 product goes through Winograd's F(2x2, 3x3) (Lavin and Gray
-// 2016, arXiv 1509.09308): a tile of 2x2 outputs takes 16 multiplications for each pair of channels, not 36:
-//
-//   out tile = At [sum over channels (G w Gt) * (Bt d B)] A      d: 4x4 inputs, w: 3x3
-//
-//        1  0 -1  0          1    0    0
-//   Bt = 0  1  1  0     G = 1/2  1/2  1/2     At = 1  1  1  0
-//        0 -1  1  0         1/2 -1/2  1/2          0  1 -1 -1
-//        0  1  0 -1          0    0    1
-//
-// Its error is that of sums of `channels` terms instead of 9 `channels`, times the transforms' growth: about 1.0 to 1.8
-// times the direct product's in NCHW, and less than that of torch's channels_last product. F(4x4, 3x3) would take 36 for
-// 16 outputs instead of 64, at 10 times the error.
+// norm_silu_conv3x3: out = conv3x3(silu(norm(x))) + bias + embedding + skip. Norm: group_norm.h; product: conv3x3.h.
 #pragma once
 
+#include "conv3x3.h"
 #include "group_norm.h"
 
 namespace swk {
 
-// A channels_last image in elements; the channel stride is 1.
-struct RowStrides {
-    int64_t batch, row, column;
-};
-
 struct NormSiluConv3x3Args {
-    GroupNormInput input;     // rows of channels; pixels = height * width
-    int64_t height, width, out_channels;
-    RowStrides x_strides;
-    const float* weight;      // G w Gt, [panel of out channels][16][channel][panel width], 0 beyond out_channels
-    const float* bias;        // [out_channels], or nullptr
-    const float* embedding;   // [batch][out_channels], or nullptr
-    const float* skip;        // like out, or nullptr
-    RowStrides skip_strides;
-    float* out;               // overlaps no input
-    RowStrides out_strides;
-    float* scratch;           // [scratch_floats of Conv3x3Layout], 64-byte aligned for speed
-};
-
-// What the caller has to prepare for the instruction set in use.
-struct Conv3x3LayoutArgs {
-    int64_t batch, channels, height, width;
-    int threads;
-    int64_t* panel;           // width of a weight panel
-    int64_t* scratch_floats;  // beside the norm's
+    GroupNormInput norm;  // of conv.x
+    Conv3x3 conv;
 };
 
 }  // namespace swk

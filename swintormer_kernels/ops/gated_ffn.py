@@ -15,7 +15,7 @@ from ..backends.reference.gated_ffn import gated_ffn as _reference
 from ..backends.reference.recompute import ffn_gradients
 from ..backends.triton.tensors import MOST_CHANNELS, dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, check_shapes, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
@@ -25,9 +25,14 @@ def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
 
 
 def _triton_serves(x: Tensor, weights: FFNWeights) -> str | None:
+    return triton_lacks(x) or dense_on_gpu(x, *weights)
+
+
+def triton_lacks(x: Tensor) -> str | None:
+    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
     if x.shape[1] > MOST_CHANNELS:
         return f"the triton backend keeps a pixel's channels in registers, {MOST_CHANNELS} at most, found {x.shape[1]}"
-    return dense_on_gpu(x, *weights)
+    return None
 
 
 def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
@@ -89,6 +94,8 @@ def check_input(x: Tensor, weights: FFNWeights) -> None:
             f"project_in must be (2 * {hidden}, {channels}, 1, 1) to go with project_out, "
             f"found {tuple(weights.project_in.shape)}"
         )
+    wanted = {"norm_weight": (channels,), "norm_bias": (channels,), "project_out": (channels, hidden, 1, 1)}
+    check_shapes(weights, wanted | {"project_in_bias": (2 * hidden,), "project_out_bias": (channels,)})
 
 
 # ---- for tests and benches -------------------------------------------------------------------------------------------

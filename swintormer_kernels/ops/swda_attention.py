@@ -20,14 +20,29 @@ from torch import Tensor
 
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
+from ..backends.triton.tensors import dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, check_shapes, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
     return float32_or_autocast(x, *weights)
+
+
+def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return triton_lacks(x, weights, window) or dense_on_gpu(x, *weights)
+
+
+def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
+    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
+    head = x.shape[1] // 2 // weights.logit_scale.shape[0]
+    if head > 64:
+        return f"the triton backend takes heads of at most 64 channels, found {head}; use more heads"
+    if window > 32:
+        return f"the triton backend takes windows of at most 32x32 tokens, found {window}x{window}"
+    return None
 
 
 def cpu_slower(x: Tensor, window: int) -> str | None:
@@ -49,8 +64,8 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 OP = Op(
     "swda_attention",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -106,13 +121,19 @@ def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
         raise ValueError(
             f"height and width must be multiples of the window {window}, found {x.shape[2]}x{x.shape[3]}; pad first"
         )
-    if channels % (2 * heads):
-        raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
+    if heads < 1 or channels % (2 * heads):
+        raise ValueError(
+            f"channels {channels} must be a multiple of 2 * heads, and heads at least 1, found {heads} heads"
+        )
     if weights.bias_table.shape != ((2 * window - 1) ** 2, heads):
         raise ValueError(
             f"bias_table must be ({(2 * window - 1) ** 2}, {heads}) for window {window} and {heads} heads, "
             f"found {tuple(weights.bias_table.shape)}"
         )
+    c = channels
+    wanted = {"norm_weight": (c,), "norm_bias": (c,), "qkv": (3 * c, c, 1, 1), "dwconv": (3 * c, 1, 3, 3)}
+    wanted |= {"proj": (c, c, 1, 1), "qkv_bias": (3 * c,), "dwconv_bias": (3 * c,), "proj_bias": (c,)}
+    check_shapes(weights, wanted)
 
 
 # ---- for tests and benches -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_block import swda_block as _reference
+from ..backends.triton.tensors import dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape
 from ..block_op import Signature, define_block_op, float32_or_autocast
 from ..case import Case, Cost
@@ -25,14 +26,19 @@ def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
     return float32_or_autocast(x, *attention, *ffn)
 
 
+def _triton_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    lacks = swda_attention.triton_lacks(x, attention, window) or gated_ffn.triton_lacks(x)
+    return lacks or dense_on_gpu(x, *attention, *ffn)
+
+
 def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
     return swda_attention.cpu_slower(x, window)
 
 
 OP = Op(
     "swda_block",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 

@@ -225,7 +225,7 @@ void run_core(const BlockShape& shape) {
     swk::kernels().swda_core_layout({c, shape.heads, shape.window, &scratch_floats});
     swk::SwdaCoreArgs args{};
     args.batch = shape.batch, args.channels = c, args.height = shape.height, args.width = shape.width;
-    args.heads = shape.heads, args.window = shape.window, args.shift = shape.shift, args.last_band = true;
+    args.heads = shape.heads, args.window = shape.window, args.shift = shape.shift, args.last_row = args.last_column = true;
     args.weights = block.attention;
     const std::vector<float> qkv = random_values(elements(wide)), grad = random_values(elements(narrow));
     std::vector<std::vector<float>> first;
@@ -378,13 +378,45 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
         const Buffer scratch(floats);
         const Buffer norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
         swk::NormSiluConv3x3Args args{};
-        args.input = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
-                      {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
-        args.height = norm.height, args.width = norm.width, args.out_channels = shape.out;
-        args.x_strides = rows_of(x.strides), args.skip_strides = args.out_strides = rows_of(out.strides);
-        args.weight = weight.data(), args.bias = bias.data(), args.embedding = embedding.data();
-        args.skip = skip.buffer.data(), args.out = out.buffer.data(), args.scratch = scratch.data();
+        args.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
+                     {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
+        swk::Conv3x3& conv = args.conv;
+        conv.batch = norm.batch, conv.channels = norm.channels, conv.out_channels = shape.out;
+        conv.height = norm.height, conv.width = norm.width, conv.threads = threads;
+        conv.x = x.buffer.data(), conv.x_strides = rows_of(x.strides);
+        conv.skip_strides = conv.out_strides = rows_of(out.strides);
+        conv.weight = weight.data(), conv.bias = bias.data(), conv.embedding = embedding.data();
+        conv.skip = skip.buffer.data(), conv.out = out.buffer.data(), conv.scratch = scratch.data();
         swk::kernels().norm_silu_conv3x3(args);
+        const std::vector<float> result = out.take_output();
+        if (first.empty()) first = result;
+        expect(same_bits(first, result), "the bits depend on threads");
+    }
+}
+
+void run_upsample_conv3x3(const ConvShape& shape) {
+    const NormShape& in = shape.norm;
+    const Sizes sizes{in.batch, in.channels, in.height, in.width};
+    const Sizes out_sizes{in.batch, shape.out, 2 * in.height, 2 * in.width};
+    Tensor x(sizes, strides_of(Layout::kChannelsLast, sizes));
+    Tensor out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes));
+    x.fill(random_values(elements(sizes)));
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+        int64_t panel = 0, floats = 0;
+        swk::kernels().conv3x3_layout({in.batch, in.channels, 2 * in.height, 2 * in.width, threads, &panel, &floats});
+        Buffer weight((shape.out + panel - 1) / panel * 9 * in.channels * panel);
+        generator.seed(1);
+        weight.randomise(0.1f);
+        const Buffer scratch(floats);
+        swk::UpsampleConv3x3Args args{};
+        swk::Conv3x3& conv = args.conv;
+        conv.batch = in.batch, conv.channels = in.channels, conv.out_channels = shape.out;
+        conv.height = 2 * in.height, conv.width = 2 * in.width, conv.threads = threads;
+        conv.x = x.buffer.data(), conv.x_strides = {x.strides[0], x.strides[2], x.strides[3]};
+        conv.out = out.buffer.data(), conv.out_strides = {out.strides[0], out.strides[2], out.strides[3]};
+        conv.weight = weight.data(), conv.scratch = scratch.data();
+        swk::kernels().upsample_conv3x3(args);
         const std::vector<float> result = out.take_output();
         if (first.empty()) first = result;
         expect(same_bits(first, result), "the bits depend on threads");
@@ -395,7 +427,10 @@ void run_isa(const std::string& isa) {
     swk::use_isa(isa);
     run_ddim_step();
     for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
-    for (const ConvShape& shape : kConvs) run_norm_silu_conv3x3(shape);
+    for (const ConvShape& shape : kConvs) {
+        run_norm_silu_conv3x3(shape);
+        run_upsample_conv3x3(shape);
+    }
     for (const BlockShape& shape : kBlocks) {
         run_block(&swk::Kernels::swda_block, shape, true, true);
         run_block(&swk::Kernels::swda_attention, shape, true, false);

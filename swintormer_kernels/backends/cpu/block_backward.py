@@ -1,12 +1,13 @@
 """Gradients of the block on the CPU: matrix products in torch, all that is local to a window in csrc/cpu/swda_core.cpp.
 
-Windows share nothing but the weights, so the rolled map is cut into bands of whole window rows. A band is run forward
-once more, keeping what its gradients need (tokens in rows, channels_last), and then backward:
+Windows share nothing but the weights, so the rolled map is cut into parts of whole windows. A part is run forward once
+more, keeping what its gradients need (tokens in rows, channels_last), and then backward:
 
     u = qkv norm1(x)      a = core(u)                y = x + proj a
     h = in norm2(y)       out = y + out(h1 h2)
 
-Only x is kept from the forward pass. Products: those of the forward once, and twice as many for the gradients.
+Only x is kept from the forward pass. Products: those of the forward once, and twice as many for the gradients; those of
+weights that require no gradient are left out. Memory: the gradient of x, and one part's tensors, _PART_BYTES.
 """
 
 from __future__ import annotations
@@ -23,99 +24,122 @@ from .tensors import view
 from .window_engine import dense
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from swintormer_kernels.ops.gated_ffn import FFNWeights
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
-_BAND_BYTES = 64 << 20
-"""Of a band's intermediate tensors. Products over 1000 tokens and more run at torch's full rate; on two cores 16, 64
-and 256 MB take the same time to within noise, and 64 MB is what a batch of 8 crops need not exceed."""
+_PART_BYTES = 64 << 20
+"""Of a part's intermediate tensors, unless a single window takes more. That is 8000 tokens at C = 96: torch's products
+run at their full rate from about 1000 on."""
 
 _EPS = 1e-5  # of LayerNorm
 
 Sums = list[Tensor | None]
-"""Gradients of a record of weights, in the order of its fields; None where the weight is None."""
+"""Gradients of a record of weights, in the order of its fields; None where there is none, or none is wanted."""
 
 
 def block_gradients(
     grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights | None, window: int, shift: int
 ) -> list[Tensor]:
     """Gradients of swda_block, or of swda_attention if `ffn` is None, for those inputs that require one, in order."""
-    heads = attention.logit_scale.shape[0]
+    channels, heads = x.shape[1], attention.logit_scale.shape[0]
     core = _Core(pack_core(attention, window), heads, window, shift)
 
     def backward(tokens: _Tokens, grad: Tensor) -> tuple[Tensor, Sums]:
         recomputed = _recompute_attention(tokens, attention, core)
         of_ffn: Sums = []
         if ffn is not None:
-            grad, of_ffn = _ffn_backward(recomputed.y, grad, ffn)
+            y = F.linear(recomputed.attended, attention.proj.flatten(1), attention.proj_bias).add_(tokens.rows)
+            grad, of_ffn = _ffn_backward(y, grad, ffn)
         of_x, of_attention = _attention_backward(tokens, recomputed, grad, attention, core)
         return of_x, of_attention + of_ffn
 
     hidden = ffn.project_out.shape[1] if ffn is not None else 0
-    return _in_bands(backward, grad, x, (*attention, *(ffn or ())), _Bands(window, shift, 14 * x.shape[1] + 6 * hidden))
+    # 7C in the attention and 5C in the FFN beside 6 hidden; a window's own sums are 30C and its bias table.
+    sums = 30 * channels + heads * (2 * window - 1) ** 2
+    floats = 14 * channels + 6 * hidden + -(-sums // window**2)
+    return _in_parts(backward, grad, x, (*attention, *(ffn or ())), _Parts(window, shift, floats))
 
 
 def ffn_gradients(grad: Tensor, x: Tensor, ffn: FFNWeights) -> list[Tensor]:
     """Gradients of gated_ffn for those inputs that require one, x first."""
     channels, hidden = ffn.project_out.shape[:2]
-    return _in_bands(
+    return _in_parts(
         lambda tokens, grad: _ffn_backward(tokens.rows, grad, ffn),
         grad,
         x,
         tuple(ffn),
-        _Bands(1, 0, 5 * channels + 6 * hidden),
+        _Parts(1, 0, 7 * channels + 6 * hidden),
     )
 
 
-# ---- bands -----------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-class _Bands(NamedTuple):
+class _Part(NamedTuple):
+    """Of the rolled map: images, rows and columns, whole windows."""
+
+    images: slice
+    rows: slice
+    columns: slice
+
+
+class _Parts(NamedTuple):
     window: int
     shift: int
     floats: int  # of intermediate tensors for each token
 
+    def walk(self, b: int, h: int, w: int) -> Iterator[_Part]:
+        """Parts that cover (b, h, w): whole rows of windows of all images where one fits, else smaller ones."""
+        windows = max(1, _PART_BYTES // (4 * self.floats * self.window**2))
+        across = w // self.window
+        columns = min(w, windows * self.window)
+        images = min(b, max(1, windows // across))
+        rows = self.window * max(1, windows // (across * b))
+        for image in range(0, b, images):
+            for top in range(0, h, rows):
+                for left in range(0, w, columns):
+                    yield _Part(
+                        slice(image, min(b, image + images)),
+                        slice(top, min(h, top + rows)),
+                        slice(left, min(w, left + columns)),
+                    )
+
 
 class _Tokens(NamedTuple):
-    rows: Tensor  # (T, C), the band's pixels in row-major order
-    shape: tuple[int, int, int]  # B, height of the band, W
-    last: bool  # the band ends with the map's last row
+    rows: Tensor  # (T, C), the part's pixels in row-major order
+    shape: tuple[int, int, int]  # images, height and width of the part
+    last: tuple[bool, bool]  # whether it ends with the map's last row, and column
 
 
-def _in_bands(
+def _in_parts(
     backward: Callable[[_Tokens, Tensor], tuple[Tensor, Sums]],
     grad: Tensor,
     x: Tensor,
     weights: tuple[Tensor | None, ...],
-    bands: _Bands,
+    parts: _Parts,
 ) -> list[Tensor]:
-    """Gradients of x and `weights`, those that require one, summed over bands of the rolled map."""
+    """Gradients of x and `weights`, those that require one, summed over parts of the rolled map."""
     b, c, h, w = x.shape
-    shift = bands.shift
     totals = [None if weight is None else torch.zeros_like(weight) for weight in weights]
-    of_x = torch.empty_like(x, memory_format=torch.channels_last)
-    if x.numel():
-        rolled, rolled_grad = (torch.roll(t, (-shift, -shift), dims=(2, 3)) if shift else t for t in (x, grad))
-        band = bands.window * max(1, _BAND_BYTES // (4 * bands.floats * b * w * bands.window))
-        for top in range(0, h, band):
-            height = min(band, h - top)
-            rows, grad_rows = (
-                t[:, :, top : top + height].permute(0, 2, 3, 1).reshape(-1, c) for t in (rolled, rolled_grad)
-            )
-            found, sums = backward(_Tokens(rows, (b, height, w), top + height == h), grad_rows)
-            of_x[:, :, top : top + height] = found.view(b, height, w, c).permute(0, 3, 1, 2)
-            for total, value in zip(totals, sums, strict=True):
-                if total is not None and value is not None:
-                    total.add_(value.reshape(total.shape))
-    if shift:
-        of_x = torch.roll(of_x, (shift, shift), dims=(2, 3))
+    of_x = torch.empty_like(x)
+    rows, columns = (torch.arange(side).roll(-parts.shift) for side in (h, w))
+    for part in parts.walk(b, h, w) if x.numel() else ():
+        place = (part.images, slice(None), rows[part.rows, None], columns[part.columns])
+        shape = (part.images.stop - part.images.start, *(s.stop - s.start for s in part[1:]))
+        pixels, grads = (t[place].permute(0, 2, 3, 1).reshape(-1, c) for t in (x, grad))
+        last = (part.rows.stop == h, part.columns.stop == w)
+        found, sums = backward(_Tokens(pixels, shape, last), grads)
+        of_x[place] = found.view(*shape, c).permute(0, 3, 1, 2)
+        for total, value in zip(totals, sums, strict=True):
+            if total is not None and value is not None:
+                total.add_(value.reshape(total.shape))
     wanted = zip((x, *weights), (of_x, *totals), strict=True)
     return [value for source, value in wanted if value is not None and source is not None and source.requires_grad]
 
 
-# ---- the two halves on a band's tokens -------------------------------------------------------------------------------
+# ---- the two halves on a part's tokens -------------------------------------------------------------------------------
 
 
 class _Normed(NamedTuple):
@@ -135,19 +159,20 @@ def _norm_backward(grad: Tensor, rows: Tensor, normed: _Normed, weight: Tensor, 
     )
 
 
-def _linear_backward(rows: Tensor, grad: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Gradients of weight (out, in) and bias of a 1x1 convolution of `rows` (T, in)."""
-    return grad.T @ rows, None if bias is None else grad.sum(0)
+def _linear_backward(rows: Tensor, grad: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of weight (out, in) and bias of a 1x1 convolution of `rows` (T, in), those that are wanted."""
+    of_bias = grad.sum(0) if bias is not None and bias.requires_grad else None
+    return grad.T @ rows if weight.requires_grad else None, of_bias
 
 
 def _ffn_backward(y: Tensor, grad: Tensor, ffn: FFNWeights) -> tuple[Tensor, Sums]:
     """Gradients of y and of the weights; y and grad (T, C)."""
     normed = _norm(y, ffn.norm_weight, ffn.norm_bias)
     x1, x2 = F.linear(normed.out, ffn.project_in.flatten(1), ffn.project_in_bias).chunk(2, dim=1)
-    of_out, of_out_bias = _linear_backward(x1 * x2, grad, ffn.project_out_bias)
+    of_out, of_out_bias = _linear_backward(x1 * x2, grad, ffn.project_out, ffn.project_out_bias)
     of_gate = grad @ ffn.project_out.flatten(1)
     of_hidden = torch.cat((of_gate * x2, of_gate * x1), dim=1)
-    of_in, of_in_bias = _linear_backward(normed.out, of_hidden, ffn.project_in_bias)
+    of_in, of_in_bias = _linear_backward(normed.out, of_hidden, ffn.project_in, ffn.project_in_bias)
     of_y, of_weight, of_bias = _norm_backward(
         of_hidden @ ffn.project_in.flatten(1), y, normed, ffn.norm_weight, ffn.norm_bias
     )
@@ -166,25 +191,21 @@ class _Recomputed(NamedTuple):
     normed: _Normed
     u: Tensor  # (T, 3C)
     attended: Tensor  # (T, C)
-    y: Tensor  # (T, C)
 
 
 def _recompute_attention(tokens: _Tokens, weights: AttentionWeights, core: _Core) -> _Recomputed:
     normed = _norm(tokens.rows, weights.norm_weight, weights.norm_bias)
     u = F.linear(normed.out, weights.qkv.flatten(1), weights.qkv_bias)
-    attended = core.forward(u, tokens)
-    return _Recomputed(
-        normed, u, attended, F.linear(attended, weights.proj.flatten(1), weights.proj_bias).add_(tokens.rows)
-    )
+    return _Recomputed(normed, u, core.forward(u, tokens))
 
 
 def _attention_backward(
     tokens: _Tokens, recomputed: _Recomputed, grad: Tensor, weights: AttentionWeights, core: _Core
 ) -> tuple[Tensor, Sums]:
-    """Gradients of the band's tokens and of the weights; grad (T, C) is that of y."""
-    of_proj, of_proj_bias = _linear_backward(recomputed.attended, grad, weights.proj_bias)
+    """Gradients of the part's tokens and of the weights; grad (T, C) is that of y."""
+    of_proj, of_proj_bias = _linear_backward(recomputed.attended, grad, weights.proj, weights.proj_bias)
     of_u, of_dwconv, of_bias, of_log_scale = core.backward(recomputed.u, grad @ weights.proj.flatten(1), tokens)
-    of_qkv, of_qkv_bias = _linear_backward(recomputed.normed.out, of_u, weights.qkv_bias)
+    of_qkv, of_qkv_bias = _linear_backward(recomputed.normed.out, of_u, weights.qkv, weights.qkv_bias)
     of_x, of_weight, of_norm_bias = _norm_backward(
         of_u @ weights.qkv.flatten(1), tokens.rows, recomputed.normed, weights.norm_weight, weights.norm_bias
     )
@@ -205,7 +226,7 @@ def _attention_backward(
 
 
 class _Core(NamedTuple):
-    """csrc/ops/swda_core.h on a band's tokens."""
+    """csrc/ops/swda_core.h on a part's tokens."""
 
     weights: Packed
     heads: int
@@ -239,7 +260,7 @@ class _Core(NamedTuple):
             *(None if image is None else view(image) for image in images),
             dense(self.weights),
             dense(grads),
-            (self.heads, self.window, self.shift, tokens.last),
+            (self.heads, self.window, self.shift, *tokens.last),
             dense([scratch]),
             threads,
         )

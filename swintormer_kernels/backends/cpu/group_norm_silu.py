@@ -7,6 +7,7 @@ anything else a copy is made first.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
     source, target, transposed = like_planes(x, out)
     batch, channels, height, width = x.shape
     scratch = torch.empty(scratch_floats(batch, channels, height * width, groups))
-    weights, addresses = dense_norm(norm)
+    weights, addresses = dense(norm)
     native.extension().group_norm_silu(
         *(plane_view(tensor, transposed) for tensor in (target, source)),
         addresses,
@@ -40,9 +41,9 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
     return out if target is out else out.copy_(target)
 
 
-def dense_norm(norm: GroupNormWeights) -> tuple[list[Tensor | None], list[int]]:
+def dense(parameters: Iterable[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
     """The tensors, dense, and their addresses, 0 for None. Keep the tensors alive during the call."""
-    tensors = [None if tensor is None else tensor.contiguous() for tensor in norm]
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in parameters]
     return tensors, [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 

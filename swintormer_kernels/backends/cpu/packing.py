@@ -33,8 +33,8 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packe
     projection = (tile, 1)
     dwconv, dwconv_bias, scale, bias = pack_core(weights, window)
     return [
-        weights.norm_weight,
-        weights.norm_bias,
+        weights.norm_weight.contiguous(),
+        weights.norm_bias.contiguous(),
         _cached(weights.qkv, _head_tiles, units),
         _cached(weights.qkv_bias, _head_rows, units, missing=rows),
         dwconv,
@@ -67,8 +67,8 @@ def pack_ffn(weights: FFNWeights) -> Packed:
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     halves, whole = (tile // 2, 2), (tile, 1)
     return [
-        weights.norm_weight,
-        weights.norm_bias,
+        weights.norm_weight.contiguous(),
+        weights.norm_bias.contiguous(),
         _cached(weights.project_in, _tiles, halves),
         _cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
         _cached(weights.project_out, _tiles, whole),
@@ -120,5 +120,9 @@ def _scale(logit_scale: Tensor) -> Tensor:
 
 def _bias(table: Tensor, channels: int, heads: int, window: int, isa: str) -> Tensor:
     """16 sigmoid(table), [head][place]."""
-    index = torch.tensor(native.extension().bias_index(channels, heads, window))
-    return (16 * torch.sigmoid(table))[index].T
+    return (16 * torch.sigmoid(table))[_bias_index(channels, heads, window, isa)].T
+
+
+@functools.lru_cache(maxsize=64)
+def _bias_index(channels: int, heads: int, window: int, isa: str) -> Tensor:
+    return torch.tensor(native.extension().bias_index(channels, heads, window))

@@ -1,0 +1,30 @@
+"""upsample_conv3x3 through csrc/cpu/upsample_conv3x3.cpp: float32, result in channels_last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .group_norm_silu import dense
+from .tensors import view
+from .winograd import POINTS_OF_DOUBLED, image_like, layout, rows_of_channels, transformed_weight
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights
+
+
+def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
+    """See `swintormer_kernels.ops.upsample_conv3x3`."""
+    out = image_like(x, conv.weight.shape[0], scale=2)
+    if out.numel() == 0:
+        return out
+    threads = torch.get_num_threads()
+    panel, floats = layout(x, 2, threads)
+    source, scratch = rows_of_channels(x), torch.empty(floats)
+    kept, addresses = dense((transformed_weight(conv.weight, panel, POINTS_OF_DOUBLED), conv.bias, None))
+    native.extension().upsample_conv3x3(view(out), view(source), addresses, scratch.data_ptr(), threads)
+    del kept  # until here
+    return out

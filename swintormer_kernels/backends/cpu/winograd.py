@@ -1,0 +1,59 @@
+"""What the two 3x3 convolutions through csrc/cpu/winograd.h share: weights, layouts, scratch."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import native
+from ...derived import derived
+
+ALL_POINTS = (0, 1, 2, 3)
+POINTS_OF_DOUBLED = (0, 1, 3)
+"""Rows and columns of a transformed tile that are not 0 where the image's pixels come in equal pairs."""
+
+
+def image_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
+    """An uninitialised result in channels_last."""
+    batch, _, height, width = x.shape
+    return torch.empty((batch, channels, scale * height, scale * width), memory_format=torch.channels_last)
+
+
+def rows_of_channels(x: Tensor) -> Tensor:
+    """`x`, or a copy, with a pixel's channels next to one another and its rows of pixels after one another."""
+    _, channel, down, right = x.stride()
+    _, _, height, width = x.shape
+    if channel == 1 and (height == 1 or width == 1 or down == width * right):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...]) -> Tensor:
+    """`winograd_weight`, made once for each version of `weight`."""
+    return derived([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
+
+
+def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_POINTS) -> Tensor:
+    """G w Gt of (out, in, 3, 3) at `points` of both axes: (panels, points^2, in, panel), out channels filled up with 0.
+
+    Computed in float64 and rounded once.
+    """
+    g = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    g = g[list(points)]
+    transformed = (g @ weight.double() @ g.T).to(weight.dtype).flatten(2)
+    transformed = F.pad(transformed, (0, 0, 0, 0, 0, -weight.shape[0] % panel))
+    return transformed.unflatten(0, (-1, panel)).permute(0, 3, 2, 1).contiguous()
+
+
+def layout(x: Tensor, scale: int, threads: int) -> tuple[int, int]:
+    """Width of a weight panel and floats of scratch, for a result of `scale` times x's height and width."""
+    batch, channels, height, width = x.shape
+    return _layout(batch, channels, scale * height, scale * width, threads, native.extension().isa())
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(batch: int, channels: int, height: int, width: int, threads: int, isa: str) -> tuple[int, int]:
+    return native.extension().conv3x3_layout(batch, channels, height, width, threads)

@@ -1,0 +1,195 @@
+"""Gradients of swda_attention: bands of windows through the forward kernel again, then the backward kernels.
+
+Nothing but x and the weights is kept between the passes, and nothing here grows with the image beside the gradients
+themselves: a band is as many windows as fit `BAND_BYTES`. Sums over pixels are products of torch over a band, or are
+written apart by every program and added up, so the bits are the same at every run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from . import attention_backward as kernels
+from .attention_backward import Gradients, NormGradient, Rows
+from .attention_forward import launch_attention, processors, slots
+from .gated_ffn import dense_layout
+from .runtime import launch
+from .window_parts import Buffers, Sizes, Weights
+from .window_setup import pack, sizes_of
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+# One window's share is 0.4 MB at C = 48 and 4 MB at C = 384 in bfloat16, so a band has 150 or 16 windows: 300 or 256
+# units, which is twice the processors of an H100.
+BAND_BYTES = 64 * 2**20
+OPTIONS = {"num_warps": 4, "num_stages": 2}
+
+
+class _Totals:
+    """Gradients of the weights in float32, summed over bands."""
+
+    def __init__(self, x: Tensor, weights: AttentionWeights) -> None:
+        self.fields = {
+            name: x.new_zeros(weight.shape, dtype=torch.float32)
+            for name, weight in weights._asdict().items()
+            if weight is not None
+        }
+
+    def add(self, name: str, value: Tensor) -> None:
+        if name in self.fields:
+            self.fields[name] += value.reshape(self.fields[name].shape)
+
+
+def attention_gradients(grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int) -> list[Tensor]:
+    """Gradients of those among x and the weights that require one, x first."""
+    totals = _Totals(x, weights)
+    dense = dense_layout(x)
+    of_x = torch.zeros_like(dense)
+    if x.numel():
+        grad = grad if grad.stride() == dense.stride() else torch.empty_like(dense).copy_(grad)
+        S = sizes_of(dense, weights, window, shift)
+        windows = x.numel() // (S.channels * S.area)
+        size = band_windows(S, x.element_size())
+        for first in range(0, windows, size):
+            band = _Band(dense, pack(weights), shift, S, (first, min(size, windows - first)))
+            band.differentiate(grad, of_x, totals, weights.bias_table.requires_grad)
+    found = [of_x] if x.requires_grad else []
+    for name, weight in weights._asdict().items():
+        if weight is not None and weight.requires_grad:
+            found.append(totals.fields[name].to(weight.dtype))
+    if found and found[0] is of_x and of_x.stride() != torch.empty_like(x).stride():
+        found[0] = torch.empty_like(x).copy_(of_x)
+    return found
+
+
+def band_windows(S: Sizes, element: int) -> int:
+    """Windows of a band: all that `_Band` allocates for them fits `BAND_BYTES`, or one window."""
+    return max(1, BAND_BYTES // window_bytes(S, element))
+
+
+def window_bytes(S: Sizes, element: int) -> int:
+    """What `_Band` allocates for one window: 8 C and 18 heads padded d elements a token, and float32 statistics."""
+    elements = S.area * (8 * S.channels + 18 * S.heads * S.padded)
+    blocks = triton.cdiv(S.area, S.tokens)
+    statistics = S.heads * (8 * S.area + triton.cdiv(S.area, S.queries)) + 32 * blocks * S.channels
+    return elements * element + 4 * statistics
+
+
+class _Band:
+    """Some windows of the image, in order; `windows`: (first, how many)."""
+
+    def __init__(self, x: Tensor, weights: Weights, shift: int, S: Sizes, windows: tuple[int, int]) -> None:
+        self.x, self.weights, self.S, self.first, self.count = x, weights, S, *windows
+        self.image = (*x.shape[2:], shift)
+        self.tokens = self.count * S.area
+        self.shift = shift
+
+    def differentiate(self, grad: Tensor, of_x: Tensor, totals: _Totals, bias_wanted: bool) -> None:
+        """Adds the band's share to `totals` and writes its pixels of `of_x`."""
+        S, weights = self.S, self.weights
+        rows = self._rows(grad)
+        buffers = self._forward()
+        attended = rows.grad @ weights.proj.view(S.channels, S.channels)
+        totals.add("proj", _product(rows.grad, buffers.attended))
+        totals.add("proj_bias", rows.grad.sum(0, dtype=torch.float32))
+        gradients = self._of_qkv(buffers, attended)
+        self._scale_and_bias(buffers, gradients, totals, bias_wanted)
+        taps = gradients.dwconv.sum((0, 1))
+        totals.add("dwconv", taps[:9].T)
+        totals.add("dwconv_bias", taps[9])
+        totals.add("qkv", _product(gradients.qkv, rows.normed))
+        totals.add("qkv_bias", gradients.qkv.sum(0, dtype=torch.float32))
+        rows = rows._replace(d_normed=gradients.qkv @ weights.qkv.view(3 * S.channels, S.channels))
+        self._of_norm(rows, of_x, totals)
+
+    def _blocks(self, tokens: int) -> int:
+        return triton.cdiv(self.S.area, tokens)
+
+    def _rows(self, grad: Tensor) -> Rows:
+        normed, gathered = (self.x.new_empty(self.tokens, self.S.channels) for _ in range(2))
+        rows = Rows(normed, gathered, normed)  # of n there is no gradient yet
+        grid = (self.count, self._blocks(self.S.tokens))
+        launch(
+            kernels.gather_rows, grid, self.x, grad, self.weights, rows, *self.image, self.first, S=self.S, **OPTIONS
+        )
+        return rows
+
+    def _forward(self) -> Buffers:
+        attended = self.x.new_empty(self.tokens, self.S.channels)
+        buffers = slots(self.x, self.count * self.S.heads * 2, self.S, attended)
+        launch_attention(self.x, self.weights, buffers, self.shift, (self.first, self.count), self.S)
+        return buffers
+
+    def _of_qkv(self, buffers: Buffers, attended: Tensor) -> Gradients:
+        """All kernels from the attended channels back to qkv before the convolution."""
+        S, new = self.S, self.x.new_empty
+        pairs, single = self.count * S.heads, torch.float32
+        gradients = Gradients(
+            attended,
+            new(buffers.after.shape),
+            new(pairs, 4, S.area, dtype=single),
+            new(pairs, self._blocks(S.queries), dtype=single),
+            new(self.tokens, 3 * S.channels),
+            new(self.count, self._blocks(S.tokens), 10, 3 * S.channels, dtype=single),
+            None,
+        )
+        given = (self.weights, buffers, gradients, *self.image, self.first)
+        launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **OPTIONS)
+        launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **OPTIONS)
+        launch(kernels.channels_gradient, (pairs,), buffers, gradients, S=S, **OPTIONS)
+        grid = (2 * pairs, self._blocks(S.tokens), 3)
+        launch(kernels.convolution_gradient, grid, self.weights, buffers, gradients, S=S, **OPTIONS)
+        return gradients
+
+    def _scale_and_bias(self, buffers: Buffers, gradients: Gradients, totals: _Totals, bias_wanted: bool) -> None:
+        S = self.S
+        totals.add("logit_scale", gradients.scale.view(self.count, S.heads, -1).sum((0, 2)))
+        if not bias_wanted:
+            return
+        tiles = (self._blocks(S.queries), self._blocks(S.keys))
+        groups = min(self.count, max(1, 2 * processors(self.x) // (S.heads * tiles[0] * tiles[1])))
+        sums = self.x.new_empty(groups, S.heads, S.area, S.area, dtype=torch.float32)
+        given = (self.weights, buffers, gradients._replace(bias=sums), *self.image, self.first, self.count)
+        launch(kernels.bias_gradient, (groups * S.heads, *tiles), *given, S=S, **OPTIONS)
+        bias = self.weights.bias / math.log2(math.e)  # 16 sigmoid(table), whose derivative is bias (1 - bias / 16)
+        by_offset = offset_sums(sums.sum(0), S.window)
+        totals.add("bias_table", (by_offset * bias * (1 - bias / 16)).T)
+
+    def _of_norm(self, rows: Rows, of_x: Tensor, totals: _Totals) -> None:
+        blocks = self._blocks(self.S.tokens)
+        out = NormGradient(of_x, self.x.new_empty(self.count, blocks, 2, self.S.channels, dtype=torch.float32))
+        given = (self.x, self.weights, rows, out, *self.image, self.first)
+        launch(kernels.norm_gradient, (self.count, blocks), *given, S=self.S, **OPTIONS)
+        sums = out.norm.sum((0, 1))
+        totals.add("norm_weight", sums[0])
+        totals.add("norm_bias", sums[1])
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b in float32: (T, m), (T, n) -> (m, n)."""
+    if a.dtype == torch.float32 or a.device.type != "cuda":
+        return a.float().T @ b.float()
+    return (a.T @ b).float()
+
+
+def offset_sums(pairs: Tensor, window: int) -> Tensor:
+    """Sums of (heads, N, N) over pairs of tokens that stand equally far apart: (heads, (2w-1)^2), as the table lies."""
+    grid = pairs.unflatten(2, (window, window)).unflatten(1, (window, window))  # heads, y, x, y', x'
+    across = _diagonal_sums(grid.transpose(2, 3))  # heads, y, y', x - x'
+    down = _diagonal_sums(across.permute(0, 3, 1, 2))  # heads, x - x', y - y'
+    return down.transpose(1, 2).flatten(1)
+
+
+def _diagonal_sums(square: Tensor) -> Tensor:
+    """(..., w, w) -> (..., 2w - 1): entry r sums the elements (a, b) with a - b + w - 1 = r."""
+    w = square.shape[-1]
+    # Rows padded to 2w and read as rows of 2w - 1: each starts one place further right than the one before.
+    sheared = F.pad(square.flip(-1), (0, w)).flatten(-2)[..., :-w].unflatten(-1, (w, 2 * w - 1))
+    return sheared.sum(-2)

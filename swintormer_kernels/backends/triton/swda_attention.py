@@ -1,0 +1,39 @@
+"""swda_attention through attention_forward.py and attention_backward.py: float32, bfloat16 and float16.
+
+channels_last and NCHW as they are, others copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .attention_forward import attend, project
+from .attention_gradients import attention_gradients
+from .gated_ffn import dense_layout
+from .window_setup import pack, sizes_of
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+
+def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
+    """See `swintormer_kernels.ops.swda_attention`."""
+    out = torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    dense = dense_layout(x)
+    result = out if out.stride() == dense.stride() else torch.empty_like(dense)
+    packed, sizes = pack(weights), sizes_of(dense, weights, window, shift)
+    attended = attend(dense, packed, shift, sizes)
+    project(dense, attended, packed, result, shift, sizes)
+    return out if result is out else out.copy_(result)
+
+
+def swda_attention_backward(
+    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those among x and the weights that require one, x first."""
+    return attention_gradients(grad, x, weights, window, shift)

@@ -1,0 +1,36 @@
+"""swda_block as two passes: swda_attention, then gated_ffn on its result.
+
+Not one kernel: y = x + proj(attended) has to be whole, C channels of a pixel, before the norm of the second half, and
+Triton's tensors have sides that are powers of two and one index per register, so y, the normed y and the result of the
+second half of 64 pixels would take 3 * 64 * C floats, at C = 384 288 KB where a program has 256 KB of registers. Each
+pixel costs 2 C elements of traffic more than one kernel would: y written and read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .gated_ffn import gated_ffn, gated_ffn_backward
+from .swda_attention import swda_attention, swda_attention_backward
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+
+def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:
+    """See `swintormer_kernels.ops.swda_block`."""
+    return gated_ffn(swda_attention(x, attention, window, shift), ffn)
+
+
+def swda_block_backward(
+    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those among x and the weights that require one, x first. y is computed again, and not kept."""
+    with torch.no_grad():
+        y = swda_attention(x, attention, window, shift)
+    of_y, *of_ffn = gated_ffn_backward(grad, y.requires_grad_(), ffn)
+    return [*swda_attention_backward(of_y, x, attention, window, shift), *of_ffn]

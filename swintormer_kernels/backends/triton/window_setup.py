@@ -1,0 +1,60 @@
+"""From tensors to what the attention's kernels take: weights as pointers, and the sizes with tuned blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...derived import derived
+from .gated_ffn import is_rows
+from .runtime import choice, precision
+from .window_parts import Sizes, Weights
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+
+def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Sizes:
+    """All that the compiled code depends on."""
+    tuned = choice("attention_forward", {"C": x.shape[1], "d": x.shape[1] // 2 // weights.logit_scale.shape[0]}, x)
+    return Sizes(
+        channels=x.shape[1],
+        heads=weights.logit_scale.shape[0],
+        window=window,
+        tokens=tuned["tokens"],
+        queries=tuned["queries"],
+        keys=tuned["keys"],
+        chunk=_chunk(x.shape[1]),
+        outputs=_chunk(x.shape[1]),
+        rows=is_rows(x),
+        shifted=shift > 0,
+        precision=precision(),
+    )
+
+
+def _chunk(channels: int) -> int:
+    return next((chunk for chunk in (64, 32, 16) if channels % chunk == 0), 16)
+
+
+def pack(weights: AttentionWeights) -> Weights:
+    """Dense weights; 16 sigmoid(table) log2(e) is made once for each version of the table."""
+    return Weights(
+        weights.norm_weight,
+        weights.norm_bias,
+        weights.qkv.contiguous(),
+        weights.qkv_bias,
+        weights.dwconv.contiguous(),
+        weights.dwconv_bias,
+        weights.logit_scale.contiguous(),
+        weights.proj.contiguous(),
+        weights.proj_bias,
+        derived([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(weights.bias_table)),
+    )
+
+
+def bias_in_powers_of_two(table: Tensor) -> Tensor:
+    """16 sigmoid(table) log2(e) in float32: ((2w-1)^2, heads) -> (heads, (2w-1)^2)."""
+    return (16 * math.log2(math.e) * torch.sigmoid(table.detach().float())).T.contiguous()

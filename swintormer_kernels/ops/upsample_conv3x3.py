@@ -1,0 +1,116 @@
+"""upsample_conv3x3: every pixel as 2x2 equal ones, then a 3x3 convolution, by which U-Nets and decoders go up a level.
+
+    out = conv3x3(nearest(x)) + bias      stride 1, padded with one 0 on each side
+
+MACs per output pixel: 9 C_in C_out. Rows and columns of the doubled image come in equal pairs, so Winograd's
+F(2x2, 3x3) needs 9 of its 16 products, a quarter of the direct convolution's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
+from ..backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
+from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..case import Case, Cost
+from ..registry import Op
+from .group_norm_silu import LAYOUTS
+
+
+class UpsampleWeights(NamedTuple):
+    """Parameters of `upsample_conv3x3`."""
+
+    weight: Tensor  # (C_out, C_in, 3, 3)
+    bias: Tensor | None = None  # (C_out,)
+
+
+def _cpu_serves(x: Tensor, conv: UpsampleWeights) -> str | None:
+    return float32_or_autocast(x, *conv)
+
+
+OP = Op(
+    "upsample_conv3x3",
+    serves={"cpu": _cpu_serves},
+    absent={"triton": "not written yet", "cuda": "not written yet"},
+)
+
+
+@OP.public
+def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
+    """conv3x3(nearest neighbours of x, twice the size) + bias.
+
+    Args:
+        x: (B, C_in, H, W), any strides.
+        conv: the parameters, shapes as in `UpsampleWeights`.
+
+    Returns:
+        (B, C_out, 2H, 2W).
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    check_input(x, conv)
+    backend = OP.select(x, conv)
+    if backend == "reference":
+        return _reference(x, conv)
+    return _run(*_SIGNATURE.flat(x, conv), backend)
+
+
+def check_input(x: Tensor, conv: UpsampleWeights) -> None:
+    """Raises ValueError where `upsample_conv3x3` cannot take these arguments."""
+    if x.ndim != 4 or conv.weight.shape[1:] != (x.shape[1], 3, 3):
+        raise ValueError(
+            f"weight must be (C_out, C_in, 3, 3) and x (B, C_in, H, W), found {tuple(conv.weight.shape)} "
+            f"and {tuple(x.shape)}"
+        )
+    if conv.bias is not None and conv.bias.shape != conv.weight.shape[:1]:
+        raise ValueError(f"bias must be ({conv.weight.shape[0]},), found {tuple(conv.bias.shape)}")
+
+
+def _like_output(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    height, width = x.shape[2:]
+    return x.new_empty((x.shape[0], weight.shape[0], 2 * height, 2 * width)).to(memory_format=torch.channels_last)
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(x: Tensor, conv: UpsampleWeights) -> Cost:
+    """Work of `upsample_conv3x3`: the products of a direct convolution; x, weights and out once each."""
+    pixels = 4 * x.numel() // max(1, x.shape[1])
+    weights = sum(tensor.numel() for tensor in conv if tensor is not None)
+    elements = x.numel() + pixels * conv.weight.shape[0] + weights
+    return Cost(pixels * conv.weight[0].numel() * conv.weight.shape[0], elements * x.element_size())
+
+
+def cases() -> list[Case]:
+    """The steps up of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+
+    def case(name: str, shape: tuple[int, int, int, int], out: int, layout: str = "", **options: Any) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                x = LAYOUTS[layout or "channels_last"](torch.randn(shape))
+                weight = torch.randn(out, shape[1], 3, 3) / (3 * shape[1] ** 0.5)
+                return (x, UpsampleWeights(weight, torch.randn(out) if options.get("bias", True) else None)), {}
+
+        small = shape[1] * out * shape[2] * shape[3] < 5_000_000
+        return Case(name, make, timed=options.get("timed", False), tested=small)
+
+    released, compact = [(640, 16), (320, 32), (320, 64)], [(96, 8), (64, 16)]
+    return [
+        *(case(f"{c}, {s}x{s}", (1, c, s, s), c, timed=True) for c, s in (*released, *compact)),
+        case("batch 3, odd sizes", (3, 40, 7, 13), 24),
+        case("NCHW, no bias", (2, 24, 7, 9), 5, "contiguous", bias=False),
+        case("columns apart", (2, 12, 5, 9), 33, "sliced"),
+        case("one pixel", (2, 12, 1, 1), 7),
+        case("empty batch", (0, 12, 5, 9), 8),
+    ]
+
+
+_SIGNATURE = Signature((UpsampleWeights,), ())
+_run = define_block_op(OP, _SIGNATURE, upsample_conv3x3_gradients, cost, _like_output)
