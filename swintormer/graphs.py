@@ -1,8 +1,16 @@
-"""A network's forward pass as one CUDA graph, so that hundreds of small launches cost one.
+"""A network's forward pass, or a loop of many, as one CUDA graph, so that hundreds of small launches cost one.
 
     forward = GraphedForward(net)
     y = forward(x)      # plain where there is no CUDA, and for the first batch of a shape; y serves until the next call
     forward.reason      # why batches run plainly although they lie on a GPU; None where they need not
+
+    def denoise(z, part, times, schedule):      # times (B, steps) on the GPU: a graph makes no tensor of a number
+        for step, (a_t, a_s) in enumerate(schedule):
+            z = ddim_step(z, net(z, times[:, step], part), alpha_bar_t=a_t, alpha_bar_s=a_s)
+        return z
+
+    sample = GraphedForward(net, function=denoise)
+    z0 = sample(noise, part, times, settings=(schedule,))   # all steps are one graph, of this schedule
 
 A graph repeats the kernels and addresses of one pass. It is thrown away when a parameter, the shape, a setting of torch
 or the chosen backend changes, and taken into use only after it gave what a plain pass gives on other data.
@@ -10,7 +18,9 @@ or the chosen backend changes, and taken into use only after it gave what a plai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -19,43 +29,60 @@ from torch import Tensor, nn
 
 from swintormer_kernels.registry import asked_backend
 
-Forward: TypeAlias = Callable[[Tensor], Tensor]
-Capture: TypeAlias = Callable[[Forward, Tensor], Forward]
-"""(function, example) -> what computes the function for inputs of the example's shape, or fewer of them."""
+Forward: TypeAlias = Callable[..., Tensor]
+"""Tensors, each with the batch first -> a tensor with the batch first."""
+Capture: TypeAlias = Callable[..., Forward]
+"""(function, *examples) -> what computes the function for inputs of the examples' shapes, or fewer of them."""
 
 
 class GraphedForward:
-    """`net(x)` without gradients, replayed from the second batch of a shape on.
+    """`function(x, ...)` without gradients, replayed from the second batch of a shape on.
 
     Args:
-        net: in evaluation mode when called.
+        net: all whose parameters and buffers the function reads, in evaluation mode when called.
         capture: makes a graph; the tests give another.
         device: type of the devices that have graphs.
+        function: takes the inputs, then the settings, and keeps the CPU out of it: no synchronisation, no tensor made
+            of numbers. None for `net` itself.
 
     Attributes:
         reason: why the current shape runs plainly; None where it is replayed or was not seen twice yet.
     """
 
-    def __init__(self, net: nn.Module, capture: Capture | None = None, device: str = "cuda") -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        capture: Capture | None = None,
+        device: str = "cuda",
+        function: Forward | None = None,
+    ) -> None:
         self.net, self._capture, self._device = net, capture or capture_graph, device
+        self._function: Forward = function or net
         self.reason: str | None = None
         self._key: Any = None
         self._batch = 0
         self._replay: Forward | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type != self._device or torch.is_grad_enabled() or not len(x):
-            return self.net(x)
-        key = self._state(x)
-        if key != self._key or len(x) > self._batch:
-            self._key, self._batch, self._replay, self.reason = key, len(x), None, None
-            return self.net(x)
-        if self._replay is None and self.reason is None and len(x) == self._batch:
-            self._take(x)
-        return self.net(x) if self._replay is None else self._replay(x)
+    def __call__(self, *inputs: Tensor, settings: tuple[Hashable, ...] = ()) -> Tensor:
+        """`function(*inputs, *settings)`.
+
+        Args:
+            inputs: each with the batch first; what of them the batch does not change belongs to the shape.
+            settings: what a graph is made for; another one makes another graph.
+        """
+        first = inputs[0]
+        if first.device.type != self._device or torch.is_grad_enabled() or not len(first):
+            return self._function(*inputs, *settings)
+        key = (self._state(first), [_kind(x) for x in inputs], settings)
+        if key != self._key or len(first) > self._batch:
+            self._key, self._batch, self._replay, self.reason = key, len(first), None, None
+            return self._function(*inputs, *settings)
+        if self._replay is None and self.reason is None and len(first) == self._batch:
+            self._take(inputs, settings)
+        return self._function(*inputs, *settings) if self._replay is None else self._replay(*inputs)
 
     def _state(self, x: Tensor) -> Any:
-        """All that a graph would go on ignoring after it changed."""
+        """All beside the inputs that a graph would go on ignoring after it changed."""
         tensors = chain(self.net.parameters(), self.net.buffers())
         versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         settings = (
@@ -66,57 +93,82 @@ class GraphedForward:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type),
         )
-        rows = x.is_contiguous(memory_format=torch.channels_last)
-        return x.shape[1:], x.dtype, x.device, rows, versions, settings
+        return versions, settings
 
-    def _take(self, x: Tensor) -> None:
-        """Capture at x's shape, and use it if it agrees with a plain pass on other data."""
+    def _take(self, inputs: tuple[Tensor, ...], settings: tuple[Hashable, ...]) -> None:
+        """Capture at the inputs' shapes, and use it if it agrees with a plain run on other data."""
+        function = self._function if not settings else partial(_with_settings, self._function, settings)
         if any(t.is_inference() for t in chain(self.net.parameters(), self.net.buffers())):
             self.reason = "the network was made in inference mode, where torch does not count changes of its parameters"
             return
         try:
-            replay = self._capture(self.net, x)
-            other = torch.rand_like(x)
-            replayed, plain = replay(other), self.net(other)
+            replay = self._capture(function, *inputs)
+            other = [torch.rand_like(x) if x.is_floating_point() else x for x in inputs]
+            replayed = replay(*other)
+            with _counting(self.net) as passes:
+                plain = function(*other)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.reason = f"the graph could not be captured ({said})"
             return
-        if _agree(replayed, plain, self.net):
+        if _agree(replayed, plain, self.net, len(passes)):
             self._replay = replay
         else:
             self.reason = "a replay of the graph gave other numbers than a plain pass"
 
 
-def _agree(value: Tensor, plain: Tensor, net: nn.Module) -> bool:
+def _with_settings(function: Forward, settings: tuple[Hashable, ...], *inputs: Tensor) -> Tensor:
+    return function(*inputs, *settings)
+
+
+def _kind(x: Tensor) -> Any:
+    rows = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.shape[1:], x.dtype, x.device, rows
+
+
+@contextmanager
+def _counting(net: nn.Module) -> Iterator[list[None]]:
+    """A list that grows by one with every pass of `net` inside."""
+    passes: list[None] = []
+    hook = net.register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def _agree(value: Tensor, plain: Tensor, net: nn.Module, passes: int) -> bool:
     """Equal but for the order of sums, which some libraries do not keep.
 
     Sums are float32, so a term of the longest may move the result by an epsilon of that; after each layer it is rounded
-    to the dtype, and as many layers as there are parameters add up like a random walk.
+    to the dtype, and as many layers as there are parameters add up like a random walk. Each pass of a loop may do so.
     """
     parameters = list(net.parameters())
     longest = max((p[0].numel() for p in parameters if p.ndim), default=1)
     epsilons = longest * torch.finfo(torch.float32).eps + len(parameters) ** 0.5 * torch.finfo(plain.dtype).eps
+    epsilons *= max(1, passes)
     return bool(((value - plain).abs() <= epsilons * plain.abs().max()).all())  # NaN does not agree
 
 
-def capture_graph(function: Forward, example: Tensor) -> Forward:
-    """`function` at the example's shape as a CUDA graph. Fewer inputs are filled up with earlier ones."""
-    with torch.cuda.device(example.device):
-        inputs = example.clone(memory_format=torch.preserve_format)
+def capture_graph(function: Forward, *examples: Tensor) -> Forward:
+    """`function` at the examples' shapes as a CUDA graph. Fewer inputs are filled up with earlier ones."""
+    device = examples[0].device
+    with torch.cuda.device(device):
+        inputs = [example.clone(memory_format=torch.preserve_format) for example in examples]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            function(inputs)  # compiles, and makes what is made once, such as packed weights
+            function(*inputs)  # compiles, and makes what is made once, such as packed weights
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = function(inputs)
+            outputs = function(*inputs)
 
-    def replay(x: Tensor) -> Tensor:
-        with torch.cuda.device(inputs.device):
-            inputs[: len(x)].copy_(x)
+    def replay(*given: Tensor) -> Tensor:
+        with torch.cuda.device(device):
+            for kept, x in zip(inputs, given, strict=True):
+                kept[: len(x)].copy_(x)
             graph.replay()
-        return outputs[: len(x)]
+        return outputs[: len(given[0])]
 
     return replay

@@ -16,7 +16,7 @@ import swintormer_kernels as sk
 from swintormer import NetworkConfig
 from swintormer_kernels.backends.triton import tensors
 from swintormer_kernels.case import Case
-from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.ops import ddim_step, gated_ffn, group_norm_silu, norm_silu_conv3x3, swda_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread", "language_patched_once")
 TINY = NetworkConfig(
@@ -112,6 +112,24 @@ def meter(tmp_path, monkeypatch):
     for name, value in (("WARM_UPS", 1), ("LEAST", 2), ("MOST", 2)):
         monkeypatch.setattr(tool("gpu_timing"), name, value)
     return tool("gpu_parts").Meter("part", tmp_path, "cpu", n=64)
+
+
+@pytest.mark.parametrize("op", [group_norm_silu, ddim_step, norm_silu_conv3x3])
+def test_ops_on_a_latent_are_timed_as_they_are(op, meter, tmp_path, monkeypatch):
+    if sk.backends()["triton"] is not None or not tensors.INTERPRETED:
+        pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
+    x, norm = torch.randn(1, 4, 3, 5), group_norm_silu.make_weights(1, 4)
+    arguments = {
+        "group_norm_silu": (x, norm, 2),
+        "ddim_step": (x, x.clone()),
+        "norm_silu_conv3x3": (x, norm, norm_silu_conv3x3.make_weights(1, 4, 4, (3, 5)), 2),
+    }[op.OP.name]
+    keywords = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4} if op is ddim_step else {}
+    monkeypatch.setattr(op, "cases", lambda: [Case("small", lambda seed: (arguments, keywords))])
+    tool("gpu_parts").time_op(meter, op, tiles=1)
+    rows = tool("gpu").read_rows(tmp_path)
+    assert [row.by for row in rows] == 2 * ["eager", "eager", "triton", "triton"]
+    assert all(row.what == op.OP.name and row.error < 0.1 for row in rows)
 
 
 def test_an_op_is_timed_with_eager_beside_it_in_both_passes(meter, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swintormer import Deblurrer, NetworkConfig, Swintormer
 from swintormer.graphs import Forward, GraphedForward, capture_graph
-from swintormer_kernels import use_backend
+from swintormer_kernels import ddim_step, use_backend
 
 TINY = NetworkConfig(
     in_channels=3, dim=8, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=2
@@ -141,6 +141,72 @@ def test_what_has_no_graph_runs_plainly():
     assert capture.captures == 0
 
 
+class LoopImitation(Imitation):
+    """Stands for the graph of a function of several inputs."""
+
+    def __call__(self, function: Forward, *examples: Tensor) -> Forward:
+        self.captures += 1
+        inputs = [example.clone() for example in examples]
+
+        def replay(*given: Tensor) -> Tensor:
+            self.replays += 1
+            for kept, x in zip(inputs, given, strict=True):
+                kept[: len(x)] = x
+            return self.spoil(function(*inputs))[: len(given[0])]
+
+        return replay
+
+
+Schedule = tuple[tuple[float, float], ...]
+
+
+def sampler(spoil: Callable[[Tensor], Tensor] = lambda y: y) -> tuple[GraphedForward, Callable[..., Tensor], Imitation]:
+    """A denoiser's loop over the steps of a schedule, graphed and plain."""
+    net, capture = Net(), LoopImitation(spoil)
+
+    def denoise(z: Tensor, part: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+        for step, (alpha_bar_t, alpha_bar_s) in enumerate(schedule):
+            predicted = net(z + part) + times[:, step, None]
+            z = ddim_step(z, predicted, alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
+        return z
+
+    return GraphedForward(net, capture, device="cpu", function=denoise), denoise, capture
+
+
+SCHEDULE: Schedule = ((0.1, 0.4), (0.4, 0.7), (0.7, 1.0))
+
+
+def latents(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(batch, 5), torch.randn(batch, 5), torch.arange(3).expand(batch, -1)
+
+
+def test_all_steps_of_a_sampler_are_one_graph_of_their_schedule():
+    sample, denoise, capture = sampler()
+    for size, schedule, captures in ((2, SCHEDULE, 0), (2, SCHEDULE, 1), (1, SCHEDULE, 1), (1, SCHEDULE[:2], 1),
+                                     (1, SCHEDULE[:2], 2)):  # fmt: skip
+        inputs = latents(size)
+        assert torch.equal(sample(*inputs, settings=(schedule,)), denoise(*inputs, schedule))
+        assert capture.captures == captures
+    assert sample.reason is None
+
+
+def test_another_shape_of_any_input_starts_anew():
+    sample, _, capture = sampler()
+    z, part, times = latents(2)
+    for given in ((z, part, times), (z, part[:, :1], times)):
+        sample(*given, settings=(SCHEDULE,)), sample(*given, settings=(SCHEDULE,))
+    assert capture.captures == 2
+
+
+def test_a_loop_that_a_graph_computes_wrongly_runs_plainly():
+    sample, denoise, capture = sampler(lambda y: y * 1.001)
+    inputs = latents(2)
+    for _ in range(3):
+        assert torch.equal(sample(*inputs, settings=(SCHEDULE,)), denoise(*inputs, SCHEDULE))
+    assert capture.captures == 1
+    assert "other numbers" in sample.reason
+
+
 def test_the_tiles_of_a_deblurrer_go_through_it():
     deblur = Deblurrer(Swintormer(TINY), tile=16, batch=2)
     seen = []
@@ -164,3 +230,23 @@ def test_a_graph_on_the_gpu_gives_the_plain_image_and_follows_the_weights():
     replay = capture_graph(net, torch.rand(2, 3, 16, 16, device="cuda"))
     one = torch.rand(1, 3, 16, 16, device="cuda")
     assert replay(one).shape == one.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_sampler_on_the_gpu_gives_what_its_steps_give():
+    torch.manual_seed(0)
+    net = nn.Conv2d(8, 4, 3, padding=1).cuda()
+
+    def denoise(z: Tensor, part: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+        for step, (alpha_bar_t, alpha_bar_s) in enumerate(schedule):
+            predicted = net(torch.cat([z, part], 1)) + times[:, step, None, None, None]
+            z = ddim_step(z, predicted, alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
+        return z
+
+    sample = GraphedForward(net, function=denoise)
+    for _ in range(3):
+        z, part = torch.randn(2, 2, 4, 32, 32, device="cuda")
+        inputs = z, part, torch.arange(3, device="cuda").expand(2, -1)
+        torch.testing.assert_close(sample(*inputs, settings=(SCHEDULE,)), denoise(*inputs, SCHEDULE))
+    assert sample.reason is None
+    assert sample._replay is not None

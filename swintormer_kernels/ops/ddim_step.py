@@ -23,6 +23,7 @@ from torch import Tensor
 from ..backends.cpu.tensors import float32_on_cpu
 from ..backends.reference.ddim_step import Prediction, ddim_step_backward, guided
 from ..backends.reference.ddim_step import ddim_step as _reference
+from ..backends.triton.tensors import MOST_PIXELS, dense_on_gpu
 from ..case import Case, Cost
 from ..registry import Op
 
@@ -36,11 +37,18 @@ def _cpu_serves(
     return float32_on_cpu(z, noise_pred, noise, prediction.unconditional)
 
 
+def _triton_serves(
+    z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, prediction: Prediction = _NOISE, **_: Any
+) -> str | None:
+    if z.numel() > MOST_PIXELS:
+        return f"the triton backend takes at most {MOST_PIXELS} elements, found {z.numel()}"
+    return dense_on_gpu(z, noise_pred, noise, prediction.unconditional)
+
+
 OP = Op(
     "ddim_step",
-    serves={"cpu": _cpu_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
     absent={
-        "triton": "not written yet: one elementwise pass, which torch.compile fuses from the reference",
         "cuda": "not written yet: one elementwise pass, which torch.compile fuses from the reference",
     },
 )

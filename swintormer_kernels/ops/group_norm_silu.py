@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..backends.reference.group_norm_silu import group_norm_silu as _reference
 from ..backends.reference.group_norm_silu import group_norm_silu_gradients
+from ..backends.triton.tensors import dense_on_gpu
 from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
@@ -35,10 +36,14 @@ def _cpu_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-
     return float32_or_autocast(x, *norm)
 
 
+def _triton_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
+    return dense_on_gpu(x, *norm)
+
+
 OP = Op(
     "group_norm_silu",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3 as _reference
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3_gradients
+from ..backends.triton.tensors import dense_on_gpu
 from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
@@ -58,10 +59,14 @@ def used_products(height: int, width: int, out_channels: int) -> float:
     return height * width / 4 / in_rows * out_channels / in_panels
 
 
+def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
+    return dense_on_gpu(x, *norm, *conv)
+
+
 OP = Op(
     "norm_silu_conv3x3",
-    serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 

@@ -55,6 +55,7 @@ def compare(*filters: str) -> None:
 
 def test_a_part_of_the_table():
     compare(*SUBSET, " C 48 forward float32 sm_90")
+    compare("ddim_step plain step bfloat16", "group_norm_silu C 32 whole bfloat16", "C 160 forward bfloat16 sm_90")
 
 
 @pytest.mark.slow

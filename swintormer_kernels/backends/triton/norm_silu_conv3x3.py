@@ -1,0 +1,170 @@
+"""norm_silu_conv3x3 through conv_kernels.py: float32, bfloat16, float16; result in channels_last.
+
+x and skip are taken as they are in channels_last, cut out of more channels too; of anything else a copy is made first.
+
+Backward: the activation again, by the kernels of group_norm_silu; the convolution's two gradients by torch (cuDNN or
+MIOpen), which are plain products with nothing beside them to fuse; and group_norm_silu's backward through the norm. So
+it costs one pass over the image more than torch's own, and saves what that keeps: the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from ...derived import derived
+from . import conv_kernels
+from .conv_kernels import PackedConv
+from .group_norm_silu import apply_norm, dense, dense_like, group_norm_silu_backward, image_of, norm_table
+from .runtime import Tuning, choice, launch, precision
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+
+# What a chunk of the activation costs beside its products, in output channels: an exponential and a division of 16 a
+# clock each, and 3 products a channel on tensor cores of 1024 (sm_80) to 2048 (sm_90) a clock.
+PROLOGUE = 64
+_NAMES = ("BLOCK_P", "BLOCK_N", "BLOCK_C", "num_warps", "num_stages")
+
+
+def _hopeless(candidate: dict[str, int], sizes: Mapping[str, int], bytes_each: int) -> bool:
+    # In float32 operands wait in registers, too: with more than 48 sums a thread, or 32 channels at once, sm_90 spilled
+    # 96 and 288 bytes at C = 320.
+    threads = 32 * candidate["num_warps"]
+    sums = 3 * candidate["BLOCK_P"] * candidate["BLOCK_N"] // threads
+    return bytes_each == 4 and (sums > 48 or candidate["BLOCK_C"] > 16)
+
+
+# A larger BLOCK_N norms x less often, a larger BLOCK_P reads weights less often. What binds is the registers: three
+# sums of BLOCK_P * BLOCK_N.
+TUNED = {
+    "norm_silu_conv3x3": Tuning(
+        "forward",
+        tuple(
+            dict(zip(_NAMES, values, strict=True))
+            for values in (
+                *((128, 64, 32, 8, 3), (128, 64, 32, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 8, 2)),
+                *((64, 64, 32, 4, 2), (64, 64, 16, 8, 2), (64, 32, 16, 4, 2), (64, 32, 16, 8, 1)),
+                *((32, 32, 16, 4, 1), (16, 32, 16, 4, 1)),
+            )
+        ),
+        _hopeless,
+    ),
+}
+
+
+def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> Tensor:
+    """See `swintormer_kernels.ops.norm_silu_conv3x3`."""
+    batch, channels, height, width = x.shape
+    outputs = conv.weight.shape[0]
+    shape = (batch, outputs, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if out.numel() == 0:
+        return out
+    image = image_of(x, rows=True)
+    table = norm_table(image, dense(norm), groups, eps)
+    skip = None if conv.skip is None else image_of(conv.skip, rows=True)
+    tuned = choice("norm_silu_conv3x3", {"C": channels}, x)
+    tuned["BLOCK_N"] = _outputs_of_a_program(outputs, tuned["BLOCK_N"])
+    packed, sizes = _pack(conv, None if skip is None else skip.tensor, tuned)
+    # In whole image rows nothing comes from beyond the run.
+    margin = 0 if tuned["BLOCK_P"] % width == 0 else 1
+    blocks = triton.cdiv(image.pixels, tuned["BLOCK_P"] - 2 * margin)
+    launch(
+        conv_kernels.forward,
+        (batch * blocks, triton.cdiv(outputs, tuned["BLOCK_N"])),
+        *(image.tensor, out, table, packed, image.pixels, width, blocks, margin),
+        **sizes,
+        PITCH=image.pitch,
+        SKIP_PITCH=0 if skip is None else skip.pitch,
+        PRECISION=precision(),
+        **tuned,
+    )
+    return out
+
+
+def norm_silu_conv3x3_backward(
+    grad: Tensor, x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float
+) -> list[Tensor]:
+    """Gradients for those of x and the records' tensors that require one, in order."""
+    if x.numel() == 0:  # convolution_backward takes no image without pixels
+        leaves = [tensor for tensor in (x, *norm, *conv) if tensor is not None]
+        return [torch.zeros_like(tensor) for tensor in leaves if tensor.requires_grad]
+    of_norm = any(tensor is not None and tensor.requires_grad for tensor in (x, *norm))
+    of_activation: Any = None
+    of_weight: Any = None
+    if of_norm or conv.weight.requires_grad:
+        image = image_of(x.detach(), rows=True)
+        activation = dense_like(image)
+        apply_norm(image, dense(norm), groups, eps, activation)
+        wanted = [of_norm, conv.weight.requires_grad, False]
+        of_activation, of_weight, _ = torch.ops.aten.convolution_backward(
+            grad, activation, conv.weight.detach(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+        )
+    found = group_norm_silu_backward(of_activation, x, norm, groups, eps) if of_norm else []
+    sums: dict[str, Callable[[], Any]] = {
+        "weight": lambda: of_weight,
+        "bias": lambda: grad.sum((0, 2, 3)),
+        "embedding": lambda: grad.sum((2, 3)),
+        "skip": grad.clone,  # what an op returns may not be what it was given
+    }
+    for name, tensor in conv._asdict().items():
+        if tensor is not None and tensor.requires_grad:
+            found.append(torch.empty_like(tensor).copy_(sums[name]()))
+    return found
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _outputs_of_a_program(outputs: int, most: int) -> int:
+    """BLOCK_N up to `most` with the least work: padded products, and the prologue once for each block."""
+    sizes = [size for size in (16, 32, 64, 128) if size <= most]
+    return min(sizes, key=lambda size: triton.cdiv(outputs, size) * (size + PROLOGUE))
+
+
+def _pack(conv: ConvWeights, skip: Tensor | None, tuned: dict[str, int]) -> tuple[PackedConv, dict[str, int]]:
+    """The weights as the kernel takes them, made once for each version of a parameter, and their sizes."""
+    outputs, channels = conv.weight.shape[:2]
+    padded = tuple(
+        triton.cdiv(count, block) * block
+        for count, block in ((channels, tuned["BLOCK_C"]), (outputs, tuned["BLOCK_N"]))
+    )
+    weight = derived([conv.weight], ("taps", padded), lambda: _packed(conv.weight, *padded))
+    bias, embedding = (None if t is None else t.contiguous() for t in (conv.bias, conv.embedding))
+    sizes = {"C": channels, "OUT": outputs, "CP": padded[0], "OP": padded[1]}
+    return PackedConv(weight, bias, embedding, skip), sizes
+
+
+def _packed(weight: Tensor, channels: int, outputs: int) -> Tensor:
+    """(OUT, C, 3, 3) -> (9, CP, OP)."""
+    taps = weight.flatten(2).permute(2, 1, 0)
+    return F.pad(taps, (0, outputs - taps.shape[2], 0, channels - taps.shape[1])).contiguous()
+
+
+# ---- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def ahead_of_time(
+    dtype: torch.dtype, device: str = "cpu", side: int = 32
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Configurations for aot.py: levels of the released denoiser and of a compact one, with all that can be added."""
+    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+
+    for channels, groups in ((32, 8), (160, 32), (320, 32)):
+        x = torch.empty(1, channels, side, side, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+        norm = GroupNormWeights(*x.new_empty(2, channels).unbind())
+        conv = ConvWeights(x.new_empty(channels, channels, 3, 3), x.new_empty(channels), x.new_empty(1, channels), x)
+
+        def call(x: Tensor = x, norm: GroupNormWeights = norm, conv: ConvWeights = conv, groups: int = groups) -> None:
+            with torch.no_grad():
+                norm_silu_conv3x3(x, norm, conv, groups, 1e-5)
+
+        yield f"C {channels}", call
