@@ -53,7 +53,7 @@ def attention_gradients(grad: Tensor, x: Tensor, weights: AttentionWeights, wind
     """Gradients of those among x and the weights that require one, x first."""
     totals = _Totals(x, weights)
     dense = dense_layout(x)
-    of_x = torch.zeros_like(dense)
+    of_x = torch.empty_like(dense)
     if x.numel():
         grad = grad if grad.stride() == dense.stride() else torch.empty_like(dense).copy_(grad)
         S = sizes_of(dense, weights, window, shift)
