@@ -59,7 +59,7 @@ class Gradients(NamedTuple):
     attended: Tensor  # (T, C) of `attended`, read
     after: Tensor  # (W * heads * 2, 3, N, padded d) of q, k, v after the convolution
     rows: Tensor  # (W * heads, 4, N) float32: m in powers of two, 1 / (1 + S), D, argmax
-    scale: Tensor  # (W * heads, blocks of queries) float32, of logit_scale
+    scale: Tensor  # (W * heads, N) float32, of logit_scale, by query
     qkv: Tensor  # (T, 3C) of qkv before the convolution
     dwconv: Tensor  # (W, blocks of tokens, 10, 3C) float32, nine taps and the bias
     bias: Tensor | None  # (groups, heads, N, N) float32, of the logits
@@ -150,10 +150,11 @@ def attended_by_queries(weights, buffers, gradients, height, width, shift, first
         g = product(d_out, tl.trans(v), tl.full([S.queries, S.keys], 0.0, tl.float32), S)
         _, dl = logit_gradient(logits, g, j, maximum, rest, delta, where)
         total = product(narrow(dl, k.dtype), k, total, S)
-    # The sum of dl cos is that of q . (dl k); min(logit_scale, ln 100) lets a gradient through up to the bound.
-    of_scale = tl.sum(tl.sum(total * widen(q), 1), 0) * scale
+    # The sum of dl cos is that of q . (dl k); min(logit_scale, ln 100) lets a gradient through up to the bound. A value
+    # for each query: Triton 3.6 cannot compile a sum of the sums over a product's rows for sm_100.
+    of_scale = tl.sum(total * widen(q), 1) * scale
     of_scale = tl.where(parameter <= MAX_LOG_SCALE, of_scale, 0.0)
-    tl.store(gradients.scale + pair * tl.num_programs(1) + block, of_scale)
+    tl.store(gradients.scale + pair.to(tl.int64) * S.area + i, of_scale, mask=i < S.area)
     inside = i < S.area
     inverse = tl.load(buffers.inverse + pair.to(tl.int64) * (4 * S.area) + i, mask=inside, other=0.0)
     put_rows(gradients.after + pair.to(tl.int64) * (6 * PART), i, through_norm(total * scale, widen(q), inverse), S)

@@ -53,7 +53,7 @@ def attention_gradients(grad: Tensor, x: Tensor, weights: AttentionWeights, wind
     """Gradients of those among x and the weights that require one, x first."""
     totals = _Totals(x, weights)
     dense = dense_layout(x)
-    of_x = torch.zeros_like(dense)
+    of_x = torch.empty_like(dense)
     if x.numel():
         grad = grad if grad.stride() == dense.stride() else torch.empty_like(dense).copy_(grad)
         S = sizes_of(dense, weights, window, shift)
@@ -80,7 +80,7 @@ def window_bytes(S: Sizes, element: int) -> int:
     """What `_Band` allocates for one window: 8 C and 18 heads padded d elements a token, and float32 statistics."""
     elements = S.area * (8 * S.channels + 18 * S.heads * S.padded)
     blocks = triton.cdiv(S.area, S.tokens)
-    statistics = S.heads * (8 * S.area + triton.cdiv(S.area, S.queries)) + 32 * blocks * S.channels
+    statistics = S.heads * 9 * S.area + 32 * blocks * S.channels
     return elements * element + 4 * statistics
 
 
@@ -137,13 +137,15 @@ class _Band:
             attended,
             new(buffers.after.shape),
             new(pairs, 4, S.area, dtype=single),
-            new(pairs, self._blocks(S.queries), dtype=single),
+            new(pairs, S.area, dtype=single),
             new(self.tokens, 3 * S.channels),
             new(self.count, self._blocks(S.tokens), 10, 3 * S.channels, dtype=single),
             None,
         )
         given = (self.weights, buffers, gradients, *self.image, self.first)
-        launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **_OPTIONS)
+        # 4 warps spill 430 bytes a thread at d = 48 in float32 (sm_90), 8 none.
+        options = {**_OPTIONS, "num_warps": 8 if S.padded * self.x.element_size() > 128 else 4}
+        launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **options)
         launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **_OPTIONS)
         launch(kernels.channels_gradient, (pairs,), buffers, gradients, S=S, **_OPTIONS)
         grid = (2 * pairs, self._blocks(S.tokens), 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,18 +37,10 @@ def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> S
 
 def pack(weights: AttentionWeights) -> Weights:
     """Dense weights; 16 sigmoid(table) log2(e) is made once for each version of the table."""
-    return Weights(
-        weights.norm_weight,
-        weights.norm_bias,
-        weights.qkv.contiguous(),
-        weights.qkv_bias,
-        weights.dwconv.contiguous(),
-        weights.dwconv_bias,
-        weights.logit_scale.contiguous(),
-        weights.proj.contiguous(),
-        weights.proj_bias,
-        derived([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(weights.bias_table)),
-    )
+    dense: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in weights._asdict().items()}
+    table = dense.pop("bias_table")
+    bias = derived([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(table))
+    return Weights(**dense, bias=bias)
 
 
 def bias_in_powers_of_two(table: Tensor) -> Tensor:
