@@ -107,7 +107,8 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
 
     Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `norm_silu_conv3x3`,
     their steps up through `upsample_conv3x3`, their self-attention through one product and
-    scaled_dot_product_attention, `conv_norm_out` with `conv_act` through `group_norm_silu`.
+    scaled_dot_product_attention; `conv_norm_out`, `conv_act` and `conv_out` through one `norm_silu_conv3x3`, or the
+    first two through `group_norm_silu`.
 
     Parts are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
     state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (further arguments,

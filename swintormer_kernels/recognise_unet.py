@@ -23,7 +23,8 @@ _ATTENTION_MORE = {"group_norm"}
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(name, module, kind) of what resembles a part; kind is "res block", "attention", "upsampling" or "norm and SiLU".
 
-    For the last, the module is the one that holds the two as `conv_norm_out` and `conv_act`.
+    For the last, the module is the one that holds the two as `conv_norm_out` and `conv_act`; a `conv_out` after them
+    goes with them if it can.
     """
     for name, module in model.named_modules():
         parts = module._modules.keys()
@@ -89,6 +90,14 @@ def why_not_norm_and_silu(owner: Any) -> str | None:
         or _why_not_group_norm("conv_norm_out", norm)
         or _why_hooks({"conv_norm_out": norm, "conv_act": act})
     )
+
+
+def why_not_last_conv(conv: Any, channels: int) -> str | None:
+    """None if `conv`, which follows the norm and SiLU, can be computed with them."""
+    reason = _why_not_conv3x3("conv_out", conv) or _why_hooks({"conv_out": conv})
+    if reason is None and conv.in_channels != channels:
+        return f"conv_out takes {conv.in_channels} channels, and the norm before it has {channels}"
+    return reason
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------

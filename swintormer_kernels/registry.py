@@ -119,6 +119,7 @@ class Op:
         self.serves = {"reference": _serves_everything, **serves}
         self.absent = dict(absent)
         self.slower = dict(slower or {})
+        self._implementations: dict[str, Callable[..., Any]] = {}
         if sorted([*self.serves, *self.absent]) != sorted(BACKENDS):
             raise ValueError(f"{name}: every backend of {BACKENDS} must stand once, in `serves` or in `absent`")
         if not self.slower.keys() <= self.serves.keys():
@@ -162,7 +163,9 @@ class Op:
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         """The function `<op>` of backends/<backend>/<op>.py, imported now if it was not before."""
-        return getattr(self._module(backend), self.name)
+        if backend not in self._implementations:
+            self._implementations[backend] = getattr(self._module(backend), self.name)
+        return self._implementations[backend]
 
     def own_backward(self, backend: str) -> Callable[..., Any] | None:
         """The function `<op>_backward` beside it, or None where gradients are computed through the reference."""

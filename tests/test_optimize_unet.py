@@ -158,8 +158,21 @@ def test_the_ops_really_compute_it(model, monkeypatch):
     model(*unet_inputs(model))
     blocks = sum(isinstance(part, swapped_unet.SwappedResBlock) for part in model.modules())
     assert blocks == 8
-    assert calls.count("norm_silu_conv3x3") == 2 * blocks
-    assert calls.count("group_norm_silu") == calls.count("upsample_conv3x3") == 1
+    assert calls.count("norm_silu_conv3x3") + calls.count("group_norm_silu") == 2 * blocks + 1
+    assert calls.count("upsample_conv3x3") == 1
+
+
+def test_an_end_without_a_3x3_convolution(model, monkeypatch):
+    inputs = unet_inputs(model)
+    model.conv_out = randomised(nn.Conv2d(16, 3, 1))
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(model).double()(*double(inputs)).sample, model(*inputs).sample
+        sk.optimize(model)
+        calls = []
+        op = swapped_unet.group_norm_silu
+        monkeypatch.setattr(swapped_unet, "group_norm_silu", lambda *args: calls.append(args) or op(*args))
+        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+    assert len(calls) == 1
 
 
 def test_twice_is_once(model):
@@ -175,7 +188,7 @@ def test_report_names_sizes_and_backends(model):
     text = str(sk.optimize(model))
     assert "res block, 16 to 32 channels -> " in text
     assert "attention, 32 channels, 4 heads -> scaled_dot_product_attention" in text
-    assert "conv_norm_out  norm and SiLU, 16 channels -> " in text
+    assert "conv_norm_out  norm, SiLU and convolution, 16 channels -> " in text
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])

@@ -37,17 +37,19 @@ struct Block {
 
 struct BlockGrid {
     int64_t tiles_high, tiles_wide, high, wide;  // `high` by `wide` blocks
+    int64_t block_high;                          // tiles of a block, of nearly the same number in all
 
     BlockGrid(int64_t height, int64_t width)
         : tiles_high((height + 1) / 2), tiles_wide((width + 1) / 2), high((tiles_high + kBlockHigh - 1) / kBlockHigh),
-          wide((tiles_wide + kBlockWide - 1) / kBlockWide) {}
+          wide((tiles_wide + kBlockWide - 1) / kBlockWide), block_high(high ? (tiles_high + high - 1) / high : 0) {}
 
     int64_t blocks() const { return high * wide; }
 
     Block block(int64_t index) const {
-        const int64_t in_image = index % blocks(), row = in_image / wide * kBlockHigh, column = in_image % wide * kBlockWide;
+        const int64_t in_image = index % blocks();
+        const int64_t row = in_image / wide * block_high, column = in_image % wide * kBlockWide;
         const int64_t down = tiles_high - row, right = tiles_wide - column;
-        return {index / blocks(), 2 * row, 2 * column, static_cast<int>(down < kBlockHigh ? down : kBlockHigh),
+        return {index / blocks(), 2 * row, 2 * column, static_cast<int>(down < block_high ? down : block_high),
                 static_cast<int>(right < kBlockWide ? right : kBlockWide)};
     }
 };

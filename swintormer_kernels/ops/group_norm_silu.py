@@ -18,7 +18,7 @@ from torch import Tensor
 from ..backends.reference.group_norm_silu import group_norm_silu as _reference
 from ..backends.reference.group_norm_silu import group_norm_silu_gradients
 from ..backends.triton.tensors import dense_on_gpu
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 
@@ -67,7 +67,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float =
     backend = OP.select(x, norm, groups, eps)
     if backend == "reference":
         return _reference(x, norm, groups, eps)
-    return _run(*_SIGNATURE.flat(x, norm, groups, eps), backend)
+    return call_op(OP, _SIGNATURE, _run, backend, x, norm, groups, eps)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> None:

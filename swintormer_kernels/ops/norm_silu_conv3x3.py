@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3 as _reference
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3_gradients
 from ..backends.triton.tensors import dense_on_gpu
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 from . import group_norm_silu
@@ -37,6 +37,28 @@ def _cpu_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
     return float32_or_autocast(x, *norm, *conv)
 
 
+def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
+    # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
+    # products is used, single images of 16x16 to 32x32 pixels still reach 1.01 to 1.7, others 0.4 to 1.1; above 0.4
+    # the worst of 87 shapes is 0.95, the others 1.0 and more.
+    batch, channels, height, width = x.shape
+    used = used_products(height, width, conv.weight.shape[0])
+    if channels < 16:
+        return f"{channels} input channels fill too little of the cpu backend's vectors"
+    if used < 0.4 and not (batch == 1 and 256 <= height * width <= 1024):
+        return (
+            f"{height}x{width} pixels of {conv.weight.shape[0]} channels use {used:.0%} of the cpu backend's products"
+        )
+    return None
+
+
+def used_products(height: int, width: int, out_channels: int) -> float:
+    """Share of the cpu backend's products that the result needs: tiles of 2x2, 12 tiles by 32 channels at a time."""
+    tiles = -(-height // 2) * -(-width // 2)
+    in_rows, in_panels = 12 * max(1, -(-tiles // 12)), 32 * max(1, -(-out_channels // 32))
+    return height * width / 4 / in_rows * out_channels / in_panels
+
+
 def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
     return dense_on_gpu(x, *norm, *conv)
 
@@ -45,6 +67,7 @@ OP = Op(
     "norm_silu_conv3x3",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
     absent={"cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
 )
 
 
@@ -69,7 +92,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     backend = OP.select(x, norm, conv, groups, eps)
     if backend == "reference":
         return _reference(x, norm, conv, groups, eps)
-    return _run(*_SIGNATURE.flat(x, norm, conv, groups, eps), backend)
+    return call_op(OP, _SIGNATURE, _run, backend, x, norm, conv, groups, eps)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> None:

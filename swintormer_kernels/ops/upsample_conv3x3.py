@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
-from ..block_op import Signature, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
 from ..case import Case, Cost
 from ..registry import Op
 from .group_norm_silu import LAYOUTS
+from .norm_silu_conv3x3 import used_products
 
 
 class UpsampleWeights(NamedTuple):
@@ -32,10 +33,23 @@ def _cpu_serves(x: Tensor, conv: UpsampleWeights) -> str | None:
     return float32_or_autocast(x, *conv)
 
 
+def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
+    # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.6 to 1.2; below 8x8 pixels 0.5 to 1.1, and
+    # where less than 0.25 of the products is used 0.6 to 1.2; from there on 1.0 and more.
+    channels, height, width = x.shape[1:]
+    if channels < 16:
+        return f"{channels} input channels fill too little of the cpu backend's vectors"
+    used = used_products(2 * height, 2 * width, conv.weight.shape[0])
+    if height * width < 64 or used < 0.25:
+        return f"{height}x{width} pixels to {conv.weight.shape[0]} channels fill too little of the cpu backend's tiles"
+    return None
+
+
 OP = Op(
     "upsample_conv3x3",
     serves={"cpu": _cpu_serves},
     absent={"triton": "not written yet", "cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
 )
 
 
@@ -57,7 +71,7 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     backend = OP.select(x, conv)
     if backend == "reference":
         return _reference(x, conv)
-    return _run(*_SIGNATURE.flat(x, conv), backend)
+    return call_op(OP, _SIGNATURE, _run, backend, x, conv)
 
 
 def check_input(x: Tensor, conv: UpsampleWeights) -> None:

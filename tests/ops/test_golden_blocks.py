@@ -83,8 +83,21 @@ def test_the_branches_alone(file):
     assert relative_error(halves, golden["out.y"]) <= STORED
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+# The interpreter takes up to ten minutes for a block, and 20 seconds for this one.
+INTERPRETED_BY_DEFAULT = "block_d16_h1_w8_s4_b1_24x32"
+PAIRS = [
+    pytest.param(
+        file,
+        backend,
+        id=f"{file.stem}-{backend}",
+        marks=[pytest.mark.slow] * (backend == "triton" and INTERPRETED and file.stem != INTERPRETED_BY_DEFAULT),
+    )
+    for backend in BACKENDS
+    for file in FILES
+]
+
+
+@pytest.mark.parametrize(("file", "backend"), PAIRS)
 def test_every_backend_in_float32(file, backend):
     lacks = sk.backends()[backend]
     if lacks is not None:

@@ -5,20 +5,23 @@ On a GPU (TRITON_INTERPRET unset) the same tests run there.
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 import swintormer_kernels as sk
+from swintormer_kernels.backends.triton import tensors as triton_tensors
 from swintormer_kernels.block_case import Shape
-from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
+
+pytest.importorskip("triton")
+from swintormer_kernels.backends.triton import runtime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-if sk.backends()["triton"] is not None:
-    pytest.skip(sk.backends()["triton"], allow_module_level=True)
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
+DTYPES = triton_tensors.DTYPES
 # Each is there for what no other has; small, because the interpreter takes 0.1 to 0.3 s for a window and head.
 SHAPES = {
     "shifted, bias": Shape(16, 1, 16, 24, shift=4, window=8, bias=True),
@@ -29,6 +32,14 @@ SHAPES = {
     "d 48": Shape(96, 1, 8, 8, window=8),
     "empty batch": Shape(16, 1, 8, 8, window=8, batch=0),
 }
+
+
+@pytest.fixture(autouse=True)
+def large_blocks():
+    """In the interpreter an operation costs the same at any size, and the choices for GPUs make four times as many."""
+    sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
+    with runtime.trying("swda_attention", sizes) if triton_tensors.INTERPRETED else contextlib.nullcontext():
+        yield
 
 
 def mapped(function, arguments):
@@ -103,3 +114,39 @@ def test_what_the_kernels_do_not_take_is_said_in_a_sentence():
     assert "at most 32x32 tokens" in sk.explain(sk.swda_attention, *large).reasons["triton"]
     double = attention_arguments(SHAPES["shifted, bias"], torch.float64)
     assert "float64" in sk.explain(sk.swda_attention, *double).reasons["triton"]
+
+
+# ---- torch -----------------------------------------------------------------------------------------------------------
+
+
+def tiny_block_arguments():
+    """Two windows of 2x2 tokens: what is run here, torch runs many times."""
+    x, attention, *rest = attention_arguments(Shape(4, 1, 2, 4, shift=1, window=2))
+    ffn = mapped(lambda t: t.to(DEVICE), gated_ffn.make_weights(4, 10))
+    return [x, attention, gated_ffn.FFNWeights(*ffn), *rest]
+
+
+def test_opcheck():
+    arguments = mapped(lambda t: t.clone().requires_grad_(), tiny_block_arguments())
+    torch.library.opcheck(swda_block._run.default, (*swda_block._SIGNATURE.flat(*arguments), "triton"))
+    del arguments[2]
+    torch.library.opcheck(swda_attention._run.default, (*swda_attention._SIGNATURE.flat(*arguments), "triton"))
+
+
+@pytest.mark.slow  # AOTAutograd runs everything several times, in the interpreter
+def test_compiled_without_a_graph_break():
+    arguments = mapped(lambda t: t.clone().requires_grad_(), tiny_block_arguments())
+    with sk.use_backend("triton"):
+        expected = sk.swda_block(*arguments)
+        out = torch.compile(sk.swda_block, fullgraph=True, backend="aot_eager")(*arguments)
+        gradients = [torch.autograd.grad(y.square().sum(), arguments[0])[0] for y in (out, expected)]
+    assert torch.equal(out, expected)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.skipif(not triton_tensors.INTERPRETED, reason="on a GPU the kernels are the first choice")
+def test_the_interpreter_is_never_chosen_by_itself():
+    arguments = tiny_block_arguments()
+    assert sk.explain(sk.swda_block, *arguments).backend in ("cpu", "reference")
+    with sk.use_backend("triton"):
+        assert sk.explain(sk.swda_block, *arguments).backend == "triton"

@@ -111,7 +111,8 @@ def row(key: tuple[str, ...], launch: Launch) -> Row:
     binary = compiled(launch, key[-1])
     cuda = target.gpu.backend == "cuda"
     registers, spills = _cuda_usage(binary.asm["cubin"]) if cuda else _amd_usage(binary.asm["amdgcn"])
-    tuned = {name: value for name, value in launch.constants.items() if name.startswith(("BLOCK", "num_"))}
+    constants = {**launch.constants, **getattr(launch.constants.get("S"), "tuned", {})}
+    tuned = {name: value for name, value in constants.items() if name.startswith(("BLOCK", "num_"))}
     op, configuration, kernel, dtype, name = key
     return Row(
         op,

@@ -165,9 +165,10 @@ def attended_by_queries(weights, buffers, gradients, height, width, shift, first
 
 
 @triton.jit
-def tile_gradient(buffers, gradients, k, v, window, i, of_keys, weights, head, size, S: tl.constexpr):
-    """q, dO, P and dl of a tile of logits. window: (in the band, in the image)."""
+def tile_gradient(buffers, gradients, tile, window, i, weights, head, size, S: tl.constexpr):
+    """q, dO, P and dl of a tile of logits. tile: (k, v, (keys, their regions)); window: (in the band, in the image)."""
     in_band, in_image = window
+    k, v, of_keys = tile
     pair = in_band * S.heads + head
     scale, _ = logit_scale(weights, head)
     q = rows_of(buffers.after + pair.to(tl.int64) * (6 * S.area * S.padded), i, S)
@@ -199,7 +200,7 @@ def attended_by_keys(weights, buffers, gradients, height, width, shift, first, S
     for start in range(0, S.area, S.queries):
         i = start + tl.arange(0, S.queries)
         q, d_out, p, dl = tile_gradient(
-            buffers, gradients, k, v, (window, first + window), i, of_keys, weights, head, size, S
+            buffers, gradients, (k, v, of_keys), (window, first + window), i, weights, head, size, S
         )
         dk = product(tl.trans(narrow(dl, q.dtype)), q, dk, S)
         dv = product(tl.trans(narrow(p, q.dtype)), d_out, dv, S)
@@ -225,7 +226,7 @@ def bias_gradient(weights, buffers, gradients, height, width, shift, first, wind
         k, v = rows_of(after + PART, j, S), rows_of(after + 2 * PART, j, S)
         of_keys = (j, regions(first + window, j, size, S))
         _, _, _, dl = tile_gradient(
-            buffers, gradients, k, v, (window, first + window), i, of_keys, weights, head, size, S
+            buffers, gradients, (k, v, of_keys), (window, first + window), i, weights, head, size, S
         )
         total += dl
         window += tl.num_programs(0) // S.heads

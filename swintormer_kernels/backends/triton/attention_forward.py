@@ -248,8 +248,8 @@ def project_attended(
     row = tl.program_id(0) * S.tokens + tl.arange(0, S.tokens)
     o = tl.program_id(1) * S.outputs + tl.arange(0, S.outputs)
     total = tl.full([S.tokens, S.outputs], 0.0, tl.float32)
-    for start in range(0, C, S.chunk):
-        c = start + tl.arange(0, S.chunk)
+    for start in range(0, C, S.outputs):
+        c = start + tl.arange(0, S.outputs)
         place = row.to(tl.int64)[:, None] * C + c[None, :]
         a = tl.load(attended + place, mask=(row < tokens)[:, None] & (c < C)[None, :], other=0.0)
         w = tl.load(weights.proj + o[None, :] * C + c[:, None], mask=(c < C)[:, None] & (o < C)[None, :], other=0.0)
@@ -267,7 +267,7 @@ def attend(x: Tensor, weights: Weights, shift: int, S: Sizes) -> Tensor:
     """Attended channels (windows * N, C) of the whole image, windows in row-major order of the rolled map."""
     windows = x.shape[0] * (x.shape[2] // S.window) * (x.shape[3] // S.window)
     attended = x.new_empty(windows * S.area, S.channels)
-    tuned = choice("attention_forward", {"C": S.channels, "d": S.head}, x)
+    tuned = choice("swda_attention", {"d": S.head}, x)
     programs = min(windows * 2 * S.heads, tuned["programs"] * processors(x))
     launch_attention(x, weights, slots(x, programs, S, attended), shift, (0, windows), S)
     return attended
@@ -283,7 +283,7 @@ def launch_attention(
     x: Tensor, weights: Weights, buffers: Buffers, shift: int, windows: tuple[int, int], S: Sizes
 ) -> None:
     """Attended channels of the windows (first, how many), by as many programs as there are slots (an even number)."""
-    tuned = choice("attention_forward", {"C": S.channels, "d": S.head}, x)
+    tuned = choice("swda_attention", {"d": S.head}, x)
     options = {name: tuned[name] for name in ("num_warps", "num_stages")}
     programs = buffers.before.shape[0]
     launch(attention_forward, (programs,), x, weights, buffers, *x.shape[2:], shift, *windows, S=S, **options)

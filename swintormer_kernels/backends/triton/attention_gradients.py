@@ -26,10 +26,12 @@ from .window_setup import pack, sizes_of
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
-# One window's share is 0.4 MB at C = 48 and 4 MB at C = 384 in bfloat16, so a band has 150 or 16 windows: 300 or 256
-# units, which is twice the processors of an H100.
-BAND_BYTES = 64 * 2**20
-OPTIONS = {"num_warps": 4, "num_stages": 2}
+# One window of 16x16 takes 0.5 MB at C = 48, 4 MB at C = 384 in bfloat16 and twice that in float32, so a band has some
+# 480 units in bfloat16 (244 at d = 48) and half as many in float32; an H100 has 132 processors.
+BAND_BYTES = 128 * 2**20
+# Stages of 2 put the gathered bias into shared memory, 40 KB and 253 registers where 1 takes 14 KB and 166 (sm_90,
+# bfloat16, d 24, attended_by_queries).
+_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
 class _Totals:
@@ -117,7 +119,7 @@ class _Band:
         rows = Rows(normed, gathered, normed)  # of n there is no gradient yet
         grid = (self.count, self._blocks(self.S.tokens))
         launch(
-            kernels.gather_rows, grid, self.x, grad, self.weights, rows, *self.image, self.first, S=self.S, **OPTIONS
+            kernels.gather_rows, grid, self.x, grad, self.weights, rows, *self.image, self.first, S=self.S, **_OPTIONS
         )
         return rows
 
@@ -141,11 +143,11 @@ class _Band:
             None,
         )
         given = (self.weights, buffers, gradients, *self.image, self.first)
-        launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **OPTIONS)
-        launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **OPTIONS)
-        launch(kernels.channels_gradient, (pairs,), buffers, gradients, S=S, **OPTIONS)
+        launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **_OPTIONS)
+        launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **_OPTIONS)
+        launch(kernels.channels_gradient, (pairs,), buffers, gradients, S=S, **_OPTIONS)
         grid = (2 * pairs, self._blocks(S.tokens), 3)
-        launch(kernels.convolution_gradient, grid, self.weights, buffers, gradients, S=S, **OPTIONS)
+        launch(kernels.convolution_gradient, grid, self.weights, buffers, gradients, S=S, **_OPTIONS)
         return gradients
 
     def _scale_and_bias(self, buffers: Buffers, gradients: Gradients, totals: _Totals, bias_wanted: bool) -> None:
@@ -157,7 +159,7 @@ class _Band:
         groups = min(self.count, max(1, 2 * processors(self.x) // (S.heads * tiles[0] * tiles[1])))
         sums = self.x.new_empty(groups, S.heads, S.area, S.area, dtype=torch.float32)
         given = (self.weights, buffers, gradients._replace(bias=sums), *self.image, self.first, self.count)
-        launch(kernels.bias_gradient, (groups * S.heads, *tiles), *given, S=S, **OPTIONS)
+        launch(kernels.bias_gradient, (groups * S.heads, *tiles), *given, S=S, **_OPTIONS)
         bias = self.weights.bias / math.log2(math.e)  # 16 sigmoid(table), whose derivative is bias (1 - bias / 16)
         by_offset = offset_sums(sums.sum(0), S.window)
         totals.add("bias_table", (by_offset * bias * (1 - bias / 16)).T)
@@ -166,7 +168,7 @@ class _Band:
         blocks = self._blocks(self.S.tokens)
         out = NormGradient(of_x, self.x.new_empty(self.count, blocks, 2, self.S.channels, dtype=torch.float32))
         given = (self.x, self.weights, rows, out, *self.image, self.first)
-        launch(kernels.norm_gradient, (self.count, blocks), *given, S=self.S, **OPTIONS)
+        launch(kernels.norm_gradient, (self.count, blocks), *given, S=self.S, **_OPTIONS)
         sums = out.norm.sum((0, 1))
         totals.add("norm_weight", sums[0])
         totals.add("norm_bias", sums[1])

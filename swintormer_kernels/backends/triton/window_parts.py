@@ -32,8 +32,8 @@ class Sizes:
         channels, heads, window: of the block.
         tokens: tokens in one step of the norm, of the qkv product and of the convolution.
         queries, keys: sides of a tile of logits.
-        chunk: input channels in one step of a product.
-        outputs: output channels of one program of the projection.
+        chunk: input channels in one step of the qkv product and of the norm.
+        outputs: output channels of one program of the projection, and input channels of one of its steps.
         rows: whether the batch is one dense matrix (pixels, C), channels_last; NCHW otherwise.
         shifted: whether logits are masked.
         precision: as `runtime.precision`.
@@ -50,6 +50,12 @@ class Sizes:
     rows: bool
     shifted: bool
     precision: str
+
+    @property
+    def tuned(self) -> dict[str, int]:
+        """The blocks, by the names that they have in the table of resources."""
+        names = ("tokens", "queries", "keys", "chunk", "outputs")
+        return {f"BLOCK_{name.upper()}": getattr(self, name) for name in names}
 
     @property
     def head(self) -> int:

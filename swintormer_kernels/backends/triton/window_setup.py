@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Sizes:
     """All that the compiled code depends on."""
-    tuned = choice("attention_forward", {"C": x.shape[1], "d": x.shape[1] // 2 // weights.logit_scale.shape[0]}, x)
+    tuned = choice("swda_attention", {"d": x.shape[1] // 2 // weights.logit_scale.shape[0]}, x)
     return Sizes(
         channels=x.shape[1],
         heads=weights.logit_scale.shape[0],
@@ -27,16 +27,12 @@ def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> S
         tokens=tuned["tokens"],
         queries=tuned["queries"],
         keys=tuned["keys"],
-        chunk=_chunk(x.shape[1]),
-        outputs=_chunk(x.shape[1]),
+        chunk=tuned["chunk"] if x.shape[1] % tuned["chunk"] == 0 else 16,  # 48 is three of 16
+        outputs=next((size for size in (64, 32, 16) if x.shape[1] % size == 0), 16),
         rows=is_rows(x),
         shifted=shift > 0,
         precision=precision(),
     )
-
-
-def _chunk(channels: int) -> int:
-    return next((chunk for chunk in (64, 32, 16) if channels % chunk == 0), 16)
 
 
 def pack(weights: AttentionWeights) -> Weights:
