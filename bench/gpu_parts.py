@@ -24,7 +24,7 @@ from swintormer_kernels.ops import swda_block
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
 OP_TILES = 8  # tiles whose blocks an op gets at once
-OF_TILES = ("gated_ffn", "swda_attention", "swda_block")  # the others work on one image's latent
+OF_TILES = ("gated_ffn", "swda_attention", "swda_block")  # gpu_denoiser.py times the others, on one latent
 DTYPES = (torch.bfloat16, torch.float32)
 NAN = float("nan")
 
@@ -61,7 +61,8 @@ def run(part: str, out: Path, device: str) -> None:
     meter = Meter(part, out, device)
     if part == "ops":
         for module in op_modules():
-            time_op(meter, module, OP_TILES if module.OP.name in OF_TILES else 1)
+            if module.OP.name in OF_TILES:
+                time_op(meter, module)
     elif part == "network":
         for preset in ("released", "small"):
             time_network(meter, preset, PRESETS[preset])
@@ -81,7 +82,7 @@ def op_modules() -> list[ModuleType]:
     return [module for module in modules if "triton" in module.OP.serves]
 
 
-def time_op(meter: Meter, module: ModuleType, tiles: int) -> None:
+def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
     """Every timed case, forward and both, Triton and eager in turn."""
     op = getattr(module, module.OP.name)
     for case in module.cases():

@@ -197,7 +197,11 @@ def _define_backward(
         public = signature.public(*tensors, *rest[len(tensors) :])
         # A backward may run inside the user's autocast region; what was computed without it is differentiated without.
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            found = (own or gradients)(grad, *public)
+            if own is None:
+                with _autograd_sees():
+                    found = gradients(grad, *public)
+            else:
+                found = own(grad, *public)
         wanted = (tensor for tensor, need in zip(rest, needed, strict=False) if need)
         return [_laid_out_like(tensor, value) for tensor, value in zip(wanted, found, strict=True)]
 
@@ -214,6 +218,12 @@ def _define_backward(
 
     torch.library.register_autograd(full, refuse)
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def _autograd_sees() -> Any:
+    """Inside an op with an autograd formula torch hides autograd's keys; the reference's gradients need them."""
+    hidden = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
 
 
 def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:

@@ -132,6 +132,29 @@ def test_ops_on_a_latent_are_timed_as_they_are(op, meter, tmp_path, monkeypatch)
     assert all(row.what == op.OP.name and row.error < 0.1 for row in rows)
 
 
+def test_a_unet_is_timed_before_and_after_it_is_optimized(meter, tmp_path):
+    pytest.importorskip("diffusers")
+    blocks = {
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 2,
+        "attention_head_dim": 2,
+    }
+    sizes = {"in_channels": 4, "out_channels": 2, "block_out_channels": (4,), "layers_per_block": 1, **blocks}
+    preset = {"sizes": sizes, "steps": 2}
+    tool("gpu_denoiser").time_unet(meter, "tiny", preset, 8, torch.float32)
+    rows = tool("gpu").read_rows(tmp_path)
+    expected = [(f"tiny {what}", by) for by in ("eager", "optimized") for what in ("step", "sample")]
+    assert [(row.what, row.by) for row in rows] == expected
+    assert all(row.error < 1e-4 for row in rows)
+
+
+@without_gpu
+def test_the_denoisers_bench_says_that_it_needs_a_gpu(tmp_path):
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        tool("gpu_denoiser").main(["--out", str(tmp_path)])
+
+
 def test_an_op_is_timed_with_eager_beside_it_in_both_passes(meter, tmp_path, monkeypatch):
     if sk.backends()["triton"] is not None or not tensors.INTERPRETED:
         pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
