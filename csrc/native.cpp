@@ -161,6 +161,50 @@ std::tuple<int64_t, int64_t, int64_t> swda_layout(int64_t channels, int64_t head
     return {layout.tile_rows, layout.scratch_floats, layout.bias_floats};
 }
 
+int64_t swda_core_scratch(int64_t channels, int64_t heads, int64_t window) {
+    int64_t floats = 0;
+    swk::kernels().swda_core_layout({channels, heads, window, &floats});
+    return floats;
+}
+
+// swda_core where `grads` is empty, else swda_core_backward: its three outputs for dwconv, bias and scale.
+void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optional<py::tuple>& grad_qkv,
+               const DenseList& weights, const DenseList& grads, const std::vector<int64_t>& sizes,
+               const DenseList& scratch, int threads) {
+    if (sizes.size() != 4) throw py::value_error("sizes are (heads, window, shift, last_band)");
+    const auto wide = qkv[1].cast<std::vector<int64_t>>(), shape = attended[1].cast<std::vector<int64_t>>();
+    if (shape.size() != 4 || wide != std::vector<int64_t>{shape[0], 3 * shape[1], shape[2], shape[3]}) {
+        throw py::value_error("qkv must have the shape of attended, with three times the channels");
+    }
+    if (grad_qkv && (*grad_qkv)[1].cast<std::vector<int64_t>>() != wide) throw py::value_error("grad_qkv is not like qkv");
+    if (grad_qkv.has_value() != !grads.empty()) throw py::value_error("all gradients are wanted, or none");
+    swk::SwdaCoreArgs args{};
+    args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
+    args.heads = sizes[0], args.window = sizes[1], args.shift = sizes[2], args.last_band = sizes[3] != 0;
+    args.qkv = image(qkv), args.attended = image(attended), args.threads = threads;
+    const Layout layout = layout_of(args.channels, args.heads, args.window, 0);
+    const int64_t size = args.channels / 2 / args.heads, rows = 2 * args.heads * in_tiles(3 * size, layout.tile_rows);
+    Dense list(weights);
+    args.weights.dwconv = list.take(rows * 9), args.weights.dwconv_bias = list.take(rows);
+    args.weights.scale = list.take(args.heads), args.weights.bias = list.take(args.heads * layout.bias_floats);
+    args.scratch = const_cast<float*>(
+        Dense(scratch).take(threads * swda_core_scratch(args.channels, args.heads, args.window)));
+    const swk::Kernels& kernels = swk::kernels();
+    if (!grad_qkv) {
+        py::gil_scoped_release unlocked;
+        return kernels.swda_core(args);
+    }
+    const int64_t windows = args.batch * (args.height / args.window) * (args.width / args.window);
+    const int64_t table = (2 * args.window - 1) * (2 * args.window - 1);
+    Dense outputs(grads);
+    args.grad_qkv = image(*grad_qkv);
+    args.grad_dwconv = const_cast<float*>(outputs.take(windows * 2 * args.heads * 3 * size * 10));
+    args.grad_bias = const_cast<float*>(outputs.take(windows * args.heads * table));
+    args.grad_log_scale = const_cast<float*>(outputs.take(windows * args.heads));
+    py::gil_scoped_release unlocked;
+    kernels.swda_core_backward(args);
+}
+
 std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window) {
     Layout layout = layout_of(channels, heads, window, 0);
     std::vector<int64_t> index(layout.bias_floats);
@@ -188,6 +232,10 @@ PYBIND11_MODULE(_native, module) {
     block("swda_block", &run_block<&swk::Kernels::swda_block>);
     block("swda_attention", &run_block<&swk::Kernels::swda_attention>);
     block("gated_ffn", &run_block<&swk::Kernels::gated_ffn>);
+    module.def("swda_core", &swda_core, py::arg("qkv"), py::arg("attended"), py::arg("grad_qkv"), py::arg("weights"),
+               py::arg("grads"), py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_core.h");
+    module.def("swda_core_scratch", &swda_core_scratch, py::arg("channels"), py::arg("heads"), py::arg("window"),
+               "Scratch floats for each thread of swda_core.");
     module.def("swda_layout", &swda_layout, py::arg("channels"), py::arg("heads"), py::arg("window"),
                py::arg("hidden"), "(rows of a weight tile, scratch floats a thread, bias floats a head)");
     module.def("bias_index", &bias_index, py::arg("channels"), py::arg("heads"), py::arg("window"),

@@ -66,7 +66,8 @@ def define_block_op(
     Args:
         op: whose name and implementations are used.
         signature: what it takes.
-        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order.
+        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order. A
+            backend that brings its own has a function `<op>_backward` of the same form beside `<op>`.
         cost: work of a call with these public arguments.
     """
     name = f"{NAMESPACE}::{op.name}"
@@ -84,13 +85,13 @@ def define_block_op(
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = len(inputs) - len(signature.integers) - 1
         ctx.save_for_backward(*inputs[:tensors])
-        ctx.integers = inputs[tensors:-1]
+        ctx.rest = inputs[tensors:]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[: len(tensors)])
-        found = iter(differentiate(grad, *tensors, *ctx.integers, needed))
-        return (*(next(found) if need else None for need in needed), *(None for _ in ctx.integers), None)
+        found = iter(differentiate(grad, *tensors, *ctx.rest, needed))
+        return (*(next(found) if need else None for need in needed), *(None for _ in ctx.rest))
 
     torch.library.register_autograd(name, backward, setup_context=setup_context)
 
@@ -101,9 +102,8 @@ def define_block_op(
             "any size, or use swintormer_kernels.use_backend('reference')"
         )
 
-    # The kernels compute in float32: under autocast the op takes what it is given in float32, and returns that.
-    torch.library.register_autocast(name, "cpu", torch.float32)
     packet = getattr(getattr(torch.ops, NAMESPACE), op.name)
+    _define_autocast(name, packet)
 
     @register_flop_formula(packet, get_raw=True)
     def _flops(*arguments: Any, out_val: Any = None, **_: Any) -> int:
@@ -112,27 +112,50 @@ def define_block_op(
     return packet
 
 
+def _define_autocast(name: str, packet: Callable[..., Tensor]) -> None:
+    # The cpu kernels compute in float32: there the op takes what it is given in float32, and returns that. On a GPU it
+    # is a product like any other: in the dtype that the user chose.
+    torch.library.register_autocast(name, "cpu", torch.float32)
+
+    @torch.library.impl(name, "AutocastCUDA")
+    def _cast(*arguments: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", enabled=False):
+            return packet(*(in_autocast_dtype(argument, dtype) for argument in arguments))
+
+
+def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
+    """`argument` in `dtype` if it is a tensor that autocast changes: floating point, and no float64."""
+    if isinstance(argument, Tensor) and argument.is_floating_point() and argument.dtype != torch.float64:
+        return argument.to(dtype)
+    return argument
+
+
 def _define_backward(
     op: Op, signature: Signature, gradients: Callable[..., list[Tensor]]
 ) -> Callable[..., list[Tensor]]:
     # An op of its own, or torch.compile would trace the recomputation with its loop over bands into the graph. It has
     # no autograd formula: asking for gradients of gradients raises torch's error that says so.
     name = f"{op.name}_backward"
-    full, schema = f"{NAMESPACE}::{name}", f"(Tensor grad, {signature.schema()}, bool[] needed) -> Tensor[]"
+    full, schema = (
+        f"{NAMESPACE}::{name}",
+        f"(Tensor grad, {signature.schema()}, str backend, bool[] needed) -> Tensor[]",
+    )
     torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
 
     @torch.library.impl(full, "CompositeExplicitAutograd")
     def _run(grad: Tensor, *arguments: Any) -> list[Tensor]:
-        *rest, needed = arguments
+        *rest, backend, needed = arguments
         tensors: list[Any] = [
             None if tensor is None else tensor.detach().requires_grad_(need)
             for tensor, need in zip(rest, needed, strict=False)
         ]
-        return gradients(grad, *signature.public(*tensors, *rest[len(tensors) :]))
+        differentiate = op.own_backward(backend) or gradients
+        return differentiate(grad, *signature.public(*tensors, *rest[len(tensors) :]))
 
     @torch.library.register_fake(full)
     def _fake(grad: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, needed = arguments
+        *tensors, _, needed = arguments
         return [torch.empty_like(tensor) for tensor, need in zip(tensors, needed, strict=False) if need]
 
     return getattr(getattr(torch.ops, NAMESPACE), name)

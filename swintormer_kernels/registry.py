@@ -25,11 +25,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 
 from swintormer_kernels import native
+from swintormer_kernels.backends.triton import tensors as triton_tensors
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """Every backend, the preferred first. The reference serves whatever the op is defined for."""
@@ -86,7 +88,8 @@ def machine_lacks(backend: str) -> str | None:
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed; `pip install triton` brings it"
-        return None if torch.cuda.is_available() else "torch sees no CUDA device, which the Triton kernels need"
+        runs = torch.cuda.is_available() or triton_tensors.INTERPRETED
+        return None if runs else "torch sees no CUDA device, which the Triton kernels need"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     return native.why_absent() or native.why_no_cuda()
@@ -135,6 +138,9 @@ class Op:
 
     def why_slower(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """None, or why automatic selection passes over `backend` although it can serve."""
+        reason = triton_tensors.only_for_tests() if backend == "triton" else None
+        if reason is not None:
+            return reason
         return self.slower[backend](*args, **kwargs) if backend in self.slower else None
 
     def select(self, *args: Any, **kwargs: Any) -> str:
@@ -156,8 +162,14 @@ class Op:
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         """The function `<op>` of backends/<backend>/<op>.py, imported now if it was not before."""
-        module = importlib.import_module(f"swintormer_kernels.backends.{backend}.{self.name}")
-        return getattr(module, self.name)
+        return getattr(self._module(backend), self.name)
+
+    def own_backward(self, backend: str) -> Callable[..., Any] | None:
+        """The function `<op>_backward` beside it, or None where gradients are computed through the reference."""
+        return getattr(self._module(backend), f"{self.name}_backward", None)
+
+    def _module(self, backend: str) -> ModuleType:
+        return importlib.import_module(f"swintormer_kernels.backends.{backend}.{self.name}")
 
 
 def _serves_everything(*args: Any, **kwargs: Any) -> None:

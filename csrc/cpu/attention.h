@@ -11,6 +11,8 @@
 
 namespace swk::SWK_ISA {
 
+constexpr float kLeastNorm = 1e-12f;  // of cosine attention, as torch.nn.functional.normalize floors it
+
 // Sizes that follow from C, heads and window; the scratch of one head.
 struct HeadShape {
     int64_t channels, heads, window;
@@ -73,7 +75,7 @@ public:
         window_half<false>(regions.of_token, head, to);
     }
 
-private:
+protected:
     const HeadShape& shape_;
     const AttentionWeights& weights_;
     float *planes_, *qkv_, *values_, *logits_;
@@ -92,8 +94,11 @@ private:
                 spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
             }
             for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r) {
-                convolve(planes_ + r * shape_.plane, weights_.dwconv + (first + row + r) * 9,
-                         weights_.dwconv_bias[first + row + r], qkv_ + (row + r) * shape_.pitch);
+                const float* taps = weights_.dwconv + (first + row + r) * 9;
+                F32 tap[9];
+                for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
+                convolve(planes_ + r * shape_.plane, tap, weights_.dwconv_bias[first + row + r],
+                         qkv_ + (row + r) * shape_.pitch);
             }
         }
     }
@@ -120,10 +125,8 @@ private:
 
     // 3x3 convolution of one plane. A row's last vector may reach into the next row, which is written later: hence the
     // last vectors of all rows come first.
-    void convolve(const float* plane, const float* taps, float bias, float* to) {
+    void convolve(const float* plane, const F32 (&tap)[9], float bias, float* to) {
         const int64_t w = shape_.window, pitch = w + 1;
-        F32 tap[9];
-        for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
         for (int64_t x = (w - 1) / kLanes * kLanes; x >= 0; x -= kLanes) {
             const float* from = plane + x;
             F32 above[3], here[3], below[3];
@@ -141,15 +144,16 @@ private:
         for (int64_t i = shape_.tokens; i < shape_.panels * kPanel; ++i) to[i] = 0.0f;
     }
 
-    // rows[c][t] *= factor / max(norm over c, 1e-12)
-    void normalise_tokens(float* rows, float factor) {
+    // rows[c][t] *= factor / max(norm over c, 1e-12); the quotients stay in `scales` [t], unless that is null.
+    void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
             for (int64_t c = 0; c < shape_.size; ++c) {
                 const F32 value = load(rows + c * shape_.pitch + t);
                 square[c & 1] = madd(value, value, square[c & 1]);
             }
-            const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(1e-12f));
+            const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
+            if (scales) store(scales + t, scale);
             for (int64_t c = 0; c < shape_.size; ++c) {
                 float* at = rows + c * shape_.pitch + t;
                 store(at, load(at) * scale);
@@ -161,7 +165,7 @@ private:
     void window_half(const float* region, int64_t head, float* to) {
         normalise_tokens(q(), weights_.scale[head]);
         normalise_tokens(k(), 1.0f);
-        transpose_values();
+        transpose_rows(v(), values_);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
             make_logits<Masked>(region, head, panel, highest);
@@ -171,21 +175,21 @@ private:
         }
     }
 
-    // values_ [token][padded_size] = v transposed; its padding feeds rows that nobody reads.
-    void transpose_values() {
+    // to [token][padded_size] = rows [d][pitch] transposed; the padding feeds rows that nobody reads.
+    void transpose_rows(const float* rows, float* to) {
         const int64_t d = shape_.size;
         for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
             const int64_t count = shape_.tokens - t < kLanes ? shape_.tokens - t : kLanes;
             int64_t c = 0;
             for (; c + kLanes <= d; c += kLanes) {
                 F32 block[kLanes];
-                for (int i = 0; i < kLanes; ++i) block[i] = load(v() + (c + i) * shape_.pitch + t);
+                for (int i = 0; i < kLanes; ++i) block[i] = load(rows + (c + i) * shape_.pitch + t);
                 transpose(block);
-                for (int i = 0; i < count; ++i) store(values_ + (t + i) * shape_.padded_size + c, block[i]);
+                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, block[i]);
             }
             for (; c < shape_.padded_size; ++c) {
                 for (int64_t i = 0; i < count; ++i) {
-                    values_[(t + i) * shape_.padded_size + c] = c < d ? v()[c * shape_.pitch + t + i] : 0.0f;
+                    to[(t + i) * shape_.padded_size + c] = c < d ? rows[c * shape_.pitch + t + i] : 0.0f;
                 }
             }
         }
@@ -258,7 +262,7 @@ private:
         float* weight = logits_;  // [channel of k][channel of q]
         for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
         for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(a, b, weight, stride);
+            for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, weight);
         }
         for (int64_t a = 0; a < d; ++a) softmax_one(weight + a, stride);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
@@ -278,7 +282,8 @@ private:
         return sum;
     }
 
-    void normalise_channels(float* rows) {
+    // rows[c][t] /= max(norm over t, 1e-12); the factors stay in `scales` [c], unless that is null.
+    void normalise_channels(float* rows, float* scales = nullptr) {
         const int64_t length = shape_.panels * kPanel;
         for (int64_t c = 0; c < shape_.size; ++c) {
             float* row = rows + c * shape_.pitch;
@@ -290,7 +295,8 @@ private:
                 }
             }
             const float norm = __builtin_sqrtf(sum_of_lanes(square[0] + square[1]));
-            const F32 scale = broadcast(1.0f / (norm > 1e-12f ? norm : 1e-12f));
+            const F32 scale = broadcast(1.0f / (norm > kLeastNorm ? norm : kLeastNorm));
+            if (scales) scales[c] = scale[0];
             for (int64_t t = 0; t < length; t += kLanes) store(row + t, load(row + t) * scale);
         }
     }
@@ -298,13 +304,13 @@ private:
     // 3x3 of them take 9 accumulators and 6 operands, which AVX2's 16 registers hold; 3 divides d = 24 and 48.
     static constexpr int kGramSide = 3;
 
-    // weight[b][a] = q[a] . k[b] for kGramSide channels of each from a and b on.
-    void gram(int64_t a, int64_t b, float* weight, int64_t stride) {
-        const int64_t last = shape_.size - 1;
+    // product[b][a] = rows[a] . columns[b] for kGramSide channels of each from a and b on; [d][padded_size].
+    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
+        const int64_t last = shape_.size - 1, stride = shape_.padded_size;
         const float *left[kGramSide], *right[kGramSide];
         for (int i = 0; i < kGramSide; ++i) {  // past the last channel, the last one again
-            left[i] = q() + (a + i < last ? a + i : last) * shape_.pitch;
-            right[i] = k() + (b + i < last ? b + i : last) * shape_.pitch;
+            left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
+            right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }
         F32 sum[kGramSide][kGramSide] = {};
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
@@ -316,7 +322,7 @@ private:
         }
         for (int i = 0; i < kGramSide && a + i <= last; ++i) {
             for (int j = 0; j < kGramSide && b + j <= last; ++j) {
-                weight[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
+                product[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
             }
         }
     }

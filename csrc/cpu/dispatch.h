@@ -6,6 +6,7 @@
 
 #include "../ops/ddim_step.h"
 #include "../ops/swda_block.h"
+#include "../ops/swda_core.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)          \
@@ -13,6 +14,9 @@
     X(gated_ffn, SwdaBlockArgs)      \
     X(swda_attention, SwdaBlockArgs) \
     X(swda_block, SwdaBlockArgs)     \
+    X(swda_core, SwdaCoreArgs)       \
+    X(swda_core_backward, SwdaCoreArgs)      \
+    X(swda_core_layout, SwdaCoreLayoutArgs)  \
     X(swda_layout, SwdaLayoutArgs)
 
 namespace swk {

@@ -213,6 +213,49 @@ void run_block(BlockOp op, const BlockShape& shape, bool attention, bool ffn) {
     }
 }
 
+// ---- swda_core, swda_core_backward -----------------------------------------------------------------------------------
+
+void run_core(const BlockShape& shape) {
+    swk::SwdaBlockArgs block{};
+    const BlockWeights weights(shape, true, false, block);
+    const int64_t c = shape.channels, d = c / 2 / shape.heads;
+    const int64_t windows = shape.batch * (shape.height / shape.window) * (shape.width / shape.window);
+    const Sizes narrow{shape.batch, c, shape.height, shape.width}, wide{shape.batch, 3 * c, shape.height, shape.width};
+    int64_t scratch_floats = 0;
+    swk::kernels().swda_core_layout({c, shape.heads, shape.window, &scratch_floats});
+    swk::SwdaCoreArgs args{};
+    args.batch = shape.batch, args.channels = c, args.height = shape.height, args.width = shape.width;
+    args.heads = shape.heads, args.window = shape.window, args.shift = shape.shift, args.last_band = true;
+    args.weights = block.attention;
+    const std::vector<float> qkv = random_values(elements(wide)), grad = random_values(elements(narrow));
+    std::vector<std::vector<float>> first;
+    for (const Layout layout : kLayouts) {
+        Tensor u(wide, strides_of(layout, wide)), of_u(wide, strides_of(layout, wide));
+        Tensor attended(narrow, strides_of(layout, narrow)), of_attended(narrow, strides_of(layout, narrow));
+        u.fill(qkv), of_attended.fill(grad);
+        const Buffer dwconv(windows * 2 * shape.heads * 3 * d * 10), scale(windows * shape.heads);
+        const Buffer bias(windows * shape.heads * (2 * shape.window - 1) * (2 * shape.window - 1));
+        for (const int threads : {1, 3}) {
+            const Buffer scratch(threads * scratch_floats);
+            args.scratch = scratch.data(), args.threads = threads;
+            args.qkv = u.image(), args.attended = attended.image();
+            swk::kernels().swda_core(args);
+            args.attended = of_attended.image(), args.grad_qkv = of_u.image();
+            args.grad_dwconv = dwconv.data(), args.grad_bias = bias.data(), args.grad_log_scale = scale.data();
+            swk::kernels().swda_core_backward(args);
+            std::vector<std::vector<float>> results{attended.take_output(), of_u.take_output()};
+            for (const Buffer* sums : {&dwconv, &bias, &scale}) {
+                results.emplace_back(sums->data(), sums->data() + sums->count());
+                for (float value : results.back()) expect(std::isfinite(value), "a sum was not written, or is not finite");
+            }
+            if (first.empty()) first = results;
+            for (size_t i = 0; i < first.size(); ++i) {
+                expect(same_bits(first[i], results[i]), "the bits of the core depend on threads or layout");
+            }
+        }
+    }
+}
+
 // ---- ddim_step ------------------------------------------------------------------------------------------------------
 
 struct Operands {
@@ -260,6 +303,7 @@ void run_isa(const std::string& isa) {
         run_block(&swk::Kernels::swda_block, shape, true, true);
         run_block(&swk::Kernels::swda_attention, shape, true, false);
         run_block(&swk::Kernels::gated_ffn, shape, false, true);
+        run_core(shape);
     }
     std::printf("%s ok\n", isa.c_str());
 }

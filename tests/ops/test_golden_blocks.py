@@ -87,4 +87,6 @@ def test_every_backend_in_float32(file, backend):
     for name, error in errors.items():
         assert error <= bound, name
         if backend != "reference":
-            assert error <= 2 * reference[name] + STORED, name
+            # A weight's gradient is a sum over the pixels, whose rounding errors add up to epsilon times their number.
+            sums = torch.finfo(torch.float32).eps * golden["in.x"][:, 0].numel() if name.startswith("grad.") else 0
+            assert error <= 2 * reference[name] + STORED + sums, name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .block_backward import ffn_gradients
 from .packing import pack_ffn
 from .window_engine import run
 
@@ -16,3 +17,8 @@ if TYPE_CHECKING:
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
     """See `swintormer_kernels.ops.gated_ffn`."""
     return run("gated_ffn", x, [], pack_ffn(weights), (0, 0, 0, weights.project_out.shape[1]))
+
+
+def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return ffn_gradients(grad, x, weights)

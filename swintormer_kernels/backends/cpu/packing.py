@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Packed = list[Tensor]
 """Dense float32 tensors in the order in which csrc/native.cpp takes them."""
 
-_MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
+MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
 
 def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packed:
@@ -31,15 +31,31 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packe
     units = (channels, heads, tile)
     rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
     projection = (tile, 1)
+    dwconv, dwconv_bias, scale, bias = pack_core(weights, window)
     return [
         weights.norm_weight,
         weights.norm_bias,
         _cached(weights.qkv, _head_tiles, units),
         _cached(weights.qkv_bias, _head_rows, units, missing=rows),
-        _cached(weights.dwconv, _head_rows, units),
-        _cached(weights.dwconv_bias, _head_rows, units, missing=rows),
+        dwconv,
+        dwconv_bias,
         _cached(weights.proj, _tiles, projection),
         _cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
+        scale,
+        bias,
+    ]
+
+
+def pack_core(weights: AttentionWeights, window: int) -> Packed:
+    """What csrc/ops/swda_core.h reads of `AttentionWeights`: dwconv, its bias, scale, position bias."""
+    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
+    tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
+    units = (channels, heads, tile)
+    return [
+        _cached(weights.dwconv, _head_rows, units),
+        _cached(
+            weights.dwconv_bias, _head_rows, units, missing=2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
+        ),
         _cached(weights.logit_scale, _scale, ()),
         _cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
     ]
@@ -99,7 +115,7 @@ def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
 
 
 def _scale(logit_scale: Tensor) -> Tensor:
-    return torch.clamp(logit_scale, max=_MAX_LOG_SCALE).exp().flatten()
+    return torch.clamp(logit_scale, max=MAX_LOG_SCALE).exp().flatten()
 
 
 def _bias(table: Tensor, channels: int, heads: int, window: int, isa: str) -> Tensor:

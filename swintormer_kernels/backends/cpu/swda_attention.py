@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .block_backward import block_gradients
 from .packing import pack_attention
 from .window_engine import run
 
@@ -17,3 +18,10 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
     """See `swintormer_kernels.ops.swda_attention`."""
     heads = weights.logit_scale.shape[0]
     return run("swda_attention", x, pack_attention(weights, window, 0), [], (heads, window, shift, 0))
+
+
+def swda_attention_backward(
+    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return block_gradients(grad, x, weights, None, window, shift)

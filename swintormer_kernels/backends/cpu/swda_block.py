@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .block_backward import block_gradients
 from .packing import pack_attention, pack_ffn
 from .window_engine import run
 
@@ -19,3 +20,10 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     heads, hidden = attention.logit_scale.shape[0], ffn.project_out.shape[1]
     packed = pack_attention(attention, window, hidden)
     return run("swda_block", x, packed, pack_ffn(ffn), (heads, window, shift, hidden))
+
+
+def swda_block_backward(
+    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return block_gradients(grad, x, attention, ffn, window, shift)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...functional import functional_gradient
+
 View = tuple[int, "torch.Size", tuple[int, ...]]
 
 
@@ -15,8 +17,6 @@ def view(x: Tensor) -> View:
 
 def float32_on_cpu(*tensors: Tensor | None) -> str | None:
     """Predicate: None if all these are dense float32 tensors on the CPU, else what is in the way."""
-    if not torch.compiler.is_compiling() and _functional_gradient():
-        return "torch.func.grad, jvp and their kin do not see through custom ops (torch.autograd and vmap do)"
     for x in tensors:
         if x is None:
             continue
@@ -26,10 +26,4 @@ def float32_on_cpu(*tensors: Tensor | None) -> str | None:
             return f"the cpu backend takes float32, found {x.dtype}"
         if x.layout != torch.strided:
             return f"the cpu backend takes dense (strided) tensors, found layout {x.layout}"
-    return None
-
-
-def _functional_gradient() -> bool:
-    # torch has no public question for this, and its own error, from inside autograd.Function, names no way out.
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)
+    return functional_gradient()

@@ -20,9 +20,10 @@ def run(op: str, x: Tensor, attention: Packed, ffn: Packed, sizes: tuple[int, in
     _, scratch_floats, _ = engine.swda_layout(x.shape[1], heads, window, hidden)
     scratch = torch.empty(threads * scratch_floats)
     call = getattr(engine, op)
-    call(view(out), view(x), _dense(attention), _dense(ffn), sizes, _dense([scratch]), threads)
+    call(view(out), view(x), dense(attention), dense(ffn), sizes, dense([scratch]), threads)
     return out
 
 
-def _dense(tensors: Packed) -> list[tuple[int, int]]:
+def dense(tensors: Packed) -> list[tuple[int, int]]:
+    """(address, floats) of each, which csrc/native.cpp reads. Keep `tensors` alive during the call."""
     return [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]

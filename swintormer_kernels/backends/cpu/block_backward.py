@@ -1,0 +1,245 @@
+"""Gradients of the block on the CPU: matrix products in torch, all that is local to a window in csrc/cpu/swda_core.cpp.
+
+Windows share nothing but the weights, so the rolled map is cut into bands of whole window rows. A band is run forward
+once more, keeping what its gradients need (tokens in rows, channels_last), and then backward:
+
+    u = qkv norm1(x)      a = core(u)                y = x + proj a
+    h = in norm2(y)       out = y + out(h1 h2)
+
+Only x is kept from the forward pass. Products: those of the forward once, and twice as many for the gradients.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import native
+from .packing import MAX_LOG_SCALE, Packed, pack_core
+from .tensors import view
+from .window_engine import dense
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+_BAND_BYTES = 64 << 20
+"""Of a band's intermediate tensors. Products over 1000 tokens and more run at torch's full rate; on two cores 16, 64
+and 256 MB take the same time to within noise, and 64 MB is what a batch of 8 crops need not exceed."""
+
+_EPS = 1e-5  # of LayerNorm
+
+Sums = list[Tensor | None]
+"""Gradients of a record of weights, in the order of its fields; None where the weight is None."""
+
+
+def block_gradients(
+    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights | None, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of swda_block, or of swda_attention if `ffn` is None, for those inputs that require one, in order."""
+    heads = attention.logit_scale.shape[0]
+    core = _Core(pack_core(attention, window), heads, window, shift)
+
+    def backward(tokens: _Tokens, grad: Tensor) -> tuple[Tensor, Sums]:
+        recomputed = _recompute_attention(tokens, attention, core)
+        of_ffn: Sums = []
+        if ffn is not None:
+            grad, of_ffn = _ffn_backward(recomputed.y, grad, ffn)
+        of_x, of_attention = _attention_backward(tokens, recomputed, grad, attention, core)
+        return of_x, of_attention + of_ffn
+
+    hidden = ffn.project_out.shape[1] if ffn is not None else 0
+    return _in_bands(backward, grad, x, (*attention, *(ffn or ())), _Bands(window, shift, 14 * x.shape[1] + 6 * hidden))
+
+
+def ffn_gradients(grad: Tensor, x: Tensor, ffn: FFNWeights) -> list[Tensor]:
+    """Gradients of gated_ffn for those inputs that require one, x first."""
+    channels, hidden = ffn.project_out.shape[:2]
+    return _in_bands(
+        lambda tokens, grad: _ffn_backward(tokens.rows, grad, ffn),
+        grad,
+        x,
+        tuple(ffn),
+        _Bands(1, 0, 5 * channels + 6 * hidden),
+    )
+
+
+# ---- bands -----------------------------------------------------------------------------------------------------------
+
+
+class _Bands(NamedTuple):
+    window: int
+    shift: int
+    floats: int  # of intermediate tensors for each token
+
+
+class _Tokens(NamedTuple):
+    rows: Tensor  # (T, C), the band's pixels in row-major order
+    shape: tuple[int, int, int]  # B, height of the band, W
+    last: bool  # the band ends with the map's last row
+
+
+def _in_bands(
+    backward: Callable[[_Tokens, Tensor], tuple[Tensor, Sums]],
+    grad: Tensor,
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    bands: _Bands,
+) -> list[Tensor]:
+    """Gradients of x and `weights`, those that require one, summed over bands of the rolled map."""
+    b, c, h, w = x.shape
+    shift = bands.shift
+    totals = [None if weight is None else torch.zeros_like(weight) for weight in weights]
+    of_x = torch.empty_like(x, memory_format=torch.channels_last)
+    if x.numel():
+        rolled, rolled_grad = (torch.roll(t, (-shift, -shift), dims=(2, 3)) if shift else t for t in (x, grad))
+        band = bands.window * max(1, _BAND_BYTES // (4 * bands.floats * b * w * bands.window))
+        for top in range(0, h, band):
+            height = min(band, h - top)
+            rows, grad_rows = (
+                t[:, :, top : top + height].permute(0, 2, 3, 1).reshape(-1, c) for t in (rolled, rolled_grad)
+            )
+            found, sums = backward(_Tokens(rows, (b, height, w), top + height == h), grad_rows)
+            of_x[:, :, top : top + height] = found.view(b, height, w, c).permute(0, 3, 1, 2)
+            for total, value in zip(totals, sums, strict=True):
+                if total is not None and value is not None:
+                    total.add_(value.reshape(total.shape))
+    if shift:
+        of_x = torch.roll(of_x, (shift, shift), dims=(2, 3))
+    wanted = zip((x, *weights), (of_x, *totals), strict=True)
+    return [value for source, value in wanted if value is not None and source is not None and source.requires_grad]
+
+
+# ---- the two halves on a band's tokens -------------------------------------------------------------------------------
+
+
+class _Normed(NamedTuple):
+    out: Tensor
+    mean: Tensor
+    inverse: Tensor  # 1 / sqrt(variance + eps)
+
+
+def _norm(rows: Tensor, weight: Tensor, bias: Tensor) -> _Normed:
+    return _Normed(*torch.ops.aten.native_layer_norm(rows, rows.shape[1:], weight, bias, _EPS))
+
+
+def _norm_backward(grad: Tensor, rows: Tensor, normed: _Normed, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of rows, weight and bias."""
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, rows, rows.shape[1:], normed.mean, normed.inverse, weight, bias, [True] * 3
+    )
+
+
+def _linear_backward(rows: Tensor, grad: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight (out, in) and bias of a 1x1 convolution of `rows` (T, in)."""
+    return grad.T @ rows, None if bias is None else grad.sum(0)
+
+
+def _ffn_backward(y: Tensor, grad: Tensor, ffn: FFNWeights) -> tuple[Tensor, Sums]:
+    """Gradients of y and of the weights; y and grad (T, C)."""
+    normed = _norm(y, ffn.norm_weight, ffn.norm_bias)
+    x1, x2 = F.linear(normed.out, ffn.project_in.flatten(1), ffn.project_in_bias).chunk(2, dim=1)
+    of_out, of_out_bias = _linear_backward(x1 * x2, grad, ffn.project_out_bias)
+    of_gate = grad @ ffn.project_out.flatten(1)
+    of_hidden = torch.cat((of_gate * x2, of_gate * x1), dim=1)
+    of_in, of_in_bias = _linear_backward(normed.out, of_hidden, ffn.project_in_bias)
+    of_y, of_weight, of_bias = _norm_backward(
+        of_hidden @ ffn.project_in.flatten(1), y, normed, ffn.norm_weight, ffn.norm_bias
+    )
+    fields = {
+        "norm_weight": of_weight,
+        "norm_bias": of_bias,
+        "project_in": of_in,
+        "project_out": of_out,
+        "project_in_bias": of_in_bias,
+        "project_out_bias": of_out_bias,
+    }
+    return of_y.add_(grad), [fields[name] for name in ffn._fields]
+
+
+class _Recomputed(NamedTuple):
+    normed: _Normed
+    u: Tensor  # (T, 3C)
+    attended: Tensor  # (T, C)
+    y: Tensor  # (T, C)
+
+
+def _recompute_attention(tokens: _Tokens, weights: AttentionWeights, core: _Core) -> _Recomputed:
+    normed = _norm(tokens.rows, weights.norm_weight, weights.norm_bias)
+    u = F.linear(normed.out, weights.qkv.flatten(1), weights.qkv_bias)
+    attended = core.forward(u, tokens)
+    return _Recomputed(
+        normed, u, attended, F.linear(attended, weights.proj.flatten(1), weights.proj_bias).add_(tokens.rows)
+    )
+
+
+def _attention_backward(
+    tokens: _Tokens, recomputed: _Recomputed, grad: Tensor, weights: AttentionWeights, core: _Core
+) -> tuple[Tensor, Sums]:
+    """Gradients of the band's tokens and of the weights; grad (T, C) is that of y."""
+    of_proj, of_proj_bias = _linear_backward(recomputed.attended, grad, weights.proj_bias)
+    of_u, of_dwconv, of_bias, of_log_scale = core.backward(recomputed.u, grad @ weights.proj.flatten(1), tokens)
+    of_qkv, of_qkv_bias = _linear_backward(recomputed.normed.out, of_u, weights.qkv_bias)
+    of_x, of_weight, of_norm_bias = _norm_backward(
+        of_u @ weights.qkv.flatten(1), tokens.rows, recomputed.normed, weights.norm_weight, weights.norm_bias
+    )
+    sigmoid = torch.sigmoid(weights.bias_table)
+    fields: dict[str, Tensor | None] = {
+        "norm_weight": of_weight,
+        "norm_bias": of_norm_bias,
+        "qkv": of_qkv,
+        "dwconv": of_dwconv[:, :9],
+        "proj": of_proj,
+        "logit_scale": of_log_scale * (weights.logit_scale.flatten() <= MAX_LOG_SCALE),
+        "bias_table": of_bias.T * (16 * sigmoid * (1 - sigmoid)),
+        "qkv_bias": of_qkv_bias,
+        "dwconv_bias": of_dwconv[:, 9],
+        "proj_bias": of_proj_bias,
+    }
+    return of_x.add_(grad), [fields[name] for name in weights._fields]
+
+
+class _Core(NamedTuple):
+    """csrc/ops/swda_core.h on a band's tokens."""
+
+    weights: Packed
+    heads: int
+    window: int
+    shift: int
+
+    def forward(self, u: Tensor, tokens: _Tokens) -> Tensor:
+        """(T, 3C) -> (T, C)."""
+        attended = u.new_empty(u.shape[0], u.shape[1] // 3)
+        self._call(u, attended, None, [], tokens)
+        return attended
+
+    def backward(self, u: Tensor, grad: Tensor, tokens: _Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of u (T, 3C), of taps and bias of the depth-wise convolution (3C, 10), of the position bias
+        (heads, (2w-1)^2) and of the logarithm of the scale (heads,)."""
+        b, height, w = tokens.shape
+        windows = b * (height // self.window) * (w // self.window)
+        size = u.shape[1] // 6 // self.heads
+        of_u = torch.empty_like(u)
+        dwconv = u.new_empty(windows, 2, self.heads, 3, size, 10)
+        bias = u.new_empty(windows, self.heads, (2 * self.window - 1) ** 2)
+        log_scale = u.new_empty(windows, self.heads)
+        self._call(u, grad, of_u, [dwconv, bias, log_scale], tokens)
+        return of_u, dwconv.sum(0).transpose(1, 2).reshape(-1, 10), bias.sum(0), log_scale.sum(0)
+
+    def _call(self, u: Tensor, attended: Tensor, of_u: Tensor | None, grads: list[Tensor], tokens: _Tokens) -> None:
+        engine, threads = native.extension(), torch.get_num_threads()
+        images = [None if t is None else t.view(*tokens.shape, -1).permute(0, 3, 1, 2) for t in (u, attended, of_u)]
+        scratch = u.new_empty(threads * engine.swda_core_scratch(attended.shape[1], self.heads, self.window))
+        engine.swda_core(
+            *(None if image is None else view(image) for image in images),
+            dense(self.weights),
+            dense(grads),
+            (self.heads, self.window, self.shift, tokens.last),
+            dense([scratch]),
+            threads,
+        )

@@ -1,0 +1,1 @@
+"""Triton kernels, for whichever GPU Triton compiles for. Nothing here imports triton before an op asks for it."""
