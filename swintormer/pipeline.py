@@ -250,7 +250,7 @@ class Deblurrer:
     def _latents(
         self, spans: list[tuple[int, slice, slice]], grid: Grid, ends: _Ends, latents: dict[int, ImageLatent]
     ) -> dict[str, Tensor]:
-        """z_0 of a batch of tiles, as the network's argument; `latents` holds that of the images that are being restored."""
+        """z_0 of tiles, as the network's argument; `latents` keeps that of the images being restored."""
         if self.guide is None:
             return {}
         for passed in [image for image in latents if image < spans[0][0]]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swintormer.backend import backend_scope
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.files import exists, prepare_folder, reason, replacing
@@ -146,7 +147,7 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
         run.load(state)
     reporter = _Reporter(config, run.step)
     try:
-        with stoppable() as caught:
+        with backend_scope(config.backend), stoppable() as caught:
             _loop(run, reporter, state, caught)
             run.save(state)  # before the bar ends: after SIGHUP there may be no terminal for its last line
     finally:

@@ -53,9 +53,12 @@ class Run:
         """What is trained, with its first weights."""
         return first_network(self.config)
 
-    def learning(self) -> list[nn.Parameter]:
-        """The parameters that learn."""
-        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+    def learning(self) -> list[dict[str, Any]]:
+        """The parameters that learn, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
+        return [{"params": [parameter for parameter in self.net.parameters() if parameter.requires_grad]}]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def identity(self) -> dict[str, Any]:
         """What a state file must agree in."""
@@ -93,11 +96,11 @@ class Run:
     def train_step(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step on (B, 3, S, S) pairs; returns loss and gradient norm before clipping."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group.get("rate", 1.0)
         loss = self.loss(blurred.to(self.device, non_blocking=True), sharp.to(self.device, non_blocking=True))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.learning(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), self.config.clip)
         self.optimizer.step()
         self.step += 1
         self._follow()
