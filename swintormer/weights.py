@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,14 @@ if TYPE_CHECKING:
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class _Nothing:
+    """Stands for a class that a training program left beside the weights, and does nothing."""
+
+
+# What CompVis' checkpoints name beside numbers: a key in the list of Lightning's callbacks.
+_HARMLESS: list[Any] = [(_Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 _EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
 
 
@@ -232,8 +240,10 @@ def _parsed_card(text: str) -> dict[str, str]:
         raise ValueError("the model card is nested too deeply") from None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by bare name, all of finite floating-point numbers, and metadata."""
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by bare name, all of finite floating-point numbers, and metadata; only of names that are `wanted`."""
     if _kind(path) == "safetensors":
         with _open_safetensors(path) as file:
             tensors: Mapping[Any, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -243,6 +253,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = _strip(str(name))
+        if not wanted(bare):
+            continue
         if strange := _strangeness(tensor):
             raise SwintormerError(
                 f"{path} holds {bare!r} {strange}, where a dense floating-point tensor of 16 to 64 bits was expected."
@@ -305,7 +317,7 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
     """The state dict in a `.pth`, without ever running code from it."""
     try:
         # A file object, because of a path torch.load would judge by its ending. It warns of unusual pickle protocols.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -317,7 +329,7 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
     except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
         first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
         raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first}).") from error
-    for name in ("params_ema", "params"):
+    for name in ("params_ema", "params", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             return found[name]
     if not isinstance(found, Mapping):
