@@ -191,6 +191,8 @@ def _describe(
         card = _parsed_card(metadata.get("swintormer.card", "{}"))
         described = metadata.get(prior_weights.METADATA)
         prior = prior_weights.parse_config(described) if described else None
+        if prior is None and (surplus := next(iter(_parted(state)[1]), None)):
+            raise ValueError(f"it holds {prior_weights.PREFIX + surplus!r} and does not say what prior that is of")
         if prior is not None:
             check_channels(config, prior.latent_channels)
     except ValidationError as error:

@@ -176,6 +176,7 @@ def test_image_as_condition() -> None:
     assert torch.equal(prior.condition(picture), 2 * picture - 1)
 
 
+@torch.no_grad()
 def test_split_convolution_is_the_convolution() -> None:
     conv = torch.nn.Conv2d(7, 5, 3, padding=1)
     ours = SplitConv(conv, latent_channels=3)

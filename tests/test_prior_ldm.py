@@ -140,7 +140,7 @@ def test_released_sizes_in_the_layout_of_compvis() -> None:
     foreign = {name: tuple(tensor.shape) for name, tensor in compvis(state, head=32).items()}
     attentions = sum(name.endswith("to_q.weight") for name in state if name.startswith("denoiser"))
     assert attentions == 2 + 1 + 3
-    assert len(foreign) == len(state) - 2 * attentions  # three weights in one, none of them with a bias of its own
+    assert len(foreign) == len(state) - 4 * attentions  # three weights in one, and three biases
     assert len(set(foreign)) == len(foreign)
     unet = "model.diffusion_model."
     assert foreign[f"{unet}input_blocks.0.0.weight"] == (160, 6, 3, 3)
@@ -219,7 +219,14 @@ def test_faults_are_named(prior, tmp_path) -> None:
     torch.save({"state_dict": dict(list(state.items())[:-1])}, tmp_path / "x.ckpt")
     fails("The prior misses the tensor")
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")
-    fails("has the shape .* expected", config=RELEASED.model_copy(update={"autoencoder": SMALL.autoencoder}))
+    fails(
+        "has the shape .* expected",
+        config=SMALL.model_copy(update={"autoencoder": {**SMALL.autoencoder, "num_vq_embeddings": 17}}),
+    )
+    fails(
+        "no multiple of 3 times 5",
+        config=SMALL.model_copy(update={"denoiser": {**SMALL.denoiser, "attention_head_dim": 5}}),
+    )
     fails("holds no vqvae/diffusion_pytorch_model", tmp_path)
     (tmp_path / "vqvae").mkdir()
     save_file({"a": torch.ones(2)}, tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors")
