@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swintormer.config import NetworkConfig
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.files import replacing
@@ -19,7 +20,7 @@ from swintormer.losses import frequency_loss, l1_loss
 from swintormer.network import Swintormer
 from swintormer.train_config import TrainConfig
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class Run:
@@ -161,7 +162,9 @@ class Run:
             raise SwintormerError(
                 f"{path} is not a training state ({error}): move it away, start over, or choose another `out` folder."
             ) from error
-        if state.get("identity") != self.identity():
+        # Version 1 wrote the network alone.
+        found = state.get("identity") or {"network": NetworkConfig(**state["network"]).model_dump(mode="json")}
+        if found != self.identity():
             raise SwintormerError(f"{path} is of a network of other sizes: start over or choose another `out` folder.")
         groups: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}, "rng": {}}
         for key, tensor in tensors.items():

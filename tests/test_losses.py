@@ -54,7 +54,9 @@ def test_losses_are_float32_under_autocast_and_differentiable() -> None:
     value, step = frequency_loss(wide, torch.zeros_like(wide)), 1e-3
     (slope,) = torch.autograd.grad(value, wide)
     moved = frequency_loss(wide.detach() + step * slope / slope.norm(), torch.zeros_like(wide))
-    assert float(moved - value.detach()) == pytest.approx(step * float(slope.norm()), rel=0.05)  # the loss is piecewise smooth
+    assert float(moved - value.detach()) == pytest.approx(
+        step * float(slope.norm()), rel=0.05
+    )  # the loss is piecewise smooth
 
 
 def test_moment_loss() -> None:
