@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,12 @@ class Guide:
         self.prior = prior.to(device).eval()
         self.draws = prior.draws(guidance.steps, guidance.seed, guidance.eta)
 
-    def sample(self, cut: Cut, height: int, width: int) -> ImageLatent:
-        """z_0 of the image that `cut` reads. Of a dual-pixel pair it sees the view that is restored."""
-        latent = self.prior.sample_from(lambda rows, columns: cut(rows, columns)[:3], height, width, self.draws)
+    def sample(self, cut: Cut, height: int, width: int, tick: Callable[[], None]) -> ImageLatent:
+        """z_0 of the image that `cut` reads. Of a dual-pixel pair it sees the view that is restored.
+
+        `tick` is called after every piece; what it raises ends the run.
+        """
+        latent = self.prior.sample_from(lambda rows, columns: cut(rows, columns)[:3], height, width, self.draws, tick)
         return ImageLatent(latent, self.prior.factor)
 
     def latent_bytes(self, height: int, width: int) -> int:

@@ -28,7 +28,7 @@ from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_str
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after every batch with tiles done and tiles in all."""
+"""Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
 
 DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
 # Over the held-out photographs the weights that ship gain 0.67 dB feathered and 0.66 dB averaged uniformly; no other
@@ -238,7 +238,8 @@ class Deblurrer:
             while batch := list(islice(tiles, plan.batch)):
                 spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
                 cuts = [ends.cut(*span) for span in spans]
-                guidance = self._latents(spans, grid, ends, latents)
+                tick = partial(progress, done, total) if progress is not None else _nothing
+                guidance = self._guidance(spans, partial(self._latent, ends, grid, tick), latents)
                 restored = self.net(torch.stack(cuts).to(self.device, self.dtype), **guidance).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
@@ -247,8 +248,15 @@ class Deblurrer:
                 if progress is not None:
                     progress(done, total)
 
-    def _latents(
-        self, spans: list[tuple[int, slice, slice]], grid: Grid, ends: _Ends, latents: dict[int, ImageLatent]
+    def _latent(self, ends: _Ends, grid: Grid, tick: Callable[[], None], image: int) -> ImageLatent:
+        assert self.guide is not None
+        return self.guide.sample(partial(ends.cut, image), grid.rows.length, grid.columns.length, tick)
+
+    def _guidance(
+        self,
+        spans: list[tuple[int, slice, slice]],
+        sample: Callable[[int], ImageLatent],
+        latents: dict[int, ImageLatent],
     ) -> dict[str, Tensor]:
         """z_0 of tiles, as the network's argument; `latents` keeps that of the images being restored."""
         if self.guide is None:
@@ -257,8 +265,7 @@ class Deblurrer:
             del latents[passed]
         for image, _, _ in spans:
             if image not in latents:
-                height, width = grid.rows.length, grid.columns.length
-                latents[image] = self.guide.sample(partial(ends.cut, image), height, width)
+                latents[image] = sample(image)
         crops = [latents[image].crop(rows, columns) for image, rows, columns in spans]
         return {"prior": torch.stack(crops).to(self.device, self.dtype)}
 
@@ -313,6 +320,10 @@ class Deblurrer:
             return cost
         latents = self.guide.latent_bytes(height, width) if self.guide is not None else 0
         return cost + 4 * config.out_channels * across + latents
+
+
+def _nothing() -> None:
+    """Called where nobody follows."""
 
 
 @dataclass(frozen=True)

@@ -182,13 +182,14 @@ class LatentPrior(nn.Module):
         return z
 
     def _update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
-        """sk.ddim_step of the noise that the prediction means."""
+        """sk.ddim_step of the noise that the prediction means; without gradients that takes the prediction's place."""
         root, rest = step.alpha_bar_t**0.5, (1 - step.alpha_bar_t) ** 0.5
         kind = self.scheduler.config["prediction_type"]
+        out = None if torch.is_grad_enabled() else predicted
         if kind == "sample":
-            predicted = (z - root * predicted) / rest
+            predicted = torch.sub(z, predicted, alpha=root, out=out).div_(rest)
         elif kind == "v_prediction":
-            predicted = root * predicted + rest * z
+            predicted = torch.mul(predicted, root, out=out).add_(z, alpha=rest)
         alphas = {"alpha_bar_t": step.alpha_bar_t, "alpha_bar_s": step.alpha_bar_s}
         return ddim_step(z, predicted, **alphas, eta=eta, clip=self.sampling.clip, noise=noise)
 
@@ -230,12 +231,15 @@ class LatentPrior(nn.Module):
         return Draws(self.schedule(steps), seed, eta)
 
     @torch.inference_mode()
-    def sample_from(self, cut: Cut, height: int, width: int, draws: Draws) -> Tensor:
+    def sample_from(
+        self, cut: Cut, height: int, width: int, draws: Draws, tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Sample z_0 for one image that is read piece by piece.
 
         Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
         release does). Beside the image the CPU holds z three times, and a fourth for fresh noise; the prior's device
         at most CONDITION_CACHE bytes, or the pieces' conditions, and one piece at work. See `sampling_bytes`.
+        `tick` is called after every piece; what it raises ends the run.
 
         Returns:
             (Cz, ceil(height / factor), ceil(width / factor)) on the CPU.
@@ -248,9 +252,15 @@ class LatentPrior(nn.Module):
         predicted, noise = torch.empty_like(z), torch.empty_like(z) if draws.eta > 0 else None
         z.normal_(generator=generator)
         with alone(weight.device) as each:
-            kept = list(each(lambda place: self._piece(cut, height, width, grid, place), grid))
+            kept = []
+            for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
+                kept.append(piece)
+                tick()
             for step in draws.schedule:
-                self._predict_whole(z, step.time, kept, grid, each, out=predicted)
+                predicted.zero_()
+                for row, column, part in self._predict_pieces(z, step.time, kept, grid, each):
+                    predicted[:, :, grid.rows.span(row), grid.columns.span(column)].add_(part)
+                    tick()
                 if noise is not None:
                     noise.normal_(generator=generator)
                 z = self._update(z, predicted, step, draws.eta, noise)
@@ -277,16 +287,10 @@ class LatentPrior(nn.Module):
         positions = len(grid) * grid.rows.tile * grid.columns.tile
         return bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
 
-    def _predict_whole(
-        self,
-        z: Tensor,
-        time: int,
-        kept: list[Tensor],
-        grid: Grid,
-        each: Each,
-        out: Tensor,
-    ) -> None:
-        """The pieces' predictions, blended into `out`."""
+    def _predict_pieces(
+        self, z: Tensor, time: int, kept: list[Tensor], grid: Grid, each: Each
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """(row, column, prediction) of every piece, weighted so that they add up to the whole."""
         keeps = self._keeps_parts(grid)
 
         def predict(piece: tuple[tuple[int, int], Tensor]) -> Tensor:
@@ -294,11 +298,10 @@ class LatentPrior(nn.Module):
             part = held if keeps else self.condition_part(held)
             return self.predict(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
 
-        out.zero_()
         rows, columns = (torch.from_numpy(axis.weights) for axis in (grid.rows, grid.columns))
-        for (row, column), prediction in zip(grid, each(predict, zip(grid, kept, strict=True)), strict=True):
-            region = out[:, :, grid.rows.span(row), grid.columns.span(column)]
-            region.addcmul_(prediction.to(out) * rows[row][:, None], columns[column])
+        pieces = zip(grid, kept, strict=True)
+        for (row, column), prediction in zip(grid, each(predict, pieces), strict=True):
+            yield row, column, prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
 
     def sampling_bytes(self, height: int, width: int) -> int:
         """What `sample_from` holds beside the weights and the denoiser's own tensors of a piece: an upper bound."""
@@ -374,8 +377,11 @@ def alone(device: torch.device) -> Iterator[Each]:
         if count == 1:
             yield map
             return
-        with ThreadPoolExecutor(count) as pool:
+        pool = ThreadPoolExecutor(count)
+        try:
             yield partial(_on_threads, pool)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt the pieces that wait are not begun
     finally:
         torch.set_num_threads(count)
 

@@ -169,3 +169,20 @@ def test_command_line_refuses_settings_without_a_prior(run, weights, tmp_path) -
     out = run("deblur", "a.png", "-o", "b.png", "--weights", weights, "--steps", 5000, code=1)
     assert "1 to 1000 steps" in out
     assert not (tmp_path / "b.png").exists()
+
+
+def test_an_interrupt_ends_the_sampling(net) -> None:
+    """Ctrl-C is noticed after every piece, not only between tiles; threads are put back."""
+    deblur, calls = Deblurrer(net, tile=32, prior=Guidance(tiny(piece=8, stride=6))), []
+
+    def stop(done: int, total: int) -> None:
+        calls.append((done, total))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        deblur.restore_array(np.zeros((100, 131, 3), np.uint8), progress=stop)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert calls == [(0, calls[0][1])] * 3
