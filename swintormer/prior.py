@@ -11,6 +11,7 @@ apart, torch 2.13). Threads take pieces instead.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -393,5 +394,6 @@ def _on_threads(pool: ThreadPoolExecutor, function: Callable[[T], R], arguments:
         with torch.inference_mode():
             return function(argument)
 
-    futures = [pool.submit(copy_context().run, call, argument) for argument in arguments]
-    return (future.result() for future in futures)
+    futures = deque(pool.submit(copy_context().run, call, argument) for argument in arguments)
+    while futures:
+        yield futures.popleft().result()  # and nothing keeps it here
