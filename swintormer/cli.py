@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +102,18 @@ _Window = Annotated[
     int | None,
     typer.Option(min=1, metavar="PIXELS", rich_help_panel=_RESULT, help="Attention window of weights that do not say."),
 ]
+_Prior = Annotated[
+    bool | None,
+    _option(
+        _RESULT,
+        "Sample the diffusion prior, or restore without it; by default where the weights hold one.",
+        "--prior/--no-prior",
+    ),
+]
+_Steps = Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_RESULT, help="Steps of the prior.")]
+_Seed = Annotated[
+    int, typer.Option(min=0, metavar="N", rich_help_panel=_RESULT, help="Of the prior: the same, the same picture.")
+]
 _Device = Annotated[str, _option(_SPEED, "auto, cpu, cuda, or cuda:1 for the second GPU.", metavar="NAME")]
 _Backend = Annotated[str, _option(_SPEED, "Kernels to use, as `swintormer info` lists them.", metavar="NAME")]
 _Quiet = Annotated[bool, _option(_SPEED, "Say nothing but errors.", "--quiet", "-q")]
@@ -116,7 +129,8 @@ _DEBLUR_EXAMPLES = (
     "swintormer deblur holiday/ -o restored/ --recursive --compare\n\n"
     "swintormer deblur a.tif b.tif -o . --suffix _sharp\n\n"
     "swintormer deblur scan.tif -o out/ --memory 1G      on a small machine\n\n"
-    "swintormer deblur left.png --right right.png -o out/ --weights dual.safetensors"
+    "swintormer deblur left.png --right right.png -o out/ --weights dual.safetensors\n\n"
+    "swintormer deblur photo.jpg -o sharp.png --seed 7 --steps 8      another draw of the prior"
 )
 
 
@@ -137,6 +151,9 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     memory: _Memory = "",
     batch: _Batch = None,
     window: _Window = None,
+    prior: _Prior = None,
+    steps: _Steps = None,
+    seed: _Seed = 0,
     device: _Device = "auto",
     backend: _Backend = "auto",
     quiet: _Quiet = False,
@@ -153,6 +170,7 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     settings = Settings(
         weights, parse_tile(tile), stride, blend or None, parse_memory(memory), batch, window, device, backend
     )
+    settings = replace(settings, prior=prior, steps=steps, seed=seed)
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
 
@@ -189,7 +207,7 @@ def info(
 
 @app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")
 def macs(
-    preset: Annotated[str, typer.Option(help="A network by name: small or released.")] = "small",
+    preset: Annotated[str, typer.Option(help="A network by name: small, small-prior or released.")] = "small",
     weights: Annotated[Path | None, typer.Option(help="Count for the network in this file instead.")] = None,
     tile: Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of a tile.")] = 256,
     stride: Annotated[int | None, typer.Option(metavar="PIXELS", help="From one tile to the next.")] = None,
@@ -202,12 +220,13 @@ def macs(
 
     sizes = [parse_size(text) for text in size or ["1680x1120"]]
     if weights is None:
-        config = preset_named(preset)
+        config, prior = preset_named(preset), None
     else:
         from swintormer.weights import checkpoint_info
 
-        config = checkpoint_info(weights).config
-    print(describe(config, tile, stride, sizes))
+        found = checkpoint_info(weights)
+        config, prior = found.config, found.prior
+    print(describe(config, tile, stride, sizes, prior))
 
 
 @app.command()

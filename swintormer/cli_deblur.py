@@ -7,11 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from swintormer.backend import backend_scope
 from swintormer.cli_plan import Job
 from swintormer.errors import SwintormerError
 from swintormer.files import prepare_folder
@@ -19,6 +20,7 @@ from swintormer.images import Image, Samples, check_target, read_image, write_im
 from swintormer.interrupts import stoppable
 
 if TYPE_CHECKING:
+    from swintormer.guidance import Guidance
     from swintormer.network import Swintormer
     from swintormer.pipeline import Deblurrer
 
@@ -32,6 +34,8 @@ class Settings:
         memory: bytes that the work may take beside the picture itself.
         window: side of the attention windows, for weights that do not say.
         backend: of the ops; "auto" takes the best of each.
+        prior: whether the prior takes part; None where the weights hold one.
+        steps, seed: of the prior's sampler.
     """
 
     weights: Path | None = None
@@ -43,6 +47,9 @@ class Settings:
     window: int | None = None
     device: str = "auto"
     backend: str = "auto"
+    prior: bool | None = None
+    steps: int | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -94,7 +101,21 @@ def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
     if not dual_pixel and net.config.in_channels == 2 * net.config.out_channels:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
     chosen = {name: getattr(settings, name) for name in ("tile", "stride", "blend", "memory", "batch", "device")}
-    return Deblurrer(net, **{name: value for name, value in chosen.items() if value is not None})
+    return Deblurrer(
+        net, **{name: value for name, value in chosen.items() if value is not None}, prior=_prior(net, settings)
+    )
+
+
+def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
+    """What the pipeline is told of the prior. Settings of a sampler that does not run are refused."""
+    from swintormer.guidance import Guidance
+
+    wanted = net.prior is not None if settings.prior is None else settings.prior
+    if wanted:
+        return Guidance(steps=settings.steps, seed=settings.seed)
+    if settings.steps is not None or settings.seed:
+        raise SwintormerError("--steps and --seed are the prior's, and none takes part: leave them out.")
+    return False
 
 
 def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str:
@@ -105,24 +126,6 @@ def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str
         f"Note: {weights} does not say how wide its windows are: {net.config.window_size} pixels are assumed, and "
         "--window names another."
     )
-
-
-@contextmanager
-def backend_scope(name: str) -> Iterator[None]:
-    """Inside, ops run on that backend, or on the best of each where it is "auto".
-
-    Raises:
-        SwintormerError: there is none of that name, or it cannot serve.
-    """
-    from swintormer_kernels import BACKENDS, BackendError, use_backend
-
-    if name != "auto" and name not in BACKENDS:
-        raise SwintormerError(f"There is no backend {name!r}: choose one of auto, {', '.join(BACKENDS)}.")
-    try:
-        with nullcontext() if name == "auto" else use_backend(name):
-            yield
-    except BackendError as error:
-        raise SwintormerError(f"{error}; `swintormer info` lists the backends.") from error
 
 
 def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) -> str | None:

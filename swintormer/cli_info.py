@@ -103,6 +103,9 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
         f"{info.parameters:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {tile}",
         f"{config.in_channels} input channels, dim {config.dim}, {blocks}, {_window(info, window)}",
     ]
+    if info.prior is not None:
+        sampling = info.prior.sampling
+        lines.append(f"with a prior of {info.prior.latent_channels} channels, {sampling.steps} steps")
     return lines + [f"{name}: {text}" for name, text in info.card.items()]
 
 

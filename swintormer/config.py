@@ -28,6 +28,7 @@ class NetworkConfig(BaseModel):
         ffn_expansion: hidden channels of the feed-forward part, `int(C * ffn_expansion)`.
         window_size: w, side of a window in tokens; shifted blocks roll by w // 2.
         bias: whether convolutions have a bias.
+        prior_channels: Cz, channels of the prior's latent z_0 that the network takes in; 0 for a network without.
 
     Raises:
         pydantic.ValidationError: a size out of range, or channels that the heads do not divide.
@@ -44,6 +45,7 @@ class NetworkConfig(BaseModel):
     ffn_expansion: Expansion = 2.66
     window_size: Window = 16
     bias: bool = False
+    prior_channels: Annotated[int, Field(ge=0, le=64)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> NetworkConfig:
@@ -76,3 +78,5 @@ PRESETS: dict[str, NetworkConfig] = {
         in_channels=3, dim=24, num_blocks=(2, 2, 2, 2), num_refinement_blocks=2, heads=(1, 2, 4, 8), window_size=8
     ),
 }
+# The same, with the latent of the prior `compact` (prior_config.PRIORS).
+PRESETS["small-prior"] = PRESETS["small"].model_copy(update={"prior_channels": 8})

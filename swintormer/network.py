@@ -5,6 +5,9 @@ The resolution falls from 1/2 to 1/16 and back while channels go D, 2D, 4D, 8D; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +15,10 @@ from torch import Tensor, nn
 from swintormer_kernels.nn import Block
 
 from .config import NetworkConfig
+from .fusion import PriorFusion, over_image
+
+if TYPE_CHECKING:
+    from .prior import LatentPrior
 
 
 class Swintormer(nn.Module):
@@ -57,6 +64,23 @@ class Swintormer(nn.Module):
         self.output = nn.Sequential(
             nn.Conv2d(2 * d, 4 * config.out_channels, 3, padding=1, bias=bias), nn.PixelShuffle(2)
         )
+        self.prior_fusion = PriorFusion(d, config.prior_channels) if config.prior_channels else None
+
+    @property
+    def prior(self) -> LatentPrior | None:
+        """The prior that came with the weights, or that `attach_prior` gave; None for none.
+
+        Not one of the network's modules: its state dict holds the network alone.
+        """
+        held: Any = self.__dict__.get("_prior")
+        if held is not None and not isinstance(held, nn.Module):
+            held = self.__dict__["_prior"] = held()
+        prior: LatentPrior | None = held
+        return prior
+
+    def attach_prior(self, prior: LatentPrior | Callable[[], LatentPrior] | None) -> None:
+        """Keep a prior beside the network, or what makes it when it is first asked for."""
+        self.__dict__["_prior"] = prior
 
     def _stage(self, level: int, count: int, channels: int) -> nn.Sequential:
         """Blocks of one resolution; the shift alternates, starting with 0."""
@@ -75,18 +99,20 @@ class Swintormer(nn.Module):
             )
         )
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> Tensor:
         """Restore a batch of images.
 
         Args:
             image: (B, in_channels, H, W) in [0, 1], any H and W from 1 up. Sides that are not multiples of
                 `config.stride` are padded inside and cropped at the end.
+            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution: see
+                `fusion.over_image`. None restores without it, as zeros would.
 
         Returns:
             (B, out_channels, H, W), around [0, 1] and not clamped.
 
         Raises:
-            ValueError: not 4-D, wrong channels, or an empty height or width.
+            ValueError: not 4-D, wrong channels, or an empty height or width; a prior that does not fit.
         """
         if image.ndim != 4 or image.shape[1] != self.config.in_channels or 0 in image.shape[2:]:
             raise ValueError(
@@ -94,33 +120,55 @@ class Swintormer(nn.Module):
                 f"found {tuple(image.shape)}"
             )
         h, w = image.shape[2:]
+        self._check_prior(image, prior)
         if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
             return image[:, : self.config.out_channels]
-        y = self.restore_features(pad_to_multiple(2 * image - 1, self.config.stride))[..., :h, :w]
+        x = pad_to_multiple(2 * image - 1, self.config.stride)
+        if prior is not None:
+            prior = over_image(prior.to(x.dtype), (h, w), (x.shape[2], x.shape[3]))
+        y = self.restore_features(x, prior)[..., :h, :w]
         y = y + (2 * image[:, : self.config.out_channels] - 1)
         return (y + 1) / 2
 
-    def restore_features(self, x: Tensor) -> Tensor:
-        """The U-Net: x in [-1, 1] at multiples of the stride -> the residual to add to it."""
+    def _check_prior(self, image: Tensor, prior: Tensor | None) -> None:
+        channels = self.config.prior_channels
+        if prior is None:
+            return
+        if not channels:
+            raise ValueError("this network takes no prior: make it with prior_channels, or leave the prior out")
+        if prior.ndim != 4 or prior.shape[:2] != (image.shape[0], channels) or 0 in prior.shape[2:]:
+            raise ValueError(
+                f"expected a prior of shape ({image.shape[0]}, {channels}, h, w) with h, w >= 1, "
+                f"found {tuple(prior.shape)}"
+            )
+
+    def restore_features(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """The U-Net: x in [-1, 1] at multiples of the stride -> the residual to add to it.
+
+        `prior` is z_0 over all of x, see `fusion.over_image`; it is added where a stage begins.
+        """
         # What is no longer needed is let go before the last stages, which hold three maps of 2D channels at 1/2.
         embedded = self.patch_embed(x)
         del x
-        level1 = self.encoder_level1(embedded)
-        level2 = self.encoder_level2(self.down1_2(level1))
-        level3 = self.encoder_level3(self.down2_3(level2))
-        latent = self.latent(self.down3_4(level3))
+        level1 = self.encoder_level1(self._fused("encoder_level1", embedded, prior))
+        level2 = self.encoder_level2(self._fused("encoder_level2", self.down1_2(level1), prior))
+        level3 = self.encoder_level3(self._fused("encoder_level3", self.down2_3(level2), prior))
+        latent = self.latent(self._fused("latent", self.down3_4(level3), prior))
 
         y = self.reduce_chan_level3(torch.cat((self.up4_3(latent), level3), dim=1))
         del latent, level3
-        y = self.decoder_level3(y)
+        y = self.decoder_level3(self._fused("decoder_level3", y, prior))
         y = self.reduce_chan_level2(torch.cat((self.up3_2(y), level2), dim=1))
         del level2
-        y = self.decoder_level2(y)
+        y = self.decoder_level2(self._fused("decoder_level2", y, prior))
         y = torch.cat((self.up2_1(y), level1), dim=1)
         del level1
-        y = self.decoder_level1(y)
+        y = self.decoder_level1(self._fused("decoder_level1", y, prior))
         y = self.refinement(y)
         return self.output(self.skip_conv(embedded).add_(y))
+
+    def _fused(self, stage: str, y: Tensor, prior: Tensor | None) -> Tensor:
+        return y if prior is None or self.prior_fusion is None else self.prior_fusion(stage, y, prior)
 
 
 class PatchEmbed(nn.Module):
@@ -158,12 +206,18 @@ class Upsample(nn.Module):
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad below and on the right to the next multiple, by reflection as far as the side allows, then by replication.
+    """`pad_to` the next multiples."""
+    h, w = x.shape[2:]
+    return pad_to(x, h + -h % multiple, w + -w % multiple)
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Pad below and on the right, by reflection as far as the side allows, then by replication.
 
     Reflection can add at most side - 1 pixels; what is still missing repeats the last row or column.
     """
     h, w = x.shape[2:]
-    right, below = -w % multiple, -h % multiple
+    right, below = width - w, height - h
     if not (right or below):
         return x
     reflect_right, reflect_below = min(right, w - 1), min(below, h - 1)

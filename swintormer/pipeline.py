@@ -21,6 +21,7 @@ from torch import Tensor
 
 from swintormer.errors import SwintormerError
 from swintormer.graphs import GraphedForward
+from swintormer.guidance import Guidance, Guide, ImageLatent
 from swintormer.memory import available_bytes, resident_bytes
 from swintormer.network import Swintormer
 from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
@@ -28,7 +29,7 @@ from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_str
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after every batch with tiles done and tiles in all."""
+"""Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
 
 DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
 # Over the held-out photographs the weights that ship gain 0.67 dB feathered and 0.66 dB averaged uniformly; no other
@@ -81,13 +82,17 @@ class Deblurrer:
         memory: budget in bytes for the tiles at work, beside the image, its result and the network's weights. None is
             half of what is free on the device when an image comes.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
+        prior: whether z_0 is sampled, once for each image: True where the network's weights came with a prior, False
+            never, a `Guidance` always and as it says. z_0 of a picture stays in memory beside it: for the prior
+            `compact` half a byte for each pixel.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`graphs.GraphedForward`, whose
             `reason` says why not, if not).
 
     Raises:
-        SwintormerError: a size or budget below one, an unknown blend, or a device that is not there.
+        SwintormerError: a size or budget below one, an unknown blend, a device that is not there, or a prior that is
+            not there or does not fit.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Deblurrer:
         batch: int | None = None,
         memory: int | None = None,
         device: str | torch.device | None = None,
+        prior: bool | Guidance = True,
     ) -> None:
         if tile is None:
             tile = "auto" if memory is not None else getattr(net, "training_tile", None) or PAPER_TILE
@@ -119,6 +125,10 @@ class Deblurrer:
         if self.device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
+        if isinstance(prior, bool):
+            self.guide = Guide(net, Guidance(), self.device) if prior and getattr(net, "prior", None) else None
+        else:
+            self.guide = Guide(net, prior, self.device)
 
     def plan(self, height: int, width: int) -> Plan:
         """How an image of height x width pixels is cut.
@@ -233,11 +243,15 @@ class Deblurrer:
         band = _Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
         total, done = images * len(grid), 0
+        latents: dict[int, ImageLatent] = {}
         with torch.inference_mode(), _evaluating(self.net):
             while batch := list(islice(tiles, plan.batch)):
-                cuts = [ends.cut(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
+                spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
+                cuts = [ends.cut(*span) for span in spans]
                 cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
-                restored = self.forward(cut).to(band.pixels)
+                tick = partial(progress, done, total) if progress is not None else _nothing
+                guidance = self._guidance(spans, partial(self._latent, ends, grid, tick), latents)
+                restored = self.forward(cut, *guidance).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
                     band.flush(row, column, partial(ends.emit, image))
@@ -245,9 +259,36 @@ class Deblurrer:
                 if progress is not None:
                     progress(done, total)
 
+    def _latent(self, ends: _Ends, grid: Grid, tick: Callable[[], None], image: int) -> ImageLatent:
+        assert self.guide is not None
+        return self.guide.sample(partial(ends.cut, image), grid.rows.length, grid.columns.length, tick)
+
+    def _guidance(
+        self,
+        spans: list[tuple[int, slice, slice]],
+        sample: Callable[[int], ImageLatent],
+        latents: dict[int, ImageLatent],
+    ) -> tuple[Tensor, ...]:
+        """z_0 of tiles, as the network's second argument; `latents` keeps that of the images being restored."""
+        if self.guide is None:
+            return ()
+        for passed in [image for image in latents if image < spans[0][0]]:
+            del latents[passed]
+        for image, _, _ in spans:
+            if image not in latents:
+                latents[image] = sample(image)
+        crops = [latents[image].crop(rows, columns) for image, rows, columns in spans]
+        return (torch.stack(crops).to(self.device, self.dtype),)
+
     def _fit(self, height: int, width: int) -> tuple[int, int]:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        if self.guide is not None and self.guide.sampling_bytes(height, width) > budget:
+            need = _megabytes(self.guide.sampling_bytes(height, width))
+            raise SwintormerError(
+                f"{_megabytes(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): give "
+                "more, or restore without the prior."
+            )
         step = self.net.config.stride
         if isinstance(self.tile, int):
             candidates = [self.tile]
@@ -286,7 +327,14 @@ class Deblurrer:
         padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
         cost = resident_bytes(config, batch * padded, self.dtype.itemsize)
         across = min(tile, max(height, width)) * min(height, width) + rows * columns
-        return cost + (4 * config.out_channels * across if self.device.type == "cpu" else 0)
+        if self.device.type != "cpu":
+            return cost
+        latents = self.guide.latent_bytes(height, width) if self.guide is not None else 0
+        return cost + 4 * config.out_channels * across + latents
+
+
+def _nothing() -> None:
+    """Called where nobody follows."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from swintormer.network import Swintormer
 
 DEFAULT_WINDOW = 16  # the released value; it stands in no shape
 
+FUSION = "prior_fusion.latent.weight"
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Channels of the stages in units of D; the first four are the levels.
@@ -57,6 +59,8 @@ def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> Net
         ffn_expansion=_ffn_expansion(shapes, dim),
         window_size=window_size,
         bias="output.0.bias" in shapes,
+        # prior_fusion.latent: (8D, Cz, 1, 1)
+        prior_channels=_shape(shapes, FUSION, ndim=4)[1] if FUSION in shapes else 0,
     )
 
 

@@ -11,10 +11,11 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -22,15 +23,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from swintormer import prior_weights
 from swintormer.config import NetworkConfig
 from swintormer.errors import SwintormerError
 from swintormer.files import reason, replacing
 from swintormer.network import Swintormer
+from swintormer.prior_config import PriorConfig
 from swintormer.shapes import DEFAULT_WINDOW, check_shapes, config_from_shapes
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from swintormer.prior import LatentPrior
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class _Nothing:
+    """Stands for a class that a training program left beside the weights, and does nothing."""
+
+
+# What CompVis' checkpoints name beside numbers: a key in the list of Lightning's callbacks.
+_HARMLESS: list[Any] = [(_Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 _EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
 
 
@@ -44,6 +61,7 @@ class CheckpointInfo:
         card: summary of the model card; empty where the file has none.
         parameters: number of parameters.
         describes_itself: whether `config` is from the metadata. If not, the window is the caller's or the released 16.
+        prior: configuration of the prior in the same file; None where there is none. `parameters` counts it too.
     """
 
     config: NetworkConfig
@@ -51,10 +69,16 @@ class CheckpointInfo:
     card: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     describes_itself: bool = False
+    prior: PriorConfig | None = None
 
 
 def save_checkpoint(
-    net: Swintormer, path: str | Path, *, training_tile: int | None = None, card: Mapping[str, str] | str | None = None
+    net: Swintormer,
+    path: str | Path,
+    *,
+    training_tile: int | None = None,
+    card: Mapping[str, str] | str | None = None,
+    prior: LatentPrior | None = None,
 ) -> None:
     """Write a network as safetensors; whatever stood at `path` is replaced only once the new file is complete.
 
@@ -62,9 +86,11 @@ def save_checkpoint(
         net: a network, or what torch.compile made of one.
         training_tile: side in pixels of the training crops; None for the one that `net` was loaded with, if any.
         card: the model card in short, as name and text pairs; a string alone becomes its `summary`.
+        prior: goes into the same file, for a network that takes it in; None for the one attached to `net`, if any.
 
     Raises:
-        SwintormerError: the file cannot be written, or the training tile is not positive.
+        SwintormerError: the file cannot be written, the training tile is not positive, or the prior has other channels
+            than the network takes.
     """
     training_tile = getattr(net, "training_tile", None) if training_tile is None else training_tile
     metadata = {"format": "pt", "swintormer.config": net.config.model_dump_json()}
@@ -75,6 +101,11 @@ def save_checkpoint(
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
     state = {_strip(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    prior = prior or getattr(net, "_orig_mod", net).prior
+    if prior is not None:
+        check_channels(net.config, prior.latent_channels)
+        metadata[prior_weights.METADATA] = prior_weights.config_of(prior).model_dump_json()
+        state |= prior_weights.prior_tensors(prior.state_dict())
     with replacing(Path(path)) as file:
         file.write(save(state, metadata))
 
@@ -92,7 +123,8 @@ def load_checkpoint(
         window_size: w for files that do not describe themselves, as it stands in no shape; None for the released 16.
 
     Returns:
-        The network on `device`. Its attribute `training_tile` holds the training crop in pixels, or None;
+        The network on `device`, with the file's prior attached, if it holds one (`net.prior`; made at its first use).
+        Its attribute `training_tile` holds the training crop in pixels, or None;
         `describes_itself` whether the configuration is the file's own: if not, the window is `window_size`.
 
     Raises:
@@ -100,10 +132,13 @@ def load_checkpoint(
             and what was expected.
     """
     path = Path(path)
-    state, metadata = _read(path)
+    state, metadata = read_tensors(path)
     info = _describe(path, state, metadata, window_size)
     net = Swintormer(info.config)
-    net.load_state_dict(state)
+    own, others = _parted(state)
+    net.load_state_dict(own)
+    if info.prior is not None:
+        net.attach_prior(partial(prior_weights.prior_from, info.prior, others))
     # type: ignore, because nn.Module annotates its attributes as modules and tensors only
     net.training_tile = info.training_tile  # type: ignore[assignment]
     net.describes_itself = info.describes_itself  # type: ignore[assignment]
@@ -120,7 +155,7 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
         SwintormerError: as for `load_checkpoint`.
     """
     path = Path(path)
-    return _describe(path, *_read(path), window_size)
+    return _describe(path, *read_tensors(path), window_size)
 
 
 def default_weights() -> Path:
@@ -141,7 +176,7 @@ def _describe(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], window_size: int | None
 ) -> CheckpointInfo:
     """Configuration from the metadata or else the shapes, checked against every key and shape of that network."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _parted(state)[0].items()}
     text = metadata.get("swintormer.config")
     try:
         if text:
@@ -154,6 +189,12 @@ def _describe(
         if training_tile is not None and training_tile < 1:
             raise ValueError(f"the training tile is {training_tile}")
         card = _parsed_card(metadata.get("swintormer.card", "{}"))
+        described = metadata.get(prior_weights.METADATA)
+        prior = prior_weights.parse_config(described) if described else None
+        if prior is None and (surplus := next(iter(_parted(state)[1]), None)):
+            raise ValueError(f"it holds {prior_weights.PREFIX + surplus!r} and does not say what prior that is of")
+        if prior is not None:
+            check_channels(config, prior.latent_channels)
     except ValidationError as error:
         first = error.errors()[0]
         where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
@@ -172,7 +213,23 @@ def _describe(
         card,
         parameters=sum(tensor.numel() for tensor in state.values()),
         describes_itself=bool(text),
+        prior=prior,
     )
+
+
+def check_channels(config: NetworkConfig, latent_channels: int) -> None:
+    """Raises SwintormerError unless a network takes in a latent of that many channels."""
+    if config.prior_channels != latent_channels:
+        raise SwintormerError(
+            f"The prior's latent has {latent_channels} channels, and the network takes {config.prior_channels}."
+        )
+
+
+def _parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's tensors, and the prior's by the prior's own names."""
+    prefix = prior_weights.PREFIX
+    prior = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}, prior
 
 
 def _parsed_card(text: str) -> dict[str, str]:
@@ -185,8 +242,10 @@ def _parsed_card(text: str) -> dict[str, str]:
         raise ValueError("the model card is nested too deeply") from None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by bare name, all of finite floating-point numbers, and metadata."""
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by bare name, all of finite floating-point numbers, and metadata; only of names that are `wanted`."""
     if _kind(path) == "safetensors":
         with _open_safetensors(path) as file:
             tensors: Mapping[Any, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -196,6 +255,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = _strip(str(name))
+        if not wanted(bare):
+            continue
         if strange := _strangeness(tensor):
             raise SwintormerError(
                 f"{path} holds {bare!r} {strange}, where a dense floating-point tensor of 16 to 64 bits was expected."
@@ -258,7 +319,7 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
     """The state dict in a `.pth`, without ever running code from it."""
     try:
         # A file object, because of a path torch.load would judge by its ending. It warns of unusual pickle protocols.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -270,7 +331,7 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
     except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
         first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
         raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first}).") from error
-    for name in ("params_ema", "params"):
+    for name in ("params_ema", "params", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             return found[name]
     if not isinstance(found, Mapping):

@@ -112,3 +112,14 @@ def test_functions_stay_short(file):
                 assert count - (node.args.args[:1] != [] and node.args.args[0].arg == "self") <= MAX_PARAMETERS, (
                     node.name
                 )
+
+
+@pytest.mark.parametrize("file", PYTHON, ids=relative)
+def test_diffusers_is_imported_only_where_a_prior_is_made(file):
+    """Its import takes seconds: it stands in functions, or for the type checker."""
+    run_time = re.sub(r"\nif TYPE_CHECKING:\n((    .*)?\n)+", "\n", file.read_text())
+    top = [node for node in ast.parse(run_time).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
+    assert not {name for name in names if str(name).split(".")[0] == "diffusers"}
+    if "diffusers" in {name.split(".")[0] for name in imported_modules(file, run_time)}:
+        assert relative(file) == "swintormer/prior_weights.py" or relative(file).startswith("bench/")

@@ -1,0 +1,399 @@
+"""The latent diffusion prior: from a blurred image and a seed, the latent z_0 that tells the network what detail fits.
+
+The denoiser (a diffusers U-Net) sees z_t beside the blurred image's latent, or beside the image itself, and DDIM takes
+it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used undecoded.
+
+Same seed, same z_0, to the bit, whatever the number of threads, of images at once, or of pieces at once: noise is drawn
+on the CPU for the whole image, every image and piece passes through the networks alone, and on the CPU each pass runs
+on one thread, because oneDNN chooses its blocking, and with it the order of its sums, by batch and thread count (1e-6
+apart, torch 2.13). Threads take pieces instead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swintormer.errors import SwintormerError
+from swintormer.network import pad_to
+from swintormer.prior_config import Sampling
+from swintormer.tiling import Grid, make_grid
+from swintormer_kernels import Prediction, ddim_step
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, UNet2DModel
+
+T = TypeVar("T")
+R = TypeVar("R")
+Cut: TypeAlias = Callable[[slice, slice], Tensor]
+"""(rows, columns) of the image in pixels -> (3, rows, columns) in [0, 1]."""
+
+# Bytes of the condition's part of the first convolution that are kept for all pieces; where all take more, each piece's
+# is made again in every step, from its condition. 100 megapixels of the compact prior: 382 MB.
+CONDITION_CACHE = 256 * 2**20
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, t -> s: the time that the denoiser is told, and alpha-bar at both."""
+
+    time: int
+    alpha_bar_t: float
+    alpha_bar_s: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Settings of one sample: the updates, the seed of the noise, and the share of fresh noise."""
+
+    schedule: list[Step]
+    seed: int
+    eta: float
+
+
+class LatentPrior(nn.Module):
+    """A prior made of diffusers' parts.
+
+    Args:
+        autoencoder: AutoencoderTiny or VQModel. If it takes 3 p^2 channels it sees the image after PixelUnshuffle(p).
+        denoiser: UNet2DModel; its input is z_t and the condition, concatenated; its output has z's channels. Its first
+            convolution becomes a `SplitConv`, under the same parameter names.
+        scheduler: DDIMScheduler that predicts the noise ("epsilon"), x_0 ("sample") or "v_prediction".
+        sampling: defaults of `sample`, and how large images are cut.
+
+    Raises:
+        ValueError: parts that do not fit each other.
+
+    Attributes:
+        factor: side in pixels of what one latent position covers.
+    """
+
+    # Any: diffusers' classes as the type checker sees them have no attributes.
+    autoencoder: Any
+    denoiser: Any
+    scheduler: Any
+
+    def __init__(
+        self, autoencoder: nn.Module, denoiser: UNet2DModel, scheduler: DDIMScheduler, sampling: Sampling | None = None
+    ):
+        super().__init__()
+        self.sampling = sampling = sampling or Sampling()
+        self.autoencoder, self.denoiser, self.scheduler = autoencoder, denoiser, scheduler
+        sizes = self.autoencoder.config
+        self.latent_channels = int(self.denoiser.config["out_channels"])
+        condition = int(self.denoiser.config["in_channels"]) - self.latent_channels
+        expected = int(sizes["latent_channels"]) if sampling.condition == "latent" else 3
+        if condition != expected:
+            raise ValueError(
+                f"the denoiser takes {condition} channels beside z's {self.latent_channels}, but its condition, the "
+                f"{sampling.condition}, has {expected}"
+            )
+        self.patch = isqrt(int(sizes["in_channels"]) // 3)
+        if sizes["in_channels"] != 3 * self.patch**2:
+            raise ValueError(f"an autoencoder of {sizes['in_channels']} channels takes no RGB image, unshuffled or not")
+        if self.scheduler.config["prediction_type"] not in PREDICTIONS:
+            raise ValueError(f"the scheduler must predict one of {', '.join(PREDICTIONS)}")
+        widths = sizes.get("encoder_block_out_channels")
+        halvings = len(widths or sizes["block_out_channels"]) - 1
+        self.encoder_factor = self.patch * 2**halvings
+        self.factor = self.encoder_factor if sampling.condition == "latent" else 1
+        # Latent sides are padded to whole positions at the denoiser's deepest level.
+        self.align = 2 ** (len(self.denoiser.config["block_out_channels"]) - 1)
+        if sampling.piece % self.align:
+            raise ValueError(f"the piece must be a multiple of {self.align}, found {sampling.piece}")
+        if not isinstance(self.denoiser.conv_in, SplitConv):
+            self.denoiser.conv_in = SplitConv(self.denoiser.conv_in, self.latent_channels)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The autoencoder's latent. (B, 3, H, W) in [0, 1], sides multiples of `encoder_factor` -> (B, C, H/f, W/f)."""
+        x = F.pixel_unshuffle(2 * image - 1, self.patch)
+        latent: Tensor = self.autoencoder.encode(x, return_dict=False)[0]
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The autoencoder's image of a latent, around [0, 1] and not clamped: (B, C, h, w) -> (B, 3, f h, f w)."""
+        x: Tensor = self.autoencoder.decode(latent, return_dict=False)[0]
+        return (F.pixel_shuffle(x, self.patch) + 1) / 2
+
+    def condition(self, image: Tensor) -> Tensor:
+        """What the denoiser sees of a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
+        return self.encode(image) if self.sampling.condition == "latent" else 2 * image - 1
+
+    def schedule(self, steps: int) -> list[Step]:
+        """The updates of that many steps, as diffusers' DDIMScheduler makes them.
+
+        Raises:
+            SwintormerError: no step, or more than the scheduler was made for.
+        """
+        count = int(self.scheduler.config["num_train_timesteps"])
+        if not 1 <= steps <= count:
+            raise SwintormerError(f"The prior takes 1 to {count} steps, found {steps}.")
+        self.scheduler.set_timesteps(steps)
+        alphas = self.scheduler.alphas_cumprod.tolist()
+
+        def alpha_bar(time: int) -> float:
+            return alphas[time] if time >= 0 else float(self.scheduler.final_alpha_cumprod)
+
+        times = self.scheduler.timesteps.tolist()
+        return [Step(time, alpha_bar(time), alpha_bar(time - count // steps)) for time in times]
+
+    def predict(self, z: Tensor, time: int | Tensor, part: Tensor) -> Tensor:
+        """One pass of the denoiser.
+
+        Args:
+            z: (B, Cz, h, w), h and w multiples of `align`.
+            time: of all of z, or one for each (B,).
+            part: `condition_part` of its condition, (B, C_0, h, w).
+
+        Returns:
+            (B, Cz, h, w): noise, x_0 or v, as the scheduler's configuration says.
+        """
+        with split(part):
+            predicted: Tensor = self.denoiser(z, time, return_dict=False)[0]
+        return predicted
+
+    def condition_part(self, condition: Tensor) -> Tensor:
+        """The first convolution of the condition, which is the same in every step."""
+        part: Tensor = self.denoiser.conv_in.condition_part(condition)
+        return part
+
+    def denoise(self, condition: Tensor, noise: Tensor, steps: int, eta: float = 0.0) -> Tensor:
+        """From noise to z_0 in one piece and one batch, differentiable: what training runs.
+
+        Args:
+            condition: (B, C, h, w), see `condition`.
+            noise: z_T ~ N(0, 1), (B, Cz, h, w).
+        """
+        part, z = self.condition_part(condition), noise
+        for step in self.schedule(steps):
+            predicted = self.predict(z, step.time, part)
+            z = self._update(z, predicted, step, eta, torch.randn_like(z) if eta > 0 else None)
+        return z
+
+    def _update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
+        return ddim_step(
+            z,
+            predicted,
+            alpha_bar_t=step.alpha_bar_t,
+            alpha_bar_s=step.alpha_bar_s,
+            eta=eta,
+            clip=self.sampling.clip,
+            noise=noise,
+            prediction=Prediction(self.scheduler.config["prediction_type"]),
+        )
+
+    def sample(self, image: Tensor, steps: int | None = None, seed: int = 0, eta: float | None = None) -> Tensor:
+        """Sample z_0 for each image of a batch.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1], any H and W from 1 up.
+            steps: DDIM steps; None for `sampling.steps`.
+            seed: of the noise; every image of the batch gets the same noise, as if it came alone.
+            eta: share of fresh noise in [0, 1]; None for `sampling.eta`.
+
+        Returns:
+            (B, Cz, ceil(H / factor), ceil(W / factor)) of the prior's dtype, on the image's device.
+
+        Raises:
+            ValueError: another shape. SwintormerError: steps, seed or eta out of range.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+            raise ValueError(f"expected an image of shape (B, 3, H, W) with H, W >= 1, found {tuple(image.shape)}")
+        height, width = image.shape[2:]
+        draws = self.draws(steps, seed, eta)
+
+        def latent(picture: Tensor) -> Tensor:
+            return self.sample_from(lambda rows, columns: picture[:, rows, columns], height, width, draws)
+
+        sides = -(-height // self.factor), -(-width // self.factor)
+        weight = next(self.denoiser.parameters())
+        latents = [latent(picture).to(image.device) for picture in image]
+        return torch.stack(latents) if latents else weight.new_empty(0, self.latent_channels, *sides)
+
+    def draws(self, steps: int | None = None, seed: int = 0, eta: float | None = None) -> Draws:
+        """Settings of a sample, checked, with the defaults filled in; SwintormerError for what is out of range."""
+        steps, eta = self.sampling.steps if steps is None else steps, self.sampling.eta if eta is None else eta
+        if not 0 <= eta <= 1:
+            raise SwintormerError(f"The share of fresh noise (eta) must lie in [0, 1], found {eta}.")
+        if not 0 <= seed < 2**63:
+            raise SwintormerError(f"The seed must be a whole number from 0 to 2**63 - 1, found {seed}.")
+        return Draws(self.schedule(steps), seed, eta)
+
+    @torch.inference_mode()
+    def sample_from(
+        self, cut: Cut, height: int, width: int, draws: Draws, tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Sample z_0 for one image that is read piece by piece.
+
+        Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
+        release does). Beside the image the CPU holds z three times, and a fourth for fresh noise; the prior's device
+        at most CONDITION_CACHE bytes, or the pieces' conditions, and one piece at work. See `sampling_bytes`.
+        `tick` is called after every piece; what it raises ends the run.
+
+        Returns:
+            (Cz, ceil(height / factor), ceil(width / factor)) on the CPU.
+        """
+        weight = next(self.denoiser.parameters())
+        grid = self.grid(height, width)
+        sides = grid.rows.length, grid.columns.length
+        generator = torch.Generator("cpu").manual_seed(draws.seed)
+        z = torch.empty(1, self.latent_channels, *sides)
+        predicted, noise = torch.empty_like(z), torch.empty_like(z) if draws.eta > 0 else None
+        z.normal_(generator=generator)
+        with alone(weight.device) as each:
+            kept = []
+            for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
+                kept.append(piece)
+                tick()
+            for step in draws.schedule:
+                predicted.zero_()
+                for row, column, part in self._predict_pieces(z, step.time, kept, grid, each):
+                    predicted[:, :, grid.rows.span(row), grid.columns.span(column)].add_(part)
+                    tick()
+                if noise is not None:
+                    noise.normal_(generator=generator)
+                z = self._update(z, predicted, step, draws.eta, noise)
+        return z[0, :, : -(-height // self.factor), : -(-width // self.factor)].to(weight.dtype).contiguous()
+
+    def grid(self, height: int, width: int) -> Grid:
+        """How the latent of an image of that many pixels is cut; in one piece where it fits."""
+        rows, columns = (-(-side // (self.factor * self.align)) * self.align for side in (height, width))
+        return make_grid(rows, columns, self.sampling.piece, self.sampling.stride, "feather")
+
+    def _piece(self, cut: Cut, height: int, width: int, grid: Grid, place: tuple[int, int]) -> Tensor:
+        """A piece's part of the first convolution, or its condition alone where all of them would take too much."""
+        f, spans = self.factor, (grid.rows.span(place[0]), grid.columns.span(place[1]))
+        rows, columns = (
+            slice(f * span.start, min(f * span.stop, side)) for span, side in zip(spans, (height, width), strict=True)
+        )
+        weight = next(self.denoiser.parameters())
+        image = cut(rows, columns)[None].to(weight)
+        condition = self.condition(pad_to(image, f * grid.rows.tile, f * grid.columns.tile))
+        return self.condition_part(condition) if self._keeps_parts(grid) else condition
+
+    def _keeps_parts(self, grid: Grid) -> bool:
+        conv = self.denoiser.conv_in
+        positions = len(grid) * grid.rows.tile * grid.columns.tile
+        return bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
+
+    def _predict_pieces(
+        self, z: Tensor, time: int, kept: list[Tensor], grid: Grid, each: Each
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """(row, column, prediction) of every piece, weighted so that they add up to the whole."""
+        keeps = self._keeps_parts(grid)
+
+        def predict(piece: tuple[tuple[int, int], Tensor]) -> Tensor:
+            (row, column), held = piece
+            part = held if keeps else self.condition_part(held)
+            return self.predict(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
+
+        rows, columns = (torch.from_numpy(axis.weights) for axis in (grid.rows, grid.columns))
+        pieces = zip(grid, kept, strict=True)
+        for (row, column), prediction in zip(grid, each(predict, pieces), strict=True):
+            yield row, column, prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
+
+    def sampling_bytes(self, height: int, width: int) -> int:
+        """What `sample_from` holds beside the weights and the denoiser's own tensors of a piece: an upper bound."""
+        grid = self.grid(height, width)
+        conv, piece = self.denoiser.conv_in, grid.rows.tile * grid.columns.tile
+        held = conv.out_channels if self._keeps_parts(grid) else conv.in_channels - self.latent_channels
+        whole = 4 * self.latent_channels * grid.rows.length * grid.columns.length
+        return int(4 * (whole + held * len(grid) * piece))
+
+
+# ---- the first convolution, split ------------------------------------------------------------------------------------
+
+_PART: ContextVar[Tensor | None] = ContextVar("condition part of the first convolution", default=None)
+
+
+@contextmanager
+def split(part: Tensor) -> Iterator[None]:
+    """Inside, in this thread, a `SplitConv` takes z alone and adds `part`."""
+    token = _PART.set(part)
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+class SplitConv(nn.Conv2d):
+    """conv(cat(z, c)) = conv_z(z) + conv_c(c), so that the condition's half is computed once and not in every step.
+
+    Parameters are those of the convolution it is made of, under the same names. Outside of `split` it is that
+    convolution.
+
+    Args:
+        conv: of z and the condition, concatenated in this order.
+        latent_channels: of z.
+    """
+
+    def __init__(self, conv: nn.Conv2d, latent_channels: int):
+        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, device="meta")  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        self.latent_channels = latent_channels
+
+    def condition_part(self, condition: Tensor) -> Tensor:
+        """conv_c(c) + bias: (B, C, h, w) -> (B, C_0, h, w)."""
+        return self._conv_forward(condition, self.weight[:, self.latent_channels :], self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = _PART.get()
+        if part is None:
+            return super().forward(x)
+        return self._conv_forward(x, self.weight[:, : self.latent_channels], None) + part
+
+
+# ---- pieces on threads -----------------------------------------------------------------------------------------------
+
+Each: TypeAlias = Callable[[Callable[[T], R], Iterable[T]], Iterable[R]]
+"""(function, arguments) -> results in order."""
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[Each]:
+    """A `map` in which every call computes as if there were nothing else.
+
+    On a CPU each call runs on one of torch's threads, and as many calls at once as torch had threads; elsewhere one
+    after the other.
+    """
+    count = torch.get_num_threads()
+    if device.type != "cpu":
+        yield map
+        return
+    torch.set_num_threads(1)  # threads that start from here on inherit it
+    try:
+        if count == 1:
+            yield map
+            return
+        pool = ThreadPoolExecutor(count)
+        try:
+            yield partial(_on_threads, pool)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt the pieces that wait are not begun
+    finally:
+        torch.set_num_threads(count)
+
+
+def _on_threads(pool: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    """Each call sees the caller's context variables, such as the backend of `sk.use_backend`, and no gradients."""
+
+    def call(argument: T) -> R:
+        with torch.inference_mode():
+            return function(argument)
+
+    futures = deque(pool.submit(copy_context().run, call, argument) for argument in arguments)
+    while futures:
+        yield futures.popleft().result()  # and nothing keeps it here

@@ -1,0 +1,209 @@
+"""The stages that train the prior: autoencoder, denoiser on its latents, and both networks jointly through the sampler.
+
+The paper trains in this order (arXiv 2401.05907). In the last stage gradients also reach the denoiser, through every
+step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of latents alone need not be what helps most.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swintormer.data import SyntheticPairs
+from swintormer.errors import SwintormerError
+from swintormer.losses import frequency_loss, l1_loss, moment_loss
+from swintormer.network import Swintormer
+from swintormer.perceptual import PerceptualLoss
+from swintormer.prior import LatentPrior
+from swintormer.prior_weights import config_of, load_prior, make_prior, save_prior
+from swintormer.train_config import TrainConfig
+from swintormer.train_run import Run, first_network, restoration_loss
+
+NO_VGG = (
+    "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
+    "which needs no download."
+)
+MOMENTS = 0.01  # of `moment_loss`: latents end near mean 0 and variance 1, which the schedule's noise presumes
+POOL_BATCH = 16
+
+
+class AutoencoderRun(Run):
+    """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other."""
+
+    net: LatentPrior
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        super().__init__(config, device)
+        self.perceptual = None
+        if config.perceptual and config.vgg is None:
+            print(NO_VGG, file=sys.stderr)
+        elif config.perceptual and config.vgg is not None:
+            self.perceptual = PerceptualLoss(config.vgg).to(device)
+
+    def build(self) -> nn.Module:
+        prior = make_prior(self.config.prior)
+        prior.denoiser.requires_grad_(False)
+        return prior
+
+    def identity(self) -> dict[str, Any]:
+        return {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        image = torch.cat((blurred, sharp))
+        with self.autocast():
+            latent = self.net.encode(image)
+            output = self.net.decode(latent)
+        loss = l1_loss(output, image) + self.config.frequency * frequency_loss(output, image)
+        if self.perceptual is not None:
+            loss = loss + self.config.perceptual * self.perceptual(output, image)
+        return loss + MOMENTS * moment_loss(latent)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """The sharp picture through the bottleneck; the blurred one."""
+        with self.autocast():
+            return self.net.decode(self.net.encode(sharp)), blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        with self.averaged() as net:
+            assert isinstance(net, LatentPrior)
+            save_prior(net, path, card)
+
+
+class DenoiserRun(AutoencoderRun):
+    """The denoiser on latents of pairs, made once: from the blurred one's latent and noise to the sharp one's."""
+
+    def build(self) -> nn.Module:
+        prior = _given_prior(self.config)
+        prior.autoencoder.requires_grad_(False)
+        return prior
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (condition, sharp latent) from the pool; which ones, the step number alone decides."""
+        conditions, latents = self._pool()
+        for step in range(start, self.config.steps):
+            generator = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
+            chosen = torch.randint(len(latents), (self.config.batch,), generator=generator)
+            yield conditions[chosen], latents[chosen]
+
+    @torch.no_grad()
+    def _pool(self) -> tuple[Tensor, Tensor]:
+        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side)
+        made: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, self.config.pool, POOL_BATCH):
+            blurred, sharp = pairs.batch(start, min(POOL_BATCH, self.config.pool - start))
+            condition = self.net.condition(blurred.to(self.device))
+            made.append((condition.cpu(), self.net.encode(sharp.to(self.device)).cpu()))
+        conditions, latents = zip(*made, strict=True)
+        return torch.cat(conditions), torch.cat(latents)
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
+        scheduler = self.net.scheduler
+        times = torch.randint(scheduler.config["num_train_timesteps"], (len(sharp),)).to(sharp.device)
+        noise = torch.randn(sharp.shape).to(sharp.device)
+        z = scheduler.add_noise(sharp, noise, times)
+        with self.autocast():
+            predicted = self.net.predict(z, times, self.net.condition_part(blurred))
+        return F.mse_loss(predicted.float(), target(self.net, sharp, noise, times))
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """z_0 from the sampler, decoded; the blurred picture through the autoencoder."""
+        with self.autocast():
+            z = self.net.sample(blurred)
+            return self.net.decode(z), self.net.decode(self.net.encode(blurred))
+
+
+def target(prior: LatentPrior, sharp: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the denoiser has to predict at these times: x_0, the noise, or the velocity."""
+    kind = prior.scheduler.config["prediction_type"]
+    if kind == "sample":
+        return sharp
+    return noise if kind == "epsilon" else prior.scheduler.get_velocity(sharp, noise, times)
+
+
+class Joint(nn.Module):
+    """Network and prior side by side."""
+
+    def __init__(self, network: Swintormer, prior: LatentPrior):
+        super().__init__()
+        self.network, self.prior = network, prior
+
+
+class JointRun(Run):
+    """The restoration network with z_0 from the sampler; denoiser and encoder learn along, the decoder does not.
+
+    The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
+    one: after 9 minutes of the first stage the two latents differ by 0.1 % of their variance. As the latent's truth
+    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes.
+    """
+
+    net: Joint
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        super().__init__(config, device)
+        self.teacher = _given_prior(config).requires_grad_(False).to(device)
+
+    def build(self) -> nn.Module:
+        prior = _given_prior(self.config)
+        prior.autoencoder.decoder.requires_grad_(False)
+        return Joint(first_network(self.config), prior)
+
+    def learning(self) -> list[dict[str, Any]]:
+        trained = list(self.net.network.parameters())
+        fresh = [parameter for parameter in self.net.prior.parameters() if parameter.requires_grad]
+        if self.net.network.prior_fusion is not None:
+            fusion = list(self.net.network.prior_fusion.parameters())
+            known = {id(parameter) for parameter in fusion}
+            trained, fresh = [parameter for parameter in trained if id(parameter) not in known], fusion + fresh
+        return [{"params": trained}, {"params": fresh, "rate": self.config.prior_rate}]
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        prior, noise = (
+            self.net.prior,
+            torch.randn(len(blurred), self.net.prior.latent_channels, *_sides(self.net, blurred)),
+        )
+        dropped = float(torch.rand(())) < self.config.prior_dropout
+        with self.autocast():
+            with torch.no_grad():
+                truth = self.teacher.encode(sharp)
+            z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
+            output = self.net.network(blurred, prior=None if dropped else z)
+        loss = restoration_loss(self.config, output, sharp)
+        return loss + self.config.latent * l1_loss(z, truth)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            return self.net.network(blurred, prior=self.net.prior.sample(blurred)), blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        from swintormer.weights import save_checkpoint
+
+        tile = self.config.training_tile or self.config.crop
+        with self.averaged() as net:
+            assert isinstance(net, Joint)
+            save_checkpoint(net.network, path, card=card, training_tile=tile, prior=net.prior)
+
+
+def _sides(net: Joint, image: Tensor) -> tuple[int, int]:
+    return image.shape[2] // net.prior.factor, image.shape[3] // net.prior.factor
+
+
+def _given_prior(config: TrainConfig) -> LatentPrior:
+    assert config.prior_weights is not None  # TrainConfig sees to it
+    prior = load_prior(config.prior_weights)
+    made, asked = config_of(prior), config_of(make_prior(config.prior))
+    if made != asked:
+        raise SwintormerError(f"{config.prior_weights} holds a prior of another configuration than `prior`.")
+    return prior
+
+
+STAGES: dict[str, type[Run]] = {"autoencoder": AutoencoderRun, "denoiser": DenoiserRun, "joint": JointRun}
