@@ -71,7 +71,7 @@ def test_every_tile_gets_its_crop_of_one_sample(net, monkeypatch) -> None:
     original = LatentPrior.sample_from
     monkeypatch.setattr(LatentPrior, "sample_from", lambda *a: sampled.append(1) or original(*a))
     given = []
-    hook = net.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["prior"]), with_kwargs=True)
+    hook = net.register_forward_pre_hook(lambda _, args: given.append(args[1]))
     Deblurrer(net, tile=32, stride=16, batch=3)(x)
     hook.remove()
     assert len(sampled) == 2  # once for each image
