@@ -68,6 +68,7 @@ def write(name: str, about: str, entries: list[dict[str, Any]]) -> None:
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
     with replacing(target) as file:
         file.write(f'{{\n "about": {json.dumps(about)},\n "choices": [\n{lines}\n ]\n}}\n'.encode())
+    runtime.forget_choices()  # what is chosen for one kernel may bound the next one's blocks
     print(f"wrote {target}")
 
 

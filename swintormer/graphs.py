@@ -60,6 +60,7 @@ class GraphedForward:
         versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         settings = (
             asked_backend(),
+            torch.is_inference_mode_enabled(),
             torch.get_float32_matmul_precision(),
             torch.backends.cudnn.allow_tf32,
             torch.are_deterministic_algorithms_enabled(),

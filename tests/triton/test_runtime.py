@@ -87,11 +87,9 @@ def entries(tmp_path, monkeypatch):
     ]
     (tmp_path / "toy.json").write_text(json.dumps({"about": "a test", "choices": listed}))
     monkeypatch.setattr(runtime, "CHOICES", tmp_path)
-    for cache in (runtime.choices, runtime._choice):
-        cache.cache_clear()
+    runtime.forget_choices()
     yield
-    for cache in (runtime.choices, runtime._choice):
-        cache.cache_clear()
+    runtime.forget_choices()
 
 
 @pytest.mark.parametrize(

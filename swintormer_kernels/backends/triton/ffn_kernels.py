@@ -63,7 +63,7 @@ def spots(
     if ROWS:
         offsets = pixel * C + channel
     else:
-        offsets = channel.to(tl.int64) * pixels + pixel
+        offsets = channel * pixels + pixel  # in 32 bits (gated_ffn.py sees to it): in 64 the backward spills
     return offsets
 
 

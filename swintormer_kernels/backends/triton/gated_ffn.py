@@ -54,8 +54,8 @@ TUNED = {
         "forward",
         _candidates(
             *((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2)),
-            *((64, 32, 8, 3), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 4, 2), (32, 16, 4, 2), (32, 16, 8, 1)),
-            *((16, 32, 4, 2), (16, 16, 4, 1)),
+            *((64, 32, 8, 3), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 4, 2), (32, 16, 8, 2), (32, 16, 4, 2)),
+            *((32, 16, 8, 1), (16, 32, 4, 2), (16, 16, 4, 1)),
         ),
         _hopeless(1),
     ),
@@ -189,8 +189,11 @@ def is_rows(x: Tensor) -> bool:
 
 
 def dense_layout(x: Tensor) -> Tensor:
-    """x if it lies in channels_last or NCHW, else a copy in NCHW."""
-    return x if is_rows(x) else x.contiguous()
+    """x if it lies in channels_last or NCHW, else a copy in NCHW; in channels_last if an image has 2^31 elements."""
+    if is_rows(x):
+        return x
+    small = x.shape[1] * x.shape[2] * x.shape[3] < 2**31  # so offsets within an image fit 32 bits
+    return x.contiguous(memory_format=torch.contiguous_format if small else torch.channels_last)
 
 
 def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:

@@ -226,3 +226,9 @@ def _distance(entry: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[tuple
 def choices(kernel: str) -> list[dict[str, Any]]:
     """All entries of choices/<kernel>.json."""
     return json.loads((CHOICES / f"{kernel}.json").read_text(encoding="utf-8"))["choices"]
+
+
+def forget_choices() -> None:
+    """To be called after a file of choices changed."""
+    choices.cache_clear()
+    _choice.cache_clear()
