@@ -28,7 +28,7 @@ from triton.runtime.jit import create_function_from_signature
 from .runtime import Launch, recording
 from .tensors import DTYPES, INTERPRETED
 
-OPS = ("gated_ffn",)
+OPS = ("gated_ffn", "swda_attention")
 """Modules here with `ahead_of_time(dtype)`, which yields (configuration, call on CPU tensors) worth compiling."""
 
 
