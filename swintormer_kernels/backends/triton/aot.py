@@ -28,7 +28,7 @@ from triton.runtime.jit import create_function_from_signature
 from .runtime import Launch, recording
 from .tensors import DTYPES, INTERPRETED
 
-OPS = ("gated_ffn", "group_norm_silu", "ddim_step", "norm_silu_conv3x3")
+OPS = ("gated_ffn", "swda_attention", "group_norm_silu", "ddim_step", "norm_silu_conv3x3")
 """Modules here with `ahead_of_time(dtype)`, which yields (configuration, call on CPU tensors) worth compiling."""
 
 
