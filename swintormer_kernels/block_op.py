@@ -35,6 +35,13 @@ def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
             raise ValueError(f"{field} must have the shape {shape} here, found {tuple(tensor.shape)}")
 
 
+def slower_with_gradients(*tensors: Tensor | None) -> str | None:
+    """`slower` predicate of ops whose backward runs the reference forward first: forward and backward 0.3 to 0.9x."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return "its backward computes the forward again, which takes longer than the forward saves"
+    return None
+
+
 class Signature(NamedTuple):
     """What an op takes after x: records of weights (named tuples), then integers, then floats."""
 
@@ -150,9 +157,11 @@ def call_op(op: Op, signature: Signature, packet: Callable[..., Tensor], backend
     What torch.library does for autograd, autocast, tracing and modes costs 10 us a call, as much as the work of a res
     block at an 8x8 latent on one core; in a sampling loop none of these is at hand.
     """
-    x, *rest = signature.flat(*public)
-    if _somebody_looks() or any(type(t) not in _PLAIN for t in (x, *rest) if isinstance(t, Tensor)):
-        return packet(x, *rest, backend)
+    flat = signature.flat(*public)
+    tensors = [t for t in flat if isinstance(t, Tensor)]
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if recorded or _somebody_looks() or any(type(t) not in _PLAIN for t in tensors):
+        return packet(*flat, backend)
     return op.implementation(backend)(*public)
 
 
@@ -160,10 +169,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _somebody_looks() -> bool:
-    """Whether autograd, autocast, a transform, a mode, a trace or the profiler has to see the call."""
+    """Whether autocast, a transform, a mode, a trace or the profiler has to see the call."""
     return (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled("cuda")
         or torch._C._functorch.maybe_current_level() is not None

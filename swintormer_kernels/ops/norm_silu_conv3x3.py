@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3 as _reference
 from ..backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3_gradients
 from ..backends.triton.tensors import dense_on_gpu
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
 from ..case import Case, Cost
 from ..registry import Op
 from . import group_norm_silu
@@ -49,7 +49,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
         return (
             f"{height}x{width} pixels of {conv.weight.shape[0]} channels use {used:.0%} of the cpu backend's products"
         )
-    return None
+    return slower_with_gradients(x, *norm, *conv)
 
 
 def used_products(height: int, width: int, out_channels: int) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
 from ..backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
 from ..case import Case, Cost
 from ..registry import Op
 from .group_norm_silu import LAYOUTS
@@ -42,7 +42,7 @@ def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
     used = used_products(2 * height, 2 * width, conv.weight.shape[0])
     if height * width < 64 or used < 0.25:
         return f"{height}x{width} pixels to {conv.weight.shape[0]} channels fill too little of the cpu backend's tiles"
-    return None
+    return slower_with_gradients(x, *conv)
 
 
 OP = Op(

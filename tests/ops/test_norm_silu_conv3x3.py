@@ -176,6 +176,21 @@ def test_flops_are_those_of_the_direct_convolution(backend, extension):
     assert counter.get_total_flops() == 2 * module.cost(*arguments).macs
 
 
+def test_automatic_selection_passes_over_what_was_measured_to_lose(extension):
+    def chosen(channels, out, side, batch=1):
+        return explain(norm_silu_conv3x3, *random_call(batch, channels, out, (side, side), 4)).backend
+
+    assert chosen(32, 32, 32) == chosen(96, 96, 8) == chosen(32, 8, 32) == "cpu"
+    assert chosen(8, 32, 32) == chosen(64, 64, 1) == chosen(64, 3, 64) == chosen(64, 8, 32, batch=4) == "reference"
+    trained = random_call(1, 32, 32, (32, 32), 4)
+    trained[2].weight.requires_grad_()
+    explanation = explain(norm_silu_conv3x3, *trained)
+    assert explanation.backend == "reference"
+    assert "computes the forward again" in explanation.reasons["cpu"]
+    with torch.no_grad():
+        assert explain(norm_silu_conv3x3, *trained).backend == "cpu"
+
+
 def test_other_dtypes_are_served_by_the_reference(extension):
     arguments = mapped(torch.Tensor.double, SMALL[0].values[0].make(0)[0])
     assert norm_silu_conv3x3(*arguments).dtype == torch.float64
