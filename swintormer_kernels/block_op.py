@@ -78,7 +78,7 @@ class Signature(NamedTuple):
 def define_block_op(
     op: Op,
     signature: Signature,
-    gradients: Callable[..., list[Tensor]],
+    gradients: Callable[..., list[Tensor]] | None,
     cost: Callable[..., Cost],
     like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
 ) -> Callable[..., Tensor]:
@@ -87,8 +87,8 @@ def define_block_op(
     Args:
         op: whose name and implementations are used.
         signature: what it takes.
-        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order. A
-            backend that brings its own has a function `<op>_backward` of the same form beside `<op>`.
+        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order, for
+            backends without a function `<op>_backward` of the same form beside `<op>`. None if all have one.
         cost: work of a call with these public arguments.
         like_output: an uninitialised result, from the arguments of torch.ops.
     """
@@ -183,7 +183,7 @@ def _somebody_looks() -> bool:
 
 
 def _define_backward(
-    op: Op, signature: Signature, gradients: Callable[..., list[Tensor]]
+    op: Op, signature: Signature, gradients: Callable[..., list[Tensor]] | None
 ) -> Callable[..., list[Tensor]]:
     # An op of its own, or torch.compile would trace its loops over bands of windows into the graph.
     name = f"{op.name}_backward"
@@ -205,11 +205,12 @@ def _define_backward(
         public = signature.public(*tensors, *rest[len(tensors) :])
         # A backward may run inside the user's autocast region; what was computed without it is differentiated without.
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            if own is None:
+            if own is not None:
+                found = own(grad, *public)
+            else:
+                assert gradients is not None, f"{op.name} has no backward on {backend}"
                 with _autograd_sees():
                     found = gradients(grad, *public)
-            else:
-                found = own(grad, *public)
         wanted = (tensor for tensor, need in zip(rest, needed, strict=False) if need)
         return [_laid_out_like(tensor, value) for tensor, value in zip(wanted, found, strict=True)]
 

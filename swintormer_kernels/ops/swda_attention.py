@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.recompute import block_gradients
 from ..backends.reference.swda_attention import swda_attention as _reference
 from ..backends.triton.tensors import dense_on_gpu
 from ..block_case import BLOCK_SHAPES, Shape, element_bytes
@@ -182,9 +181,4 @@ def cases() -> list[Case]:
 
 
 _SIGNATURE = Signature((AttentionWeights,), ("window", "shift"))
-_run = define_block_op(
-    OP,
-    _SIGNATURE,
-    lambda grad, x, weights, window, shift: block_gradients(grad, x, weights, None, window, shift),
-    cost,
-)
+_run = define_block_op(OP, _SIGNATURE, None, cost)
