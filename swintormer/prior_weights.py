@@ -19,6 +19,7 @@ from torch import Tensor
 from swintormer.errors import SwintormerError
 from swintormer.files import replacing
 from swintormer.prior_config import PriorConfig
+from swintormer_kernels import optimize
 
 if TYPE_CHECKING:
     from swintormer.prior import LatentPrior
@@ -51,6 +52,8 @@ def make_prior(config: PriorConfig) -> LatentPrior:
 def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     """The prior with these weights, in evaluation mode. `state` has the names of `LatentPrior.state_dict`.
 
+    The parts are diffusers' own classes, so `sk.optimize` swaps the denoiser's blocks without checking them first.
+
     Raises:
         SwintormerError: as `make_prior`, or tensors of other names or shapes.
     """
@@ -59,6 +62,7 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     check_names(expected, state)
     prior = make_prior(config)
     prior.load_state_dict(state)
+    optimize(prior.denoiser, verify=False)
     return prior.eval()
 
 
