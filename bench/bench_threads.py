@@ -5,7 +5,7 @@ import statistics
 import pytest
 import torch
 
-from swintormer_kernels import native
+from swintormer_kernels import Prediction, native
 from swintormer_kernels.backends.cpu.ddim_step import ddim_step
 from swintormer_kernels.timing import timed
 
@@ -28,7 +28,7 @@ def bench_threads_in_turn_with_torch(extension, benchmark, notes):
 
     def pairs():
         for _ in range(10):
-            ddim_step(z, noise_pred, 0.2, 0.3, 0.0, 1.0, None)
+            ddim_step(z, noise_pred, 0.2, 0.3, 0.0, 1.0, None, Prediction())
             torch.add(z, noise_pred, out=out)
 
     def on_own_threads():

@@ -36,7 +36,7 @@ def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
 
 
 def slower_with_gradients(*tensors: Tensor | None) -> str | None:
-    """`slower` predicate of ops whose backward runs the reference forward first: forward and backward 0.3 to 0.9x."""
+    """`slower` predicate of ops whose backward runs a forward in torch first: forward and backward 0.3 to 0.9x."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return "its backward computes the forward again, which takes longer than the forward saves"
     return None
