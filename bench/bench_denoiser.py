@@ -19,29 +19,12 @@ from measure import Row, environment, gemm_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
+from swintormer.prior_config import PRIORS
 from swintormer_kernels.timing import in_turn, peak_memory
 
 diffusers = pytest.importorskip("diffusers")
 
-LDM_SR = {
-    "in_channels": 6,
-    "out_channels": 3,
-    "block_out_channels": (160, 320, 320, 640),
-    "layers_per_block": 2,
-    "attention_head_dim": 32,
-    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
-}
-COMPACT = {
-    "in_channels": 16,
-    "out_channels": 8,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "attention_head_dim": 32,
-    "norm_num_groups": 8,
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}
+COMPACT, LDM_SR = (PRIORS[name].denoiser for name in ("compact", "ldm-sr"))
 # (sizes, latent, rounds, the layout that counts as the reference)
 DENOISERS = {
     "compact, latent 32": (COMPACT, 32, 200, "contiguous"),
