@@ -29,7 +29,9 @@ METADATA = "swintormer.prior"
 
 
 def make_prior(config: PriorConfig) -> LatentPrior:
-    """A prior with random weights, on torch's current default device.
+    """A prior with random weights, on torch's current default device; its denoiser's blocks run through the kernels.
+
+    They are diffusers' own classes, so `sk.optimize` need not check them first.
 
     Raises:
         SwintormerError: diffusers is missing, or makes no such parts; parts that do not fit each other.
@@ -44,6 +46,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     try:
         autoencoder: Any = kinds[config.autoencoder_kind](**config.autoencoder)
         denoiser, scheduler = UNet2DModel(**config.denoiser), DDIMScheduler(**config.scheduler)
+        optimize(denoiser, verify=False)
         return LatentPrior(autoencoder, denoiser, scheduler, config.sampling)
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         raise SwintormerError(f"No prior can be made of its configuration: {_first_line(error)}.") from error
@@ -51,8 +54,6 @@ def make_prior(config: PriorConfig) -> LatentPrior:
 
 def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     """The prior with these weights, in evaluation mode. `state` has the names of `LatentPrior.state_dict`.
-
-    The parts are diffusers' own classes, so `sk.optimize` swaps the denoiser's blocks without checking them first.
 
     Raises:
         SwintormerError: as `make_prior`, or tensors of other names or shapes.
@@ -62,7 +63,6 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     check_names(expected, state)
     prior = make_prior(config)
     prior.load_state_dict(state)
-    optimize(prior.denoiser, verify=False)
     return prior.eval()
 
 
