@@ -6,6 +6,7 @@ and condition, concatenated, and DDIMScheduler.step, eager; ours is `LatentPrior
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+import swintormer_kernels as sk
 from swintormer.cli_macs import count_prior_macs
 from swintormer.prior import LatentPrior
 from swintormer.prior_config import PRIORS
@@ -40,14 +42,16 @@ def turns(prior: LatentPrior, side: int, whole: bool) -> dict[str, Callable[[], 
     """The work of a row, by name; `image` has a latent of that side, and goes in one piece."""
     image = torch.rand(1, 3, prior.factor * side, prior.factor * side)
     z, time = torch.randn(1, prior.latent_channels, side, side), torch.tensor(500)
+    theirs = copy.deepcopy(prior)
+    sk.restore(theirs.denoiser)
     condition = prior.condition(image)
     part = prior.condition_part(condition)
     work: dict[str, Callable[[], object]] = {
-        "step, diffusers": lambda: prior.denoiser(torch.cat((z, condition), dim=1), time),
+        "step, diffusers": lambda: theirs.denoiser(torch.cat((z, condition), dim=1), time),
         "step, ours": lambda: prior.predict(z, time, part),
     }
     if whole:
-        work |= {"sample, diffusers": lambda: by_diffusers(prior, image), "sample, ours": lambda: prior.sample(image)}
+        work |= {"sample, diffusers": lambda: by_diffusers(theirs, image), "sample, ours": lambda: prior.sample(image)}
     return work
 
 

@@ -45,9 +45,9 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     kinds = {"AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel}
     try:
         autoencoder: Any = kinds[config.autoencoder_kind](**config.autoencoder)
-        denoiser, scheduler = UNet2DModel(**config.denoiser), DDIMScheduler(**config.scheduler)
+        denoiser: Any = UNet2DModel(**config.denoiser)
         optimize(denoiser, verify=False)
-        return LatentPrior(autoencoder, denoiser, scheduler, config.sampling)
+        return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         raise SwintormerError(f"No prior can be made of its configuration: {_first_line(error)}.") from error
 
