@@ -130,7 +130,7 @@ _DEBLUR_EXAMPLES = (
     "swintormer deblur a.tif b.tif -o . --suffix _sharp\n\n"
     "swintormer deblur scan.tif -o out/ --memory 1G      on a small machine\n\n"
     "swintormer deblur left.png --right right.png -o out/ --weights dual.safetensors\n\n"
-    "swintormer deblur photo.jpg -o sharp.png --seed 7 --steps 8      another draw of the prior"
+    "swintormer deblur photo.jpg -o b.png --weights with_prior.safetensors --seed 7      another draw of its prior"
 )
 
 
@@ -273,7 +273,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    preset: Annotated[str, typer.Option(help="Network to time: small or released.")] = "small",
+    preset: Annotated[str, typer.Option(help="Network to time: small, small-prior or released.")] = "small",
     rounds: Annotated[int, typer.Option(min=1, help="How often each turn runs.")] = 5,
 ) -> None:
     """Time this machine: one tile through the network, beside plain PyTorch."""

@@ -114,7 +114,10 @@ def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
     if wanted:
         return Guidance(steps=settings.steps, seed=settings.seed)
     if settings.steps is not None or settings.seed:
-        raise SwintormerError("--steps and --seed are the prior's, and none takes part: leave them out.")
+        raise SwintormerError(
+            "No prior takes part (--no-prior, or weights without one), so --steps and --seed have nothing to act on: "
+            "leave them out."
+        )
     return False
 
 

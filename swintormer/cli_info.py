@@ -94,9 +94,7 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
     config = info.config
     blocks = f"{'-'.join(str(n) for n in config.num_blocks)} blocks and {config.num_refinement_blocks} of refinement"
     tile = (
-        f"trained on {info.training_tile}x{info.training_tile} pixels"
-        if info.training_tile
-        else "training tile unknown"
+        f"tiles of {info.training_tile}x{info.training_tile} pixels" if info.training_tile else "training tile unknown"
     )
     lines = [
         str(path),

@@ -43,7 +43,7 @@ class Guide:
 
         prior = guidance.prior or net.prior
         if prior is None:
-            raise SwintormerError("These weights hold no prior: leave it out, or name weights that hold one.")
+            raise SwintormerError("These weights hold no prior: leave out --prior, or name weights that hold one.")
         check_channels(net.config, prior.latent_channels)
         self.prior = prior.to(device).eval()
         self.draws = prior.draws(guidance.steps, guidance.seed, guidance.eta)

@@ -2,7 +2,7 @@
 
 import swintormer_kernels as sk
 
-sk.explain(sk.ddim_step, z, e, ...)            # the backend these inputs get, and each rejection
+sk.explain(sk.ddim_step, z, e, alpha_bar_t=.2, alpha_bar_s=.5)   # the backend these inputs get, and each rejection
 sk.backends()                                  # what this machine has, and why not the rest
 with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
 report = sk.optimize(model)                    # blocks of any model through the ops, in place; says what and why not

@@ -126,6 +126,8 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
     Returns:
         What was swapped, what was kept and why; `print` it.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize takes a torch.nn.Module, found {type(model).__name__}")
     report = Report()
     plans: dict[str, _Plan] = {}
     for name, module, kind in recognise.candidates(model):
