@@ -9,7 +9,7 @@ import csv
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.case import Case
-from swintormer_kernels.timing import peak_memory, timed
+from swintormer_kernels.timing import in_turn, peak_memory, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SECONDS_PER_CASE = 1.0
@@ -173,6 +173,25 @@ def environment() -> dict[str, Any]:
         "isa": native.extension().isa() if native.why_absent() is None else "",
         "threads": torch.get_num_threads(),
     }
+
+
+def print_worst(calls: Iterable[tuple[str, Any, tuple[Any, ...]]], count: int) -> None:
+    """reference / cpu of each (name, op, arguments), forward, the `count` worst ones, the very worst last.
+
+    Both take turns; the best of each counts, because these calls are shorter than a time slice of a busy machine.
+    """
+    found = [(_best_ratio(op, arguments), sk.explain(op, *arguments).backend, name) for name, op, arguments in calls]
+    for value, chosen, name in sorted(found, reverse=True)[-count:]:
+        print(f"{value:5.2f}  {name} ({chosen} is chosen)")
+
+
+def _best_ratio(op: Any, arguments: tuple[Any, ...]) -> float:
+    def call(backend: str) -> None:
+        with sk.use_backend(backend), torch.inference_mode():
+            op(*arguments)
+
+    seconds = in_turn({name: lambda name=name: call(name) for name in ("reference", "cpu")}, rounds=9)
+    return min(seconds["reference"]) / min(seconds["cpu"])
 
 
 def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:

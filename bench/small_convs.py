@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from measure import print_worst
 
 import swintormer_kernels as sk
 from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, upsample_conv3x3
-from swintormer_kernels.timing import in_turn
 
-ROUNDS = 9
 SIDES, CHANNELS, OUTS, BATCHES = (1, 2, 3, 4, 6, 8, 16, 32), (4, 16, 32, 64, 160, 640), (3, 8, 16, 32, 64, 640), (1, 4)
 
 
@@ -39,20 +38,5 @@ def calls() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         yield f"upsample_conv3x3, {name}", upsample_conv3x3.upsample_conv3x3, (x, up)
 
 
-def ratio(op: Any, arguments: tuple[Any, ...]) -> float:
-    def call(backend: str) -> None:
-        with sk.use_backend(backend), torch.inference_mode():
-            op(*arguments)
-
-    seconds = in_turn({name: lambda name=name: call(name) for name in ("reference", "cpu")}, ROUNDS)
-    return min(seconds["reference"]) / min(seconds["cpu"])
-
-
-def main() -> None:
-    found = [(ratio(op, arguments), sk.explain(op, *arguments).backend, name) for name, op, arguments in calls()]
-    for value, chosen, name in sorted(found, reverse=True)[-60:]:
-        print(f"{value:5.2f}  {name} ({chosen} is chosen)")
-
-
 if __name__ == "__main__":
-    main()
+    print_worst(calls(), 60)

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from measure import print_worst
 
-import swintormer_kernels as sk
 from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
-from swintormer_kernels.timing import in_turn
 
-ROUNDS = 9
 SIDES, CHANNELS, HEADS, WINDOWS, BATCHES = (2, 3, 4, 5, 6, 7, 8), (8, 16, 64, 128, 384), (1, 4), (1, 8), (1, 4)
 
 
@@ -36,20 +34,5 @@ def calls() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
             yield f"gated_ffn, {name}", gated_ffn.gated_ffn, (x, ffn)
 
 
-def ratio(op: Any, arguments: tuple[Any, ...]) -> float:
-    def call(backend: str) -> None:
-        with sk.use_backend(backend), torch.inference_mode():
-            op(*arguments)
-
-    seconds = in_turn({name: lambda name=name: call(name) for name in ("reference", "cpu")}, ROUNDS)
-    return min(seconds["reference"]) / min(seconds["cpu"])
-
-
-def main() -> None:
-    found = [(ratio(op, arguments), sk.explain(op, *arguments).backend, name) for name, op, arguments in calls()]
-    for value, chosen, name in sorted(found, reverse=True)[-40:]:
-        print(f"{value:5.2f}  {name} ({chosen} is chosen)")
-
-
 if __name__ == "__main__":
-    main()
+    print_worst(calls(), 40)
