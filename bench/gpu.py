@@ -105,7 +105,7 @@ def tests_and_compilers() -> tuple[list[list[str]], list[list[str]]]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     aot = [sys.executable, "-m", "swintormer_kernels.backends.triton.aot"]
-    tests = [[*pytest, str(file)] for file in (*files, ROOT / "tests" / "test_graphs.py")]
+    tests = [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests").glob("test_graphs*.py")))]
     return tests, [[*aot, f"{dtype} {target}"] for dtype in ("float32", "bfloat16")]
 
 

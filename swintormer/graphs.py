@@ -81,6 +81,10 @@ class GraphedForward:
             self._take(inputs, settings)
         return self._function(*inputs, *settings) if self._replay is None else self._replay(*inputs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph, which holds addresses of this one's tensors."""
+        return self.__dict__ | {"_key": None, "_batch": 0, "_replay": None, "reason": None}
+
     def _state(self, x: Tensor) -> Any:
         """All beside the inputs that a graph would go on ignoring after it changed."""
         tensors = chain(self.net.parameters(), self.net.buffers())

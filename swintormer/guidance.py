@@ -51,7 +51,7 @@ class Guide:
     def sample(self, cut: Cut, height: int, width: int, tick: Callable[[], None]) -> ImageLatent:
         """z_0 of the image that `cut` reads. Of a dual-pixel pair it sees the view that is restored.
 
-        `tick` is called after every piece; what it raises ends the run.
+        `tick` is called after every piece or step, see `LatentPrior.sample_from`; what it raises ends the run.
         """
         latent = self.prior.sample_from(lambda rows, columns: cut(rows, columns)[:3], height, width, self.draws, tick)
         return ImageLatent(latent, self.prior.factor)
@@ -63,7 +63,7 @@ class Guide:
 
     def sampling_bytes(self, height: int, width: int) -> int:
         """What sampling it takes at its peak, without the denoiser's own tensors of a piece."""
-        return self.prior.sampling_bytes(height, width)
+        return self.prior.sampling_bytes(height, width, self.draws)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502
 Same seed, same z_0, to the bit, whatever the number of threads, of images at once, or of pieces at once: noise is drawn
 on the CPU for the whole image, every image and piece passes through the networks alone, and on the CPU each pass runs
 on one thread, because oneDNN chooses its blocking, and with it the order of its sums, by batch and thread count (1e-6
-apart, torch 2.13). Threads take pieces instead.
+apart, torch 2.13). Threads take pieces instead. On CUDA all steps of an image in one piece are one graph, and so is a
+pass over a piece of a larger image: see `LatentPrior.loop`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.errors import SwintormerError
+from swintormer.graphs import GraphedForward
 from swintormer.network import pad_to
 from swintormer.prior_config import Sampling
 from swintormer.tiling import Grid, make_grid
@@ -45,6 +47,14 @@ CONDITION_CACHE = 256 * 2**20
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
+def _nothing() -> None:
+    pass
+
+
+# Called after every step of an image in one piece. No argument of the loop: a graph is made for the arguments.
+_TICK: ContextVar[Callable[[], None]] = ContextVar("called after every step", default=_nothing)
+
+
 @dataclass(frozen=True)
 class Step:
     """One update, t -> s: the time that the denoiser is told, and alpha-bar at both."""
@@ -58,7 +68,7 @@ class Step:
 class Draws:
     """Settings of one sample: the updates, the seed of the noise, and the share of fresh noise."""
 
-    schedule: list[Step]
+    schedule: tuple[Step, ...]
     seed: int
     eta: float
 
@@ -78,6 +88,9 @@ class LatentPrior(nn.Module):
 
     Attributes:
         factor: side in pixels of what one latent position covers.
+        loop: all steps of an image in one piece; on CUDA a graph from the second image of its size on, for the same
+            steps and eta (`graphs.GraphedForward`, whose `reason` says why not, if not).
+        piece_pass: a pass of the denoiser over a piece of a larger image, a graph likewise, for all pieces and steps.
     """
 
     # Any: diffusers' classes as the type checker sees them have no attributes.
@@ -115,6 +128,8 @@ class LatentPrior(nn.Module):
             raise ValueError(f"the piece must be a multiple of {self.align}, found {sampling.piece}")
         if not isinstance(self.denoiser.conv_in, SplitConv):
             self.denoiser.conv_in = SplitConv(self.denoiser.conv_in, self.latent_channels)
+        self.loop = GraphedForward(self.denoiser, function=self._all_steps)
+        self.piece_pass = GraphedForward(self.denoiser, function=self.predict)
 
     def encode(self, image: Tensor) -> Tensor:
         """The autoencoder's latent. (B, 3, H, W) in [0, 1], sides multiples of `encoder_factor` -> (B, C, H/f, W/f)."""
@@ -131,7 +146,7 @@ class LatentPrior(nn.Module):
         """What the denoiser sees of a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
         return self.encode(image) if self.sampling.condition == "latent" else 2 * image - 1
 
-    def schedule(self, steps: int) -> list[Step]:
+    def schedule(self, steps: int) -> tuple[Step, ...]:
         """The updates of that many steps, as diffusers' DDIMScheduler makes them.
 
         Raises:
@@ -147,7 +162,7 @@ class LatentPrior(nn.Module):
             return alphas[time] if time >= 0 else float(self.scheduler.final_alpha_cumprod)
 
         times = self.scheduler.timesteps.tolist()
-        return [Step(time, alpha_bar(time), alpha_bar(time - count // steps)) for time in times]
+        return tuple(Step(time, alpha_bar(time), alpha_bar(time - count // steps)) for time in times)
 
     def predict(self, z: Tensor, time: int | Tensor, part: Tensor) -> Tensor:
         """One pass of the denoiser.
@@ -176,10 +191,30 @@ class LatentPrior(nn.Module):
             condition: (B, C, h, w), see `condition`.
             noise: z_T ~ N(0, 1), (B, Cz, h, w).
         """
-        part, z = self.condition_part(condition), noise
-        for step in self.schedule(steps):
-            predicted = self.predict(z, step.time, part)
-            z = self._update(z, predicted, step, eta, torch.randn_like(z) if eta > 0 else None)
+        schedule = self.schedule(steps)
+        drawn = [torch.randn_like(noise) for _ in schedule] if eta > 0 else []
+        fresh = torch.stack(drawn, dim=1) if drawn else noise.new_empty(len(noise), 0)
+        times = _times(schedule, noise.device).expand(len(noise), -1)
+        return self._all_steps(noise, self.condition_part(condition), times, fresh, schedule, eta)
+
+    def _all_steps(
+        self, z: Tensor, part: Tensor, times: Tensor, fresh: Tensor, schedule: tuple[Step, ...], eta: float, *_: object
+    ) -> Tensor:
+        """From noise to z_0 in one piece, without a tensor made of a number, so that a graph can hold it.
+
+        Args:
+            z: z_T, (B, Cz, h, w), of the dtype in which it is updated.
+            part: `condition_part` of the condition.
+            times: of the schedule, (B, steps).
+            fresh: the noise of each step, (B, steps, Cz, h, w); not read if eta is 0.
+        """
+        tick = _TICK.get()
+        for index, step in enumerate(schedule):
+            # Laid out as z, so that z stays as it was: the bits of a convolution depend on how its input lies.
+            predicted = self.predict(z.to(part), times[:, index], part).to(z).contiguous()
+            z = self._update(z, predicted, step, eta, fresh[:, index] if eta > 0 else None)
+            if z.device.type == "cpu":  # elsewhere the step is only on its way
+                tick()
         return z
 
     def _update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
@@ -233,39 +268,68 @@ class LatentPrior(nn.Module):
 
     @torch.inference_mode()
     def sample_from(
-        self, cut: Cut, height: int, width: int, draws: Draws, tick: Callable[[], None] = lambda: None
+        self, cut: Cut, height: int, width: int, draws: Draws, tick: Callable[[], None] = _nothing
     ) -> Tensor:
         """Sample z_0 for one image that is read piece by piece.
 
         Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
-        release does). Beside the image the CPU holds z three times, and a fourth for fresh noise; the prior's device
-        at most CONDITION_CACHE bytes, or the pieces' conditions, and one piece at work. See `sampling_bytes`.
-        `tick` is called after every piece; what it raises ends the run.
+        release does). `sampling_bytes` is what this holds. `tick` is called after every piece, and on a CPU after every
+        step of an image in one piece; what it raises ends the run.
 
         Returns:
             (Cz, ceil(height / factor), ceil(width / factor)) on the CPU.
         """
         weight = next(self.denoiser.parameters())
         grid = self.grid(height, width)
-        sides = grid.rows.length, grid.columns.length
         generator = torch.Generator("cpu").manual_seed(draws.seed)
-        z = torch.empty(1, self.latent_channels, *sides)
-        predicted, noise = torch.empty_like(z), torch.empty_like(z) if draws.eta > 0 else None
-        z.normal_(generator=generator)
+        z = torch.empty(1, self.latent_channels, grid.rows.length, grid.columns.length).normal_(generator=generator)
         with alone(weight.device) as each:
             kept = []
             for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
                 kept.append(piece)
                 tick()
-            for step in draws.schedule:
-                predicted.zero_()
-                for row, column, part in self._predict_pieces(z, step.time, kept, grid, each):
-                    predicted[:, :, grid.rows.span(row), grid.columns.span(column)].add_(part)
-                    tick()
-                if noise is not None:
-                    noise.normal_(generator=generator)
-                z = self._update(z, predicted, step, draws.eta, noise)
-        return z[0, :, : -(-height // self.factor), : -(-width // self.factor)].to(weight.dtype).contiguous()
+            if len(grid) == 1:
+                z = self._in_one_piece(z, kept[0], draws, generator, tick)
+            else:
+                z = self._in_pieces(z, partial(self._predict_pieces, kept, grid, each), draws, generator, tick)
+        z = z[0, :, : -(-height // self.factor), : -(-width // self.factor)]
+        return torch.empty(z.shape, dtype=weight.dtype).copy_(z)  # z may be a graph's, which writes there again
+
+    def _in_one_piece(
+        self, z: Tensor, part: Tensor, draws: Draws, generator: torch.Generator, tick: Callable[[], None]
+    ) -> Tensor:
+        """All steps through `loop`, on the prior's device; their noise is drawn before the first."""
+        fresh = z.new_empty(1, len(draws.schedule) if draws.eta > 0 else 0, *z.shape[1:])
+        for index in range(fresh.shape[1]):
+            fresh[:, index].normal_(generator=generator)
+        inputs = z.to(part.device), part, _times(draws.schedule, part.device), fresh.to(part.device)
+        read = self.sampling.clip, self.scheduler.config["prediction_type"]  # by every update
+        token = _TICK.set(tick)
+        try:
+            return self.loop(*inputs, settings=(draws.schedule, draws.eta, *read))
+        finally:
+            _TICK.reset(token)
+
+    def _in_pieces(
+        self,
+        z: Tensor,
+        predict: Callable[[Tensor, Tensor], Iterator[tuple[slice, slice, Tensor]]],
+        draws: Draws,
+        generator: torch.Generator,
+        tick: Callable[[], None],
+    ) -> Tensor:
+        """All steps on the CPU, each with the predictions of all pieces."""
+        times = _times(draws.schedule, next(self.denoiser.parameters()).device)
+        predicted, noise = torch.empty_like(z), torch.empty_like(z) if draws.eta > 0 else None
+        for index, step in enumerate(draws.schedule):
+            predicted.zero_()
+            for rows, columns, part in predict(z, times[:, index]):
+                predicted[:, :, rows, columns].add_(part)
+                tick()
+            if noise is not None:
+                noise.normal_(generator=generator)
+            z = self._update(z, predicted, step, draws.eta, noise)
+        return z
 
     def grid(self, height: int, width: int) -> Grid:
         """How the latent of an image of that many pixels is cut; in one piece where it fits."""
@@ -286,31 +350,42 @@ class LatentPrior(nn.Module):
     def _keeps_parts(self, grid: Grid) -> bool:
         conv = self.denoiser.conv_in
         positions = len(grid) * grid.rows.tile * grid.columns.tile
-        return bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
+        return len(grid) == 1 or bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
 
     def _predict_pieces(
-        self, z: Tensor, time: int, kept: list[Tensor], grid: Grid, each: Each
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """(row, column, prediction) of every piece, weighted so that they add up to the whole."""
+        self, kept: list[Tensor], grid: Grid, each: Each, z: Tensor, time: Tensor
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(rows, columns, prediction) of every piece, weighted so that they add up to the whole."""
         keeps = self._keeps_parts(grid)
 
         def predict(piece: tuple[tuple[int, int], Tensor]) -> Tensor:
             (row, column), held = piece
             part = held if keeps else self.condition_part(held)
-            return self.predict(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
+            return self.piece_pass(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
 
         rows, columns = (torch.from_numpy(axis.weights) for axis in (grid.rows, grid.columns))
         pieces = zip(grid, kept, strict=True)
         for (row, column), prediction in zip(grid, each(predict, pieces), strict=True):
-            yield row, column, prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
+            weighted = prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
+            yield grid.rows.span(row), grid.columns.span(column), weighted
 
-    def sampling_bytes(self, height: int, width: int) -> int:
-        """What `sample_from` holds beside the weights and the denoiser's own tensors of a piece: an upper bound."""
-        grid = self.grid(height, width)
+    def sampling_bytes(self, height: int, width: int, draws: Draws | None = None) -> int:
+        """What `sample_from` holds beside the weights and the denoiser's own tensors of a piece: an upper bound.
+
+        That is z up to four times, and in one piece the noise of all steps; at most CONDITION_CACHE bytes of the
+        condition's part, or the pieces' conditions; and a graph's own copy of its inputs. `draws`: None for defaults.
+        """
+        draws, grid = draws or self.draws(), self.grid(height, width)
         conv, piece = self.denoiser.conv_in, grid.rows.tile * grid.columns.tile
         held = conv.out_channels if self._keeps_parts(grid) else conv.in_channels - self.latent_channels
-        whole = 4 * self.latent_channels * grid.rows.length * grid.columns.length
-        return int(4 * (whole + held * len(grid) * piece))
+        fresh = len(draws.schedule) if draws.eta > 0 and len(grid) == 1 else 0
+        whole = (4 + fresh) * self.latent_channels * grid.rows.length * grid.columns.length
+        graph = ((1 + fresh) * self.latent_channels + conv.out_channels) * piece
+        return int(4 * (whole + held * len(grid) * piece + graph * (conv.weight.device.type != "cpu")))
+
+
+def _times(schedule: tuple[Step, ...], device: torch.device) -> Tensor:
+    return torch.tensor([[step.time for step in schedule]], device=device)
 
 
 # ---- the first convolution, split ------------------------------------------------------------------------------------
