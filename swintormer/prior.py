@@ -128,7 +128,7 @@ class LatentPrior(nn.Module):
             raise ValueError(f"the piece must be a multiple of {self.align}, found {sampling.piece}")
         if not isinstance(self.denoiser.conv_in, SplitConv):
             self.denoiser.conv_in = SplitConv(self.denoiser.conv_in, self.latent_channels)
-        self.loop = GraphedForward(self.denoiser, function=self._all_steps)
+        self.loop = GraphedForward(self.denoiser, function=self.all_steps)
         self.piece_pass = GraphedForward(self.denoiser, function=self.predict)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -195,9 +195,9 @@ class LatentPrior(nn.Module):
         drawn = [torch.randn_like(noise) for _ in schedule] if eta > 0 else []
         fresh = torch.stack(drawn, dim=1) if drawn else noise.new_empty(len(noise), 0)
         times = _times(schedule, noise.device).expand(len(noise), -1)
-        return self._all_steps(noise, self.condition_part(condition), times, fresh, schedule, eta)
+        return self.all_steps(noise, self.condition_part(condition), times, fresh, schedule, eta)
 
-    def _all_steps(
+    def all_steps(
         self, z: Tensor, part: Tensor, times: Tensor, fresh: Tensor, schedule: tuple[Step, ...], eta: float, *_: object
     ) -> Tensor:
         """From noise to z_0 in one piece, without a tensor made of a number, so that a graph can hold it.

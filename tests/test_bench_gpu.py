@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from priors import TINY as TINY_PRIOR
 
 import swintormer_kernels as sk
 from swintormer import NetworkConfig
@@ -134,15 +135,7 @@ def test_ops_on_a_latent_are_timed_as_they_are(op, meter, tmp_path, monkeypatch)
 
 def test_a_unet_is_timed_before_and_after_it_is_optimized(meter, tmp_path):
     pytest.importorskip("diffusers")
-    blocks = {
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 2,
-        "attention_head_dim": 2,
-    }
-    sizes = {"in_channels": 4, "out_channels": 2, "block_out_channels": (4,), "layers_per_block": 1, **blocks}
-    preset = {"sizes": sizes, "steps": 2}
-    tool("gpu_denoiser").time_unet(meter, "tiny", preset, 8, torch.float32)
+    tool("gpu_denoiser").time_unet(meter, "tiny", TINY_PRIOR, 8, torch.float32)
     rows = tool("gpu").read_rows(tmp_path)
     expected = [(f"tiny {what}", by) for by in ("eager", "optimized") for what in ("step", "sample")]
     assert [(row.what, row.by) for row in rows] == expected

@@ -50,7 +50,7 @@ class Imitation:
 def imitate(prior: LatentPrior, error: str | None = None) -> tuple[Imitation, Imitation]:
     """Captures of the prior's `loop` and `piece_pass` from now on."""
     whole, piece = Imitation(error), Imitation(error)
-    prior.loop = GraphedForward(prior.denoiser, whole, device="cpu", function=prior._all_steps)
+    prior.loop = GraphedForward(prior.denoiser, whole, device="cpu", function=prior.all_steps)
     prior.piece_pass = GraphedForward(prior.denoiser, piece, device="cpu", function=prior.predict)
     return whole, piece
 
@@ -61,7 +61,7 @@ def image(seed: int = 5, height: int = 48, width: int = 64, count: int = 1) -> T
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_from_the_second_image_on_all_steps_are_replayed_with_the_same_bits(dtype: torch.dtype, eta: float) -> None:
+def test_from_the_second_image_onall_steps_are_replayed_with_the_same_bits(dtype: torch.dtype, eta: float) -> None:
     prior, plain = tiny().to(dtype), tiny().to(dtype)
     whole, piece = imitate(prior)
     for index, (captures, replays) in enumerate([(0, 0), (1, 2), (1, 3)]):  # the first replay is the comparison
@@ -159,7 +159,7 @@ def test_the_loop_keeps_the_cpu_out_of_it() -> None:
     with torch.inference_mode(), sk.use_backend("reference"):
         part = prior.condition_part(torch.randn(1, 4, 8, 8))
         with Watch() as watch:
-            prior._all_steps(z, part, times, fresh, draws.schedule, draws.eta)
+            prior.all_steps(z, part, times, fresh, draws.schedule, draws.eta)
         assert watch.seen == []
         with Watch() as watch:
             prior.predict(z, 999, part)  # what the loop must not do
@@ -199,7 +199,7 @@ def test_copies_have_no_part_in_a_graph() -> None:
     assert torch.equal(prior.sample(x), expected[1])
 
 
-def test_estimate_covers_the_noise_of_all_steps() -> None:
+def test_estimate_covers_the_noise_ofall_steps() -> None:
     """Beside what the steps take anyway; the encoder's peak, which hides them, is left out."""
     prior = tiny(piece=64, stride=48)
     noise = 4 * 4 * 32 * 32  # bytes of a step's
@@ -230,7 +230,7 @@ def test_on_the_gpu_a_replay_gives_what_a_plain_run_gives(height: int, width: in
     scheduler = {**TINY.scheduler, "beta_end": 0.002}
     prior = make_prior(TINY.model_copy(update={"scheduler": scheduler})).eval().cuda()
     plain = copy.deepcopy(prior)
-    plain.loop = GraphedForward(plain.denoiser, device="none", function=plain._all_steps)
+    plain.loop = GraphedForward(plain.denoiser, device="none", function=plain.all_steps)
     plain.piece_pass = GraphedForward(plain.denoiser, device="none", function=plain.predict)
     steps = 4
     for seed in range(3):
