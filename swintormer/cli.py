@@ -53,6 +53,23 @@ app = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from swintormer.cli_info import version
+
+        print("swintormer", version("swintormer-kernels"))
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 # The options of `deblur`, in the order of its help.
 
 
@@ -112,7 +129,10 @@ _Prior = Annotated[
 ]
 _Steps = Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_RESULT, help="Steps of the prior.")]
 _Seed = Annotated[
-    int, typer.Option(min=0, metavar="N", rich_help_panel=_RESULT, help="Of the prior: the same, the same picture.")
+    int | None,
+    typer.Option(
+        min=0, metavar="N", rich_help_panel=_RESULT, help="Of the prior, 0 by default: the same, the same picture."
+    ),
 ]
 _Device = Annotated[str, _option(_SPEED, "auto, cpu, cuda, or cuda:1 for the second GPU.", metavar="NAME")]
 _Backend = Annotated[str, _option(_SPEED, "Kernels to use, as `swintormer info` lists them.", metavar="NAME")]
@@ -153,7 +173,7 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     window: _Window = None,
     prior: _Prior = None,
     steps: _Steps = None,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     device: _Device = "auto",
     backend: _Backend = "auto",
     quiet: _Quiet = False,
@@ -207,7 +227,9 @@ def info(
 
 @app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")
 def macs(
-    preset: Annotated[str, typer.Option(help="A network by name: small, small-prior or released.")] = "small",
+    preset: Annotated[
+        str | None, typer.Option(help="A network by name: small (by default), small-prior or released.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Count for the network in this file instead.")] = None,
     tile: Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of a tile.")] = 256,
     stride: Annotated[int | None, typer.Option(metavar="PIXELS", help="From one tile to the next.")] = None,
@@ -218,9 +240,11 @@ def macs(
     """Count what a network costs, by stage: multiply-accumulates (MACs) per tile and per image."""
     from swintormer.cli_macs import describe
 
+    if preset is not None and weights is not None:
+        raise SwintormerError("--preset and --weights both name a network: leave one of them out.")
     sizes = [parse_size(text) for text in size or ["1680x1120"]]
     if weights is None:
-        config, prior = preset_named(preset), None
+        config, prior = preset_named(preset or "small"), None
     else:
         from swintormer.weights import checkpoint_info
 

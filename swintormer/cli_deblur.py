@@ -18,6 +18,7 @@ from swintormer.errors import SwintormerError
 from swintormer.files import prepare_folder
 from swintormer.images import Image, Samples, check_target, read_image, write_image
 from swintormer.interrupts import stoppable
+from swintormer.words import counted
 
 if TYPE_CHECKING:
     from swintormer.guidance import Guidance
@@ -49,7 +50,7 @@ class Settings:
     backend: str = "auto"
     prior: bool | None = None
     steps: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass
@@ -112,8 +113,8 @@ def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
 
     wanted = net.prior is not None if settings.prior is None else settings.prior
     if wanted:
-        return Guidance(steps=settings.steps, seed=settings.seed)
-    if settings.steps is not None or settings.seed:
+        return Guidance(steps=settings.steps, seed=settings.seed or 0)
+    if settings.steps is not None or settings.seed is not None:
         raise SwintormerError(
             "No prior takes part (--no-prior, or weights without one), so --steps and --seed have nothing to act on: "
             "leave them out."
@@ -238,8 +239,10 @@ class Following:
             self.bar.update(self.task, completed=done, total=total, rate=rate)
 
     def __str__(self) -> str:
-        text = f"{self.job.source} -> {self.job.target}: {_kind(self.image) if self.image else ''}, {self.tiles} tiles"
-        text += f", {self.seconds:.1f} s, {self.megapixels / self.seconds:.2f} megapixels/s"
+        text = f"{self.job.source} -> {self.job.target}: {_kind(self.image) if self.image else ''}, "
+        text += (
+            f"{counted(self.tiles, 'tile')}, {self.seconds:.1f} s, {self.megapixels / self.seconds:.2f} megapixels/s"
+        )
         return "\n".join([text, *(f"  Note: {note}" for note in self.notes)])
 
 

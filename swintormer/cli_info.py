@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swintormer.errors import SwintormerError
+from swintormer.words import counted
 
 if TYPE_CHECKING:
     from swintormer.weights import CheckpointInfo
@@ -35,12 +36,13 @@ def _versions() -> list[str]:
     import pyvips
 
     packages = {"swintormer": "swintormer-kernels", "torch": "torch", "numpy": "numpy", "pyvips": "pyvips"}
-    lines = [f"{name:<11} {_version(package)}" for name, package in packages.items()]
+    lines = [f"{name:<11} {version(package)}" for name, package in packages.items()]
     libvips = ".".join(str(pyvips.version(part)) for part in range(3))
     return [*lines, f"{'libvips':<11} {libvips}", f"{'Python':<11} {platform.python_version()}"]
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -103,7 +105,7 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
     ]
     if info.prior is not None:
         sampling = info.prior.sampling
-        lines.append(f"with a prior of {info.prior.latent_channels} channels, {sampling.steps} steps")
+        lines.append(f"with a prior of {info.prior.latent_channels} channels, {counted(sampling.steps, 'step')}")
     return lines + [f"{name}: {text}" for name, text in info.card.items()]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swintormer.config import NetworkConfig
 from swintormer.prior_config import PRIORS, PriorConfig
+from swintormer.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +130,7 @@ def describe(
         whole = cost if min(width, height) >= tile else count_macs(config, min(tile, height), min(tile, width))
         columns[f"{width}x{height}"] = {stage: len(grid) * macs for stage, macs in whole.stages.items()}
         notes.append(
-            f"{width}x{height} pixels: {len(grid)} tiles of {whole.width}x{whole.height}, stride {stride}: "
+            f"{width}x{height} pixels: {counted(len(grid), 'tile')} of {whole.width}x{whole.height}, stride {stride}: "
             f"{len(grid) * whole.total / 1e9:,.1f} GMAC"
         )
     lines = ["GMAC by stage (torch FlopCounterMode)", "", *_table(columns), "", *notes]
@@ -145,7 +146,7 @@ def _prior_lines(network: Cost, config: PriorConfig) -> list[str]:
         "prior: encoder": prior.encoder,
         "prior: condition": prior.condition,
         "prior: one step": prior.step,
-        f"prior, {prior.steps} steps": prior.total,
+        f"prior, {counted(prior.steps, 'step')}": prior.total,
         "sum": network.total + prior.total,
     }
     lines = [f"GMAC with the prior, tile {network.width}x{network.height}", ""]

@@ -111,6 +111,9 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
             raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
     elif exists(naming.out) and not is_folder(naming.out):
         raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
+    elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
+        several = "several pictures" if len(inputs) > 1 else "a folder"
+        raise SwintormerError(f"{naming.out} names one picture, but the results of {several} need a folder: name one.")
     elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
         raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
 

@@ -112,13 +112,15 @@ class Swintormer(nn.Module):
             (B, out_channels, H, W), around [0, 1] and not clamped.
 
         Raises:
-            ValueError: not 4-D, wrong channels, or an empty height or width; a prior that does not fit.
+            ValueError: not 4-D, wrong channels, an empty height or width, or another dtype than the network's (autocast
+                takes any of its own); a prior that does not fit.
         """
         if image.ndim != 4 or image.shape[1] != self.config.in_channels or 0 in image.shape[2:]:
             raise ValueError(
                 f"expected an image of shape (B, {self.config.in_channels}, H, W) with H, W >= 1, "
                 f"found {tuple(image.shape)}"
             )
+        self._check_dtype(image)
         h, w = image.shape[2:]
         self._check_prior(image, prior)
         if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
@@ -129,6 +131,19 @@ class Swintormer(nn.Module):
         y = self.restore_features(x, prior)[..., :h, :w]
         y = y + (2 * image[:, : self.config.out_channels] - 1)
         return (y + 1) / 2
+
+    def _check_dtype(self, image: Tensor) -> None:
+        found, own = image.dtype, self.skip_conv.weight.dtype
+        if found == own:
+            return
+        device = image.device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if casts and found in (torch.float32, torch.float16, torch.bfloat16):
+            return
+        advice = "convert the one or the other with .to()"
+        if not (found.is_floating_point or found.is_complex or found == torch.bool):
+            advice = f"divide it by its largest value, {torch.iinfo(found).max}"
+        raise ValueError(f"expected an image of {own} in [0, 1], the network's dtype, found {found}: {advice}")
 
     def _check_prior(self, image: Tensor, prior: Tensor | None) -> None:
         channels = self.config.prior_channels

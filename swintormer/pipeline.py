@@ -25,6 +25,7 @@ from swintormer.guidance import Guidance, Guide, ImageLatent
 from swintormer.memory import available_bytes, resident_bytes
 from swintormer.network import Swintormer
 from swintormer.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
+from swintormer.words import bytes_in_words
 
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -284,10 +285,10 @@ class Deblurrer:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
         if self.guide is not None and self.guide.sampling_bytes(height, width) > budget:
-            need = _megabytes(self.guide.sampling_bytes(height, width))
+            need = bytes_in_words(self.guide.sampling_bytes(height, width))
             raise SwintormerError(
-                f"{_megabytes(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): give "
-                "more, or restore without the prior."
+                f"{bytes_in_words(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
+                "give more, or restore without the prior."
             )
         step = self.net.config.stride
         if isinstance(self.tile, int):
@@ -302,14 +303,14 @@ class Deblurrer:
             if self._cost(tile, least, height, width) <= budget:
                 break
         else:
-            need = _megabytes(self._cost(candidates[-1], least, height, width))
+            need = bytes_in_words(self._cost(candidates[-1], least, height, width))
             what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             advice = "free more memory or give more"
             if self.tile != "auto":
                 advice = 'choose a smaller one or "auto"'
             elif self.stride is not None and candidates[-1] > step:
                 what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
-            raise SwintormerError(f"{_megabytes(budget)} of memory do not hold {what} (about {need}): {advice}.")
+            raise SwintormerError(f"{bytes_in_words(budget)} of memory do not hold {what} (about {need}): {advice}.")
         if self.batch is not None:
             return tile, least
         most = self._most_tiles(tile)
@@ -429,7 +430,3 @@ def _evaluating(net: Swintormer) -> Iterator[None]:
 
 def _described(pixels: Samples) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}x{pixels.shape[2]} {pixels.dtype}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"

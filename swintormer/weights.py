@@ -32,9 +32,6 @@ from swintormer.prior_config import PriorConfig
 from swintormer.shapes import DEFAULT_WINDOW, check_shapes, config_from_shapes
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from swintormer.prior import LatentPrior
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -85,7 +82,8 @@ def save_checkpoint(
     Args:
         net: a network, or what torch.compile made of one.
         training_tile: side in pixels of the training crops; None for the one that `net` was loaded with, if any.
-        card: the model card in short, as name and text pairs; a string alone becomes its `summary`.
+        card: the model card in short, as name and text pairs; a string alone becomes its `summary`; None for the one
+            that `net` was loaded with, if any, and an empty one for none.
         prior: goes into the same file, for a network that takes it in; None for the one attached to `net`, if any.
 
     Raises:
@@ -98,6 +96,7 @@ def save_checkpoint(
         if training_tile < 1:
             raise SwintormerError(f"The training tile must be at least 1 pixel, found {training_tile}.")
         metadata["swintormer.training_tile"] = str(training_tile)
+    card = getattr(net, "card", None) if card is None else card
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
     state = {_strip(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -124,7 +123,7 @@ def load_checkpoint(
 
     Returns:
         The network on `device`, with the file's prior attached, if it holds one (`net.prior`; made at its first use).
-        Its attribute `training_tile` holds the training crop in pixels, or None;
+        Its attribute `training_tile` holds the training crop in pixels, or None; `card` the model card;
         `describes_itself` whether the configuration is the file's own: if not, the window is `window_size`.
 
     Raises:
@@ -141,6 +140,7 @@ def load_checkpoint(
         net.attach_prior(partial(prior_weights.prior_from, info.prior, others))
     # type: ignore, because nn.Module annotates its attributes as modules and tensors only
     net.training_tile = info.training_tile  # type: ignore[assignment]
+    net.card = info.card  # type: ignore[assignment]
     net.describes_itself = info.describes_itself  # type: ignore[assignment]
     return net.to(device).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ class Attention(nn.Module):
         self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
         self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
         self.register_buffer("coordinates", log_spaced_coordinates(window), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        """As of any module, with the coordinates made anew: they stand in no file, and `to_empty` leaves garbage."""
+        super()._apply(fn, recurse)
+        if not self.coordinates.is_meta:
+            self.coordinates = log_spaced_coordinates(self.window, torch.device("cpu")).to(self.coordinates)
+        return self
 
     def bias_table(self) -> Tensor:
         """((2w-1)^2, heads): the position MLP on every relative coordinate, before 16 * sigmoid."""
@@ -145,11 +153,11 @@ def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
     )
 
 
-def log_spaced_coordinates(window: int) -> Tensor:
+def log_spaced_coordinates(window: int, device: torch.device | None = None) -> Tensor:
     """((2w-1)^2, 2) relative coordinates (dy, dx), log-spaced (Swin v2, section 3.3).
 
     t = 8 r / (w - 1) for r = -(w-1) .. (w-1), then sign(t) log2(|t| + 1) / log2(8).
     """
-    t = 8 * torch.arange(-(window - 1), window, dtype=torch.float32) / (window - 1)
+    t = 8 * torch.arange(-(window - 1), window, dtype=torch.float32, device=device) / (window - 1)
     t = torch.sign(t) * torch.log2(t.abs() + 1) / math.log2(8)
     return torch.cartesian_prod(t, t)

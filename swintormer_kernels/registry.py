@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,11 +208,15 @@ def explain(op_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Expla
     """Which backend `op_function(*args, **kwargs)` would get here and now, and why not each of the others.
 
     Raises:
-        TypeError: `op_function` is no op of this package.
+        TypeError: `op_function` is no op of this package, or takes no such arguments.
     """
     op: Op | None = getattr(op_function, "op", None)
     if op is None:
         raise TypeError(f"{op_function!r} is not an op; pass one, such as swintormer_kernels.ddim_step")
+    try:
+        inspect.signature(op_function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"explain({op.name}, ...) takes the arguments of a call of {op.name}: {error}") from None
     asked = _choice.name
     taken: str | None = None
     reasons: dict[str, str | None] = {}

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_pictures_smaller_than_a_tile(run, side):
 def test_options_reach_the_pipeline(run):
     photo("in.png", side=(100, 100))
     assert "100x100, RGB, 8 bits, 16 tiles" in run("deblur", "in.png", "-o", "a", "--blend", "feather").stdout
-    assert ", 1 tiles" in run("deblur", "in.png", "-o", "b", "--tile", "auto").stdout
+    assert ", 1 tile, " in run("deblur", "in.png", "-o", "b", "--tile", "auto").stdout
     assert ", 9 tiles" in run("deblur", "in.png", "-o", "c", "--tile", 40, "--stride", 40, "--batch", 3).stdout
     run("deblur", "in.png", "-o", "d", "--backend", "reference", "--device", "cpu", "--memory", "1G")
     feather, average = read_image("a/in.png").pixels, read_image("c/in.png").pixels
@@ -189,6 +190,11 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "deep/a.png", "-o", "out"], "Both a.png and deep/a.png would become out/a.png"),
         (["a.png", "a.jpg", "-o", "out", "--format", "png"], "would become out/a.png"),
         (["a.png", "b.png", "-o", "a.jpg"], "a.jpg is a file, but the results of several pictures need a folder"),
+        (
+            ["a.png", "b.png", "-o", "h.jpg"],
+            "h.jpg names one picture, but the results of several pictures need a folder",
+        ),
+        (["deep", "-o", "h.jpg"], "h.jpg names one picture, but the results of a folder need a folder: name one."),
         (["a.png", "-o", "out.gif"], "must end in one of .png"),
         (["a.png", "-o", "out.png", "--format", "tiff"], "out.png is a name for PNG, but --format asks for tiff"),
         (["a.png", "-o", "out.png", "--suffix", "_x"], "leave out --suffix"),
@@ -199,11 +205,14 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--right", "missing.png"], "There is no file or folder missing.png (--right)"),
         (["deep", "-o", "out", "--right", "a.png"], "a.png is one file, but deep is a folder"),
         (["a.png", "-o", "out", "--right", "b.png"], "restores single pictures: leave out --right"),
+        (["a.png", "-o", "out", "--seed", "0"], "so --steps and --seed have nothing to act on"),
+        (["a.png", "-o", "out", "--steps", "4"], "so --steps and --seed have nothing to act on"),
         (["a.png", "-o", "out", "--tile", "big"], "--tile takes a number of pixels or auto, found 'big'"),
         (["a.png", "-o", "out", "--stride", "99"], "stride must be 1 to 32"),
         (["a.png", "-o", "out", "--blend", "magic"], "blend must be one of uniform, feather"),
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
-        (["a.png", "-o", "out", "--memory", "1K"], "a.png: 0 MB of memory do not hold a tile"),
+        (["a.png", "-o", "out", "--memory", "1K"], "a.png: 1 KB of memory do not hold a tile"),
+        (["a.png", "-o", "out", "--memory", "0.1K"], "a.png: 102 bytes of memory do not hold a tile"),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
         (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
         (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, cuda"),
@@ -411,6 +420,13 @@ def test_wrong_usage_is_told_apart_from_failure(run):
     assert run("deblurr", code=2).stderr
 
 
+def test_version(run):
+    assert run("--version").stdout == f"swintormer {metadata.version('swintormer-kernels')}\n"
+    help_text = run("--help").stdout
+    assert "--version" in help_text
+    assert "Restore photographs" in help_text
+
+
 def test_info(run, weights):
     text = run("info", "--weights", weights).stdout
     for words in ("torch", torch.__version__, "libvips", "reference  available", "threads", "random numbers"):
@@ -440,11 +456,13 @@ def test_macs(run, weights):
     small = run("macs", "--weights", weights, "--tile", 64, "--size", "64x64", "--size", "10x20").stdout
     total = count_macs(TINY, 64, 64).total
     assert f"{total / 1e9:.3f}" in small
-    assert "64x64 pixels: 1 tiles" in small
+    assert "64x64 pixels: 1 tile of" in small
     # Name, then GMAC and share of a tile and of each image.
     (row,) = [line.split() for line in text.splitlines() if line.startswith("refinement")]
     stage = count_macs(PRESETS["small"], 256, 256).stages["refinement"] / 1e9
     assert (row[1], row[3]) == (f"{stage:,.3f}", f"{40 * stage:,.3f}")
+    both = run("macs", "--preset", "small", "--weights", weights, code=1)
+    assert both.stderr == "Error: --preset and --weights both name a network: leave one of them out.\n"
     assert "no preset 'huge'" in run("macs", "--preset", "huge", code=1).stderr
     assert "--size takes" in run("macs", "--size", "big", code=1).stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,20 @@ def test_the_residual_base_is_the_first_view():
         assert (net(x) - x[:, :3]).abs().max() <= 2 * torch.finfo(torch.float32).eps
 
 
+def test_a_network_built_on_the_meta_device(tiny):
+    """What stands in no file is made where the network comes to hold numbers; conftest.py poisons empty memory."""
+    with torch.device("meta"):
+        net = Swintormer(tiny.config)
+    net.to_empty(device="cpu").eval()
+    net.load_state_dict(tiny.state_dict())
+    x = torch.rand(1, 3, 40, 50)
+    with torch.inference_mode():
+        assert torch.equal(net(x), tiny(x))
+    net.to_empty(device="cpu").load_state_dict(tiny.state_dict())
+    assert torch.equal(net.latent[0].attn.coordinates, tiny.latent[0].attn.coordinates)
+    assert net.double().latent[0].attn.coordinates.dtype == torch.float64
+
+
 def test_gradients_reach_every_parameter(tiny):
     net = Swintormer(tiny.config)
     net(torch.rand(1, 3, 64, 64)).square().sum().backward()
@@ -157,6 +172,35 @@ def test_convolution_biases():
 def test_wrong_input_is_said_in_one_sentence(tiny, shape):
     with pytest.raises(ValueError, match=r"expected an image of shape \(B, 3, H, W\)"):
         tiny(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sentence"),
+    [
+        (
+            torch.uint8,
+            "expected an image of torch.float32 in [0, 1], the network's dtype, found torch.uint8: divide it by "
+            "its largest value, 255",
+        ),
+        (torch.uint16, "found torch.uint16: divide it by its largest value, 65535"),
+        (torch.bool, "found torch.bool"),
+        (torch.float64, "found torch.float64: convert the one or the other with .to()"),
+        (torch.bfloat16, "found torch.bfloat16: convert the one or the other with .to()"),
+    ],
+)
+def test_another_dtype_is_said_in_one_sentence(tiny, dtype, sentence):
+    for batch in (0, 1):
+        with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+            tiny(torch.ones(batch, 3, 20, 20).to(dtype))
+        assert "\n" not in str(error.value)
+
+
+def test_autocast_takes_what_it_converts(tiny):
+    x = torch.rand(1, 3, 20, 20)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert tiny(x.bfloat16()).shape == tiny(x).shape
+        with pytest.raises(ValueError, match=r"found torch\.float64"):
+            tiny(x.double())
 
 
 @pytest.mark.parametrize(

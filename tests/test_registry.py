@@ -73,6 +73,14 @@ def test_explain_prints_one_line_for_each_backend():
     assert "not written yet" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"), [((), "missing a required argument: 'x'"), ((1, 2), "too many positional arguments")]
+)
+def test_explain_takes_the_arguments_of_a_call(arguments, named):
+    with pytest.raises(TypeError, match=r"^explain\(toy, \.\.\.\) takes the arguments of a call of toy: " + named):
+        explain(toy, *arguments)
+
+
 def test_explain_refuses_what_is_no_op():
     with pytest.raises(TypeError, match="is not an op"):
         explain(torch.add, 1, 2)

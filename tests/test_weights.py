@@ -62,12 +62,15 @@ def test_round_trip(net: Swintormer, tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["here.safetensors"]
 
 
-def test_training_tile_survives_loading_and_saving_again(net: Swintormer, tmp_path: Path) -> None:
+def test_what_a_file_says_of_itself_survives_loading_and_saving_again(net: Swintormer, tmp_path: Path) -> None:
     save_checkpoint(net, tmp_path / "a", training_tile=96, card="Trained for a test.")
-    save_checkpoint(load_checkpoint(tmp_path / "a"), tmp_path / "b")
+    loaded = load_checkpoint(tmp_path / "a")
+    save_checkpoint(loaded, tmp_path / "b")
+    save_checkpoint(torch.compile(loaded), tmp_path / "c", card={"summary": "Another."})  # type: ignore[arg-type]
+    save_checkpoint(loaded, tmp_path / "d", card="")
     assert checkpoint_info(tmp_path / "b").training_tile == 96
-    assert checkpoint_info(tmp_path / "a").card == {"summary": "Trained for a test."}
-    assert checkpoint_info(tmp_path / "b").card == {}
+    cards = [checkpoint_info(tmp_path / name).card.get("summary") for name in "abcd"]
+    assert cards == ["Trained for a test.", "Trained for a test.", "Another.", None]
 
 
 def test_a_compiled_network_saves_as_the_network(net: Swintormer, tmp_path: Path) -> None:

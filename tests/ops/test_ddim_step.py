@@ -508,7 +508,7 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
     with use_backend("cuda"), pytest.raises(BackendError, match="not written yet"):
         ddim_step(z, noise_pred, **SCHEDULE)
     assert OP.select(z, noise_pred) == "reference"
-    assert "sparse" in explain(ddim_step, torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2)).reasons["cpu"]
+    assert "sparse" in explain(ddim_step, torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2), **SCHEDULE).reasons["cpu"]
 
 
 def test_the_binding_refuses_views_that_disagree(extension):
