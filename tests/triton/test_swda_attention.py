@@ -5,22 +5,18 @@ On a GPU (TRITON_INTERPRET unset) the same tests run there.
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
+from attention_in_triton import attention_arguments, error, mapped, with_ffn
 
 import swintormer_kernels as sk
 from swintormer_kernels.backends.triton import tensors as triton_tensors
 from swintormer_kernels.block_case import Shape
-from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
+from swintormer_kernels.ops import swda_attention, swda_block
 
 pytest.importorskip("triton")
-from swintormer_kernels.backends.triton import runtime
+pytestmark = pytest.mark.usefixtures("one_thread", "large_blocks")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
 DTYPES = triton_tensors.DTYPES
 # Each is there for what no other has; small, because the interpreter takes 0.1 to 0.3 s for a window and head.
 SHAPES = {
@@ -34,34 +30,9 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def large_blocks():
-    """In the interpreter an operation costs the same at any size, and the choices for GPUs make four times as many."""
-    sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
-    with runtime.trying("swda_attention", sizes) if triton_tensors.INTERPRETED else contextlib.nullcontext():
-        yield
-
-
-def mapped(function, arguments):
-    """`function` of every tensor in the arguments, which may hold records of tensors."""
-    return [
-        type(a)(*mapped(function, a)) if isinstance(a, tuple) else function(a) if isinstance(a, torch.Tensor) else a
-        for a in arguments
-    ]
-
-
-def attention_arguments(shape, dtype=torch.float32):
-    weights = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
-    return mapped(lambda t: t.to(DEVICE, dtype), (shape.image(), weights, shape.window, shape.shift))
-
-
 def on(backend, op, arguments):
     with torch.no_grad(), sk.use_backend(backend):
         return op(*arguments)
-
-
-def error(value, truth):
-    return ((value.double() - truth).norm() / truth.norm()).item()
 
 
 def assert_as_good_as_the_reference(op, arguments):
@@ -102,9 +73,7 @@ def test_nan_stays_in_its_window():
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_a_block_is_its_two_halves(dtype):
     shape = Shape(24, 1, 8, 8, shift=4, window=8, bias=True)
-    x, attention, *rest = attention_arguments(shape, dtype)
-    ffn = mapped(lambda t: t.to(DEVICE, dtype), [gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias)])[0]
-    assert_as_good_as_the_reference(sk.swda_block, (x, attention, ffn, *rest))
+    assert_as_good_as_the_reference(sk.swda_block, with_ffn(attention_arguments(shape, dtype), shape))
 
 
 def test_what_the_kernels_do_not_take_is_said_in_a_sentence():
@@ -121,9 +90,8 @@ def test_what_the_kernels_do_not_take_is_said_in_a_sentence():
 
 def tiny_block_arguments():
     """Two windows of 2x2 tokens: what is run here, torch runs many times."""
-    x, attention, *rest = attention_arguments(Shape(4, 1, 2, 4, shift=1, window=2))
-    ffn = mapped(lambda t: t.to(DEVICE), gated_ffn.make_weights(4, 10))
-    return [x, attention, gated_ffn.FFNWeights(*ffn), *rest]
+    shape = Shape(4, 1, 2, 4, shift=1, window=2)
+    return with_ffn(attention_arguments(shape), shape)
 
 
 def test_opcheck():

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-
+import attention_in_triton
 import pytest
 import torch
+from attention_in_triton import DEVICE, error, mapped, with_ffn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swintormer_kernels as sk
 from swintormer_kernels.backends.triton import tensors as triton_tensors
 from swintormer_kernels.block_case import Shape
-from swintormer_kernels.ops import gated_ffn, swda_attention
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import attention_forward, attention_gradients, runtime, window_setup
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
+pytestmark = pytest.mark.usefixtures("one_thread", "large_blocks")
 EPS = torch.finfo(torch.float32).eps
 # Small: the interpreter takes about a second for a window and head.
 ONE_WINDOW = Shape(8, 1, 8, 8, shift=4, window=8, bias=True)
@@ -31,22 +29,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def large_blocks():
-    """In the interpreter an operation costs the same at any size, and the choices for GPUs make four times as many."""
-    sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
-    with runtime.trying("swda_attention", sizes) if triton_tensors.INTERPRETED else contextlib.nullcontext():
-        yield
-
-
-def mapped(function, arguments):
-    """`function` of every tensor in the arguments, which may hold records of tensors."""
-    return [
-        type(a)(*mapped(function, a)) if isinstance(a, tuple) else function(a) if isinstance(a, torch.Tensor) else a
-        for a in arguments
-    ]
-
-
 def tensors(arguments):
     found = []
     mapped(lambda t: found.append(t) or t, arguments)
@@ -54,16 +36,9 @@ def tensors(arguments):
 
 
 def attention_arguments(shape, dtype=torch.float32):
-    weights = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
+    x, weights, *rest = attention_in_triton.attention_arguments(shape, dtype)
     # No clamp: where it holds every head, the gradient is 0 and says nothing. There is a test of its own.
-    weights = weights._replace(logit_scale=weights.logit_scale.clamp(max=4))
-    return mapped(lambda t: t.to(DEVICE, dtype), (shape.image(), weights, shape.window, shape.shift))
-
-
-def block_arguments(shape, dtype=torch.float32):
-    x, attention, *rest = attention_arguments(shape, dtype)
-    ffn = mapped(lambda t: t.to(DEVICE, dtype), gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias))
-    return [x, attention, gated_ffn.FFNWeights(*ffn), *rest]
+    return [x, weights._replace(logit_scale=weights.logit_scale.clamp(max=4)), *rest]
 
 
 def gradients(name, op, arguments, grad):
@@ -71,10 +46,6 @@ def gradients(name, op, arguments, grad):
     with sk.use_backend(name):
         y = op(*leaves)
     return torch.autograd.grad(y, tensors(leaves), grad.to(y.dtype))
-
-
-def error(value, truth):
-    return ((value.double() - truth).norm() / truth.norm()).item()
 
 
 def assert_as_good_as_the_reference(op, arguments):
@@ -104,7 +75,7 @@ def test_half_types_are_as_good_as_the_reference(dtype):
 @pytest.mark.parametrize("dtype", triton_tensors.DTYPES[:2], ids=str)
 def test_a_block(dtype):
     shape = Shape(24, 1, 8, 8, shift=4, window=8, bias=True)  # a level of the small network
-    assert_as_good_as_the_reference(sk.swda_block, block_arguments(shape, dtype))
+    assert_as_good_as_the_reference(sk.swda_block, with_ffn(attention_arguments(shape, dtype), shape))
 
 
 def test_no_gradient_passes_the_clamp_of_the_scale():
