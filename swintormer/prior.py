@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swintormer.detail import CHANNELS as DETAIL_CHANNELS
+from swintormer.detail import detail_latent
 from swintormer.errors import SwintormerError
 from swintormer.graphs import GraphedForward
 from swintormer.network import pad_to
@@ -116,6 +118,10 @@ class LatentPrior(nn.Module):
         self.patch = isqrt(int(sizes["in_channels"]) // 3)
         if sizes["in_channels"] != 3 * self.patch**2:
             raise ValueError(f"an autoencoder of {sizes['in_channels']} channels takes no RGB image, unshuffled or not")
+        if sampling.latent == "detail" and (self.latent_channels != DETAIL_CHANNELS or sampling.condition != "latent"):
+            raise ValueError(
+                f"the detail latent has {DETAIL_CHANNELS} channels, at the resolution of the condition's latent"
+            )
         if self.scheduler.config["prediction_type"] not in PREDICTIONS:
             raise ValueError(f"the scheduler must predict one of {', '.join(PREDICTIONS)}")
         widths = sizes.get("encoder_block_out_channels")
@@ -145,6 +151,10 @@ class LatentPrior(nn.Module):
     def condition(self, image: Tensor) -> Tensor:
         """What the denoiser sees of a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
         return self.encode(image) if self.sampling.condition == "latent" else 2 * image - 1
+
+    def truth(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """What z_0 is to be, of a pair (B, 3, H, W) in [0, 1], sides multiples of `encoder_factor`: (B, Cz, h, w)."""
+        return detail_latent(blurred, sharp, self.factor) if self.sampling.latent == "detail" else self.encode(sharp)
 
     def schedule(self, steps: int) -> tuple[Step, ...]:
         """The updates of that many steps, as diffusers' DDIMScheduler makes them.

@@ -16,6 +16,8 @@ class Sampling(BaseModel):
         steps: DDIM steps. eta: share of fresh noise, 0 to 1.
         condition: what the denoiser sees beside z_t: the blurred image's "latent", or the "image" itself in [-1, 1],
             which puts z_0 at the image's own resolution.
+        latent: what z_0 is a sample of: the sharp image's latent of the "autoencoder", or the "detail" that the blurred
+            one lacks (detail.py).
         piece, stride: side and distance of the pieces, in latent positions, of an image that does not fit in one.
         clip: bound of |x_0|; None for no bound.
     """
@@ -25,6 +27,7 @@ class Sampling(BaseModel):
     steps: Annotated[int, Field(ge=1, le=1000)] = 4
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     condition: Literal["latent", "image"] = "latent"
+    latent: Literal["autoencoder", "detail"] = "autoencoder"
     piece: Count = 64
     stride: Count = 48
     clip: Annotated[float, Field(gt=0)] | None = None
@@ -72,36 +75,39 @@ def _tiny_autoencoder(width: int, latent: int) -> dict[str, Any]:
     }
 
 
+# 0.27 GMACs for the encoder and 0.25 a step for a 256x256 tile (a 32x32 latent): with the preset `small` and four
+# steps 5.9 in all, under the paper's 8.02 (`swintormer macs --preset small-prior`).
+_COMPACT = PriorConfig(
+    autoencoder_kind="AutoencoderTiny",
+    autoencoder=_tiny_autoencoder(width=32, latent=8),
+    denoiser={
+        "in_channels": 16,
+        "out_channels": 8,
+        "block_out_channels": [32, 64],
+        "layers_per_block": 1,
+        "attention_head_dim": 32,
+        "norm_num_groups": 8,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    },
+    # The whole of x_0 is predicted: with few steps the noise's error would be divided by sqrt(alpha-bar), 0.006 at
+    # the first step (DiffIR, Xia et al. ICCV 2023, chooses the same). "trailing" starts from pure noise, as the
+    # sampler does (Lin et al. WACV 2024).
+    scheduler={
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    },
+    sampling=Sampling(steps=4, eta=0.0, piece=64, stride=48),
+)
+
 PRIORS: dict[str, PriorConfig] = {
-    # 0.27 GMACs for the encoder and 0.25 a step for a 256x256 tile (a 32x32 latent): with the preset `small` and four
-    # steps 5.9 in all, under the paper's 8.02 (`swintormer macs --preset small-prior`).
-    "compact": PriorConfig(
-        autoencoder_kind="AutoencoderTiny",
-        autoencoder=_tiny_autoencoder(width=32, latent=8),
-        denoiser={
-            "in_channels": 16,
-            "out_channels": 8,
-            "block_out_channels": [32, 64],
-            "layers_per_block": 1,
-            "attention_head_dim": 32,
-            "norm_num_groups": 8,
-            "down_block_types": ["DownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "UpBlock2D"],
-        },
-        # The whole of x_0 is predicted: with few steps the noise's error would be divided by sqrt(alpha-bar), 0.006 at
-        # the first step (DiffIR, Xia et al. ICCV 2023, chooses the same). "trailing" starts from pure noise, as the
-        # sampler does (Lin et al. WACV 2024).
-        scheduler={
-            "num_train_timesteps": 1000,
-            "beta_start": 1e-4,
-            "beta_end": 0.02,
-            "beta_schedule": "linear",
-            "prediction_type": "sample",
-            "timestep_spacing": "trailing",
-            "clip_sample": False,
-        },
-        sampling=Sampling(steps=4, eta=0.0, piece=64, stride=48),
-    ),
+    "compact": _COMPACT,
+    "detail": _COMPACT.model_copy(update={"sampling": _COMPACT.sampling.model_copy(update={"latent": "detail"})}),
     # The release's configuration, CompVis' super-resolution model: VQ-f4 (z of 3 channels, 8192 codes, no attention but
     # in the middle) and a U-Net of 113,622,563 parameters. It sees the blurred image itself beside z_t: 49 pieces of
     # 128x128 over a 512x512 crop.

@@ -23,7 +23,7 @@ from swintormer.errors import SwintormerError
 from swintormer.files import reason
 from swintormer.prior_config import PRIORS, PriorConfig
 
-Stage = Literal["restoration", "autoencoder", "denoiser", "joint"]
+Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "joint"]
 
 
 class TrainConfig(BaseModel):
@@ -31,7 +31,8 @@ class TrainConfig(BaseModel):
 
     Attributes:
         stage: what is trained: the restoration network alone; of the prior first the autoencoder, then the denoiser on
-            its latents; then network and denoiser jointly, through the sampler (train_prior.py).
+            its latents, or in place of both "detail", a prior of the detail latent; then network and denoiser jointly,
+            through the sampler (train_prior.py).
         network: preset name, or sizes as in `NetworkConfig`.
         out: run folder.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
@@ -52,7 +53,7 @@ class TrainConfig(BaseModel):
         initial: checkpoint of the network to start from; fusion is added where it has none. None for random weights.
         prior: preset name, or `PriorConfig`. prior_weights: file of the stage before, with the prior's weights.
         frequency, perceptual, latent: weights beside L1 of `losses.frequency_loss`, of `perceptual.PerceptualLoss`, and
-            of z_0's distance from the sharp image's latent.
+            of z_0's distance from what it is to be, `LatentPrior.truth`.
         vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it.
         pool: pairs whose latents the denoiser's stage makes once and draws from.
         prior_rate: factor on the learning rate of what is newer than the network: fusion, denoiser and encoder.
@@ -111,6 +112,8 @@ class TrainConfig(BaseModel):
     def _check(self) -> TrainConfig:
         if self.stage in ("denoiser", "joint") and self.prior_weights is None:
             raise ValueError(f"stage {self.stage} needs `prior_weights`, the file of the stage before")
+        if self.stage == "detail" and self.prior.sampling.latent != "detail":
+            raise ValueError("stage detail trains a prior of the detail latent: choose the preset `detail`")
         if self.stage == "joint" and self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from priors import NETWORK, TINY, tiny
+from priors import DETAIL, NETWORK, TINY, tiny
 from pydantic import ValidationError
 from safetensors import safe_open
 
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.config import PRESETS
+from swintormer.data import SyntheticPairs
+from swintormer.denoising import target
+from swintormer.detail import detail_latent
 from swintormer.errors import SwintormerError
 from swintormer.prior_config import PRIORS
-from swintormer.prior_weights import load_prior, save_prior
+from swintormer.prior_weights import load_prior, make_prior, save_prior
 from swintormer.train import make_run, read_config, train
 from swintormer.train_config import TrainConfig
-from swintormer.train_prior import NO_VGG, STAGES, target
+from swintormer.train_prior import NO_VGG, STAGES
 from swintormer.train_run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +42,8 @@ def given(tmp_path) -> dict[str, Path]:
 
 
 def config(stage: str, out: Path, given: dict[str, Path], **changes: object) -> TrainConfig:
+    if stage == "detail":  # begins with no file of another stage
+        given, changes = {}, {"prior": DETAIL} | changes
     values = {"network": NETWORK, "prior": TINY, "out": out, "seed": 1, "steps": 4, "batch": 2, "crop": 32}
     values |= {"scene_side": 96, "lr": 1e-3, "clip": 1.0, "validation": 1, "log_every": 1, "checkpoint_every": 1}
     values |= {"pool": 20, "frequency": 0.1, "latent": 0.1, "device": "cpu", "validate_every": 2}
@@ -94,9 +100,42 @@ def test_each_stage_hands_on_to_the_next(tmp_path, given) -> None:
     assert "autoencoder.encoder" in moved
     assert "autoencoder.decoder" not in moved
     assert any(name.startswith("denoiser") for name in moved)
-    assert float(net.prior_fusion.latent.weight.abs().max()) > 0
+    assert net.prior_fusion.latent.weight.any()
     picture = torch.rand(1, 3, 32, 32)
     assert not torch.equal(Deblurrer(net)(picture), Deblurrer(net, prior=False)(picture))
+
+
+def test_the_detail_latent_goes_from_stage_to_stage(tmp_path, given) -> None:
+    first = train(config("detail", tmp_path / "1", {}, steps=2))
+    network = NETWORK.model_copy(update={"prior_channels": 8})
+    files = {"initial": given["initial"], "prior_weights": first}
+    joint = config("joint", tmp_path / "2", files, steps=2, prior=DETAIL, network=network, prior_dropout=0.0)
+    net = load_checkpoint(train(joint))
+    assert net.prior.sampling.latent == "detail"
+    before, after = load_prior(first).state_dict(), net.prior.state_dict()
+    moved = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
+    assert "autoencoder.encoder" in moved
+    assert "autoencoder.decoder" not in moved
+    assert any(name.startswith("denoiser") for name in moved)
+
+
+def test_what_z_is_to_be(tmp_path) -> None:
+    blurred, sharp = torch.rand(2, 1, 3, 32, 32)
+    detail, autoencoder = make_prior(DETAIL), make_prior(TINY)
+    assert torch.equal(detail.truth(blurred, sharp), detail_latent(blurred, sharp, 8))
+    assert torch.equal(autoencoder.truth(blurred, sharp), autoencoder.encode(sharp))
+
+
+def test_detail_is_validated_on_its_latent(tmp_path) -> None:
+    """A prior whose sample is the truth scores high; zeros score what the truth's own square says."""
+    run = make_run(config("detail", tmp_path, {}, validation=3), CPU)
+    pairs = SyntheticPairs(1, 32, 96, stream=1)
+    truths = [run.net.truth(*(picture[None] for picture in pairs[index])) for index in range(3)]
+    queue = iter([truth + 0.1 for truth in truths])
+    run.net.sample = lambda blurred: next(queue)
+    sampled, zeros = run.validate()
+    assert sampled == pytest.approx(20.0, abs=1e-3)
+    assert zeros == pytest.approx(-10 * math.log10(float(torch.stack(truths).square().mean())), abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -140,8 +179,6 @@ def test_rate_of_what_is_new(tmp_path, given) -> None:
 def test_the_pool_is_made_of_pairs_and_the_step_decides(tmp_path, given) -> None:
     run = make_run(config("denoiser", tmp_path, given, steps=100, pool=5), CPU)
     conditions, latents = run._pool()
-    from swintormer.data import SyntheticPairs
-
     blurred, sharp = SyntheticPairs(1, 32, 96)[3]
     with torch.no_grad():
         expected = run.net.encode(torch.stack((blurred, sharp)))
@@ -201,7 +238,9 @@ def test_settings_that_a_stage_needs(tmp_path, given) -> None:
         config("denoiser", tmp_path, {})
     with pytest.raises(ValidationError, match="takes 0 channels of a prior that has 4"):
         config("joint", tmp_path, given, network=PRESETS["small"])
-    with pytest.raises(ValidationError, match="choose one of compact, ldm-sr"):
+    with pytest.raises(ValidationError, match="choose the preset `detail`"):
+        config("detail", tmp_path, {}, prior=TINY)
+    with pytest.raises(ValidationError, match="choose one of compact, detail, ldm-sr"):
         config("autoencoder", tmp_path, {}, prior="large")
 
 
@@ -211,12 +250,27 @@ def test_a_state_of_another_stage_is_refused(tmp_path, given) -> None:
         train(config("restoration", tmp_path / "run", {}, steps=1))
 
 
-@pytest.mark.parametrize("name", ["prior_autoencoder", "prior_denoiser", "prior_joint", "prior_control"])
+@pytest.mark.parametrize(
+    "name", ["prior_autoencoder", "prior_denoiser", "prior_detail", "prior_joint", "prior_control"]
+)
 def test_the_recipes_are_valid(name: str) -> None:
     recipe = read_config(ROOT / "configs" / f"{name}.toml")
-    assert recipe.prior == PRIORS["compact"]
     assert recipe.crop % 16 == 0
+    assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_joint") else "compact"]
     if name == "prior_control":
         joint = read_config(ROOT / "configs" / "prior_joint.toml")
-        shared = ("initial", "seed", "steps", "batch", "crop", "lr", "min_lr", "warmup", "clip", "ema", "frequency")
+        shared = (
+            "initial",
+            "seed",
+            "steps",
+            "batch",
+            "crop",
+            "lr",
+            "min_lr",
+            "warmup",
+            "clip",
+            "ema",
+            "frequency",
+            "dtype",
+        )
         assert all(getattr(recipe, field) == getattr(joint, field) for field in shared)
