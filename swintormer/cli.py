@@ -288,8 +288,8 @@ def evaluate(
         code = measure.main([part for name, path in words.items() if path for part in (name, str(path))])
         raise typer.Exit(code)
     # 16 bits, so that rounding to a file's 8 does not enter the measure.
-    network = measure.network_method(make_deblurrer(Settings(weights)), levels=65535)
-    scores = list(measure.folder_scores({measure.NETWORK: network}, blurred, sharp))
+    methods = measure.network_methods(make_deblurrer(Settings(weights)).net, levels=65535)
+    scores = list(measure.folder_scores(methods, blurred, sharp))
     if csv is not None:
         measure.write_csv(scores, csv)
     print(measure.table(scores, "picture"))

@@ -23,6 +23,7 @@ from swintormer.classical import CLASSICAL
 from swintormer.errors import SwintormerError
 from swintormer.files import replacing
 from swintormer.metrics import mae, psnr, ssim
+from swintormer.network import Swintormer
 from swintormer.pipeline import Deblurrer
 
 Array: TypeAlias = NDArray[np.float32]
@@ -30,6 +31,7 @@ Restore: TypeAlias = Callable[[Array], Array]
 """(H, W, C) in [0, 1] -> the same, restored."""
 
 UNTOUCHED, NETWORK, BEST_CLASSICAL = "untouched", "network", "best classical"
+NO_PRIOR = "network, no prior"  # the fusion adds nothing, as a z_0 of zeros would
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
         return (deblur.restore_array(pixels) / levels).astype(np.float32)
 
     return restore
+
+
+def network_methods(net: Swintormer, levels: int = 255) -> dict[str, Restore]:
+    """The network as it restores, and where its weights came with a prior also without: what z_0 is worth."""
+    methods = {NETWORK: network_method(Deblurrer(net), levels)}
+    if net.prior is not None:
+        methods[NO_PRIOR] = network_method(Deblurrer(net, prior=False), levels)
+    return methods
 
 
 def heldout_scores(
@@ -194,13 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network-only", action="store_true", help="leave out classical deconvolution, the slow part")
     options = parser.parse_args(arguments)
     try:
-        network = network_method(Deblurrer(load_checkpoint(options.weights or default_weights())))
-        methods = {NETWORK: network} | ({} if options.network_only else CLASSICAL)
+        networks = network_methods(load_checkpoint(options.weights or default_weights()))
+        methods = networks | ({} if options.network_only else CLASSICAL)
         scores = list(heldout_scores(methods, side=options.side))
         if options.csv:
             write_csv(scores, options.csv)
         shown = with_best_classical(scores)
-        untouched = [score.psnr for score in sharp_scores(network, options.side)]
+        untouched = [score.psnr for score in sharp_scores(networks[NETWORK], options.side)]
     except SwintormerError as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.data import SyntheticPairs
@@ -119,7 +120,9 @@ class DenoiserRun(AutoencoderRun):
 class DetailRun(Run):
     """Encoder and denoiser on fresh pairs: from the blurred picture and noise to the pair's detail latent.
 
-    Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is.
+    Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is. It is
+    made to estimate the latent itself. Without that it stayed at 2 % of the noise's spread beside it, and after 800
+    steps the denoiser's first prediction was still the mean over all pictures.
     """
 
     net: LatentPrior
@@ -133,9 +136,11 @@ class DetailRun(Run):
         return {"prior": self.config.prior.model_dump(mode="json")}
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        truth = self.net.truth(blurred, sharp)
         with self.autocast():
-            part = self.net.condition_part(self.net.condition(blurred))
-        return denoising_loss(self, self.net, self.net.truth(blurred, sharp), part)
+            condition = self.net.condition(blurred)
+            part = self.net.condition_part(condition)
+        return denoising_loss(self, self.net, truth, part) + F.mse_loss(condition.float(), truth)
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

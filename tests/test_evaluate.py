@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from priors import NETWORK as NETWORK_WITH_PRIOR
+from priors import tiny as tiny_prior
 from skimage.io import imsave
 
 from swintormer import heldout
@@ -14,6 +17,7 @@ from swintormer.errors import SwintormerError
 from swintormer.evaluate import (
     BEST_CLASSICAL,
     NETWORK,
+    NO_PRIOR,
     UNTOUCHED,
     Score,
     folder_scores,
@@ -21,6 +25,7 @@ from swintormer.evaluate import (
     heldout_scores,
     main,
     network_method,
+    network_methods,
     table,
     with_best_classical,
     write_csv,
@@ -236,6 +241,20 @@ def test_command_line(tmp_path, tiny, capsys):
     assert len(rows) == 1 + 2 * len(heldout.PHOTOGRAPHS) * len(heldout.FAULTS)
     assert main(["--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_a_prior_is_measured_beside_doing_without(folders):
+    net = Swintormer(NETWORK_WITH_PRIOR).eval()
+    net.attach_prior(tiny_prior())
+    for projection in net.prior_fusion.children():
+        torch.nn.init.normal_(projection.weight)
+    methods = network_methods(net, levels=65535)
+    assert list(methods) == [NETWORK, NO_PRIOR]
+    image = np.random.default_rng(0).random((16, 20, 3), dtype=np.float32)
+    assert not np.array_equal(methods[NETWORK](image), methods[NO_PRIOR](image))
+    assert np.array_equal(methods[NO_PRIOR](image), network_method(Deblurrer(net, prior=False), 65535)(image))
+    net.attach_prior(None)
+    assert list(network_methods(net)) == [NETWORK]
 
 
 def test_shipped_weights_earn_their_place():
