@@ -1,7 +1,8 @@
 """What the prior costs: multiply-accumulates, memory and time of a step and of a sample, diffusers' own beside ours.
 
-`python bench/prior.py [compact|ldm-sr] [SIDE ...]` prints a row for each latent side. diffusers' is UNet2DModel on z_t
-and condition, concatenated, and DDIMScheduler.step, eager; ours is `LatentPrior`. Random weights; in turn, medians.
+`python bench/prior.py [compact|ldm-sr] [SIDE ...]` prints a row for each latent side (`detail` has the sizes of
+`compact`). diffusers' is UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step, eager; ours is
+`LatentPrior`. Random weights; in turn, medians.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ COLUMNS = ("latent", *COLUMNS, "step, diffusers", "step, ours", "sample, diffuse
 
 
 def main(arguments: list[str]) -> None:
-    names = [word for word in arguments if not word.isdigit()] or list(PRIORS)
+    names = [word for word in arguments if not word.isdigit()] or [
+        "compact",
+        "ldm-sr",
+    ]  # "detail" has the first's sizes
     sides = [int(word) for word in arguments if word.isdigit()] or list(SIDES)
     print("| " + " | ".join(column + " ms" * (i > 4) for i, column in enumerate(COLUMNS)) + " |")
     print("|---|" + "---:|" * (len(COLUMNS) - 1))

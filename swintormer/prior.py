@@ -252,8 +252,10 @@ class LatentPrior(nn.Module):
             (B, Cz, ceil(H / factor), ceil(W / factor)) of the prior's dtype, on the image's device.
 
         Raises:
-            ValueError: another shape. SwintormerError: steps, seed or eta out of range.
+            ValueError: another shape, or whole numbers. SwintormerError: steps, seed or eta out of range.
         """
+        if not image.is_floating_point():
+            raise ValueError(f"expected an image in [0, 1], found {image.dtype}: divide it by its largest value")
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
             raise ValueError(f"expected an image of shape (B, 3, H, W) with H, W >= 1, found {tuple(image.shape)}")
         height, width = image.shape[2:]
