@@ -46,6 +46,8 @@ class Guide:
             raise SwintormerError("These weights hold no prior: leave out --prior, or name weights that hold one.")
         check_channels(net.config, prior.latent_channels)
         self.prior = prior.to(device).eval()
+        if device.type == "cuda":  # as the network's weights: convolutions and Triton kernels take it without copies
+            self.prior.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.draws = prior.draws(guidance.steps, guidance.seed, guidance.eta)
 
     def sample(self, cut: Cut, height: int, width: int, tick: Callable[[], None]) -> ImageLatent:

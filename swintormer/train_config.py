@@ -23,7 +23,7 @@ from swintormer.errors import SwintormerError
 from swintormer.files import reason
 from swintormer.prior_config import PRIORS, PriorConfig
 
-Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "joint"]
+Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "truth", "joint"]
 
 
 class TrainConfig(BaseModel):
@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
     Attributes:
         stage: what is trained: the restoration network alone; of the prior first the autoencoder, then the denoiser on
             its latents, or in place of both "detail", a prior of the detail latent; then network and denoiser jointly,
-            through the sampler (train_prior.py).
+            through the sampler (train_prior.py). "truth" is joint with what z_0 is to be in place of z_0: the bound.
         network: preset name, or sizes as in `NetworkConfig`.
         out: run folder.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
@@ -114,7 +114,9 @@ class TrainConfig(BaseModel):
             raise ValueError(f"stage {self.stage} needs `prior_weights`, the file of the stage before")
         if self.stage == "detail" and self.prior.sampling.latent != "detail":
             raise ValueError("stage detail trains a prior of the detail latent: choose the preset `detail`")
-        if self.stage == "joint" and self.network.prior_channels != self.prior.latent_channels:
+        if self.stage == "truth" and self.prior.sampling.latent == "autoencoder" and self.prior_weights is None:
+            raise ValueError("stage truth needs `prior_weights`, unless the prior is of the detail latent")
+        if self.stage in ("joint", "truth") and self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "
                 f"{self.prior.latent_channels}: set network.prior_channels"

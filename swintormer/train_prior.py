@@ -163,6 +163,29 @@ class DetailRun(Run):
             save_prior(net, path, card)
 
 
+class TruthRun(Run):
+    """The network with the truth's own latent in place of a sample: what the best denoiser there is could be worth."""
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        super().__init__(config, device)
+        given = make_prior(config.prior) if config.prior_weights is None else _given_prior(config)
+        self.prior = given.requires_grad_(False).eval().to(device)
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        dropped = float(torch.rand(())) < self.config.prior_dropout
+        with self.autocast():
+            output = self.net(blurred, prior=None if dropped else self.prior.truth(blurred, sharp))
+        return restoration_loss(self.config, output, sharp)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """With the truth's latent, and without."""
+        with self.autocast():
+            return self.net(blurred, prior=self.prior.truth(blurred, sharp)), self.net(blurred)
+
+
 def _decibels(errors: list[Tensor]) -> float:
     return -10 * math.log10(float(torch.stack(errors).mean()))
 
@@ -250,5 +273,6 @@ STAGES: dict[str, type[Run]] = {
     "autoencoder": AutoencoderRun,
     "denoiser": DenoiserRun,
     "detail": DetailRun,
+    "truth": TruthRun,
     "joint": JointRun,
 }

@@ -230,7 +230,7 @@ def test_other_shapes_are_refused(prior, shape: tuple[int, ...]) -> None:
 
 
 def test_whole_numbers_are_refused(prior) -> None:
-    with pytest.raises(ValueError, match="found torch.uint8: divide it by its largest value"):
+    with pytest.raises(ValueError, match=r"found torch\.uint8: divide it by its largest value"):
         prior.sample(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 

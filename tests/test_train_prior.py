@@ -119,6 +119,21 @@ def test_the_detail_latent_goes_from_stage_to_stage(tmp_path, given) -> None:
     assert any(name.startswith("denoiser") for name in moved)
 
 
+def test_truth_shows_the_network_what_it_is_to_be(tmp_path, given) -> None:
+    """What reaches the fusion is the pair's own latent; a dropped step reaches none of it."""
+    run = make_run(config("truth", tmp_path, given, prior_dropout=0.0), CPU)
+    pair = torch.rand(2, 1, 3, 32, 32)
+    run.train_step(*pair)
+    assert all(p.grad.any() for p in run.net.prior_fusion.parameters())
+    with torch.no_grad():
+        output, without = run.shown(*pair)
+        assert torch.equal(output, run.net(pair[0], prior=load_prior(given["prior_weights"]).encode(pair[1])))
+        assert torch.equal(without, run.net(pair[0]))
+    run = make_run(config("truth", tmp_path, given, prior_dropout=0.999999), CPU)
+    run.train_step(*pair)
+    assert not any(p.grad is not None and p.grad.any() for p in run.net.prior_fusion.parameters())
+
+
 def test_what_z_is_to_be(tmp_path) -> None:
     blurred, sharp = torch.rand(2, 1, 3, 32, 32)
     detail, autoencoder = make_prior(DETAIL), make_prior(TINY)
@@ -240,6 +255,8 @@ def test_settings_that_a_stage_needs(tmp_path, given) -> None:
         config("joint", tmp_path, given, network=PRESETS["small"])
     with pytest.raises(ValidationError, match="choose the preset `detail`"):
         config("detail", tmp_path, {}, prior=TINY)
+    with pytest.raises(ValidationError, match="stage truth needs `prior_weights`"):
+        config("truth", tmp_path, {})
     with pytest.raises(ValidationError, match="choose one of compact, detail, ldm-sr"):
         config("autoencoder", tmp_path, {}, prior="large")
 
@@ -256,7 +273,7 @@ def test_a_state_of_another_stage_is_refused(tmp_path, given) -> None:
 def test_the_recipes_are_valid(name: str) -> None:
     recipe = read_config(ROOT / "configs" / f"{name}.toml")
     assert recipe.crop % 16 == 0
-    assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_joint") else "compact"]
+    assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_truth") else "compact"]
     if name == "prior_control":
         joint = read_config(ROOT / "configs" / "prior_joint.toml")
         shared = (
