@@ -18,6 +18,7 @@ or the chosen backend changes, and taken into use only after it gave what a plai
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -97,7 +98,9 @@ class GraphedForward:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type),
         )
-        return versions, settings
+        # What `sk.optimize` swaps or another denoiser brings is another class, with the same parameters.
+        classes = tuple(type(module) for module in self.net.modules())
+        return versions, classes, settings
 
     def _take(self, inputs: tuple[Tensor, ...], settings: tuple[Hashable, ...]) -> None:
         """Capture at the inputs' shapes, and use it if it agrees with a plain run on other data."""
@@ -115,7 +118,7 @@ class GraphedForward:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.reason = f"the graph could not be captured ({said})"
             return
-        if _agree(replayed, plain, self.net, len(passes)):
+        if _agree(replayed, plain, self.net, passes):
             self._replay = replay
         else:
             self.reason = "a replay of the graph gave other numbers than a plain pass"
@@ -131,26 +134,34 @@ def _kind(x: Tensor) -> Any:
 
 
 @contextmanager
-def _counting(net: nn.Module) -> Iterator[list[None]]:
-    """A list that grows by one with every pass of `net` inside."""
-    passes: list[None] = []
-    hook = net.register_forward_pre_hook(lambda *_: passes.append(None))
+def _counting(net: nn.Module) -> Iterator[Counter[nn.Module]]:
+    """How often each module inside `net`, itself included, is called."""
+    calls: Counter[nn.Module] = Counter()
+
+    def count(module: nn.Module, _: object) -> None:
+        calls[module] += 1
+
+    hooks = [module.register_forward_pre_hook(count) for module in net.modules()]
     try:
-        yield passes
+        yield calls
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-def _agree(value: Tensor, plain: Tensor, net: nn.Module, passes: int) -> bool:
+def _agree(value: Tensor, plain: Tensor, net: nn.Module, calls: Counter[nn.Module]) -> bool:
     """Equal but for the order of sums, which some libraries do not keep.
 
     Sums are float32, so a term of the longest may move the result by an epsilon of that; after each layer it is rounded
-    to the dtype, and as many layers as there are parameters add up like a random walk. Each pass of a loop may do so.
+    to the coarsest dtype at hand, and as many layers as there are parameters add up like a random walk. Each pass of a
+    loop may do so: as many as the module had that was called most.
     """
     parameters = list(net.parameters())
     longest = max((p[0].numel() for p in parameters if p.ndim), default=1)
-    epsilons = longest * torch.finfo(torch.float32).eps + len(parameters) ** 0.5 * torch.finfo(plain.dtype).eps
-    epsilons *= max(1, passes)
+    dtypes = {plain.dtype} | {p.dtype for p in parameters if p.is_floating_point()}
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    epsilons = longest * torch.finfo(torch.float32).eps + len(parameters) ** 0.5 * rounding
+    epsilons *= max(calls.values(), default=1)
     return bool(((value - plain).abs() <= epsilons * plain.abs().max()).all())  # NaN does not agree
 
 

@@ -3,24 +3,23 @@
 The denoiser (a diffusers U-Net) sees z_t beside the blurred image's latent, or beside the image itself, and DDIM takes
 it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used undecoded.
 
-Same seed, same z_0, to the bit, whatever the number of threads, of images at once, or of pieces at once: noise is drawn
-on the CPU for the whole image, every image and piece passes through the networks alone, and on the CPU each pass runs
-on one thread, because oneDNN chooses its blocking, and with it the order of its sums, by batch and thread count (1e-6
-apart, torch 2.13). Threads take pieces instead. On CUDA all steps of an image in one piece are one graph, and so is a
-pass over a piece of a larger image: see `LatentPrior.loop`.
+Same seed, same z_0, on the CPU to the bit, whatever the number of threads, of images at once, or of pieces at once:
+noise is drawn on the CPU for the whole image, every image and piece passes through the networks alone and without
+autocast, and on the CPU each pass runs on one thread, because oneDNN chooses its blocking, and with it the order of its
+sums, by batch and thread count (1e-6 apart, torch 2.13). Threads take pieces instead. On CUDA all steps of an image in
+one piece are one graph, and so is a pass over a piece of a larger image: see `LatentPrior.loop`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +31,13 @@ from swintormer.errors import SwintormerError
 from swintormer.graphs import GraphedForward
 from swintormer.network import pad_to
 from swintormer.prior_config import Sampling
+from swintormer.threads import Each, alone
 from swintormer.tiling import Grid, make_grid
 from swintormer_kernels import Prediction, ddim_step
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DModel
 
-T = TypeVar("T")
-R = TypeVar("R")
 Cut: TypeAlias = Callable[[slice, slice], Tensor]
 """(rows, columns) of the image in pixels -> (3, rows, columns) in [0, 1]."""
 
@@ -91,7 +89,8 @@ class LatentPrior(nn.Module):
     Attributes:
         factor: side in pixels of what one latent position covers.
         loop: all steps of an image in one piece; on CUDA a graph from the second image of its size on, for the same
-            steps and eta (`graphs.GraphedForward`, whose `reason` says why not, if not).
+            steps and eta (`graphs.GraphedForward`, whose `reason` says why not, if not). A graph's tensors are shared:
+            there, one thread at a time may sample from a prior.
         piece_pass: a pass of the denoiser over a piece of a larger image, a graph likewise, for all pieces and steps.
     """
 
@@ -134,8 +133,8 @@ class LatentPrior(nn.Module):
             raise ValueError(f"the piece must be a multiple of {self.align}, found {sampling.piece}")
         if not isinstance(self.denoiser.conv_in, SplitConv):
             self.denoiser.conv_in = SplitConv(self.denoiser.conv_in, self.latent_channels)
-        self.loop = GraphedForward(self.denoiser, function=self.all_steps)
-        self.piece_pass = GraphedForward(self.denoiser, function=self.predict)
+        self.loop = GraphedForward(self, function=self.all_steps)
+        self.piece_pass = GraphedForward(self, function=self.predict)
 
     def encode(self, image: Tensor) -> Tensor:
         """The autoencoder's latent. (B, 3, H, W) in [0, 1], sides multiples of `encoder_factor` -> (B, C, H/f, W/f)."""
@@ -165,13 +164,15 @@ class LatentPrior(nn.Module):
         count = int(self.scheduler.config["num_train_timesteps"])
         if not 1 <= steps <= count:
             raise SwintormerError(f"The prior takes 1 to {count} steps, found {steps}.")
-        self.scheduler.set_timesteps(steps)
-        alphas = self.scheduler.alphas_cumprod.tolist()
+        scheduler = copy.copy(self.scheduler)  # it keeps the steps: another thread may ask for others
+        scheduler.set_timesteps(steps)
+        alphas = scheduler.alphas_cumprod.tolist()
 
         def alpha_bar(time: int) -> float:
-            return alphas[time] if time >= 0 else float(self.scheduler.final_alpha_cumprod)
+            return alphas[time] if time >= 0 else float(scheduler.final_alpha_cumprod)
 
-        times = self.scheduler.timesteps.tolist()
+        # Rounding gives diffusers a time of -1 for 61 steps among others, an offset one of 1000 for 1000.
+        times = [time for time in scheduler.timesteps.tolist() if 0 <= time < count]
         return tuple(Step(time, alpha_bar(time), alpha_bar(time - count // steps)) for time in times)
 
     def predict(self, z: Tensor, time: int | Tensor, part: Tensor) -> Tensor:
@@ -294,18 +295,22 @@ class LatentPrior(nn.Module):
         weight = next(self.denoiser.parameters())
         grid = self.grid(height, width)
         generator = torch.Generator("cpu").manual_seed(draws.seed)
-        z = torch.empty(1, self.latent_channels, grid.rows.length, grid.columns.length).normal_(generator=generator)
+        sides = grid.rows.length, grid.columns.length
+        z = torch.empty(1, self.latent_channels, *sides, dtype=torch.float32, device="cpu").normal_(generator=generator)
         with alone(weight.device) as each:
             kept = []
             for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
                 kept.append(piece)
                 tick()
             if len(grid) == 1:
-                z = self._in_one_piece(z, kept[0], draws, generator, tick)
+                loop = partial(self._in_one_piece, z, kept[0], draws, generator)
+                (z,) = each(loop, [tick])
             else:
                 z = self._in_pieces(z, partial(self._predict_pieces, kept, grid, each), draws, generator, tick)
         z = z[0, :, : -(-height // self.factor), : -(-width // self.factor)]
-        return torch.empty(z.shape, dtype=weight.dtype).copy_(z)  # z may be a graph's, which writes there again
+        return torch.empty(z.shape, dtype=weight.dtype, device="cpu").copy_(
+            z
+        )  # z may be a graph's, which writes there again
 
     def _in_one_piece(
         self, z: Tensor, part: Tensor, draws: Draws, generator: torch.Generator, tick: Callable[[], None]
@@ -441,46 +446,3 @@ class SplitConv(nn.Conv2d):
         if part is None:
             return super().forward(x)
         return self._conv_forward(x, self.weight[:, : self.latent_channels], None) + part
-
-
-# ---- pieces on threads -----------------------------------------------------------------------------------------------
-
-Each: TypeAlias = Callable[[Callable[[T], R], Iterable[T]], Iterable[R]]
-"""(function, arguments) -> results in order."""
-
-
-@contextmanager
-def alone(device: torch.device) -> Iterator[Each]:
-    """A `map` in which every call computes as if there were nothing else.
-
-    On a CPU each call runs on one of torch's threads, and as many calls at once as torch had threads; elsewhere one
-    after the other.
-    """
-    count = torch.get_num_threads()
-    if device.type != "cpu":
-        yield map
-        return
-    torch.set_num_threads(1)  # threads that start from here on inherit it
-    try:
-        if count == 1:
-            yield map
-            return
-        pool = ThreadPoolExecutor(count)
-        try:
-            yield partial(_on_threads, pool)
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an interrupt the pieces that wait are not begun
-    finally:
-        torch.set_num_threads(count)
-
-
-def _on_threads(pool: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
-    """Each call sees the caller's context variables, such as the backend of `sk.use_backend`, and no gradients."""
-
-    def call(argument: T) -> R:
-        with torch.inference_mode():
-            return function(argument)
-
-    futures = deque(pool.submit(copy_context().run, call, argument) for argument in arguments)
-    while futures:
-        yield futures.popleft().result()  # and nothing keeps it here

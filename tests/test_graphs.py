@@ -116,6 +116,17 @@ def test_a_capture_that_fails_is_told_and_not_tried_again():
     assert net.passes == 4
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_layers_round_to_their_own_dtype_whatever_the_result_has(dtype: torch.dtype, kept: bool) -> None:
+    """A result in float32 of layers in bfloat16 may differ by an epsilon of bfloat16."""
+    net = Net().to(dtype)
+    capture = Imitation(lambda y: y * (1 + torch.finfo(torch.bfloat16).eps / 2))
+    forward = GraphedForward(net, capture, device="cpu")
+    for _ in range(3):
+        forward(torch.rand(2, 3))
+    assert (forward.reason is None) is kept
+
+
 @pytest.mark.parametrize("spoil", [lambda y: y * 1.001, lambda y: y * float("nan"), lambda y: y.roll(1, 0)])
 def test_a_replay_that_gives_other_numbers_is_not_used(spoil):
     forward, _, capture = graphed(spoil)

@@ -50,8 +50,8 @@ class Imitation:
 def imitate(prior: LatentPrior, error: str | None = None) -> tuple[Imitation, Imitation]:
     """Captures of the prior's `loop` and `piece_pass` from now on."""
     whole, piece = Imitation(error), Imitation(error)
-    prior.loop = GraphedForward(prior.denoiser, whole, device="cpu", function=prior.all_steps)
-    prior.piece_pass = GraphedForward(prior.denoiser, piece, device="cpu", function=prior.predict)
+    prior.loop = GraphedForward(prior, whole, device="cpu", function=prior.all_steps)
+    prior.piece_pass = GraphedForward(prior, piece, device="cpu", function=prior.predict)
     return whole, piece
 
 
@@ -70,6 +70,23 @@ def test_from_the_second_image_onall_steps_are_replayed_with_the_same_bits(dtype
         assert (whole.captures, whole.replays) == (captures, replays)
     assert prior.loop.reason is None
     assert piece.captures == 0
+
+
+def test_other_kernels_or_another_denoiser_make_another_graph() -> None:
+    prior = tiny()
+    whole, _ = imitate(prior)
+    for _ in range(2):
+        prior.sample(image())
+    sk.restore(prior.denoiser)
+    for _ in range(2):
+        prior.sample(image())
+    assert whole.captures == 2
+    prior.denoiser = tiny(seed=3).denoiser
+    expected = tiny()
+    expected.denoiser = tiny(seed=3).denoiser
+    for _ in range(2):
+        assert torch.equal(prior.sample(image()), expected.sample(image()))
+    assert whole.captures == 3
 
 
 def test_images_of_a_batch_are_sampled_one_by_one_as_if_alone() -> None:
@@ -191,7 +208,7 @@ def test_copies_have_no_part_in_a_graph() -> None:
     assert prior.loop._replay is not None
     for made in (copy.deepcopy(prior), pickle.loads(pickle.dumps(tiny()))):
         assert made.loop._replay is None
-        assert made.loop.net is made.denoiser
+        assert made.loop.net is made
         assert torch.equal(made.sample(x), expected[1])
         with torch.no_grad():
             made.denoiser.conv_out.weight.zero_()

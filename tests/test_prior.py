@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from swintormer.prior import SplitConv, split
 from swintormer.prior_config import PRIORS, PriorConfig, Sampling
 from swintormer.prior_weights import make_prior
 from swintormer.tiling import make_grid
+from swintormer_kernels.registry import asked_backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPSILON = torch.finfo(torch.float32).eps
@@ -26,8 +28,8 @@ def prior():
     return tiny()
 
 
-def image(height: int = 48, width: int = 64, count: int = 1) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(5))
+def image(height: int = 48, width: int = 64, count: int = 1, seed: int = 5) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def by_diffusers(prior, picture: torch.Tensor, steps: int, seed: int, eta: float) -> torch.Tensor:
@@ -201,12 +203,74 @@ def test_update_runs_through_the_kernel(prior, monkeypatch) -> None:
     assert len(calls) == 3
 
 
-def test_backend_reaches_the_threads(prior) -> None:
+def test_backend_reaches_the_threads(prior, monkeypatch) -> None:
+    asked = []
+    predict = prior.predict
+    monkeypatch.setattr(prior.piece_pass, "_function", lambda *x: asked.append(asked_backend()) or predict(*x))
+    torch.set_num_threads(2)
     with sk.use_backend("reference"):
-        torch.set_num_threads(2)
-        reference = prior.sample(image(100, 131))
-        torch.set_num_threads(1)
-        assert torch.equal(reference, prior.sample(image(100, 131)))
+        prior.sample(image(100, 131))
+    assert len(asked) > 2
+    assert set(asked) == {"reference"}
+
+
+@pytest.mark.parametrize("size", [(48, 64), (100, 131)])
+def test_autocast_takes_no_part(prior, size: tuple[int, int]) -> None:
+    plain = prior.sample(image(*size))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(prior.sample(image(*size)), plain)
+
+
+@pytest.mark.parametrize("setting", [torch.float64, "meta"])
+def test_torchs_defaults_take_no_part(prior, setting) -> None:
+    expected = prior.sample(image(), eta=0.5)
+    picture = image()
+    if isinstance(setting, torch.dtype):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(setting)
+        try:
+            found = prior.sample(picture, eta=0.5)
+        finally:
+            torch.set_default_dtype(before)
+    else:
+        with torch.device(setting):
+            found = prior.sample(picture, eta=0.5)
+    assert torch.equal(found, expected)
+
+
+def test_several_threads_may_sample_at_once(prior) -> None:
+    """Each its own steps and its own picture; and torch's thread counts are afterwards what they were."""
+    torch.set_num_threads(2)
+    pictures = [image(100, 131, seed=seed) for seed in range(6)]
+    expected = [prior.sample(picture, steps=1 + index % 3) for index, picture in enumerate(pictures)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda index: prior.sample(pictures[index], steps=1 + index % 3), range(6)))
+        counts = set(pool.map(lambda _: torch.get_num_threads(), range(6)))
+    assert all(map(torch.equal, found, expected))
+    with ThreadPoolExecutor(1) as later:
+        counts |= {later.submit(torch.get_num_threads).result()}
+    assert counts | {torch.get_num_threads()} == {2}
+
+
+def test_a_schedule_leaves_the_scheduler_alone(prior) -> None:
+    before = prior.scheduler.num_inference_steps
+    prior.schedule(7)
+    assert prior.scheduler.num_inference_steps == before
+
+
+@pytest.mark.parametrize("name", ["compact", "ldm-sr"])
+def test_every_number_of_steps_has_times_of_the_schedule(name: str) -> None:
+    prior = tiny()
+    prior.scheduler = DDIMScheduler(**PRIORS[name].scheduler)
+    for steps in range(1, 1001):
+        times = [step.time for step in prior.schedule(steps)]
+        assert times == sorted(set(times), reverse=True)
+        assert 0 <= times[-1] <= times[0] < 1000
+        if name == "compact":  # trailing: from the last time on
+            assert len(times) == steps
+            assert times[0] == 999
 
 
 @pytest.mark.parametrize(
