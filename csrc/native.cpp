@@ -3,6 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -314,6 +319,18 @@ void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optio
     kernels.swda_core_backward(args);
 }
 
+// Memory that is freed stays with the process, up to `most` bytes at the heap's end. glibc takes thresholds of mmap up to
+// 32 MiB; blocks above that go back to the operating system all the same. False where the allocator is not glibc's.
+bool keep_freed_memory(int64_t most) {
+#if defined(__GLIBC__)
+    constexpr int64_t kMostInHeap = 32 << 20, kMost = INT32_MAX;
+    return mallopt(M_MMAP_THRESHOLD, static_cast<int>(std::min(most, kMostInHeap))) &&
+           mallopt(M_TRIM_THRESHOLD, static_cast<int>(std::min(most, kMost)));
+#else
+    return most < 0;
+#endif
+}
+
 std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window) {
     Layout layout = layout_of(channels, heads, window, 0);
     std::vector<int64_t> index(layout.bias_floats);
@@ -332,6 +349,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("use_isa", &swk::use_isa, py::arg("isa"), "Take another instruction set from now on.");
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
+    module.def("keep_freed_memory", &keep_freed_memory, py::arg("most"), "Whether the allocator can be told.");
     module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
                py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
     module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),

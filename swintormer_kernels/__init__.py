@@ -9,6 +9,7 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
+from .backends.cpu.workspace import keep_freed_memory, release_scratch
 from .derived import forget
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
@@ -35,8 +36,10 @@ __all__ = [
     "forget",
     "gated_ffn",
     "group_norm_silu",
+    "keep_freed_memory",
     "norm_silu_conv3x3",
     "optimize",
+    "release_scratch",
     "restore",
     "swda_attention",
     "swda_block",
