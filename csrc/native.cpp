@@ -25,6 +25,8 @@ struct View {
     T* data = nullptr;
     std::vector<int64_t> sizes, strides;
 
+    View() = default;
+
     explicit View(const py::tuple& tensor) {
         if (tensor.size() != 3) throw py::type_error("a tensor is passed as (data_ptr, shape, strides)");
         data = reinterpret_cast<T*>(tensor[0].cast<uintptr_t>());
@@ -170,6 +172,52 @@ void norm_silu_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const
     const swk::Kernels& kernels = swk::kernels();
     py::gil_scoped_release unlocked;
     kernels.norm_silu_conv3x3(args);
+}
+
+// An image in rows of channels in scratch memory, with the batch and sides of another.
+template <class T>
+View<T> in_scratch(uintptr_t address, int64_t channels, const std::vector<int64_t>& like) {
+    View<T> image;
+    image.data = reinterpret_cast<T*>(address);
+    image.sizes = {like[0], channels, like[2], like[3]};
+    image.strides = {like[2] * like[3] * channels, 1, like[3] * channels, channels};
+    return image;
+}
+
+// norms: addresses of two norms; convs: of weight, bias and embedding of the first convolution, weight, bias and 0 of
+// the second, weight and bias of the shortcut; scratch: of norm, product, hidden image, skip.
+void res_block(const py::tuple& out_view, const py::tuple& x_view, const std::vector<std::vector<uintptr_t>>& norms,
+               const std::vector<std::vector<uintptr_t>>& convs, const std::vector<int64_t>& sizes,
+               const std::vector<float>& eps, const std::vector<uintptr_t>& scratch, int threads) {
+    if (norms.size() != 2 || sizes.size() != 3 || eps.size() != 2) {
+        throw py::value_error("a res block has two norms, two eps, and sizes (groups of each, hidden channels)");
+    }
+    if (convs.size() != 3 || convs[2].size() != 2) throw py::value_error("convs are (first, second, shortcut)");
+    if (scratch.size() != 4) throw py::value_error("scratch is (of the norm, of the product, hidden image, skip)");
+    const Output out(out_view);
+    const Input x(x_view);
+    if (out.sizes.size() != 4) throw py::value_error("an image has four dimensions");
+    const auto hidden = in_scratch<float>(scratch[2], sizes[2], out.sizes);
+    const auto again = in_scratch<const float>(scratch[2], sizes[2], out.sizes);
+    swk::ResBlockArgs args{{{}, conv3x3(hidden, x, convs[0], 1, scratch[1], threads)},
+                           {{}, conv3x3(out, again, convs[1], 1, scratch[1], threads)}, {}};
+    args.first.norm = norm_input(x, norms[0], sizes[0], eps[0], scratch[0], threads);
+    args.second.norm = norm_input(again, norms[1], sizes[1], eps[1], scratch[0], threads);
+    if (convs[2][0]) {
+        args.shortcut = {reinterpret_cast<const float*>(convs[2][0]), reinterpret_cast<const float*>(convs[2][1]),
+                         reinterpret_cast<float*>(scratch[3])};
+        const swk::RowStrides& x_strides = args.first.conv.x_strides;
+        if (x.sizes[2] > 1 && x.sizes[3] > 1 && x_strides.row != x.sizes[3] * x_strides.column) {
+            throw py::value_error("x's rows of pixels must follow one another");
+        }
+        if (x.sizes[3] == 1) args.first.conv.x_strides.column = x_strides.row;
+    } else {
+        expect_same_shape(out, x);
+        args.second.conv.skip = x.data, args.second.conv.skip_strides = args.first.conv.x_strides;
+    }
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.res_block(args);
 }
 
 void upsample_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& conv,
@@ -361,6 +409,8 @@ PYBIND11_MODULE(_native, module) {
     module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
                py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
                "csrc/ops/norm_silu_conv3x3.h");
+    module.def("res_block", &res_block, py::arg("out"), py::arg("x"), py::arg("norms"), py::arg("convs"),
+               py::arg("sizes"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/res_block.h");
     module.def("upsample_conv3x3", &upsample_conv3x3, py::arg("out"), py::arg("x"), py::arg("conv"),
                py::arg("scratch"), py::arg("threads"), "csrc/ops/upsample_conv3x3.h");
     const auto block = [&](const char* name, auto function) {

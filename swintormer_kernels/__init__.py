@@ -15,6 +15,7 @@ from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from .ops.res_block import ResBlockWeights, res_block
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
 from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
@@ -29,6 +30,7 @@ __all__ = [
     "FFNWeights",
     "GroupNormWeights",
     "Prediction",
+    "ResBlockWeights",
     "UpsampleWeights",
     "backends",
     "ddim_step",
@@ -40,6 +42,7 @@ __all__ = [
     "norm_silu_conv3x3",
     "optimize",
     "release_scratch",
+    "res_block",
     "restore",
     "swda_attention",
     "swda_block",

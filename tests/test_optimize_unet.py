@@ -162,6 +162,47 @@ def test_the_ops_really_compute_it(model, monkeypatch):
     assert calls.count("upsample_conv3x3") == 1
 
 
+def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
+    model = unet(block_out_channels=(32, 64), sample_size=32)
+    inputs = torch.randn(1, 6, 32, 32), torch.tensor(7)
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(model).double()(*double(inputs)).sample, model(*inputs).sample
+        sk.optimize(model)
+        calls, op = [], swapped_unet.res_block
+        monkeypatch.setattr(swapped_unet, "res_block", lambda *args: calls.append(args) or op(*args))
+        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert len(calls) == 8
+        with sk.use_backend("reference"):
+            model(*inputs)
+    model(*inputs)
+    assert len(calls) == 8, "with gradients, or on another backend, its halves choose for themselves"
+
+
+# ---- the network's own dtype -----------------------------------------------------------------------------------------
+
+
+def test_the_dtype_follows_the_parameters_and_hooks(model):
+    sk.optimize(model)
+    assert isinstance(model, swapped_unet.SwappedNetwork)
+    assert model.dtype == torch.float32
+    assert model.double().dtype == torch.float64
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    sk.restore(model)
+    assert type(model) is diffusers.UNet2DModel
+
+
+def test_a_swapped_network_saves_under_its_own_name(model, tmp_path):
+    sk.optimize(model)
+    model.save_pretrained(tmp_path)
+    again = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
+    inputs = unet_inputs(model)
+    with torch.no_grad():
+        sk.restore(model)
+        assert torch.equal(again(*inputs).sample, model(*inputs).sample)
+
+
 def test_an_end_without_a_3x3_convolution(model, monkeypatch):
     inputs = unet_inputs(model)
     model.conv_out = randomised(nn.Conv2d(16, 3, 1))
@@ -390,7 +431,7 @@ def test_hooks_at_the_time_of_the_swap(model):
 
 def test_without_the_check_the_structure_decides(monkeypatch):
     monkeypatch.setattr(swapped_unet.probe_unet, "why_different", lambda *_: pytest.fail("was asked not to check"))
-    assert len(sk.optimize(unet(), verify=False).swapped) == 8 + 4 + 1 + 1
+    assert len(sk.optimize(unet(), verify=False).swapped) == 8 + 4 + 1 + 1 + 1
 
 
 def test_the_kernels_need_no_diffusers():

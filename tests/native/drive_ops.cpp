@@ -4,6 +4,7 @@
 // nothing between the elements is, and neither threads nor layout change a bit.
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -312,6 +313,7 @@ constexpr NormShape kNorms[] = {
     {2, 96, 1, 70, 8}, {1, 33, 64, 65, 3}, {1, 160, 33, 1, 32}, {2, 4100, 1, 2, 1},
 };
 
+swk::RowStrides rows_of(const Sizes& strides) { return {strides[0], strides[2], strides[3]}; }
 swk::PlaneStrides planes_of(const Sizes& strides) { return {strides[0], strides[1], strides[3]}; }
 
 void run_group_norm_silu(const NormShape& shape) {
@@ -364,7 +366,6 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
     x.fill(random_values(elements(sizes)));
     Tensor out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes)), skip(out_sizes, out.strides);
     skip.fill(random_values(elements(out_sizes)));
-    const auto rows_of = [](const Sizes& strides) { return swk::RowStrides{strides[0], strides[2], strides[3]}; };
     const int64_t pixels = norm.height * norm.width;
     Buffer bias(shape.out), embedding(norm.batch * shape.out);
     bias.randomise(1), embedding.randomise(1);
@@ -375,8 +376,7 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
         Buffer weight((shape.out + panel - 1) / panel * 16 * norm.channels * panel);
         generator.seed(1);
         weight.randomise(0.1f);
-        const Buffer scratch(floats);
-        const Buffer norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
+        const Buffer scratch(floats), norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
         swk::NormSiluConv3x3Args args{};
         args.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
                      {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
@@ -388,6 +388,55 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
         conv.weight = weight.data(), conv.bias = bias.data(), conv.embedding = embedding.data();
         conv.skip = skip.buffer.data(), conv.out = out.buffer.data(), conv.scratch = scratch.data();
         swk::kernels().norm_silu_conv3x3(args);
+        const std::vector<float> result = out.take_output();
+        if (first.empty()) first = result;
+        expect(same_bits(first, result), "the bits depend on threads");
+    }
+}
+
+// ---- res_block ------------------------------------------------------------------------------------------------------
+
+// Through `shape.out` channels back to the input's, and to two more through a shortcut.
+void run_res_block(const ConvShape& shape, bool shortcut) {
+    const NormShape& norm = shape.norm;
+    const int64_t pixels = norm.height * norm.width, last = norm.channels + (shortcut ? 2 : 0);
+    const Sizes sizes{norm.batch, norm.channels, norm.height, norm.width};
+    const Sizes out_sizes{norm.batch, last, norm.height, norm.width};
+    const Sizes middle_sizes{norm.batch, shape.out, norm.height, norm.width};
+    const Sizes middle = strides_of(Layout::kChannelsLast, middle_sizes);
+    Tensor x(sizes, strides_of(Layout::kChannelsLast, sizes)), out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes));
+    x.fill(random_values(elements(sizes)));
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+        int64_t panel = 0, floats = 0, floats2 = 0;
+        const auto layout = swk::kernels().conv3x3_layout;
+        layout({norm.batch, norm.channels, norm.height, norm.width, threads, &panel, &floats});
+        layout({norm.batch, shape.out, norm.height, norm.width, threads, &panel, &floats2});
+        const auto filled = [&](int64_t channels) { return (channels + panel - 1) / panel * panel; };
+        generator.seed(1);
+        Buffer weight1(16 * norm.channels * filled(shape.out)), weight2(16 * shape.out * filled(last));
+        Buffer weight3(norm.channels * filled(last)), bias(last);
+        for (Buffer* buffer : {&weight1, &weight2, &weight3, &bias}) buffer->randomise(0.1f);
+        const Buffer scratch(std::max(floats, floats2)), hidden(elements(middle_sizes)), skip(elements(out_sizes));
+        const auto norm_floats = [&](int64_t c, int64_t g) { return swk::group_norm_scratch(norm.batch, c, pixels, g); };
+        const Buffer norm1(norm_floats(norm.channels, norm.groups)), norm2(norm_floats(shape.out, 1));
+        swk::ResBlockArgs args{};
+        args.first.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
+                           {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm1.data(), threads};
+        args.second.norm = {norm.batch, shape.out, pixels, 1, hidden.data(), {middle[0], 1, middle[3]}, {}, 1e-5f,
+                            norm2.data(), threads};
+        swk::Conv3x3 &one = args.first.conv, &two = args.second.conv;
+        for (swk::Conv3x3* conv : {&one, &two}) {
+            conv->batch = norm.batch, conv->height = norm.height, conv->width = norm.width;
+            conv->scratch = scratch.data(), conv->threads = threads;
+        }
+        one.channels = norm.channels, one.out_channels = two.channels = shape.out, two.out_channels = last;
+        one.x = x.buffer.data(), one.x_strides = rows_of(x.strides), one.weight = weight1.data();
+        one.out = hidden.data(), two.x = hidden.data(), one.out_strides = two.x_strides = rows_of(middle);
+        two.weight = weight2.data(), two.out = out.buffer.data(), two.out_strides = rows_of(out.strides);
+        if (shortcut) args.shortcut = {weight3.data(), bias.data(), skip.data()};
+        if (!shortcut) two.skip = x.buffer.data(), two.skip_strides = one.x_strides;
+        swk::kernels().res_block(args);
         const std::vector<float> result = out.take_output();
         if (first.empty()) first = result;
         expect(same_bits(first, result), "the bits depend on threads");
@@ -413,9 +462,8 @@ void run_upsample_conv3x3(const ConvShape& shape) {
         swk::Conv3x3& conv = args.conv;
         conv.batch = in.batch, conv.channels = in.channels, conv.out_channels = shape.out;
         conv.height = 2 * in.height, conv.width = 2 * in.width, conv.threads = threads;
-        conv.x = x.buffer.data(), conv.x_strides = {x.strides[0], x.strides[2], x.strides[3]};
-        conv.out = out.buffer.data(), conv.out_strides = {out.strides[0], out.strides[2], out.strides[3]};
-        conv.weight = weight.data(), conv.scratch = scratch.data();
+        conv.x = x.buffer.data(), conv.x_strides = rows_of(x.strides), conv.weight = weight.data();
+        conv.out = out.buffer.data(), conv.out_strides = rows_of(out.strides), conv.scratch = scratch.data();
         swk::kernels().upsample_conv3x3(args);
         const std::vector<float> result = out.take_output();
         if (first.empty()) first = result;
@@ -428,8 +476,8 @@ void run_isa(const std::string& isa) {
     run_ddim_step();
     for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
     for (const ConvShape& shape : kConvs) {
-        run_norm_silu_conv3x3(shape);
-        run_upsample_conv3x3(shape);
+        run_norm_silu_conv3x3(shape), run_upsample_conv3x3(shape);
+        run_res_block(shape, false), run_res_block(shape, true);
     }
     for (const BlockShape& shape : kBlocks) {
         run_block(&swk::Kernels::swda_block, shape, true, true);

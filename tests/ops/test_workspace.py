@@ -17,9 +17,9 @@ import torch
 import swintormer_kernels as sk
 from swintormer_kernels.backends.cpu import workspace
 from swintormer_kernels.backends.cpu.workspace import Scratch, times_grown
-from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, upsample_conv3x3
+from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, res_block, upsample_conv3x3
 
-OPS = [group_norm_silu, norm_silu_conv3x3, upsample_conv3x3]
+OPS = [group_norm_silu, norm_silu_conv3x3, upsample_conv3x3, res_block]
 FLOAT = torch.finfo(torch.float32).bits // 8
 
 
@@ -32,7 +32,11 @@ def own_workspace():
 
 def calls():
     """One call of every op in a layout that needs no copy."""
-    wanted = {"group_norm_silu": "32x32x32, channels_last", "norm_silu_conv3x3": "32 to 32, 32x32"}
+    wanted = {
+        "group_norm_silu": "32x32x32, channels_last",
+        "norm_silu_conv3x3": "32 to 32, 32x32",
+        "res_block": "96 to 32, 32x32",
+    }
     for module in OPS:
         name = wanted.get(module.OP.name, "64, 16x16")
         case = next(case for case in module.cases() if case.name == name)
@@ -96,7 +100,7 @@ def test_more_than_the_bound_is_not_kept(monkeypatch):
 
 def test_threads_share_none_and_leave_none(extension):
     """Two threads compute at once, each in its own scratch; what one kept is gone with it."""
-    (_, call, _), expected, found, pieces = list(calls()), [], [], []
+    (_, call, *_), expected, found, pieces = list(calls()), [], [], []
     with torch.no_grad(), sk.use_backend("cpu"):
         expected.append(call())
 

@@ -25,7 +25,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
         return out
     batch, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    panel, floats = layout(x, 1, threads)
+    panel, floats = layout(channels, batch, height, width, threads)
     scratch = Scratch(scratch_floats(batch, channels, height * width, groups), floats)
     source, skip = rows_of_channels(x), None if conv.skip is None else rows_of_channels(conv.skip)
     norm_kept, norm_at = dense(norm)

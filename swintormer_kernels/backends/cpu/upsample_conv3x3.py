@@ -23,7 +23,8 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     if out.numel() == 0:
         return out
     threads = torch.get_num_threads()
-    panel, floats = layout(x, 2, threads)
+    batch, channels, height, width = x.shape
+    panel, floats = layout(channels, batch, 2 * height, 2 * width, threads)
     source, scratch = rows_of_channels(x), Scratch(floats)
     kept, addresses = dense((transformed_weight(conv.weight, panel, POINTS_OF_DOUBLED), conv.bias, None))
     native.extension().upsample_conv3x3(view(out), view(source), addresses, scratch.addresses[0], threads)

@@ -48,12 +48,11 @@ def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_PO
     return transformed.unflatten(0, (-1, panel)).permute(0, 3, 2, 1).contiguous()
 
 
-def layout(x: Tensor, scale: int, threads: int) -> tuple[int, int]:
-    """Width of a weight panel and floats of scratch, for a result of `scale` times x's height and width."""
-    batch, channels, height, width = x.shape
-    return _layout(batch, channels, scale * height, scale * width, threads, native.extension().isa())
+def layout(channels: int, batch: int, height: int, width: int, threads: int) -> tuple[int, int]:
+    """Width of a weight panel and floats of scratch, for `channels` in and a result of this height and width."""
+    return _layout(channels, batch, height, width, threads, native.extension().isa())
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(batch: int, channels: int, height: int, width: int, threads: int, isa: str) -> tuple[int, int]:
+def _layout(channels: int, batch: int, height: int, width: int, threads: int, isa: str) -> tuple[int, int]:
     return native.extension().conv3x3_layout(batch, channels, height, width, threads)
