@@ -123,6 +123,29 @@ void group_norm_silu(const py::tuple& out_view, const py::tuple& x_view, const s
     kernels.group_norm_silu(args);
 }
 
+// out is dense, [batch][pixels][out channels]; scratch: of the norm, of normed pixels.
+void norm_projection(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& norm,
+                     const std::vector<uintptr_t>& linear, int64_t groups, float eps,
+                     const std::vector<uintptr_t>& scratch, int threads) {
+    const Output out(out_view);
+    const Input x(x_view);
+    if (linear.size() != 2 || scratch.size() != 2) throw py::value_error("linear and scratch are two addresses each");
+    swk::NormProjectionArgs args{};
+    args.norm = norm_input(x, norm, groups, eps, scratch[0], threads);
+    if (args.norm.x_strides.channel != 1 && args.norm.channels > 1) {
+        throw py::value_error("a pixel's channels must be neighbours");
+    }
+    const std::vector<int64_t> sizes{args.norm.batch, args.norm.pixels, out.sizes.back()};
+    const std::vector<int64_t> strides{sizes[1] * sizes[2], sizes[2], 1};
+    if (out.sizes != sizes || out.strides != strides) throw py::value_error("out must be dense, a row for each pixel");
+    args.out_channels = sizes[2], args.out = out.data;
+    args.weight = reinterpret_cast<const float*>(linear[0]), args.bias = reinterpret_cast<const float*>(linear[1]);
+    args.scratch = reinterpret_cast<float*>(scratch[1]);
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.norm_projection(args);
+}
+
 template <class T>
 swk::RowStrides row_strides(const T& tensor) {
     if (tensor.sizes.size() != 4) throw py::value_error("an image has four dimensions");
@@ -406,6 +429,9 @@ PYBIND11_MODULE(_native, module) {
                py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
     module.def("conv3x3_layout", &conv3x3_layout, py::arg("batch"), py::arg("channels"), py::arg("height"),
                py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats)");
+    module.def("normed_floats", &swk::normed_floats, py::arg("channels"), "Floats of scratch for each thread.");
+    module.def("norm_projection", &norm_projection, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("linear"),
+               py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/norm_projection.h");
     module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
                py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
                "csrc/ops/norm_silu_conv3x3.h");

@@ -14,6 +14,7 @@ from .derived import forget
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_projection import LinearWeights, norm_projection
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
 from .ops.res_block import ResBlockWeights, res_block
 from .ops.swda_attention import AttentionWeights, swda_attention
@@ -29,6 +30,7 @@ __all__ = [
     "ConvWeights",
     "FFNWeights",
     "GroupNormWeights",
+    "LinearWeights",
     "Prediction",
     "ResBlockWeights",
     "UpsampleWeights",
@@ -39,6 +41,7 @@ __all__ = [
     "gated_ffn",
     "group_norm_silu",
     "keep_freed_memory",
+    "norm_projection",
     "norm_silu_conv3x3",
     "optimize",
     "release_scratch",

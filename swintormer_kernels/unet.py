@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from . import probe_unet, recognise_unet
 from .derived import derived
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_projection import OP as NORM_PROJECTION_OP
+from .ops.norm_projection import LinearWeights, norm_projection
 from .ops.norm_silu_conv3x3 import OP as CONV_OP
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
-from .ops.res_block import OP as RES_BLOCK_OP
-from .ops.res_block import ResBlockWeights, res_block
+from .ops.res_block import Norms, ResBlockWeights, fused_res_block
 from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .recognise import has_hooks, runs_the_same_code
 from .registry import Explanation, asked_backend, explain
@@ -98,8 +99,8 @@ class SwappedResBlock(_SwappedUnetPart):
             *(embedding, norm2.scale, norm2.shift),
             *((shortcut.weight, shortcut.bias) if shortcut else (None, None)),
         )
-        norms = norm1.num_groups, parts["norm2"].num_groups, norm1.eps, parts["norm2"].eps
-        return res_block(x, block, *norms) if RES_BLOCK_OP.select(x, block, *norms) != "reference" else None
+        norms = Norms(norm1.num_groups, parts["norm2"].num_groups, norm1.eps, parts["norm2"].eps)
+        return fused_res_block(x, block, norms)
 
     def _in_two(self, input_tensor: Tensor, norm2: GroupNormWeights, embedding: Tensor | None) -> Tensor:
         conv1 = ConvWeights(self.conv1.weight, self.conv1.bias, embedding)
@@ -188,18 +189,24 @@ class SwappedAttention(_SwappedUnetPart):
         return self.unchanged()
 
     def _attend(self, x: Tensor) -> Tensor:
-        norm = getattr(self, "group_norm", None)
-        tokens = x if x.ndim == 3 else x.permute(0, 2, 3, 1).flatten(1, 2)  # of channels_last a view
-        if norm is not None:
-            normed = torch.group_norm(x if x.ndim == 4 else x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps)
-            tokens = normed.permute(0, 2, 3, 1).flatten(1, 2) if x.ndim == 4 else normed.mT
-        batch, length, _ = tokens.shape
-        weight, bias = self._product()
-        qkv = F.linear(tokens, weight, bias).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        product = self._queries_keys_values(x)
+        q, k, v = product.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = F.linear(attended, self.to_out[0].weight, self.to_out[0].bias)
         return out if x.ndim == 3 else out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+    def _queries_keys_values(self, x: Tensor) -> Tensor:
+        """(B, tokens, 3 C) of x as it comes or normed: norm and product as one op where a backend wins with that."""
+        norm, (weight, bias) = getattr(self, "group_norm", None), self._product()
+        if norm is None:
+            return F.linear(x if x.ndim == 3 else x.permute(0, 2, 3, 1).flatten(1, 2), weight, bias)
+        image = x if x.ndim == 4 else x.mT.unsqueeze(-1)
+        arguments = image, _weights(norm), LinearWeights(weight, bias), norm.num_groups, norm.eps
+        on_cpu = x.is_cpu and asked_backend() in (None, "cpu")
+        if on_cpu and NORM_PROJECTION_OP.select(*arguments) != "reference":
+            return norm_projection(*arguments)
+        normed = torch.group_norm(x if x.ndim == 4 else x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.linear(normed.permute(0, 2, 3, 1).flatten(1, 2) if x.ndim == 4 else normed.mT, weight, bias)
 
     def _product(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of queries, keys and values, one below the other."""

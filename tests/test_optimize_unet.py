@@ -168,14 +168,44 @@ def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
     with torch.no_grad():
         truth, plain = copy.deepcopy(model).double()(*double(inputs)).sample, model(*inputs).sample
         sk.optimize(model)
-        calls, op = [], swapped_unet.res_block
-        monkeypatch.setattr(swapped_unet, "res_block", lambda *args: calls.append(args) or op(*args))
+        outs, op = [], swapped_unet.fused_res_block
+        monkeypatch.setattr(swapped_unet, "fused_res_block", lambda *args: outs.append(op(*args)) or outs[-1])
         assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
-        assert len(calls) == 8
+        assert len(outs) == 8
+        assert all(out is not None for out in outs)
         with sk.use_backend("reference"):
             model(*inputs)
+        assert len(outs) == 8, "on another backend the halves choose for themselves"
     model(*inputs)
-    assert len(calls) == 8, "with gradients, or on another backend, its halves choose for themselves"
+    assert outs[8:] == [None] * 8, "with gradients they do, too"
+
+
+ATTENTIONS = {
+    "plain": {},
+    "bias": {"bias": True, "dim_head": 16},
+    "tokens": {"residual_connection": True},
+    "no norm": {"norm_num_groups": None},
+    "scaled": {"rescale_output_factor": 2.0, "residual_connection": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("channels", [32, 512])
+def test_attention_with_and_without_the_fused_norm(name, channels, monkeypatch, extension):
+    """From 512 channels on norm and projection are one op, if no gradient is wanted."""
+    options = {"heads": 2, "dim_head": 8, "norm_num_groups": 4, **ATTENTIONS[name]}
+    part = randomised(attention_module.Attention(channels, **options))
+    x = torch.randn(2, 30, channels) if name == "tokens" else torch.randn(2, channels, 6, 5)
+    calls, op = [], swapped_unet.norm_projection
+    monkeypatch.setattr(swapped_unet, "norm_projection", lambda *args: calls.append(args) or op(*args))
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(part).double()(x.double()), part(x)
+        assert sk.optimize(part).swapped
+        assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    fused = channels == 512 and name != "no norm"
+    assert len(calls) == fused
+    assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    assert len(calls) == fused
 
 
 # ---- the network's own dtype -----------------------------------------------------------------------------------------

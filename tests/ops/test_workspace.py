@@ -17,9 +17,9 @@ import torch
 import swintormer_kernels as sk
 from swintormer_kernels.backends.cpu import workspace
 from swintormer_kernels.backends.cpu.workspace import Scratch, times_grown
-from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, res_block, upsample_conv3x3
+from swintormer_kernels.ops import group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3
 
-OPS = [group_norm_silu, norm_silu_conv3x3, upsample_conv3x3, res_block]
+OPS = [group_norm_silu, norm_projection, norm_silu_conv3x3, upsample_conv3x3, res_block]
 FLOAT = torch.finfo(torch.float32).bits // 8
 
 
@@ -100,7 +100,7 @@ def test_more_than_the_bound_is_not_kept(monkeypatch):
 
 def test_threads_share_none_and_leave_none(extension):
     """Two threads compute at once, each in its own scratch; what one kept is gone with it."""
-    (_, call, *_), expected, found, pieces = list(calls()), [], [], []
+    (_, _, call, *_), expected, found, pieces = list(calls()), [], [], []
     with torch.no_grad(), sk.use_backend("cpu"):
         expected.append(call())
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import native
-from ...derived import derived
 from .group_norm_silu import dense, scratch_floats
 from .tensors import view
-from .winograd import ALL_POINTS, image_like, layout, rows_of_channels, transformed_weight
+from .winograd import ALL_POINTS, image_like, in_panels, layout, rows_of_channels, transformed_weight
 from .workspace import Scratch
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def res_block(x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps
     scratch = Scratch(norm_floats, max(first_floats, second_floats), batch * pixels * middle, skip_floats)
     source = rows_of_channels(x)
     weight1, weight2 = (transformed_weight(weight, panel, ALL_POINTS) for weight in block[:2])
-    shortcut = None if block.shortcut is None else _in_panels(block.shortcut, panel)
+    shortcut = None if block.shortcut is None else in_panels(block.shortcut, panel)
     kept, at = dense((weight1, weight2, *block[2:11], shortcut, block.shortcut_bias))
     native.extension().res_block(
         view(out),
@@ -49,13 +47,3 @@ def res_block(x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps
     )
     del kept  # until here
     return out
-
-
-def _in_panels(shortcut: Tensor, panel: int) -> Tensor:
-    """(out, in, 1, 1) as (panels, in, panel), out channels filled up with 0; made once for each version of it."""
-
-    def make() -> Tensor:
-        filled = F.pad(shortcut.flatten(1), (0, 0, 0, -shortcut.shape[0] % panel))
-        return filled.unflatten(0, (-1, panel)).permute(0, 2, 1).contiguous()
-
-    return derived([shortcut], ("panels", panel), make)

@@ -51,9 +51,9 @@ class Scratch:
 def release_scratch() -> int:
     """Let go of the memory that the calling thread keeps between calls of the cpu backend's ops; returns its bytes.
 
-    group_norm_silu, norm_silu_conv3x3, upsample_conv3x3 and res_block compute in it. From a thread's second call with
-    the same shapes and thread count on they take no new memory but their result, which is a tensor of torch's. A call
-    that needs more than 64 MiB takes and returns what it needs.
+    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block and upsample_conv3x3 compute in it. From a thread's
+    second call with the same shapes and thread count on they take no new memory but their result, which is a tensor of
+    torch's. A call that needs more than 64 MiB takes and returns what it needs.
     """
     memory, _kept.memory = _kept.memory, None
     return 0 if memory is None else 4 * memory.numel()
