@@ -24,6 +24,22 @@ void norm_pixels(const GroupNormInput& norm, const float* folded, const float* f
     }
 }
 
+// multiply_tiles, a sum of sums of kPart terms: of 640 in one row the largest error was 2.3 times that of torch's product.
+constexpr int64_t kPart = 2 * kSlice;
+
+Tile multiply_in_parts(int64_t channels, const float* rows, const float* weight) {
+    Tile sum{};
+    for (int64_t c = 0; c < channels; c += kPart) {
+        const int64_t left = channels - c;
+        const float* part = rows + c * kNormedPixels;
+        const Tile tile = multiply_tiles(left < kPart ? left : kPart, part, weight + c * kPanel);
+        for (int r = 0; r < kTileRows; ++r) {
+            for (int v = 0; v < kPanelVectors; ++v) sum.row[r][v] += tile.row[r][v];
+        }
+    }
+    return sum;
+}
+
 }  // namespace
 
 void norm_projection(const NormProjectionArgs& args) {
@@ -46,7 +62,7 @@ void norm_projection(const NormProjectionArgs& args) {
             for (int64_t panel = panels * piece / pieces; panel < panels * (piece + 1) / pieces; ++panel) {
                 const float* weight = args.weight + panel * kPanel * norm.channels;
                 for (int64_t row = 0; row < pixels; row += kTileRows) {
-                    const Tile tile = multiply_tiles(norm.channels, normed + row * kSlice, weight);
+                    const Tile tile = multiply_in_parts(norm.channels, normed + row * kSlice, weight);
                     store_pixels(tile, pixels - row, panel * kPanel, args.out_channels, args.bias,
                                  to + row * args.out_channels);
                 }
