@@ -3,6 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -19,6 +24,8 @@ template <class T>
 struct View {
     T* data = nullptr;
     std::vector<int64_t> sizes, strides;
+
+    View() = default;
 
     explicit View(const py::tuple& tensor) {
         if (tensor.size() != 3) throw py::type_error("a tensor is passed as (data_ptr, shape, strides)");
@@ -116,6 +123,29 @@ void group_norm_silu(const py::tuple& out_view, const py::tuple& x_view, const s
     kernels.group_norm_silu(args);
 }
 
+// out is dense, [batch][pixels][out channels]; scratch: of the norm, of normed pixels.
+void norm_projection(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& norm,
+                     const std::vector<uintptr_t>& linear, int64_t groups, float eps,
+                     const std::vector<uintptr_t>& scratch, int threads) {
+    const Output out(out_view);
+    const Input x(x_view);
+    if (linear.size() != 2 || scratch.size() != 2) throw py::value_error("linear and scratch are two addresses each");
+    swk::NormProjectionArgs args{};
+    args.norm = norm_input(x, norm, groups, eps, scratch[0], threads);
+    if (args.norm.x_strides.channel != 1 && args.norm.channels > 1) {
+        throw py::value_error("a pixel's channels must be neighbours");
+    }
+    const std::vector<int64_t> sizes{args.norm.batch, args.norm.pixels, out.sizes.back()};
+    const std::vector<int64_t> strides{sizes[1] * sizes[2], sizes[2], 1};
+    if (out.sizes != sizes || out.strides != strides) throw py::value_error("out must be dense, a row for each pixel");
+    args.out_channels = sizes[2], args.out = out.data;
+    args.weight = reinterpret_cast<const float*>(linear[0]), args.bias = reinterpret_cast<const float*>(linear[1]);
+    args.scratch = reinterpret_cast<float*>(scratch[1]);
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.norm_projection(args);
+}
+
 template <class T>
 swk::RowStrides row_strides(const T& tensor) {
     if (tensor.sizes.size() != 4) throw py::value_error("an image has four dimensions");
@@ -165,6 +195,52 @@ void norm_silu_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const
     const swk::Kernels& kernels = swk::kernels();
     py::gil_scoped_release unlocked;
     kernels.norm_silu_conv3x3(args);
+}
+
+// An image in rows of channels in scratch memory, with the batch and sides of another.
+template <class T>
+View<T> in_scratch(uintptr_t address, int64_t channels, const std::vector<int64_t>& like) {
+    View<T> image;
+    image.data = reinterpret_cast<T*>(address);
+    image.sizes = {like[0], channels, like[2], like[3]};
+    image.strides = {like[2] * like[3] * channels, 1, like[3] * channels, channels};
+    return image;
+}
+
+// norms: addresses of two norms; convs: of weight, bias and embedding of the first convolution, weight, bias and 0 of
+// the second, weight and bias of the shortcut; scratch: of norm, product, hidden image, skip.
+void res_block(const py::tuple& out_view, const py::tuple& x_view, const std::vector<std::vector<uintptr_t>>& norms,
+               const std::vector<std::vector<uintptr_t>>& convs, const std::vector<int64_t>& sizes,
+               const std::vector<float>& eps, const std::vector<uintptr_t>& scratch, int threads) {
+    if (norms.size() != 2 || sizes.size() != 3 || eps.size() != 2) {
+        throw py::value_error("a res block has two norms, two eps, and sizes (groups of each, hidden channels)");
+    }
+    if (convs.size() != 3 || convs[2].size() != 2) throw py::value_error("convs are (first, second, shortcut)");
+    if (scratch.size() != 4) throw py::value_error("scratch is (of the norm, of the product, hidden image, skip)");
+    const Output out(out_view);
+    const Input x(x_view);
+    if (out.sizes.size() != 4) throw py::value_error("an image has four dimensions");
+    const auto hidden = in_scratch<float>(scratch[2], sizes[2], out.sizes);
+    const auto again = in_scratch<const float>(scratch[2], sizes[2], out.sizes);
+    swk::ResBlockArgs args{{{}, conv3x3(hidden, x, convs[0], 1, scratch[1], threads)},
+                           {{}, conv3x3(out, again, convs[1], 1, scratch[1], threads)}, {}};
+    args.first.norm = norm_input(x, norms[0], sizes[0], eps[0], scratch[0], threads);
+    args.second.norm = norm_input(again, norms[1], sizes[1], eps[1], scratch[0], threads);
+    if (convs[2][0]) {
+        args.shortcut = {reinterpret_cast<const float*>(convs[2][0]), reinterpret_cast<const float*>(convs[2][1]),
+                         reinterpret_cast<float*>(scratch[3])};
+        const swk::RowStrides& x_strides = args.first.conv.x_strides;
+        if (x.sizes[2] > 1 && x.sizes[3] > 1 && x_strides.row != x.sizes[3] * x_strides.column) {
+            throw py::value_error("x's rows of pixels must follow one another");
+        }
+        if (x.sizes[3] == 1) args.first.conv.x_strides.column = x_strides.row;
+    } else {
+        expect_same_shape(out, x);
+        args.second.conv.skip = x.data, args.second.conv.skip_strides = args.first.conv.x_strides;
+    }
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.res_block(args);
 }
 
 void upsample_conv3x3(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& conv,
@@ -314,6 +390,18 @@ void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optio
     kernels.swda_core_backward(args);
 }
 
+// Memory that is freed stays with the process, up to `most` bytes at the heap's end. glibc takes thresholds of mmap up to
+// 32 MiB; blocks above that go back to the operating system all the same. False where the allocator is not glibc's.
+bool keep_freed_memory(int64_t most) {
+#if defined(__GLIBC__)
+    constexpr int64_t kMostInHeap = 32 << 20, kMost = INT32_MAX;
+    return mallopt(M_MMAP_THRESHOLD, static_cast<int>(std::min(most, kMostInHeap))) &&
+           mallopt(M_TRIM_THRESHOLD, static_cast<int>(std::min(most, kMost)));
+#else
+    return most < 0;
+#endif
+}
+
 std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window) {
     Layout layout = layout_of(channels, heads, window, 0);
     std::vector<int64_t> index(layout.bias_floats);
@@ -332,6 +420,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("use_isa", &swk::use_isa, py::arg("isa"), "Take another instruction set from now on.");
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
+    module.def("keep_freed_memory", &keep_freed_memory, py::arg("most"), "Whether the allocator can be told.");
     module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
                py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
     module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),
@@ -340,9 +429,14 @@ PYBIND11_MODULE(_native, module) {
                py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
     module.def("conv3x3_layout", &conv3x3_layout, py::arg("batch"), py::arg("channels"), py::arg("height"),
                py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats)");
+    module.def("normed_floats", &swk::normed_floats, py::arg("channels"), "Floats of scratch for each thread.");
+    module.def("norm_projection", &norm_projection, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("linear"),
+               py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/norm_projection.h");
     module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
                py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
                "csrc/ops/norm_silu_conv3x3.h");
+    module.def("res_block", &res_block, py::arg("out"), py::arg("x"), py::arg("norms"), py::arg("convs"),
+               py::arg("sizes"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/res_block.h");
     module.def("upsample_conv3x3", &upsample_conv3x3, py::arg("out"), py::arg("x"), py::arg("conv"),
                py::arg("scratch"), py::arg("threads"), "csrc/ops/upsample_conv3x3.h");
     const auto block = [&](const char* name, auto function) {

@@ -9,11 +9,14 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
+from .backends.cpu.workspace import keep_freed_memory, release_scratch
 from .derived import forget
 from .ops.ddim_step import Prediction, ddim_step
 from .ops.gated_ffn import FFNWeights, gated_ffn
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_projection import LinearWeights, norm_projection
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from .ops.res_block import ResBlockWeights, res_block
 from .ops.swda_attention import AttentionWeights, swda_attention
 from .ops.swda_block import swda_block
 from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
@@ -27,7 +30,9 @@ __all__ = [
     "ConvWeights",
     "FFNWeights",
     "GroupNormWeights",
+    "LinearWeights",
     "Prediction",
+    "ResBlockWeights",
     "UpsampleWeights",
     "backends",
     "ddim_step",
@@ -35,8 +40,12 @@ __all__ = [
     "forget",
     "gated_ffn",
     "group_norm_silu",
+    "keep_freed_memory",
+    "norm_projection",
     "norm_silu_conv3x3",
     "optimize",
+    "release_scratch",
+    "res_block",
     "restore",
     "swda_attention",
     "swda_block",

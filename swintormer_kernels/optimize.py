@@ -105,10 +105,11 @@ def _grouped(entries: Mapping[str, object]) -> list[tuple[str, str]]:
 def optimize(model: nn.Module, *, verify: bool = True) -> Report:
     """Let every known part of `model` compute through the ops, in place.
 
-    Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `norm_silu_conv3x3`,
-    their steps up through `upsample_conv3x3`, their self-attention through one product and
-    scaled_dot_product_attention; `conv_norm_out`, `conv_act` and `conv_out` through one `norm_silu_conv3x3`, or the
-    first two through `group_norm_silu`.
+    Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `res_block` on a CPU and
+    through two `norm_silu_conv3x3` elsewhere, their steps up through `upsample_conv3x3`, their self-attention through
+    one product and scaled_dot_product_attention; `conv_norm_out`, `conv_act` and `conv_out` through one
+    `norm_silu_conv3x3`, or the first two through `group_norm_silu`. A whole network of diffusers knows its dtype
+    afterwards without the walk over all modules that diffusers does in each step.
 
     Parts are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
     state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (further arguments,
@@ -153,7 +154,7 @@ def optimize(model: nn.Module, *, verify: bool = True) -> Report:
 def _optimize_unet(model: nn.Module, verify: bool, report: Report) -> None:
     plans: list[unet.Plan] = []
     for name, module, kind in recognise_unet.candidates(model):
-        before = unet.already(name, module)
+        before = unet.already(name, module, kind)
         if before is not None:
             report.swapped_before[before[0]] = before[1]
             continue

@@ -21,10 +21,10 @@ _ATTENTION_MORE = {"group_norm"}
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, module, kind) of what resembles a part; kind is "res block", "attention", "upsampling" or "norm and SiLU".
+    """(name, module, kind) of what resembles a part, one of those below.
 
-    For the last, the module is the one that holds the two as `conv_norm_out` and `conv_act`; a `conv_out` after them
-    goes with them if it can.
+    "res block", "attention", "upsampling". "norm and SiLU": the module that holds the two as `conv_norm_out` and
+    `conv_act`; a `conv_out` after them goes with them if it can. "network": one that asks for its own dtype each step.
     """
     for name, module in model.named_modules():
         parts = module._modules.keys()
@@ -36,6 +36,8 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield name, module, "upsampling"
         elif parts >= {"conv_norm_out", "conv_act"}:
             yield name, module, "norm and SiLU"
+        if parts >= {"time_proj", "time_embedding"} and why_not_network(module) is None:
+            yield name, module, "network"
 
 
 def why_not_res_block(block: Any) -> str | None:
@@ -78,6 +80,14 @@ def why_not_upsampling(module: Any) -> str | None:
     if not getattr(module, "interpolate", True):
         return "it does not change the resolution"
     return _why_not_replaceable(module, {"conv"}) or _why_not_conv3x3("conv", unwrapped(module.conv))
+
+
+def why_not_network(network: Any) -> str | None:
+    """None if the dtype of `network` is the property that diffusers' models inherit, which walks over all modules."""
+    found = [vars(cls)["dtype"] for cls in type(network).__mro__ if "dtype" in vars(cls)]
+    getters = [entry.fget for entry in found if isinstance(entry, property)]
+    theirs = [getter for getter in getters if getter.__module__ == "diffusers.models.modeling_utils"]
+    return None if theirs else "its dtype is no property of diffusers' models"
 
 
 def why_not_norm_and_silu(owner: Any) -> str | None:

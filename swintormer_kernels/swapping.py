@@ -17,6 +17,11 @@ class SwappedModule(nn.Module):
         self.forget_swap()
         self.__class__ = type(self)._base
 
+    @classmethod
+    def name_of(cls, base: type[nn.Module]) -> str:
+        """What the class made of `base` is called."""
+        return f"Swapped{base.__name__}"
+
     def forget_swap(self) -> None:
         """Remove the attributes that the swap added to the object."""
         raise NotImplementedError
@@ -34,7 +39,7 @@ def swapped_class(mixin: type[SwappedModule], base: type[nn.Module]) -> Any:
     """The subclass of `base` that computes as `mixin` says; always the same one, so that compiled code is reused."""
     if (mixin, base) not in _classes:
         body = {"_base": base, "_mixin": mixin, "__module__": base.__module__}
-        _classes[mixin, base] = type(f"Swapped{base.__name__}", (mixin, base), body)
+        _classes[mixin, base] = type(mixin.name_of(base), (mixin, base), body)
     return _classes[mixin, base]
 
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from . import probe_unet, recognise_unet
 from .derived import derived
 from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from .ops.norm_projection import OP as NORM_PROJECTION_OP
+from .ops.norm_projection import LinearWeights, norm_projection
 from .ops.norm_silu_conv3x3 import OP as CONV_OP
 from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from .ops.res_block import Norms, ResBlockWeights, fused_res_block
 from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from .recognise import has_hooks, runs_the_same_code
-from .registry import Explanation, explain
+from .registry import Explanation, asked_backend, explain
 from .swapping import SwappedModule, swapped_class
 
 _SIDE = 32  # of the latent that the report speaks of
@@ -32,15 +35,15 @@ class SwappedPart:
     """A swapped part of a U-Net: what it is, and `explanation` of the backend that its op takes.
 
     The backend is the one for a 32 x 32 latent, batch 1, channels_last, in the part's dtype, in the grad mode of now.
-    Attention is torch's scaled_dot_product_attention on every backend, so there it is None.
+    It is None where nothing is selected: `through` then says what computes the part on every backend.
     """
 
     what: str
     explanation: Explanation | None
+    through: str = "scaled_dot_product_attention"
 
     def __str__(self) -> str:
-        backend = "scaled_dot_product_attention" if self.explanation is None else self.explanation.backend
-        return f"{self.what} -> {backend}"
+        return f"{self.what} -> {self.through if self.explanation is None else self.explanation.backend}"
 
 
 class _SwappedUnetPart(SwappedModule):
@@ -66,7 +69,7 @@ class _SwappedUnetPart(SwappedModule):
 
 
 class SwappedResBlock(_SwappedUnetPart):
-    """A res block as two `norm_silu_conv3x3`."""
+    """A res block as one `res_block` where a backend has that, else as two `norm_silu_conv3x3`."""
 
     norm1: Any  # parts are of the block's own classes
     conv1: Any
@@ -77,16 +80,37 @@ class SwappedResBlock(_SwappedUnetPart):
         if args or kwargs or not self._takes(input_tensor, temb):
             return super().forward(input_tensor, temb, *args, **kwargs)
         norm2, embedding = self._time(temb, input_tensor.shape[0])
+        factor = getattr(self, "output_scale_factor", 1.0)
+        out = self._in_one(input_tensor, norm2, embedding)
+        if out is None:
+            out = self._in_two(input_tensor, norm2, embedding)
+        return out if factor == 1.0 else out / factor
+
+    def _in_one(self, x: Tensor, norm2: GroupNormWeights, embedding: Tensor | None) -> Tensor | None:
+        """The whole block through `res_block`, or None where it would go to the reference."""
+        parts: Any = self._modules
+        conv1, conv2, shortcut = parts["conv1"], parts["conv2"], parts.get("conv_shortcut")
+        if not x.is_cpu or asked_backend() not in (None, "cpu") or (shortcut and not _is_pointwise(shortcut)):
+            return None
+        norm1 = parts["norm1"]
+        block = ResBlockWeights(
+            *(conv1.weight, conv2.weight, conv1.bias, conv2.bias),
+            *(norm1.weight, norm1.bias, norm2.weight, norm2.bias),
+            *(embedding, norm2.scale, norm2.shift),
+            *((shortcut.weight, shortcut.bias) if shortcut else (None, None)),
+        )
+        norms = Norms(norm1.num_groups, parts["norm2"].num_groups, norm1.eps, parts["norm2"].eps)
+        return fused_res_block(x, block, norms)
+
+    def _in_two(self, input_tensor: Tensor, norm2: GroupNormWeights, embedding: Tensor | None) -> Tensor:
         conv1 = ConvWeights(self.conv1.weight, self.conv1.bias, embedding)
         hidden = norm_silu_conv3x3(input_tensor, _weights(self.norm1), conv1, self.norm1.num_groups, self.norm1.eps)
         conv2 = ConvWeights(self.conv2.weight, self.conv2.bias, skip=self._skip(input_tensor))
-        out = norm_silu_conv3x3(hidden, norm2, conv2, self.norm2.num_groups, self.norm2.eps)
-        factor = getattr(self, "output_scale_factor", 1.0)
-        return out if factor == 1.0 else out / factor
+        return norm_silu_conv3x3(hidden, norm2, conv2, self.norm2.num_groups, self.norm2.eps)
 
     def _skip(self, x: Tensor) -> Tensor:
         """What the block adds: its input, by way of the shortcut if it has one."""
-        shortcut = getattr(self, "conv_shortcut", None)
+        shortcut: Any = self._modules.get("conv_shortcut")
         if shortcut is None:
             return x
         if not (_is_pointwise(shortcut) and x.is_contiguous(memory_format=torch.channels_last)):
@@ -96,22 +120,25 @@ class SwappedResBlock(_SwappedUnetPart):
         return rows.permute(0, 3, 1, 2)
 
     def _takes(self, x: Any, temb: Any) -> bool:
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.norm1.num_channels:
+        parts: Any = self._modules
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != parts["norm1"].num_channels:
             return False
-        if getattr(self, "time_emb_proj", None) is not None and (
+        if parts.get("time_emb_proj") is not None and (
             not isinstance(temb, Tensor) or temb.ndim != 2 or temb.shape[0] not in (1, x.shape[0])
         ):
             return False
-        if self.training and _drops(getattr(self, "dropout", None)):
+        if self.training and _drops(parts.get("dropout")):
             return False
         return self.unchanged()
 
     def _time(self, temb: Tensor | None, batch: int) -> tuple[GroupNormWeights, Tensor | None]:
         """norm2 with the embedding's modulation, and the embedding that is added to conv1's result."""
-        projection, norm = getattr(self, "time_emb_proj", None), _weights(self.norm2)
+        parts: Any = self._modules
+        projection, norm = parts.get("time_emb_proj"), _weights(parts["norm2"])
         if projection is None or temb is None:
             return norm, None
-        embedding = projection(temb if getattr(self, "skip_time_act", False) else F.silu(temb)).expand(batch, -1)
+        active = temb if getattr(self, "skip_time_act", False) else F.silu(temb)
+        embedding = F.linear(active, projection.weight, projection.bias).expand(batch, -1)
         if getattr(self, "time_embedding_norm", "default") == "default":
             return norm, embedding
         scale, shift = embedding.chunk(2, dim=1)
@@ -162,18 +189,24 @@ class SwappedAttention(_SwappedUnetPart):
         return self.unchanged()
 
     def _attend(self, x: Tensor) -> Tensor:
-        norm = getattr(self, "group_norm", None)
-        tokens = x if x.ndim == 3 else x.permute(0, 2, 3, 1).flatten(1, 2)  # of channels_last a view
-        if norm is not None:
-            normed = torch.group_norm(x if x.ndim == 4 else x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps)
-            tokens = normed.permute(0, 2, 3, 1).flatten(1, 2) if x.ndim == 4 else normed.mT
-        batch, length, _ = tokens.shape
-        weight, bias = self._product()
-        qkv = F.linear(tokens, weight, bias).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        product = self._queries_keys_values(x)
+        q, k, v = product.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = F.linear(attended, self.to_out[0].weight, self.to_out[0].bias)
         return out if x.ndim == 3 else out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+    def _queries_keys_values(self, x: Tensor) -> Tensor:
+        """(B, tokens, 3 C) of x as it comes or normed: norm and product as one op where a backend wins with that."""
+        norm, (weight, bias) = getattr(self, "group_norm", None), self._product()
+        if norm is None:
+            return F.linear(x if x.ndim == 3 else x.permute(0, 2, 3, 1).flatten(1, 2), weight, bias)
+        image = x if x.ndim == 4 else x.mT.unsqueeze(-1)
+        arguments = image, _weights(norm), LinearWeights(weight, bias), norm.num_groups, norm.eps
+        on_cpu = x.is_cpu and asked_backend() in (None, "cpu")
+        if on_cpu and NORM_PROJECTION_OP.select(*arguments) != "reference":
+            return norm_projection(*arguments)
+        normed = torch.group_norm(x if x.ndim == 4 else x.mT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.linear(normed.permute(0, 2, 3, 1).flatten(1, 2) if x.ndim == 4 else normed.mT, weight, bias)
 
     def _product(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of queries, keys and values, one below the other."""
@@ -207,6 +240,43 @@ class SwappedUpsampling(_SwappedUnetPart):
         x = self.conv.weight.new_empty(()).expand(1, self.conv.in_channels, _SIDE, _SIDE)
         explanation = explain(upsample_conv3x3, x, UpsampleWeights(self.conv.weight, self.conv.bias))
         return SwappedPart(f"upsampling, {self.conv.in_channels} channels", explanation)
+
+
+class SwappedNetwork(_SwappedUnetPart):
+    """A network of diffusers that knows its dtype.
+
+    It asks for it once a step, to cast the time's embedding. diffusers looks at every module first, by hasattr, which
+    fails slowly: 0.4 ms of 5 of a step of a small U-Net.
+    """
+
+    @classmethod
+    def name_of(cls, base: type[nn.Module]) -> str:
+        return base.__name__  # diffusers writes it into the configuration of a saved model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating point parameter, which is what diffusers' own property answers unless a hook casts."""
+        first = next(self.parameters())
+        plain = not getattr(self, "_keep_in_fp32_modules", None) and first.is_floating_point()
+        if torch.compiler.is_compiling() or not plain or _has_diffusers_hook(self):
+            return super().dtype  # type: ignore[misc]  # of diffusers' class, which comes next
+        return first.dtype
+
+    def unet_parts(self) -> tuple[Any, ...]:
+        return ()
+
+    def describe(self) -> SwappedPart:
+        return SwappedPart("the network's dtype, asked for in every step", None, "its first parameter's")
+
+
+def _has_diffusers_hook(module: nn.Module) -> bool:
+    left = [module]
+    while left:
+        state = left.pop().__dict__
+        if "_diffusers_hook" in state:
+            return True
+        left += [part for part in state["_modules"].values() if part is not None]
+    return False
 
 
 class _SwappedInEnd(_SwappedUnetPart):
@@ -314,11 +384,13 @@ _WHY_NOT: dict[str, Callable[[Any], str | None]] = {
     "res block": recognise_unet.why_not_res_block,
     "attention": recognise_unet.why_not_attention,
     "upsampling": recognise_unet.why_not_upsampling,
+    "network": recognise_unet.why_not_network,
 }
 _MIXINS: dict[str, type[_SwappedUnetPart]] = {
     "res block": SwappedResBlock,
     "attention": SwappedAttention,
     "upsampling": SwappedUpsampling,
+    "network": SwappedNetwork,
 }
 
 
@@ -330,6 +402,8 @@ def plan(name: str, module: nn.Module, kind: str, verify: bool, plans: Iterable[
     reason = _WHY_NOT[kind](module)
     if reason is not None:
         return reason
+    if kind == "network":
+        return Plan(f"{name}.dtype".lstrip("."), kind, module)
     checked = any(other.kind == kind and runs_the_same_code(other.module, module) for other in plans)
     if verify and not checked:
         difference = probe_unet.why_different(module, kind, lambda copied: _swap(copied, kind))
@@ -338,12 +412,13 @@ def plan(name: str, module: nn.Module, kind: str, verify: bool, plans: Iterable[
     return Plan(name, kind, module)
 
 
-def already(name: str, module: nn.Module) -> tuple[str, SwappedPart] | None:
+def already(name: str, module: nn.Module, kind: str) -> tuple[str, SwappedPart] | None:
     """Name and description if an earlier call swapped this candidate."""
-    norm = module._modules.get("conv_norm_out")
-    if isinstance(norm, _SwappedInEnd):
-        return f"{name}.conv_norm_out".lstrip("."), norm.describe()
-    return (name, module.describe()) if isinstance(module, _SwappedUnetPart) else None
+    part: Any = module
+    inside = {"norm and SiLU": "conv_norm_out", "network": "dtype"}.get(kind, "")
+    if kind == "norm and SiLU":
+        part = module.conv_norm_out
+    return (f"{name}.{inside}".strip("."), part.describe()) if isinstance(part, _SwappedUnetPart) else None
 
 
 def _swap(module: Any, kind: str) -> _SwappedUnetPart:

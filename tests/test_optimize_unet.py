@@ -162,6 +162,77 @@ def test_the_ops_really_compute_it(model, monkeypatch):
     assert calls.count("upsample_conv3x3") == 1
 
 
+def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
+    model = unet(block_out_channels=(32, 64), sample_size=32)
+    inputs = torch.randn(1, 6, 32, 32), torch.tensor(7)
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(model).double()(*double(inputs)).sample, model(*inputs).sample
+        sk.optimize(model)
+        outs, op = [], swapped_unet.fused_res_block
+        monkeypatch.setattr(swapped_unet, "fused_res_block", lambda *args: outs.append(op(*args)) or outs[-1])
+        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert len(outs) == 8
+        assert all(out is not None for out in outs)
+        with sk.use_backend("reference"):
+            model(*inputs)
+        assert len(outs) == 8, "on another backend the halves choose for themselves"
+    model(*inputs)
+    assert outs[8:] == [None] * 8, "with gradients they do, too"
+
+
+ATTENTIONS = {
+    "plain": {},
+    "bias": {"bias": True, "dim_head": 16},
+    "tokens": {"residual_connection": True},
+    "no norm": {"norm_num_groups": None},
+    "scaled": {"rescale_output_factor": 2.0, "residual_connection": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("channels", [32, 512])
+def test_attention_with_and_without_the_fused_norm(name, channels, monkeypatch, extension):
+    """From 512 channels on norm and projection are one op, if no gradient is wanted."""
+    options = {"heads": 2, "dim_head": 8, "norm_num_groups": 4, **ATTENTIONS[name]}
+    part = randomised(attention_module.Attention(channels, **options))
+    x = torch.randn(2, 30, channels) if name == "tokens" else torch.randn(2, channels, 6, 5)
+    calls, op = [], swapped_unet.norm_projection
+    monkeypatch.setattr(swapped_unet, "norm_projection", lambda *args: calls.append(args) or op(*args))
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(part).double()(x.double()), part(x)
+        assert sk.optimize(part).swapped
+        assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    fused = channels == 512 and name != "no norm"
+    assert len(calls) == fused
+    assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    assert len(calls) == fused
+
+
+# ---- the network's own dtype -----------------------------------------------------------------------------------------
+
+
+def test_the_dtype_follows_the_parameters_and_hooks(model):
+    sk.optimize(model)
+    assert isinstance(model, swapped_unet.SwappedNetwork)
+    assert model.dtype == torch.float32
+    assert model.double().dtype == torch.float64
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    sk.restore(model)
+    assert type(model) is diffusers.UNet2DModel
+
+
+def test_a_swapped_network_saves_under_its_own_name(model, tmp_path):
+    sk.optimize(model)
+    model.save_pretrained(tmp_path)
+    again = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
+    inputs = unet_inputs(model)
+    with torch.no_grad():
+        sk.restore(model)
+        assert torch.equal(again(*inputs).sample, model(*inputs).sample)
+
+
 def test_an_end_without_a_3x3_convolution(model, monkeypatch):
     inputs = unet_inputs(model)
     model.conv_out = randomised(nn.Conv2d(16, 3, 1))
@@ -390,7 +461,7 @@ def test_hooks_at_the_time_of_the_swap(model):
 
 def test_without_the_check_the_structure_decides(monkeypatch):
     monkeypatch.setattr(swapped_unet.probe_unet, "why_different", lambda *_: pytest.fail("was asked not to check"))
-    assert len(sk.optimize(unet(), verify=False).swapped) == 8 + 4 + 1 + 1
+    assert len(sk.optimize(unet(), verify=False).swapped) == 8 + 4 + 1 + 1 + 1
 
 
 def test_the_kernels_need_no_diffusers():

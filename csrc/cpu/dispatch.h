@@ -6,7 +6,9 @@
 
 #include "../ops/ddim_step.h"
 #include "../ops/group_norm_silu.h"
+#include "../ops/norm_projection.h"
 #include "../ops/norm_silu_conv3x3.h"
+#include "../ops/res_block.h"
 #include "../ops/swda_block.h"
 #include "../ops/swda_core.h"
 #include "../ops/upsample_conv3x3.h"
@@ -17,7 +19,9 @@
     X(ddim_step, DdimStepArgs)                \
     X(gated_ffn, SwdaBlockArgs)               \
     X(group_norm_silu, GroupNormSiluArgs)     \
+    X(norm_projection, NormProjectionArgs)    \
     X(norm_silu_conv3x3, NormSiluConv3x3Args) \
+    X(res_block, ResBlockArgs)                \
     X(swda_attention, SwdaBlockArgs)          \
     X(swda_block, SwdaBlockArgs)              \
     X(swda_core, SwdaCoreArgs)                \

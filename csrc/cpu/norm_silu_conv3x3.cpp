@@ -3,65 +3,9 @@
 // x is read 1.3 times beside the statistics, skip and out once, 4 bytes each.
 #include "../ops/norm_silu_conv3x3.h"
 
-#include "group_norm.h"
-#include "winograd.h"
+#include "norm_silu_conv3x3.h"
 
 namespace swk::SWK_ISA {
-namespace {
-
-constexpr int kInputWide = 2 * kBlockWide + 2, kInputHigh = 2 * kBlockHigh + 2;
-
-struct NormedSource {
-    static constexpr int kAxis = 4;
-
-    const Conv3x3& conv;
-    const float* folded;  // of norm_of_rows
-
-    // silu(norm(x)) of kLanes channels (or `lanes`) from `channel` on, of the inputs under a block; 0 outside the image.
-    void activate(const Block& block, int64_t channel, int lanes, F32 (&to)[kInputHigh][kInputWide]) const {
-        const int64_t channels = conv.channels;
-        const float* norm = folded + 3 * block.image * channels + channel;
-        const F32 mean = load(norm, 1, lanes), factor = load(norm + channels, 1, lanes);
-        const F32 offset = load(norm + 2 * channels, 1, lanes);
-        const float* image = conv.x + block.image * conv.x_strides.batch + channel;
-        for (int y = 0; y < 2 * block.high + 2; ++y) {
-            const int64_t row = block.top + y - 1;
-            for (int x = 0; x < 2 * block.wide + 2; ++x) {
-                const int64_t column = block.left + x - 1;
-                if (row < 0 || row >= conv.height || column < 0 || column >= conv.width) {
-                    to[y][x] = F32{};
-                    continue;
-                }
-                const F32 value = load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);
-                to[y][x] = silu(madd(value - mean, factor, offset));
-            }
-        }
-    }
-
-    void transform(const Block& block, int64_t slice, float* transformed) const {
-        float* to_slice = transformed + slice * kBlockTiles * kSlice;
-        for (int64_t c = 0; c < kSlice && slice * kSlice + c < conv.channels; c += kLanes) {
-            const int64_t channel = slice * kSlice + c;
-            F32 input[kInputHigh][kInputWide];
-            activate(block, channel, left_lanes(conv.channels - channel), input);
-            for (int tile = 0; tile < block.tiles(); ++tile) {
-                const int y = 2 * (tile / block.wide), x = 2 * (tile % block.wide);
-                F32 d[4][4];
-                for (int i = 0; i < 4; ++i) {
-                    for (int j = 0; j < 4; ++j) d[i][j] = input[y + i][x + j];
-                }
-                for (int j = 0; j < 4; ++j) transform_four(d[0][j], d[1][j], d[2][j], d[3][j]);
-                for (int i = 0; i < 4; ++i) transform_four(d[i][0], d[i][1], d[i][2], d[i][3]);
-                float* to = to_slice + tile * kSlice + c;
-                for (int point = 0; point < 16; ++point) {
-                    store(to + point * point_floats(conv.channels), d[point / 4][point % 4]);
-                }
-            }
-        }
-    }
-};
-
-}  // namespace
 
 void conv3x3_layout(const Conv3x3LayoutArgs& args) {
     const int64_t blocks = args.batch * BlockGrid(args.height, args.width).blocks();
@@ -72,8 +16,7 @@ void conv3x3_layout(const Conv3x3LayoutArgs& args) {
 }
 
 void norm_silu_conv3x3(const NormSiluConv3x3Args& args) {
-    const NormedSource source{args.conv, norm_of_rows(args.norm)};
-    Winograd<NormedSource>(args.conv, source).run();
+    normed_convolution(args.norm, args.conv);
 }
 
 }  // namespace swk::SWK_ISA

@@ -38,18 +38,22 @@ def _cpu_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
 
 
 def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
+    reason = too_small(x.shape[0], x.shape[1], conv.weight.shape[0], (x.shape[2], x.shape[3]))
+    return slower_with_gradients(x, *norm, *conv) if reason is None else reason
+
+
+def too_small(batch: int, channels: int, out: int, sides: tuple[int, int]) -> str | None:
+    """Where the cpu backend was measured to lose against the reference, in words; else None."""
     # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
     # products is used, single images of 16x16 to 32x32 pixels still reach 1.01 to 1.7, others 0.4 to 1.1; above 0.4
     # the worst of 87 shapes is 0.95, the others 1.0 and more.
-    batch, channels, height, width = x.shape
-    used = used_products(height, width, conv.weight.shape[0])
+    height, width = sides
+    used = used_products(height, width, out)
     if channels < 16:
         return f"{channels} input channels fill too little of the cpu backend's vectors"
     if used < 0.4 and not (batch == 1 and 256 <= height * width <= 1024):
-        return (
-            f"{height}x{width} pixels of {conv.weight.shape[0]} channels use {used:.0%} of the cpu backend's products"
-        )
-    return slower_with_gradients(x, *norm, *conv)
+        return f"{height}x{width} pixels of {out} channels use {used:.0%} of the cpu backend's products"
+    return None
 
 
 def used_products(height: int, width: int, out_channels: int) -> float:

@@ -2,132 +2,9 @@
 // heap buffers that end where the data end: built with sanitizers (tests/test_sanitizers.py), a step too far stops it.
 // Values are checked against float64 in Python; here only what a stray access would spoil: every element is written,
 // nothing between the elements is, and neither threads nor layout change a bit.
-#include <stdlib.h>
-
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <numeric>
-#include <random>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-#include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/parallel.h"
+#include "tensors.h"
 
 namespace {
-
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kGuard = -12345.0f;  // between the elements of an output with gaps
-std::mt19937 generator(0);
-
-void expect(bool true_, const std::string& what) {
-    if (!true_) throw std::runtime_error(what);
-}
-
-// `count` floats on the heap, 64-byte aligned and not one longer.
-class Buffer {
-public:
-    explicit Buffer(int64_t count, float value = kNaN) : count_(count) {
-        void* memory = nullptr;
-        expect(posix_memalign(&memory, 64, count ? count * sizeof(float) : 1) == 0, "out of memory");
-        data_.reset(static_cast<float*>(memory));
-        for (int64_t i = 0; i < count; ++i) data_.get()[i] = value;
-    }
-
-    Buffer& randomise(float scale) {
-        std::normal_distribution<float> normal(0.0f, scale);
-        for (int64_t i = 0; i < count_; ++i) data_.get()[i] = normal(generator);
-        return *this;
-    }
-
-    float* data() const { return data_.get(); }
-    int64_t count() const { return count_; }
-
-private:
-    struct Free {
-        void operator()(float* memory) const { free(memory); }
-    };
-    int64_t count_;
-    std::unique_ptr<float, Free> data_;
-};
-
-using Sizes = std::vector<int64_t>;
-
-enum class Layout { kNchw, kChannelsLast, kEverySecondColumn };
-constexpr Layout kLayouts[] = {Layout::kNchw, Layout::kChannelsLast, Layout::kEverySecondColumn};
-
-Sizes strides_of(Layout layout, const Sizes& sizes) {
-    const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
-    if (layout == Layout::kChannelsLast) return {h * w * c, 1, w * c, c};
-    const int64_t step = layout == Layout::kEverySecondColumn ? 2 : 1;
-    return {c * h * w * step, h * w * step, w * step, step};
-}
-
-int64_t elements(const Sizes& sizes) {
-    return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
-// Calls visit(offset) for each element, in the order of the indices.
-template <class Visit>
-void each_element(const Sizes& sizes, const Sizes& strides, const Visit& visit) {
-    for (int64_t i = 0, count = elements(sizes); i < count; ++i) {
-        int64_t offset = 0, left = i;
-        for (size_t dim = sizes.size(); dim-- > 0; left /= sizes[dim]) offset += left % sizes[dim] * strides[dim];
-        visit(offset);
-    }
-}
-
-// A tensor in a buffer that ends at its last element.
-struct Tensor {
-    Sizes sizes, strides;
-    Buffer buffer;
-
-    Tensor(Sizes sizes_, Sizes strides_)
-        : sizes(std::move(sizes_)), strides(std::move(strides_)), buffer(span(sizes, strides), kGuard) {}
-
-    static int64_t span(const Sizes& sizes, const Sizes& strides) {
-        if (elements(sizes) == 0) return 0;
-        int64_t last = 0;
-        for (size_t dim = 0; dim < sizes.size(); ++dim) last += (sizes[dim] - 1) * strides[dim];
-        return last + 1;
-    }
-
-    Tensor& fill(const std::vector<float>& values) {
-        size_t i = 0;
-        each_element(sizes, strides, [&](int64_t offset) { buffer.data()[offset] = values[i++]; });
-        return *this;
-    }
-
-    // The elements; throws if one was not written (NaN), or if anything between them was.
-    std::vector<float> take_output() {
-        std::vector<float> values;
-        each_element(sizes, strides, [&](int64_t offset) {
-            float& at = buffer.data()[offset];
-            expect(std::isfinite(at) && at != kGuard, "an element of the output was not written, or is not finite");
-            values.push_back(at), at = kGuard;
-        });
-        for (int64_t i = 0; i < buffer.count(); ++i) expect(buffer.data()[i] == kGuard, "a gap was written to");
-        return values;
-    }
-
-    swk::ImageView image() const { return {buffer.data(), strides[0], strides[1], strides[2], strides[3]}; }
-};
-
-std::vector<float> random_values(int64_t count) {
-    std::normal_distribution<float> normal;
-    std::vector<float> values(count);
-    for (float& value : values) value = normal(generator);
-    return values;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    if (a.size() != b.size()) return false;
-    return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 // ---- swda_block, swda_attention, gated_ffn --------------------------------------------------------------------------
 
@@ -312,6 +189,7 @@ constexpr NormShape kNorms[] = {
     {2, 96, 1, 70, 8}, {1, 33, 64, 65, 3}, {1, 160, 33, 1, 32}, {2, 4100, 1, 2, 1},
 };
 
+swk::RowStrides rows_of(const Sizes& strides) { return {strides[0], strides[2], strides[3]}; }
 swk::PlaneStrides planes_of(const Sizes& strides) { return {strides[0], strides[1], strides[3]}; }
 
 void run_group_norm_silu(const NormShape& shape) {
@@ -364,7 +242,6 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
     x.fill(random_values(elements(sizes)));
     Tensor out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes)), skip(out_sizes, out.strides);
     skip.fill(random_values(elements(out_sizes)));
-    const auto rows_of = [](const Sizes& strides) { return swk::RowStrides{strides[0], strides[2], strides[3]}; };
     const int64_t pixels = norm.height * norm.width;
     Buffer bias(shape.out), embedding(norm.batch * shape.out);
     bias.randomise(1), embedding.randomise(1);
@@ -375,8 +252,7 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
         Buffer weight((shape.out + panel - 1) / panel * 16 * norm.channels * panel);
         generator.seed(1);
         weight.randomise(0.1f);
-        const Buffer scratch(floats);
-        const Buffer norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
+        const Buffer scratch(floats), norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
         swk::NormSiluConv3x3Args args{};
         args.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
                      {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
@@ -388,6 +264,87 @@ void run_norm_silu_conv3x3(const ConvShape& shape) {
         conv.weight = weight.data(), conv.bias = bias.data(), conv.embedding = embedding.data();
         conv.skip = skip.buffer.data(), conv.out = out.buffer.data(), conv.scratch = scratch.data();
         swk::kernels().norm_silu_conv3x3(args);
+        const std::vector<float> result = out.take_output();
+        if (first.empty()) first = result;
+        expect(same_bits(first, result), "the bits depend on threads");
+    }
+}
+
+// ---- norm_projection ------------------------------------------------------------------------------------------------
+
+void run_norm_projection(const ConvShape& shape) {
+    const NormShape& norm = shape.norm;
+    const Sizes sizes{norm.batch, norm.channels, norm.height, norm.width};
+    const int64_t pixels = norm.height * norm.width;
+    Tensor x(sizes, strides_of(Layout::kChannelsLast, sizes));
+    Tensor out({norm.batch, pixels, shape.out}, {pixels * shape.out, shape.out, 1});
+    x.fill(random_values(elements(sizes)));
+    Buffer bias(shape.out);
+    bias.randomise(1.0f);
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+        int64_t panel = 0, floats = 0;
+        swk::kernels().conv3x3_layout({norm.batch, norm.channels, norm.height, norm.width, threads, &panel, &floats});
+        Buffer weight((shape.out + panel - 1) / panel * norm.channels * panel);
+        generator.seed(1);
+        weight.randomise(0.1f);
+        const Buffer scratch(threads * swk::normed_floats(norm.channels));
+        const Buffer norm_scratch(swk::group_norm_scratch(norm.batch, norm.channels, pixels, norm.groups));
+        swk::NormProjectionArgs args{};
+        args.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
+                     {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm_scratch.data(), threads};
+        args.out_channels = shape.out, args.weight = weight.data(), args.bias = bias.data();
+        args.out = out.buffer.data(), args.scratch = scratch.data();
+        swk::kernels().norm_projection(args);
+        const std::vector<float> result = out.take_output();
+        if (first.empty()) first = result;
+        expect(same_bits(first, result), "the bits depend on threads");
+    }
+}
+
+// ---- res_block ------------------------------------------------------------------------------------------------------
+
+// Through `shape.out` channels back to the input's, and to two more through a shortcut.
+void run_res_block(const ConvShape& shape, bool shortcut) {
+    const NormShape& norm = shape.norm;
+    const int64_t pixels = norm.height * norm.width, last = norm.channels + (shortcut ? 2 : 0);
+    const Sizes sizes{norm.batch, norm.channels, norm.height, norm.width};
+    const Sizes out_sizes{norm.batch, last, norm.height, norm.width};
+    const Sizes middle_sizes{norm.batch, shape.out, norm.height, norm.width};
+    const Sizes middle = strides_of(Layout::kChannelsLast, middle_sizes);
+    Tensor x(sizes, strides_of(Layout::kChannelsLast, sizes)), out(out_sizes, strides_of(Layout::kChannelsLast, out_sizes));
+    x.fill(random_values(elements(sizes)));
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+        int64_t panel = 0, floats = 0, floats2 = 0;
+        const auto layout = swk::kernels().conv3x3_layout;
+        layout({norm.batch, norm.channels, norm.height, norm.width, threads, &panel, &floats});
+        layout({norm.batch, shape.out, norm.height, norm.width, threads, &panel, &floats2});
+        const auto filled = [&](int64_t channels) { return (channels + panel - 1) / panel * panel; };
+        generator.seed(1);
+        Buffer weight1(16 * norm.channels * filled(shape.out)), weight2(16 * shape.out * filled(last));
+        Buffer weight3(norm.channels * filled(last)), bias(last);
+        for (Buffer* buffer : {&weight1, &weight2, &weight3, &bias}) buffer->randomise(0.1f);
+        const Buffer scratch(std::max(floats, floats2)), hidden(elements(middle_sizes)), skip(elements(out_sizes));
+        const auto norm_floats = [&](int64_t c, int64_t g) { return swk::group_norm_scratch(norm.batch, c, pixels, g); };
+        const Buffer norm1(norm_floats(norm.channels, norm.groups)), norm2(norm_floats(shape.out, 1));
+        swk::ResBlockArgs args{};
+        args.first.norm = {norm.batch, norm.channels, pixels, norm.groups, x.buffer.data(),
+                           {x.strides[0], 1, x.strides[3]}, {}, 1e-5f, norm1.data(), threads};
+        args.second.norm = {norm.batch, shape.out, pixels, 1, hidden.data(), {middle[0], 1, middle[3]}, {}, 1e-5f,
+                            norm2.data(), threads};
+        swk::Conv3x3 &one = args.first.conv, &two = args.second.conv;
+        for (swk::Conv3x3* conv : {&one, &two}) {
+            conv->batch = norm.batch, conv->height = norm.height, conv->width = norm.width;
+            conv->scratch = scratch.data(), conv->threads = threads;
+        }
+        one.channels = norm.channels, one.out_channels = two.channels = shape.out, two.out_channels = last;
+        one.x = x.buffer.data(), one.x_strides = rows_of(x.strides), one.weight = weight1.data();
+        one.out = hidden.data(), two.x = hidden.data(), one.out_strides = two.x_strides = rows_of(middle);
+        two.weight = weight2.data(), two.out = out.buffer.data(), two.out_strides = rows_of(out.strides);
+        if (shortcut) args.shortcut = {weight3.data(), bias.data(), skip.data()};
+        if (!shortcut) two.skip = x.buffer.data(), two.skip_strides = one.x_strides;
+        swk::kernels().res_block(args);
         const std::vector<float> result = out.take_output();
         if (first.empty()) first = result;
         expect(same_bits(first, result), "the bits depend on threads");
@@ -413,9 +370,8 @@ void run_upsample_conv3x3(const ConvShape& shape) {
         swk::Conv3x3& conv = args.conv;
         conv.batch = in.batch, conv.channels = in.channels, conv.out_channels = shape.out;
         conv.height = 2 * in.height, conv.width = 2 * in.width, conv.threads = threads;
-        conv.x = x.buffer.data(), conv.x_strides = {x.strides[0], x.strides[2], x.strides[3]};
-        conv.out = out.buffer.data(), conv.out_strides = {out.strides[0], out.strides[2], out.strides[3]};
-        conv.weight = weight.data(), conv.scratch = scratch.data();
+        conv.x = x.buffer.data(), conv.x_strides = rows_of(x.strides), conv.weight = weight.data();
+        conv.out = out.buffer.data(), conv.out_strides = rows_of(out.strides), conv.scratch = scratch.data();
         swk::kernels().upsample_conv3x3(args);
         const std::vector<float> result = out.take_output();
         if (first.empty()) first = result;
@@ -428,8 +384,9 @@ void run_isa(const std::string& isa) {
     run_ddim_step();
     for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
     for (const ConvShape& shape : kConvs) {
-        run_norm_silu_conv3x3(shape);
-        run_upsample_conv3x3(shape);
+        run_norm_silu_conv3x3(shape), run_upsample_conv3x3(shape);
+        run_res_block(shape, false), run_res_block(shape, true);
+        run_norm_projection(shape);
     }
     for (const BlockShape& shape : kBlocks) {
         run_block(&swk::Kernels::swda_block, shape, true, true);

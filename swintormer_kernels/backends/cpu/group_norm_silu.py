@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import native
 from .tensors import View
+from .workspace import Scratch
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
@@ -27,14 +28,14 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
         return out
     source, target, transposed = like_planes(x, out)
     batch, channels, height, width = x.shape
-    scratch = torch.empty(scratch_floats(batch, channels, height * width, groups))
+    scratch = Scratch(scratch_floats(batch, channels, height * width, groups))
     weights, addresses = dense(norm)
     native.extension().group_norm_silu(
         *(plane_view(tensor, transposed) for tensor in (target, source)),
         addresses,
         groups,
         eps,
-        scratch.data_ptr(),
+        scratch.addresses[0],
         torch.get_num_threads(),
     )
     del weights  # until here

@@ -11,6 +11,7 @@ from ... import native
 from .group_norm_silu import dense, scratch_floats
 from .tensors import view
 from .winograd import ALL_POINTS, image_like, layout, rows_of_channels, transformed_weight
+from .workspace import Scratch
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
@@ -24,8 +25,8 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
         return out
     batch, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    panel, floats = layout(x, 1, threads)
-    scratch = torch.empty(scratch_floats(batch, channels, height * width, groups)), torch.empty(floats)
+    panel, floats = layout(channels, batch, height, width, threads)
+    scratch = Scratch(scratch_floats(batch, channels, height * width, groups), floats)
     source, skip = rows_of_channels(x), None if conv.skip is None else rows_of_channels(conv.skip)
     norm_kept, norm_at = dense(norm)
     weight = transformed_weight(conv.weight, panel, ALL_POINTS)
@@ -38,7 +39,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
         conv_at,
         groups,
         eps,
-        [tensor.data_ptr() for tensor in scratch],
+        scratch.addresses,
         threads,
     )
     del norm_kept, conv_kept  # until here

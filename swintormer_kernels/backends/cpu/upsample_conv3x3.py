@@ -11,6 +11,7 @@ from ... import native
 from .group_norm_silu import dense
 from .tensors import view
 from .winograd import POINTS_OF_DOUBLED, image_like, layout, rows_of_channels, transformed_weight
+from .workspace import Scratch
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights
@@ -22,9 +23,10 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     if out.numel() == 0:
         return out
     threads = torch.get_num_threads()
-    panel, floats = layout(x, 2, threads)
-    source, scratch = rows_of_channels(x), torch.empty(floats)
+    batch, channels, height, width = x.shape
+    panel, floats = layout(channels, batch, 2 * height, 2 * width, threads)
+    source, scratch = rows_of_channels(x), Scratch(floats)
     kept, addresses = dense((transformed_weight(conv.weight, panel, POINTS_OF_DOUBLED), conv.bias, None))
-    native.extension().upsample_conv3x3(view(out), view(source), addresses, scratch.data_ptr(), threads)
+    native.extension().upsample_conv3x3(view(out), view(source), addresses, scratch.addresses[0], threads)
     del kept  # until here
     return out

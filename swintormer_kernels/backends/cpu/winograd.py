@@ -48,12 +48,21 @@ def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_PO
     return transformed.unflatten(0, (-1, panel)).permute(0, 3, 2, 1).contiguous()
 
 
-def layout(x: Tensor, scale: int, threads: int) -> tuple[int, int]:
-    """Width of a weight panel and floats of scratch, for a result of `scale` times x's height and width."""
-    batch, channels, height, width = x.shape
-    return _layout(batch, channels, scale * height, scale * width, threads, native.extension().isa())
+def in_panels(weight: Tensor, panel: int) -> Tensor:
+    """(out, in) or (out, in, 1, 1) as (panels, in, panel), out channels filled up with 0; kept."""
+
+    def make() -> Tensor:
+        filled = F.pad(weight.flatten(1), (0, 0, 0, -weight.shape[0] % panel))
+        return filled.unflatten(0, (-1, panel)).permute(0, 2, 1).contiguous()
+
+    return derived([weight], ("panels", panel), make)
+
+
+def layout(channels: int, batch: int, height: int, width: int, threads: int) -> tuple[int, int]:
+    """Width of a weight panel and floats of scratch, for `channels` in and a result of this height and width."""
+    return _layout(channels, batch, height, width, threads, native.extension().isa())
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(batch: int, channels: int, height: int, width: int, threads: int, isa: str) -> tuple[int, int]:
+def _layout(channels: int, batch: int, height: int, width: int, threads: int, isa: str) -> tuple[int, int]:
     return native.extension().conv3x3_layout(batch, channels, height, width, threads)

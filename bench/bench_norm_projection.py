@@ -1,0 +1,13 @@
+"""Times norm_projection: `pytest bench/bench_norm_projection.py`."""
+
+import pytest
+from measure import measure_op
+
+from swintormer_kernels.ops import norm_projection as module
+
+
+@pytest.mark.parametrize("case", [case for case in module.cases() if case.timed], ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", ["cpu"])
+def bench(case, backend, benchmark, rows):
+    benchmark.group = f"norm_projection, {case.name}"
+    rows.append(measure_op(benchmark, module, case, backend))

@@ -1,0 +1,27 @@
+// norm_projection: out[b][pixel][o] = sum over c of weight[o][c] norm(x)[b][c][pixel] + bias[o]. Norm: group_norm.h.
+#pragma once
+
+#include "group_norm.h"
+
+namespace swk {
+
+// Pixels that are normed at once, before the panels of weights pass: 4 (AVX2: 8) tiles of the product.
+constexpr int64_t kNormedPixels = 48;
+// Channels of them stand together in slices of so many.
+constexpr int64_t kNormedSlice = 64;
+
+// Floats of scratch for each thread.
+constexpr int64_t normed_floats(int64_t channels) {
+    return (channels + kNormedSlice - 1) / kNormedSlice * kNormedSlice * kNormedPixels;
+}
+
+struct NormProjectionArgs {
+    GroupNormInput norm;  // x in rows of channels, its rows of pixels after one another
+    int64_t out_channels;
+    const float* weight;  // [panel of out channels][channel][panel width], 0 beyond out_channels
+    const float* bias;    // [out_channels], or nullptr
+    float* out;           // [batch][pixels][out_channels]
+    float* scratch;       // [threads][normed_floats]
+};
+
+}  // namespace swk

@@ -1,0 +1,135 @@
+"""norm_projection: GroupNorm and a linear map of every pixel, by which attention in a diffusion U-Net begins.
+
+    out[b, p] = weight (group_norm(x)[b, :, p] (1 + scale) + shift) + bias      for every pixel p
+
+With the weights of queries, keys and values one below the other it is their common product. The normed image is never
+made. MACs per pixel: C_in C_out. A fused backend reads x twice (once for the statistics) and writes out once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends.reference.norm_projection import norm_projection as _reference
+from ..backends.reference.norm_projection import norm_projection_gradients
+from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
+from ..case import Case, Cost
+from ..registry import Op
+from . import group_norm_silu
+from .group_norm_silu import GroupNormWeights
+
+
+class LinearWeights(NamedTuple):
+    """Parameters of a linear map."""
+
+    weight: Tensor  # (C_out, C_in)
+    bias: Tensor | None = None  # (C_out,)
+
+
+def _cpu_serves(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> str | None:
+    return float32_or_autocast(x, *norm, *linear)
+
+
+def _cpu_slower(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> str | None:
+    # bench/bench_norm_projection.py, two threads, reference / cpu: 64 channels 0.7 to 0.9, 320 channels 0.96 to 0.99,
+    # 512 and 640 channels 1.01 to 1.15.
+    if x.shape[1] < 512:
+        return f"with {x.shape[1]} channels torch's GroupNorm and product are as fast"
+    return slower_with_gradients(x, *norm, *linear)
+
+
+OP = Op(
+    "norm_projection",
+    serves={"cpu": _cpu_serves},
+    absent={"triton": "not written yet", "cuda": "not written yet"},
+    slower={"cpu": _cpu_slower},
+)
+
+
+@OP.public
+def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> Tensor:
+    """Linear map of every pixel of group_norm(x) * (1 + scale) + shift.
+
+    Args:
+        x: (B, C_in, H, W), any strides.
+        norm: parameters of the norm, shapes as in `GroupNormWeights`.
+        linear: those of the map, shapes as in `LinearWeights`.
+        groups: how many, a divisor of C_in.
+        eps: added to the variance, at least 0.
+
+    Returns:
+        (B, H W, C_out).
+
+    Raises:
+        ValueError: a shape, `groups` or `eps` does not fit.
+    """
+    check_input(x, norm, linear, groups, eps)
+    backend = OP.select(x, norm, linear, groups, eps)
+    if backend == "reference":
+        return _reference(x, norm, linear, groups, eps)
+    return call_op(OP, _SIGNATURE, _run, backend, x, norm, linear, groups, eps)
+
+
+def check_input(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float) -> None:
+    """Raises ValueError where `norm_projection` cannot take these arguments."""
+    group_norm_silu.check_input(x, norm, groups, eps)
+    if linear.weight.ndim != 2 or linear.weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be (C_out, {x.shape[1]}), found {tuple(linear.weight.shape)}")
+    if linear.bias is not None and linear.bias.shape != linear.weight.shape[:1]:
+        raise ValueError(f"bias must be ({linear.weight.shape[0]},), found {tuple(linear.bias.shape)}")
+
+
+def _like_output(x: Tensor, *tensors: Any) -> Tensor:
+    weight = tensors[len(GroupNormWeights._fields)]
+    return x.new_empty((x.shape[0], x.shape[2] * x.shape[3], weight.shape[0]))
+
+
+# ---- for tests and benches -------------------------------------------------------------------------------------------
+
+
+def cost(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> Cost:
+    """Work of `norm_projection`: the products; x, weights and out once each."""
+    out, pixels = linear.weight.shape[0], x.numel() // max(1, x.shape[1])
+    weights = sum(tensor.numel() for tensor in (*norm, *linear) if tensor is not None)
+    return Cost(x.numel() * out, (x.numel() + pixels * out + weights) * x.element_size())
+
+
+def cases() -> list[Case]:
+    """Queries, keys and values of the compact U-Net at latents of 32 and 128, of the released one, and unusual ones."""
+
+    def case(name: str, shape: tuple[int, ...], out: int, groups: int, layout: str = "", **options: Any) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                x = group_norm_silu.LAYOUTS[layout or "channels_last"](torch.randn(shape) + options.get("offset", 0.0))
+                norm = group_norm_silu.make_weights(shape[0], shape[1], modulated=options.get("modulated", False))
+                weight = torch.randn(out, shape[1]) / shape[1] ** 0.5
+                linear = LinearWeights(weight, torch.randn(out) if options.get("bias", True) else None)
+            return (x, norm, linear, groups), {}
+
+        return Case(name, make, timed=options.get("timed", False), tested=x_elements(shape) * out < 50_000_000)
+
+    def x_elements(shape: tuple[int, ...]) -> int:
+        return shape[0] * shape[1] * shape[2] * shape[3]
+
+    timed = [(64, 16, 8), (64, 64, 8), (320, 32, 32), (640, 8, 32), (640, 16, 32), (512, 64, 32)]
+    return [
+        *(case(f"{c}, {s}x{s}", (1, c, s, s), 3 * c, groups, timed=True) for c, s, groups in timed),
+        case("modulated, batch 3", (3, 40, 9, 7), 33, 4, modulated=True),
+        case("NCHW, no bias", (2, 24, 14, 17), 5, 3, "contiguous", bias=False),
+        case("mean 1000", (2, 24, 14, 17), 72, 3, offset=1000.0),
+        case("columns apart", (2, 12, 5, 9), 36, 3, "sliced"),
+        case("rows of more channels", (2, 12, 5, 9), 36, 3, "rows of more"),
+        case("one image for the batch", (3, 12, 5, 9), 36, 3, "expanded"),
+        case("one pixel", (2, 12, 1, 1), 7, 3),
+        case("one column", (2, 12, 50, 1), 70, 3, "rows of more"),
+        case("one channel", (2, 1, 6, 5), 3, 1),
+        case("empty batch", (0, 12, 5, 9), 36, 3),
+    ]
+
+
+_SIGNATURE = Signature((GroupNormWeights, LinearWeights), ("groups",), ("eps",))
+_run = define_block_op(OP, _SIGNATURE, norm_projection_gradients, cost, _like_output)

@@ -1,0 +1,189 @@
+"""norm_projection: every backend, instruction set, layout, thread count against float64; gradients; torch's view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+import swintormer_kernels as sk
+from swintormer_kernels import native
+from swintormer_kernels.ops import group_norm_silu
+from swintormer_kernels.ops import norm_projection as module
+from swintormer_kernels.ops.norm_projection import GroupNormWeights, LinearWeights, norm_projection
+from swintormer_kernels.registry import BackendError, explain, use_backend
+
+ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
+EPS = torch.finfo(torch.float32).eps
+CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "NCHW, no bias", "columns apart")]
+
+
+def mapped(function, arguments):
+    return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, arguments)
+
+
+def on(backend, arguments):
+    with torch.no_grad(), use_backend(backend):
+        return norm_projection(*arguments)
+
+
+def error(value, truth):
+    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
+
+
+def assert_as_good_as_the_reference(arguments):
+    truth, out = on("reference", mapped(torch.Tensor.double, arguments)), on("cpu", arguments)
+    assert out.shape == truth.shape
+    assert not out.isnan().any(), "an element that nobody wrote"
+    if truth.numel():
+        assert error(out, truth) <= 2 * error(on("reference", arguments), truth) + EPS
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_cases_agree_with_float64(case, isa, engine):
+    engine.use_isa(isa)
+    arguments, _ = case.make(1)
+    assert_as_good_as_the_reference(arguments)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_shape_and_strides(data):
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    groups = data.draw(st.integers(1, 4))
+    channels, out = groups * data.draw(st.integers(1, 40)), data.draw(st.integers(1, 100))
+    batch, sides = data.draw(st.integers(0, 2)), (data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21)))
+    x = group_norm_silu.LAYOUTS[data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))](
+        torch.randn(batch, channels, *sides)
+    )
+    norm = group_norm_silu.make_weights(batch, channels, modulated=data.draw(st.booleans()))
+    bias = torch.randn(out) if data.draw(st.booleans()) else None
+    assert_as_good_as_the_reference((x, norm, LinearWeights(torch.randn(out, channels), bias), groups))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sides", [(4, 5), (16, 16), (37, 50)])
+def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
+    """Whole blocks of 48 pixels for each worker, and blocks that workers share."""
+    engine.use_isa(isa)
+    x, norm = torch.randn(1, 96, *sides), group_norm_silu.make_weights(1, 96)
+    linear, outs = LinearWeights(torch.randn(150, 96), torch.randn(150)), []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        outs.append(on("cpu", (x, norm, linear, 8)))
+    engine.use_own_threads(True)
+    outs.append(on("cpu", (x, norm, linear, 8)))
+    outs.append(on("cpu", (x.repeat(2, 1, 1, 1), norm, linear, 8))[1:])
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_every_weight_change_is_seen(extension):
+    x, linear = torch.randn(1, 8, 6, 6), LinearWeights(torch.randn(5, 8))
+    before = on("cpu", (x, GroupNormWeights(), linear, 2))
+    linear.weight.add_(1)
+    assert not torch.equal(on("cpu", (x, GroupNormWeights(), linear, 2)), before)
+    assert_as_good_as_the_reference((x, GroupNormWeights(), linear, 2))
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def leaves_of(arguments):
+    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    return leaves, [t for t in (leaves[0], *leaves[1], *leaves[2]) if t is not None]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_gradients(case, extension):
+    arguments, _ = case.make(0)
+    grad = torch.randn(on("reference", arguments).shape)
+    found = {}
+    for name, backend, dtype in (("cpu", "cpu", None), ("plain", "reference", None), ("true", "reference", "double")):
+        leaves, tensors = leaves_of(mapped(torch.Tensor.double, arguments) if dtype else arguments)
+        with use_backend(backend):
+            found[name] = torch.autograd.grad(norm_projection(*leaves), tensors, grad.to(leaves[0].dtype))
+    for value, plain, true in zip(found["cpu"], found["plain"], found["true"], strict=True):
+        assert error(value, true) <= 2 * error(plain, true) + EPS
+
+
+# ---- torch sees the op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_opcheck(case, extension):
+    leaves, _ = leaves_of(case.make(0)[0])
+    flat = module._SIGNATURE.flat(*leaves, 1e-5)
+    torch.library.opcheck(module._run.default, (*flat, "cpu"))
+
+
+def test_compiles_to_one_graph_and_gives_the_same_bits(extension):
+    torch._dynamo.reset()
+    arguments, _ = SMALL[0].values[0].make(0)
+    with use_backend("cpu"):
+        expected = norm_projection(*arguments)
+        compiled = torch.compile(norm_projection, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*arguments), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_flops_are_those_of_the_product(backend, extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    with FlopCounterMode(display=False) as counter, use_backend(backend):
+        norm_projection(*arguments)
+    assert counter.get_total_flops() == 2 * module.cost(*arguments).macs
+
+
+def test_automatic_selection_passes_over_what_was_measured_to_lose(extension):
+    def chosen(channels, **options):
+        weight = torch.randn(3 * channels, channels, **options)
+        return explain(norm_projection, torch.randn(1, channels, 4, 4), GroupNormWeights(), LinearWeights(weight), 8)
+
+    assert chosen(640).backend == "cpu"
+    assert chosen(64).backend == "reference"
+    assert "computes the forward again" in chosen(640, requires_grad=True).reasons["cpu"]
+
+
+def test_other_dtypes_are_served_by_the_reference(extension):
+    arguments = mapped(torch.Tensor.double, SMALL[0].values[0].make(0)[0])
+    assert norm_projection(*arguments).dtype == torch.float64
+    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32"):
+        norm_projection(*arguments)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_arguments_get_one_clear_sentence():
+    x = torch.zeros(2, 6, 3, 3)
+    with pytest.raises(ValueError, match=r"weight must be \(C_out, 6\), found \(4, 5\)"):
+        norm_projection(x, GroupNormWeights(), LinearWeights(torch.zeros(4, 5)), 3)
+    with pytest.raises(ValueError, match=r"bias must be \(4,\), found \(6,\)"):
+        norm_projection(x, GroupNormWeights(), LinearWeights(torch.zeros(4, 6), torch.zeros(6)), 3)
+    with pytest.raises(ValueError, match="groups must divide the 6 channels"):
+        norm_projection(x, GroupNormWeights(), LinearWeights(torch.zeros(4, 6)), 4)
+
+
+def test_the_binding_refuses_what_does_not_fit(extension):
+    x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    images = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x.contiguous())]
+    rows = [(t.data_ptr(), t.shape, t.stride()) for t in (torch.zeros(1, 15, 6), torch.zeros(1, 14, 6))]
+    with pytest.raises(ValueError, match="neighbours"):
+        extension.norm_projection(rows[0], images[1], [0] * 4, [0, 0], 2, 1e-5, [0, 0], 1)
+    with pytest.raises(ValueError, match="out must be dense"):
+        extension.norm_projection(rows[1], images[0], [0] * 4, [0, 0], 2, 1e-5, [0, 0], 1)
+    with pytest.raises(ValueError, match="two addresses"):
+        extension.norm_projection(rows[0], images[0], [0] * 4, [0], 2, 1e-5, [0, 0], 1)
+
+
+def test_it_is_public():
+    assert sk.norm_projection is norm_projection
+    assert sk.LinearWeights is LinearWeights

@@ -1,0 +1,225 @@
+"""res_block: every backend, instruction set, layout, thread count against float64; gradients; torch's view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+import swintormer_kernels as sk
+from swintormer_kernels import native
+from swintormer_kernels.ops import group_norm_silu
+from swintormer_kernels.ops import res_block as module
+from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
+from swintormer_kernels.registry import BackendError, explain, use_backend
+
+ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
+EPS = torch.finfo(torch.float32).eps
+CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "plain, NCHW", "columns apart")]
+
+
+def mapped(function, arguments):
+    return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, arguments)
+
+
+def on(backend, arguments):
+    with torch.no_grad(), use_backend(backend):
+        return res_block(*arguments)
+
+
+def error(value, truth):
+    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
+
+
+def assert_as_good_as_the_reference(arguments):
+    truth, out = on("reference", mapped(torch.Tensor.double, arguments)), on("cpu", arguments)
+    assert out.shape == truth.shape
+    assert not out.isnan().any(), "an element that nobody wrote"
+    if truth.numel():
+        assert error(out, truth) <= 2 * error(on("reference", arguments), truth) + EPS
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_cases_agree_with_float64(case, isa, engine):
+    engine.use_isa(isa)
+    arguments, _ = case.make(1)
+    assert_as_good_as_the_reference(arguments)
+    assert on("cpu", arguments).is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_shape_and_strides(data):
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    groups = data.draw(st.integers(1, 3))
+    channels, middle = groups * data.draw(st.integers(1, 20)), groups * data.draw(st.integers(1, 15))
+    out = data.draw(st.sampled_from([channels, data.draw(st.integers(1, 70))]))
+    batch, sides = data.draw(st.integers(0, 2)), (data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21)))
+    x = group_norm_silu.LAYOUTS[data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))](
+        torch.randn(batch, channels, *sides)
+    )
+    block = module.make_weights(batch, channels, middle, out, modulated=data.draw(st.booleans()))
+    keep = dict(zip(ResBlockWeights._fields, data.draw(st.lists(st.booleans(), min_size=13, max_size=13)), strict=True))
+    keep |= {"conv1": True, "conv2": True, "shortcut": True}
+    block = ResBlockWeights(*(t if keep[name] else None for name, t in block._asdict().items()))
+    assert_as_good_as_the_reference((x, block, groups, groups))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sides", [(16, 16), (37, 50)])
+def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
+    engine.use_isa(isa)
+    x, block = torch.randn(1, 96, *sides), module.make_weights(1, 96, 32, 70, modulated=True)
+    outs = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        outs.append(on("cpu", (x, block, 8, 8)))
+    engine.use_own_threads(True)
+    outs.append(on("cpu", (x, block, 8, 8)))
+    both = block._replace(scale=block.scale.repeat(2, 1), shift=block.shift.repeat(2, 1))
+    outs.append(on("cpu", (x.repeat(2, 1, 1, 1), both, 8, 8))[1:])
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_same_bits_as_its_two_halves(extension):
+    """Where there is no shortcut it is the same code in the same order."""
+    x, block = torch.randn(2, 32, 14, 18), module.make_weights(2, 32, 48, 32)
+    with torch.no_grad(), use_backend("cpu"):
+        norm1, norm2 = sk.GroupNormWeights(*block[4:6]), sk.GroupNormWeights(*block[6:8])
+        first = sk.ConvWeights(block.conv1, block.conv1_bias, block.embedding)
+        hidden = sk.norm_silu_conv3x3(x, norm1, first, 8)
+        halves = sk.norm_silu_conv3x3(hidden, norm2, sk.ConvWeights(block.conv2, block.conv2_bias, skip=x), 16)
+        assert torch.equal(res_block(x, block, 8, 16), halves)
+
+
+def test_every_weight_change_is_seen(extension):
+    x, block = torch.randn(1, 8, 6, 6), module.make_weights(1, 8, 4, 12)
+    for name, tensor in block._asdict().items():
+        if tensor is not None:
+            before = on("cpu", (x, block, 2, 2))
+            tensor.add_(1)
+            assert not torch.equal(on("cpu", (x, block, 2, 2)), before), name
+    assert_as_good_as_the_reference((x, block, 2, 2))
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def leaves_of(arguments):
+    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    return leaves, [t for t in (leaves[0], *leaves[1]) if t is not None]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_gradients(case, extension):
+    arguments, _ = case.make(0)
+    grad = torch.randn(on("reference", arguments).shape)
+    found = {}
+    for name, backend, dtype in (("cpu", "cpu", None), ("plain", "reference", None), ("true", "reference", "double")):
+        leaves, tensors = leaves_of(mapped(torch.Tensor.double, arguments) if dtype else arguments)
+        with use_backend(backend):
+            found[name] = torch.autograd.grad(res_block(*leaves), tensors, grad.to(leaves[0].dtype))
+    for value, plain, true in zip(found["cpu"], found["plain"], found["true"], strict=True):
+        assert error(value, true) <= 2 * error(plain, true) + EPS
+
+
+# ---- torch sees the op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_opcheck(case, extension):
+    leaves, _ = leaves_of(case.make(0)[0])
+    flat = module._SIGNATURE.flat(*leaves, 1e-5, 1e-5)
+    torch.library.opcheck(module._run.default, (*flat, "cpu"))
+
+
+def test_compiles_to_one_graph_and_gives_the_same_bits(extension):
+    torch._dynamo.reset()
+    arguments, _ = SMALL[0].values[0].make(0)
+    with use_backend("cpu"):
+        expected = res_block(*arguments)
+        compiled = torch.compile(res_block, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*arguments), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_flops_are_those_of_direct_convolutions(backend, extension):
+    arguments, _ = SMALL[0].values[0].make(0)
+    with FlopCounterMode(display=False) as counter, use_backend(backend):
+        res_block(*arguments)
+    assert counter.get_total_flops() == 2 * module.cost(*arguments).macs
+
+
+def test_automatic_selection(extension):
+    def chosen(channels, middle, side):
+        arguments = torch.randn(1, channels, side, side), module.make_weights(1, channels, middle, middle), 4, 4
+        return explain(res_block, *arguments)
+
+    assert chosen(32, 32, 32).backend == chosen(96, 64, 16).backend == "cpu"
+    assert chosen(8, 32, 32).backend == chosen(64, 64, 1).backend == chosen(32, 4, 32).backend == "reference"
+    arguments = torch.randn(1, 32, 32, 32, requires_grad=True), module.make_weights(1, 32, 32, 32), 4, 4
+    assert "computes the forward again" in explain(res_block, *arguments).reasons["cpu"]
+
+
+def test_other_dtypes_are_served_by_the_reference(extension):
+    arguments = mapped(torch.Tensor.double, SMALL[0].values[0].make(0)[0])
+    assert res_block(*arguments).dtype == torch.float64
+    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32"):
+        res_block(*arguments)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 6, 3)}, r"x must be \(B, C, H, W\)"),
+        ({"groups1": 4}, "groups1 must divide 6 channels, found 4"),
+        ({"groups2": 3}, "groups2 must divide 4 channels, found 3"),
+        ({"eps2": -1.0}, "eps2 must be at least 0"),
+        ({"conv1_bias": torch.zeros(6)}, r"conv1_bias must be \(4,\)"),
+        ({"conv2": torch.zeros(6, 4, 1, 1)}, r"conv2 must be \(6, 4, 3, 3\)"),
+        ({"embedding": torch.zeros(4)}, r"embedding must be \(2, 4\)"),
+        ({"shortcut": torch.zeros(6, 6)}, r"shortcut must be \(6, 6, 1, 1\)"),
+        ({"conv2": torch.zeros(5, 4, 3, 3)}, "needs a shortcut"),
+        ({"shortcut_bias": torch.zeros(6)}, "needs a shortcut"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(change, message):
+    block = ResBlockWeights(torch.zeros(4, 6, 3, 3), torch.zeros(6, 4, 3, 3))
+    block = block._replace(**{name: value for name, value in change.items() if name in block._fields})
+    numbers = {"x": torch.zeros(2, 6, 3, 3), "groups1": 3, "groups2": 2, "eps1": 1e-5, "eps2": 1e-5}
+    x, *norms = (change.get(name, value) for name, value in numbers.items())
+    with pytest.raises(ValueError, match=message):
+        res_block(x, block, *norms)
+
+
+def test_the_binding_refuses_images_that_disagree(extension):
+    x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x[..., :4], x[:, :3])]
+    common = ([[0] * 4] * 2, [[0] * 3, [0] * 3, [0] * 2], [2, 2, 4], [1e-5] * 2, [0] * 4, 1)
+    with pytest.raises(ValueError, match="do not fit in shape"):
+        extension.res_block(views[0], views[1], *common)
+    with pytest.raises(ValueError, match="differ in shape"):
+        extension.res_block(views[0], views[2], *common)
+    with pytest.raises(ValueError, match="two norms"):
+        extension.res_block(views[0], views[0], [[0] * 4], *common[1:])
+    with pytest.raises(ValueError, match="convs are"):
+        extension.res_block(views[0], views[0], common[0], [[0] * 3], *common[2:])
+    with pytest.raises(ValueError, match="scratch is"):
+        extension.res_block(views[0], views[0], *common[:4], [0], 1)
+
+
+def test_it_is_public():
+    assert sk.res_block is res_block
+    assert sk.ResBlockWeights is ResBlockWeights
