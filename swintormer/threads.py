@@ -34,7 +34,8 @@ def alone(device: torch.device) -> Iterator[Each]:
     On a CPU each call runs on one of torch's threads, and as many calls at once as torch has threads here; elsewhere
     one after the other.
     """
-    count = torch.get_num_threads()
+    with _STARTING:  # a thread's first question is answered with what holds for the process then
+        count = torch.get_num_threads()
     if device.type != "cpu" or count == 1:
         yield partial(_in_turn, device.type)
         return
@@ -50,7 +51,8 @@ def _started(count: int) -> ThreadPoolExecutor:
 
     torch.set_num_threads sets the calling thread's count and the one that later threads of the process begin with. So
     all start now, and then the second is put back; the caller's own never changes. One caller at a time does this, or
-    one would put back what the other had set.
+    one would put back what the other had set. A thread of somebody else's that first asks torch within that millisecond
+    keeps a count of one: torch has no way to set it for one thread only.
     """
     with _STARTING:
         everybody = threading.Barrier(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -246,6 +247,8 @@ def test_several_threads_may_sample_at_once(prior) -> None:
     pictures = [image(100, 131, seed=seed) for seed in range(6)]
     expected = [prior.sample(picture, steps=1 + index % 3) for index, picture in enumerate(pictures)]
     with ThreadPoolExecutor(3) as pool:
+        everybody = Barrier(3)
+        assert list(pool.map(lambda _: (everybody.wait() and 0) or torch.get_num_threads(), range(3))) == [2, 2, 2]
         found = list(pool.map(lambda index: prior.sample(pictures[index], steps=1 + index % 3), range(6)))
         counts = set(pool.map(lambda _: torch.get_num_threads(), range(6)))
     assert all(map(torch.equal, found, expected))
