@@ -268,13 +268,13 @@ def test_a_state_of_another_stage_is_refused(tmp_path, given) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["prior_autoencoder", "prior_denoiser", "prior_detail", "prior_joint", "prior_control"]
+    "name", ["prior_autoencoder", "prior_denoiser", "prior_detail", "prior_joint", "small_further"]
 )
 def test_the_recipes_are_valid(name: str) -> None:
     recipe = read_config(ROOT / "configs" / f"{name}.toml")
     assert recipe.crop % 16 == 0
     assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_truth") else "compact"]
-    if name == "prior_control":
+    if name == "small_further":
         joint = read_config(ROOT / "configs" / "prior_joint.toml")
         shared = (
             "initial",
