@@ -1,8 +1,9 @@
 """The latent denoiser on a GPU: `python bench/gpu_denoiser.py --out DIR [--latent N ...]`.
 
-Times the denoiser's ops on one latent, forward and both passes, then each prior: diffusers' U-Net eager in
-channels_last, the same after `sk.optimize`, both for one step and for all (eta 0), and the latter as CUDA graphs, too.
-The condition's half of the first convolution is made before, for eager as well, which so does less than diffusers.
+Times the denoiser's ops on one latent, forward and both passes, then each prior, for one step and for all (eta 0).
+Eager is diffusers' own in channels_last: UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step;
+optimized is `LatentPrior`, also as CUDA graphs, whose half of the first convolution for the condition was made before.
+z_t is float32 between the steps of both, and its noise the same. `detail` has the sizes of `compact` and is left out.
 DIR gets gpu.csv as of bench/gpu.py, a line for each time. Run bench/gpu.py first: it runs the tests on the device.
 """
 
@@ -14,17 +15,21 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from gpu_parts import Meter, relative, time_op
 from gpu_timing import median_ms
+from prior import by_diffusers
 from torch import Tensor
 
 import swintormer_kernels as sk
 from swintormer.graphs import capture_graph
+from swintormer.prior import LatentPrior
 from swintormer.prior_config import PRIORS, PriorConfig
 from swintormer.prior_weights import make_prior
 
+MEASURED = ("compact", "ldm-sr")
 OPS = ("group_norm_silu", "ddim_step", "norm_silu_conv3x3")
 
 
@@ -38,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     meter = Meter("denoiser", asked.out, "cuda")
     for side in asked.latent:
-        for name, config in PRIORS.items():
+        for name in MEASURED:
             for dtype in (torch.bfloat16, torch.float32):
-                time_unet(meter, name, config, side, dtype)
+                time_unet(meter, name, PRIORS[name], side, dtype)
     for op in OPS:
         time_op(meter, importlib.import_module(f"swintormer_kernels.ops.{op}"), tiles=1)
 
@@ -50,19 +55,12 @@ def time_unet(meter: Meter, name: str, config: PriorConfig, side: int, dtype: to
     torch.manual_seed(0)
     prior = make_prior(config).to(meter.device, dtype).to(memory_format=torch.channels_last).eval()
     given = prior.denoiser.config["in_channels"]
-    x = torch.randn(1, given, side, side, device=meter.device).to(dtype)
-    z, schedule = x[:, : prior.latent_channels].contiguous(), prior.schedule(prior.sampling.steps)
-    times = torch.tensor([[step.time for step in schedule]], device=meter.device)
-    with torch.no_grad():
-        part = prior.condition_part(x[:, prior.latent_channels :])
-    work: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-        "step": (prior.predict, (z, times[:, 0], part)),
-        "sample": (partial(prior.all_steps, schedule=schedule, eta=0.0), (z, part, times, z.new_empty(1, 0))),
-    }
+    x = torch.randn(1, given, side, side, device=meter.device)
+    z, condition = x[:, : prior.latent_channels].contiguous(), x[:, prior.latent_channels :].to(dtype)
     plain: dict[str, tuple[Tensor, float]] = {}
-    for by in ("eager", "optimized"):
+    for by, made in (("eager", _eager), ("optimized", _optimized)):
         (sk.restore if by == "eager" else sk.optimize)(prior.denoiser)
-        for what, (function, inputs) in work.items():
+        for what, (function, inputs) in made(prior, z, condition).items():
             names = (f"{name} {what}", f"latent {side}", dtype, "forward")
             with torch.no_grad():
                 result = function(*inputs)
@@ -74,6 +72,32 @@ def time_unet(meter: Meter, name: str, config: PriorConfig, side: int, dtype: to
                     error = relative(replay(*inputs), before.double())
                     ms = median_ms(partial(replay, *inputs), meter.device)
                     meter.row((*names, "graph"), ms, eager_ms=eager_ms, error=error)
+
+
+Work: TypeAlias = dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
+"""What is timed -> the function and its arguments."""
+
+
+def _eager(prior: LatentPrior, z: Tensor, condition: Tensor) -> Work:
+    time = torch.tensor([prior.schedule(prior.sampling.steps)[0].time], device=z.device)
+
+    def step(z: Tensor, condition: Tensor) -> Tensor:
+        predicted: Tensor = prior.denoiser(torch.cat((z.to(condition), condition), dim=1), time).sample
+        return predicted
+
+    return {"step": (step, (z, condition)), "sample": (partial(by_diffusers, prior, eta=0.0), (z, condition))}
+
+
+def _optimized(prior: LatentPrior, z: Tensor, condition: Tensor) -> Work:
+    schedule = prior.schedule(prior.sampling.steps)
+    times = torch.tensor([[step.time for step in schedule]], device=z.device)
+    with torch.no_grad():
+        part = prior.condition_part(condition)
+    sample = partial(prior.all_steps, schedule=schedule, eta=0.0)
+    return {
+        "step": (prior.predict, (z.to(condition), times[:, 0], part)),
+        "sample": (sample, (z, part, times, z.new_empty(1, 0))),
+    }
 
 
 if __name__ == "__main__":

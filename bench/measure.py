@@ -90,22 +90,8 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
         "both_reference": lambda: call("reference", *leaves).sum().backward(),
         "both": lambda: call(backend, *leaves).sum().backward(),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-
-    def others() -> None:
-        for name, turn in turns.items():
-            seconds[name].append(timed(turn))
-
-    others()
-    rounds = round(SECONDS_PER_CASE / max(1e-9, sum(s[0] for s in seconds.values())))
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, rounds))
-    for measured in seconds.values():
-        measured.clear()
-    call(backend)
-    benchmark.pedantic(lambda: call(backend), setup=others, rounds=rounds, warmup_rounds=2)
-
+    rounds, median = _between(benchmark, lambda: call(backend), turns)
     forward = benchmark.stats.stats.median
-    median = {name: statistics.median(measured) for name, measured in seconds.items()}
     return Row(
         **environment(),
         op=module.OP.name,
@@ -128,6 +114,26 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
         error=error,
         reference_error=reference_error,
     )
+
+
+def _between(
+    benchmark: Any, measured: Callable[[], object], turns: dict[str, Callable[[], object]]
+) -> tuple[int, dict[str, float]]:
+    """Gives `benchmark` its rounds of `measured`, with all `turns` before each; their count, and the turns' medians."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+
+    def others() -> None:
+        for name, turn in turns.items():
+            seconds[name].append(timed(turn))
+
+    others()
+    rounds = round(SECONDS_PER_CASE / max(1e-9, sum(s[0] for s in seconds.values())))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, rounds))
+    for times in seconds.values():
+        times.clear()
+    measured()
+    benchmark.pedantic(measured, setup=others, rounds=rounds, warmup_rounds=2)
+    return rounds, {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def errors(op: Callable[..., Tensor], args: Any, kwargs: Any, backend: str) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 `python bench/prior.py [compact|ldm-sr] [SIDE ...]` prints a row for each latent side (`detail` has the sizes of
 `compact`). diffusers' is UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step, eager; ours is
-`LatentPrior`. Random weights; in turn, medians.
+`LatentPrior`. Random weights; in turn, medians. MB are what torch holds at most above what it held before. "computed"
+marks a sample that was not run, steps times a step, without the encoder; its memory is not known: "not run".
 """
 
 from __future__ import annotations
@@ -25,18 +26,26 @@ from swintormer_kernels.timing import in_turn, peak_memory
 ROUNDS = 5
 SIDES = (32, 64, 128)
 LARGEST_SAMPLE = 2e12  # multiply-accumulates: ten seconds and more; beyond, the sample is steps times a step
+BY = ("diffusers", "ours")
+TURNS = tuple(f"{what}, {by}" for what in ("step", "sample") for by in BY)
+COLUMNS = ("latent", "GMAC step", "GMAC sample", *(f"{turn}, {unit}" for unit in ("MB", "ms") for turn in TURNS))
 
 
-def by_diffusers(prior: LatentPrior, image: Tensor) -> Tensor:
-    """A sample as diffusers' pipelines make it."""
+def by_diffusers(prior: LatentPrior, z: Tensor, condition: Tensor, eta: float) -> Tensor:
+    """All steps as diffusers' pipelines make them, from the noise z, which keeps its dtype."""
     scheduler = prior.scheduler
-    scheduler.set_timesteps(prior.sampling.steps)
+    scheduler.set_timesteps(prior.sampling.steps, device=z.device)
+    for time in scheduler.timesteps:
+        predicted = prior.denoiser(torch.cat((z.to(condition), condition), dim=1), time).sample
+        z = scheduler.step(predicted.to(z), time, z, eta=eta).prev_sample
+    return z
+
+
+def sample_by_diffusers(prior: LatentPrior, image: Tensor) -> Tensor:
+    """A sample for an image, noise and condition included."""
     condition = prior.condition(image)
     z = torch.randn(1, prior.latent_channels, *condition.shape[2:])
-    for time in scheduler.timesteps:
-        predicted = prior.denoiser(torch.cat((z, condition), dim=1), time).sample
-        z = scheduler.step(predicted, time, z, eta=prior.sampling.eta).prev_sample
-    return z
+    return by_diffusers(prior, z, condition, prior.sampling.eta)
 
 
 def turns(prior: LatentPrior, side: int, whole: bool) -> dict[str, Callable[[], object]]:
@@ -52,7 +61,8 @@ def turns(prior: LatentPrior, side: int, whole: bool) -> dict[str, Callable[[], 
         "step, ours": lambda: prior.predict(z, time, part),
     }
     if whole:
-        work |= {"sample, diffusers": lambda: by_diffusers(theirs, image), "sample, ours": lambda: prior.sample(image)}
+        work["sample, diffusers"] = lambda: sample_by_diffusers(theirs, image)
+        work["sample, ours"] = lambda: prior.sample(image)
     return work
 
 
@@ -61,25 +71,21 @@ def row(name: str, prior: LatentPrior, side: int) -> str:
     pixels = prior.factor * side
     cost = count_prior_macs(PRIORS[name], pixels, pixels)
     work = turns(prior, side, whole=cost.total <= LARGEST_SAMPLE)
-    seconds = {turn: 1e3 * statistics.median(times) for turn, times in in_turn(work, ROUNDS).items()}
-    memory = {turn: peak_memory(work[turn]) / 1e6 for turn in ("step, diffusers", "step, ours")}
+    seconds = {turn: statistics.median(measured) for turn, measured in in_turn(work, ROUNDS).items()}
+    memory = {turn: f"{peak_memory(run) / 1e6:.1f}" for turn, run in work.items()}
+    times = {turn: f"{1e3 * median:.1f}" for turn, median in seconds.items()}
+    for by in BY:
+        computed = prior.sampling.steps * seconds[f"step, {by}"]
+        times.setdefault(f"sample, {by}", f"{1e3 * computed:.0f} (computed)")
     cells = [f"{name} {side}x{side}", f"{cost.step / 1e9:.2f}", f"{cost.total / 1e9:.2f}"]
-    cells += [f"{memory[turn]:.1f}" for turn in memory]
-    cells += [f"{seconds[turn]:.1f}" if turn in seconds else "" for turn in COLUMNS[5:]]
+    cells += [memory.get(turn, "not run") for turn in TURNS] + [times[turn] for turn in TURNS]
     return "| " + " | ".join(cells) + " |"
 
 
-COLUMNS = ("GMAC step", "GMAC sample", "step, diffusers, MB", "step, ours, MB")
-COLUMNS = ("latent", *COLUMNS, "step, diffusers", "step, ours", "sample, diffusers", "sample, ours")
-
-
 def main(arguments: list[str]) -> None:
-    names = [word for word in arguments if not word.isdigit()] or [
-        "compact",
-        "ldm-sr",
-    ]  # "detail" has the first's sizes
+    names = [word for word in arguments if not word.isdigit()] or ["compact", "ldm-sr"]
     sides = [int(word) for word in arguments if word.isdigit()] or list(SIDES)
-    print("| " + " | ".join(column + " ms" * (i > 4) for i, column in enumerate(COLUMNS)) + " |")
+    print("| " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * (len(COLUMNS) - 1))
     for name in names:
         torch.manual_seed(0)

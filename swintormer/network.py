@@ -74,7 +74,8 @@ class Swintormer(nn.Module):
         """
         held: Any = self.__dict__.get("_prior")
         if held is not None and not isinstance(held, nn.Module):
-            held = self.__dict__["_prior"] = held()
+            with torch.inference_mode(False):  # whoever asks first: it may be trained, and graphed, afterwards
+                held = self.__dict__["_prior"] = held()
         prior: LatentPrior | None = held
         return prior
 

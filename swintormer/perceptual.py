@@ -27,9 +27,6 @@ class VGG19Features(nn.Module):
     conv5_4 (the paper's choice), before their ReLU.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -41,11 +38,11 @@ class VGG19Features(nn.Module):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x, taken = (image - self.mean) / self.deviation, []
+        # No buffers: they would stand in no file, and `to_empty` would leave garbage.
+        mean, deviation = (image.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+        x, taken = (image - mean) / deviation, []
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.Conv2d):

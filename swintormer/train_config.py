@@ -24,6 +24,10 @@ from swintormer.files import reason
 from swintormer.prior_config import PRIORS, PriorConfig
 
 Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "truth", "joint"]
+# Of the Fourier loss where it stands in for a perceptual loss without weights file: that of the recipes in configs/. A
+# residual of white noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so
+# L1 leads.
+FREQUENCY = 0.5
 
 
 class TrainConfig(BaseModel):
@@ -54,7 +58,9 @@ class TrainConfig(BaseModel):
         prior: preset name, or `PriorConfig`. prior_weights: file of the stage before, with the prior's weights.
         frequency, perceptual, latent: weights beside L1 of `losses.frequency_loss`, of `perceptual.PerceptualLoss`, and
             of z_0's distance from what it is to be, `LatentPrior.truth`.
-        vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it.
+            The stages that compare latents, denoiser and detail, take no loss of images.
+        vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it, with the Fourier
+            loss: see `fourier`.
         pool: pairs whose latents the denoiser's stage makes once and draws from.
         prior_rate: factor on the learning rate of what is newer than the network: fusion, denoiser and encoder.
         prior_dropout: share of the joint steps that train the network without prior, so that it can do without.
@@ -108,8 +114,36 @@ class TrainConfig(BaseModel):
             raise ValueError(f"there is no such preset, choose one of {', '.join(presets)}")
         return presets[value] if isinstance(value, str) else value
 
+    @property
+    def fourier(self) -> float:
+        """The weight of `losses.frequency_loss` that training uses."""
+        stands_in = self.perceptual > 0 and self.vgg is None and not self.frequency
+        return FREQUENCY if stands_in else self.frequency
+
     @model_validator(mode="after")
-    def _check(self) -> TrainConfig:
+    def _check_losses(self) -> TrainConfig:
+        for name in ("frequency", "perceptual"):
+            if getattr(self, name) and self.stage in ("denoiser", "detail"):
+                raise ValueError(f"stage {self.stage} compares latents and has no image for `{name}`: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_latent(self) -> TrainConfig:
+        sampling = self.prior.sampling
+        if self.stage == "denoiser" and sampling.latent == "detail":
+            raise ValueError(
+                "stage denoiser keeps the encoder as it is, and a prior of the detail latent needs one that learns: "
+                "choose stage detail"
+            )
+        if self.stage in ("denoiser", "detail", "truth", "joint") and sampling.condition == "image":
+            raise ValueError(
+                f"stage {self.stage} trains priors that see the blurred picture's latent, this one sees the picture "
+                "itself: choose another, such as the preset `compact`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stage(self) -> TrainConfig:
         if self.stage in ("denoiser", "joint") and self.prior_weights is None:
             raise ValueError(f"stage {self.stage} needs `prior_weights`, the file of the stage before")
         if self.stage == "detail" and self.prior.sampling.latent != "detail":
@@ -142,4 +176,6 @@ def read_config(path: str | Path) -> TrainConfig:
         fault = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             raise SwintormerError(f"{path} does not set `{field}`: it must.") from error
+        if not field:  # settings that do not fit each other: what was given would be the whole file
+            raise SwintormerError(f"{path}: {fault}.") from error
         raise SwintormerError(f"{path} sets `{field}` to {first['input']!r}: {fault[0].lower()}{fault[1:]}.") from error

@@ -7,7 +7,6 @@ step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of lat
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,13 @@ from torch import Tensor, nn
 from swintormer.data import SyntheticPairs
 from swintormer.denoising import denoising_loss
 from swintormer.errors import SwintormerError
-from swintormer.losses import frequency_loss, l1_loss, moment_loss
+from swintormer.losses import l1_loss, moment_loss
 from swintormer.network import Swintormer
-from swintormer.perceptual import PerceptualLoss
 from swintormer.prior import LatentPrior
 from swintormer.prior_weights import config_of, load_prior, make_prior, save_prior
 from swintormer.train_config import TrainConfig
-from swintormer.train_run import Run, first_network, restoration_loss
+from swintormer.train_run import Run, first_network
 
-NO_VGG = (
-    "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
-    "which needs no download."
-)
 MOMENTS = 0.01  # of `moment_loss`: latents end near mean 0 and variance 1, which the schedule's noise presumes
 POOL_BATCH = 16
 
@@ -40,16 +34,9 @@ class AutoencoderRun(Run):
 
     net: LatentPrior
 
-    def __init__(self, config: TrainConfig, device: torch.device):
-        super().__init__(config, device)
-        self.perceptual = None
-        if config.perceptual and config.vgg is None:
-            print(NO_VGG, file=sys.stderr)
-        elif config.perceptual and config.vgg is not None:
-            self.perceptual = PerceptualLoss(config.vgg).to(device)
-
     def build(self) -> nn.Module:
         prior = make_prior(self.config.prior)
+        _check_crop(self.config, prior.encoder_factor)
         prior.denoiser.requires_grad_(False)
         return prior
 
@@ -61,10 +48,7 @@ class AutoencoderRun(Run):
         with self.autocast():
             latent = self.net.encode(image)
             output = self.net.decode(latent)
-        loss = l1_loss(output, image) + self.config.frequency * frequency_loss(output, image)
-        if self.perceptual is not None:
-            loss = loss + self.config.perceptual * self.perceptual(output, image)
-        return loss + MOMENTS * moment_loss(latent)
+        return self.image_loss(output, image) + MOMENTS * moment_loss(latent)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """The sharp picture through the bottleneck; the blurred one."""
@@ -82,6 +66,7 @@ class DenoiserRun(AutoencoderRun):
 
     def build(self) -> nn.Module:
         prior = _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
         prior.autoencoder.requires_grad_(False)
         return prior
 
@@ -129,6 +114,7 @@ class DetailRun(Run):
 
     def build(self) -> nn.Module:
         prior = make_prior(self.config.prior) if self.config.prior_weights is None else _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
         prior.autoencoder.decoder.requires_grad_(False)  # nothing decodes this latent
         return prior
 
@@ -169,6 +155,7 @@ class TruthRun(Run):
     def __init__(self, config: TrainConfig, device: torch.device):
         super().__init__(config, device)
         given = make_prior(config.prior) if config.prior_weights is None else _given_prior(config)
+        _check_crop(config, given.encoder_factor)
         self.prior = given.requires_grad_(False).eval().to(device)
 
     def identity(self) -> dict[str, Any]:
@@ -178,7 +165,7 @@ class TruthRun(Run):
         dropped = float(torch.rand(())) < self.config.prior_dropout
         with self.autocast():
             output = self.net(blurred, prior=None if dropped else self.prior.truth(blurred, sharp))
-        return restoration_loss(self.config, output, sharp)
+        return self.image_loss(output, sharp)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """With the truth's latent, and without."""
@@ -215,6 +202,7 @@ class JointRun(Run):
 
     def build(self) -> nn.Module:
         prior = _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
         prior.autoencoder.decoder.requires_grad_(False)
         return Joint(first_network(self.config), prior)
 
@@ -240,7 +228,7 @@ class JointRun(Run):
                 truth = self.before.truth(blurred, sharp)
             z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
             output = self.net.network(blurred, prior=None if dropped else z)
-        loss = restoration_loss(self.config, output, sharp)
+        loss = self.image_loss(output, sharp)
         return loss + self.config.latent * l1_loss(z, truth)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,6 +246,15 @@ class JointRun(Run):
 
 def _sides(net: Joint, image: Tensor) -> tuple[int, int]:
     return image.shape[2] // net.prior.factor, image.shape[3] // net.prior.factor
+
+
+def _check_crop(config: TrainConfig, multiple: int) -> None:
+    """Raises SwintormerError unless the crop is whole positions of the prior's coarsest level."""
+    if config.crop % multiple:
+        raise SwintormerError(
+            f"Stage {config.stage} takes crops of a multiple of {multiple} pixels with this prior, "
+            f"found {config.crop}: set `crop` to {config.crop + -config.crop % multiple}."
+        )
 
 
 def _given_prior(config: TrainConfig) -> LatentPrior:

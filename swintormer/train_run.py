@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,9 +19,14 @@ from swintormer.errors import SwintormerError
 from swintormer.files import replacing
 from swintormer.losses import frequency_loss, l1_loss
 from swintormer.network import Swintormer
+from swintormer.perceptual import PerceptualLoss
 from swintormer.train_config import TrainConfig
 
 STATE_VERSION = 2
+NO_VGG = (
+    "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
+    "which needs no download, at a weight of {}."
+)
 
 
 class Run:
@@ -37,6 +43,7 @@ class Run:
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config = config
         self.device = device
+        self.perceptual = _perceptual_loss(config, device)  # before the seed: weights drawn for it change nothing
         torch.manual_seed(config.seed)
         self.net = self.build().to(device)
         if config.channels_last:
@@ -75,7 +82,16 @@ class Run:
         """What a step makes smaller."""
         with self.autocast():
             output = self.net(blurred)
-        return restoration_loss(self.config, output, sharp)
+        return self.image_loss(output, sharp)
+
+    def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
+        loss = l1_loss(output, target)
+        if self.config.fourier:
+            loss = loss + self.config.fourier * frequency_loss(output, target)
+        if self.perceptual is not None:
+            loss = loss + self.config.perceptual * self.perceptual(output, target)
+        return loss
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """For validation, of one pair: what this stage makes of it, and what it would be without."""
@@ -222,12 +238,14 @@ def first_network(config: TrainConfig) -> Swintormer:
     return net
 
 
-def restoration_loss(config: TrainConfig, output: Tensor, sharp: Tensor) -> Tensor:
-    """L1, and what the configuration gives a weight."""
-    loss = l1_loss(output, sharp)
-    if config.frequency:
-        loss = loss + config.frequency * frequency_loss(output, sharp)
-    return loss
+def _perceptual_loss(config: TrainConfig, device: torch.device) -> PerceptualLoss | None:
+    """The one that the configuration asks for; without its weights file a sentence says what goes on instead."""
+    if not config.perceptual:
+        return None
+    if config.vgg is None:
+        print(NO_VGG.format(config.fourier), file=sys.stderr)
+        return None
+    return PerceptualLoss(config.vgg).to(device)
 
 
 def _psnr(image: Tensor, truth: Tensor) -> float:

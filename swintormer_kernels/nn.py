@@ -53,10 +53,10 @@ class Attention(nn.Module):
         self.register_buffer("coordinates", log_spaced_coordinates(window), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
-        """As of any module, with the coordinates made anew: they stand in no file, and `to_empty` leaves garbage."""
+        """As of any module, with the coordinates made anew where `fn` changed them."""
+        before = self.coordinates
         super()._apply(fn, recurse)
-        if not self.coordinates.is_meta:
-            self.coordinates = log_spaced_coordinates(self.window, torch.device("cpu")).to(self.coordinates)
+        self.coordinates = remade_coordinates(self.window, before, self.coordinates)
         return self
 
     def bias_table(self) -> Tensor:
@@ -151,6 +151,18 @@ def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
         project_in_bias=ffn.project_in.bias,
         project_out_bias=ffn.project_out.bias,
     )
+
+
+def remade_coordinates(window: int, before: Tensor, after: Tensor) -> Tensor:
+    """The buffer of a module whose `_apply` made `after` of `before`.
+
+    The coordinates stand in no file and `to_empty` leaves garbage, which nothing tells from a copy: so every new tensor
+    is filled anew. One that stayed itself stays, shared memory and what is derived from it too.
+    """
+    if after is before or after.is_meta:
+        return after
+    with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
+        return log_spaced_coordinates(window, torch.device("cpu")).to(device=after.device, dtype=after.dtype)
 
 
 def log_spaced_coordinates(window: int, device: torch.device | None = None) -> Tensor:

@@ -13,7 +13,7 @@ optimizers, state dicts and other references to it go on working, and so do `isi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import probe, recognise, recognise_unet, unet
-from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates, position_bias
+from .nn import Block, attention_weights, ffn_weights, log_spaced_coordinates, position_bias, remade_coordinates
 from .ops.gated_ffn import FFNWeights
 from .ops.swda_attention import AttentionWeights
 from .ops.swda_block import swda_block
@@ -223,6 +223,12 @@ class SwappedBlock(SwappedModule):
     def _weights(self) -> tuple[AttentionWeights, FFNWeights]:
         bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
         return attention_weights(self.norm1, self.attn, bias_table), ffn_weights(self.norm2, self.ffn)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwappedBlock:
+        before = getattr(self, _COORDINATES)
+        super()._apply(fn, recurse)
+        setattr(self, _COORDINATES, remade_coordinates(self._swda.window, before, getattr(self, _COORDINATES)))
+        return self
 
     def forget_swap(self) -> None:
         delattr(self, _COORDINATES)

@@ -76,6 +76,14 @@ def test_noise_is_more_than_should_be_there() -> None:
     assert float(natural(detail_latent(noisy, sharp, 8))[:, 0].max()) < 0
 
 
+def test_autocast_changes_nothing() -> None:
+    torch.manual_seed(3)
+    blurred, sharp = torch.rand(2, 1, 3, 64, 64)
+    expected = detail_latent(blurred, sharp, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(detail_latent(blurred, sharp, 8), expected)
+
+
 def test_what_nobody_sees_is_nothing() -> None:
     """A gradient of a tenth of what the floor stands for changes no channel by more than that share of energy."""
     ramp = torch.arange(64.0).mul(0.1 * FLOOR**0.5).expand(1, 3, 64, 64)

@@ -61,7 +61,7 @@ def image(seed: int = 5, height: int = 48, width: int = 64, count: int = 1) -> T
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_from_the_second_image_onall_steps_are_replayed_with_the_same_bits(dtype: torch.dtype, eta: float) -> None:
+def test_from_the_second_image_on_all_steps_are_replayed_with_the_same_bits(dtype: torch.dtype, eta: float) -> None:
     prior, plain = tiny().to(dtype), tiny().to(dtype)
     whole, piece = imitate(prior)
     for index, (captures, replays) in enumerate([(0, 0), (1, 2), (1, 3)]):  # the first replay is the comparison
@@ -216,7 +216,7 @@ def test_copies_have_no_part_in_a_graph() -> None:
     assert torch.equal(prior.sample(x), expected[1])
 
 
-def test_estimate_covers_the_noise_ofall_steps() -> None:
+def test_estimate_covers_the_noise_of_all_steps() -> None:
     """Beside what the steps take anyway; the encoder's peak, which hides them, is left out."""
     prior = tiny(piece=64, stride=48)
     noise = 4 * 4 * 32 * 32  # bytes of a step's

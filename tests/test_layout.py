@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "swintormer_kernels"
 PYTHON = sorted(f for folder in ("swintormer", "swintormer_kernels", "bench") for f in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NATIVE = sorted(f for pattern in ("*.h", "*.cpp", "*.cu") for f in (ROOT / "csrc").rglob(pattern))
 OPS = sorted(f.stem for f in (KERNELS / "ops").glob("*.py") if f.stem not in ("__init__", "case"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 60, 8
@@ -90,7 +91,7 @@ def test_every_op_stands_in_every_backend_or_says_why_not(op):
         assert not (KERNELS / "backends" / backend / f"{op}.py").exists()
 
 
-@pytest.mark.parametrize("file", PYTHON + NATIVE, ids=relative)
+@pytest.mark.parametrize("file", PYTHON + NATIVE + TESTS, ids=relative)
 def test_files_stay_short(file):
     assert len(file.read_text().splitlines()) <= MAX_FILE_LINES
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from swintormer.errors import SwintormerError
 from swintormer.losses import frequency_loss, l1_loss, moment_loss
-from swintormer.perceptual import LAYERS, PerceptualLoss, VGG19Features
+from swintormer.perceptual import DEVIATION, LAYERS, MEAN, PerceptualLoss, VGG19Features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPSILON = torch.finfo().eps
@@ -109,12 +109,25 @@ def test_features_are_those_of_all_sixteen_before_their_relu() -> None:
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         features = net(image)
-        first = net.features[0]((image - net.mean) / net.deviation)
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+        first = net.features[0]((image - mean) / deviation)
     assert [tuple(f.shape[1:]) for f in features] == [
         *[(64, 32, 32)] * 2, *[(128, 16, 16)] * 2, *[(256, 8, 8)] * 4, *[(512, 4, 4)] * 4, *[(512, 2, 2)] * 4
     ]  # fmt: skip
     assert torch.equal(features[0], first)
     assert min(float(f.min()) for f in features) < 0
+
+
+def test_features_of_a_network_that_came_from_the_meta_device(vgg_file) -> None:
+    """The state dict is all it needs; conftest.py poisons empty memory."""
+    state = {name: tensor for name, tensor in torch.load(vgg_file).items() if name.startswith("features.")}
+    with torch.device("meta"):
+        made = VGG19Features()
+    net, image = VGG19Features(), torch.rand(1, 3, 16, 16)
+    for each in (made.to_empty(device="cpu"), net):
+        each.load_state_dict(state)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(made(image), net(image), strict=True))
 
 
 def test_perceptual_loss(vgg_file) -> None:

@@ -154,6 +154,31 @@ def test_a_network_built_on_the_meta_device(tiny):
     assert net.double().latent[0].attn.coordinates.dtype == torch.float64
 
 
+def test_moved_in_inference_mode_it_can_still_be_trained(tiny):
+    """The coordinates are no inference tensors; those that no move changes stay the same tensor, memory and all."""
+    net = Swintormer(tiny.config)
+    coordinates = net.latent[0].attn.coordinates
+    with torch.inference_mode():
+        net.to("cpu")
+    assert net.latent[0].attn.coordinates is coordinates
+    net(torch.rand(1, 3, 64, 64)).square().sum().backward()
+    assert net.latent[0].attn.cpb_mlp[0].weight.grad.any()
+    with torch.inference_mode():
+        net.double().float()
+    assert not net.latent[0].attn.coordinates.is_inference()
+    assert torch.equal(net.latent[0].attn.coordinates, coordinates)
+
+
+def test_a_prior_first_made_in_inference_mode_can_still_be_trained(tiny):
+    net = Swintormer(tiny.config)
+    net.attach_prior(lambda: torch.nn.Linear(2, 2))
+    with torch.inference_mode():
+        prior = net.prior
+    assert not any(parameter.is_inference() for parameter in prior.parameters())
+    prior(torch.ones(1, 2)).sum().backward()
+    assert net.prior is prior
+
+
 def test_gradients_reach_every_parameter(tiny):
     net = Swintormer(tiny.config)
     net(torch.rand(1, 3, 64, 64)).square().sum().backward()

@@ -257,6 +257,10 @@ def test_the_shipped_recipe_is_valid():
         ("steps = 5", "does not set `out`"),
         ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
         ("out = ", "not valid TOML"),
+        (
+            "out = 'x'\nstage = 'denoiser'",
+            "c.toml: stage denoiser needs `prior_weights`, the file of the stage before.",
+        ),
     ],
 )
 def test_faulty_configuration_is_named(tmp_path, text, complaint):

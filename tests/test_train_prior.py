@@ -20,16 +20,18 @@ from swintormer.data import SyntheticPairs
 from swintormer.denoising import target
 from swintormer.detail import detail_latent
 from swintormer.errors import SwintormerError
+from swintormer.losses import frequency_loss, l1_loss
 from swintormer.prior_config import PRIORS
 from swintormer.prior_weights import load_prior, make_prior, save_prior
 from swintormer.train import make_run, read_config, train
-from swintormer.train_config import TrainConfig
-from swintormer.train_prior import NO_VGG, STAGES
-from swintormer.train_run import Run
+from swintormer.train_config import FREQUENCY, TrainConfig
+from swintormer.train_prior import STAGES
+from swintormer.train_run import NO_VGG, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
+OF_IMAGES = ["restoration", *(stage for stage in STAGES if stage not in ("denoiser", "detail"))]
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def config(stage: str, out: Path, given: dict[str, Path], **changes: object) -> 
         given, changes = {}, {"prior": DETAIL} | changes
     values = {"network": NETWORK, "prior": TINY, "out": out, "seed": 1, "steps": 4, "batch": 2, "crop": 32}
     values |= {"scene_side": 96, "lr": 1e-3, "clip": 1.0, "validation": 1, "log_every": 1, "checkpoint_every": 1}
-    values |= {"pool": 20, "frequency": 0.1, "latent": 0.1, "device": "cpu", "validate_every": 2}
+    values |= {"pool": 20, "latent": 0.1, "device": "cpu", "validate_every": 2}
+    if stage not in ("denoiser", "detail"):  # those have no image for it
+        values["frequency"] = 0.1
     return TrainConfig(stage=stage, **values | given | changes)
 
 
@@ -221,25 +225,74 @@ def test_a_denoiser_that_meets_its_target_leads_to_the_truth(kind: str) -> None:
     assert float((z - truth).abs().max()) <= 1e-5 / 4e-5**0.5
 
 
-def test_without_vgg_it_says_so_and_goes_on(tmp_path, given, capsys) -> None:
-    train(config("autoencoder", tmp_path / "a", {}, steps=1, perceptual=0.1))
-    assert NO_VGG in capsys.readouterr().err
-    train(config("autoencoder", tmp_path / "b", {}, steps=1))
+@pytest.mark.parametrize("stage", OF_IMAGES)
+@pytest.mark.parametrize(("frequency", "weight"), [(0.0, FREQUENCY), (0.1, 0.1)])
+def test_without_vgg_it_says_so_and_goes_on_with_the_fourier_loss(
+    stage: str, frequency: float, weight: float, tmp_path, given, capsys
+) -> None:
+    run = make_run(config(stage, tmp_path, given, perceptual=0.1, frequency=frequency), CPU)
+    assert NO_VGG.format(weight) in capsys.readouterr().err
+    output, target = torch.rand(2, 1, 3, 32, 32)
+    expected = l1_loss(output, target) + weight * frequency_loss(output, target)
+    assert torch.equal(run.image_loss(output, target), expected)
+    run = make_run(config(stage, tmp_path, given, frequency=0.0), CPU)
     assert "vgg" not in capsys.readouterr().err
+    assert torch.equal(run.image_loss(output, target), l1_loss(output, target))
 
 
-def test_perceptual_loss_takes_part_where_weights_are_named(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory) -> Path:
     from swintormer.perceptual import VGG19Features
 
-    torch.save(VGG19Features().state_dict(), tmp_path / "vgg.pth")
+    path = tmp_path_factory.mktemp("vgg") / "vgg.pth"
+    torch.save(VGG19Features().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("stage", OF_IMAGES)
+def test_perceptual_loss_takes_part_where_weights_are_named(stage: str, tmp_path, given, vgg) -> None:
     pair = torch.rand(2, 1, 3, 32, 32)
-    losses = [
-        float(
-            make_run(config("autoencoder", tmp_path, {}, perceptual=weight, vgg=tmp_path / "vgg.pth"), CPU).loss(*pair)
-        )
-        for weight in (0.0, 1.0)
-    ]
+    losses = []
+    for weight in (0.0, 1.0):
+        run = make_run(config(stage, tmp_path, given, perceptual=weight, vgg=vgg), CPU)
+        losses.append(float(run.loss(*pair).detach()))
     assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "detail"])
+@pytest.mark.parametrize("name", ["perceptual", "frequency"])
+def test_stages_of_latents_take_no_loss_of_images(stage: str, name: str, tmp_path, given) -> None:
+    with pytest.raises(ValidationError, match=f"stage {stage} compares latents and has no image for `{name}`"):
+        config(stage, tmp_path, given, **{name: 0.1})
+
+
+@pytest.mark.parametrize(
+    ("stage", "crop", "multiple"),
+    [
+        ("autoencoder", 36, 8),
+        ("denoiser", 40, 16),
+        ("detail", 24, 16),
+        ("detail", 36, 16),
+        ("truth", 36, 8),
+        ("joint", 40, 16),
+    ],
+)
+def test_crops_are_whole_positions_of_the_latent(stage: str, crop: int, multiple: int, tmp_path, given) -> None:
+    """What is refused, and that the crop it names instead trains."""
+    sentence = f"Stage {stage} takes crops of a multiple of {multiple} pixels with this prior, found {crop}: set `crop`"
+    with pytest.raises(SwintormerError, match=sentence) as error:
+        make_run(config(stage, tmp_path, given, crop=crop), CPU)
+    named = int(str(error.value).removesuffix(".").split()[-1])
+    run = make_run(config(stage, tmp_path, given, crop=named, pool=2), CPU)
+    run.train_step(*next(run.batches(0)))
+    run.validate()
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "detail", "truth", "joint"])
+def test_a_prior_that_sees_the_picture_itself_is_not_trained(stage: str, tmp_path, given) -> None:
+    sampling = (DETAIL if stage == "detail" else TINY).sampling.model_copy(update={"condition": "image"})
+    with pytest.raises(ValidationError, match=f"stage {stage} trains priors that see the blurred picture's latent"):
+        config(stage, tmp_path, given, prior=TINY.model_copy(update={"sampling": sampling}))
 
 
 def test_a_prior_of_another_configuration_is_refused(tmp_path, given) -> None:
@@ -255,6 +308,8 @@ def test_settings_that_a_stage_needs(tmp_path, given) -> None:
         config("joint", tmp_path, given, network=PRESETS["small"])
     with pytest.raises(ValidationError, match="choose the preset `detail`"):
         config("detail", tmp_path, {}, prior=TINY)
+    with pytest.raises(ValidationError, match="prior of the detail latent needs one that learns: choose stage detail"):
+        config("denoiser", tmp_path, given, prior=DETAIL)
     with pytest.raises(ValidationError, match="stage truth needs `prior_weights`"):
         config("truth", tmp_path, {})
     with pytest.raises(ValidationError, match="choose one of compact, detail, ldm-sr"):
