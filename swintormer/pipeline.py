@@ -33,7 +33,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
 
 DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
-# Over the held-out photographs the weights that ship gain 0.67 dB feathered and 0.66 dB averaged uniformly; no other
+# Over the held-out photographs the first weights gained 0.67 dB feathered and 0.66 dB averaged uniformly; no other
 # version of them that was tried did better uniformly (`swintormer evaluate` after a change of this line).
 DEFAULT_BLEND: Blend = "feather"
 # Seconds for a megapixel of image, preset `small`, two cores, medians of four rounds in turn, with the work that the

@@ -91,6 +91,14 @@ def test_the_result_is_what_the_pipeline_restores(run, weights, suffix, channels
     assert result.stdout.count("\n") == 1
 
 
+def test_the_memory_of_a_tile_is_kept_for_the_next(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr("swintormer_kernels.keep_freed_memory", lambda: calls.append(True))
+    photo("in.png")
+    run("deblur", "in.png", "-o", "out.png")
+    assert calls == [True]
+
+
 @pytest.mark.parametrize("side", [(1, 1), (3, 70)])
 def test_pictures_smaller_than_a_tile(run, side):
     photo("in.png", side=side)

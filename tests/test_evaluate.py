@@ -258,13 +258,11 @@ def test_a_prior_is_measured_beside_doing_without(folders):
 
 
 def test_shipped_weights_earn_their_place():
-    """What the model card says: 0.67 dB over doing nothing on average, no photograph worse by more than 0.1 dB.
-
-    The aim of the first weights was 0.7 dB on average; the card says why they stop short of it.
-    """
+    """What the model card says: 0.71 dB over doing nothing on average, no photograph worse by more than 0.1 dB."""
     network = network_method(Deblurrer(load_checkpoint(default_weights())))
     gain = gains(list(heldout_scores({NETWORK: network})))
-    assert sum(gain.values()) / len(gain) >= 0.66
+    assert sum(gain.values()) / len(gain) >= 0.7
+    assert min(gain.values()) >= -0.5
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
         assert sum(own) / len(own) >= -0.1, name
