@@ -52,7 +52,7 @@ def like_planes(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, bool]:
     """`x` and `out`, or copies, both in planes or both in rows of channels; and whether width comes before height."""
     kinds = _kinds(out)
     if not kinds:
-        out = torch.empty(x.shape)
+        out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         kinds = _kinds(out)
     common = [kind for kind in _kinds(x) if kind in kinds]
     if common:
