@@ -123,6 +123,29 @@ void group_norm_silu(const py::tuple& out_view, const py::tuple& x_view, const s
     kernels.group_norm_silu(args);
 }
 
+// memory: addresses of sums [batch][2][channels], and of scratch of the norm and of the backward.
+void group_norm_silu_backward(const py::tuple& grad_x_view, const py::tuple& grad_view, const py::tuple& x_view,
+                              const std::vector<uintptr_t>& norm, int64_t groups, float eps,
+                              const std::vector<uintptr_t>& memory, int threads) {
+    const Output grad_x(grad_x_view);
+    const Input grad(grad_view), x(x_view);
+    expect_same_shape(grad_x, x);
+    expect_same_shape(grad, x);
+    if (memory.size() != 3) throw py::value_error("memory is (sums, scratch of the norm, scratch of the backward)");
+    swk::GroupNormSiluBackwardArgs args{};
+    args.grad_x = grad_x.data, args.grad_x_strides = plane_strides(grad_x.sizes, grad_x.strides);
+    args.grad = grad.data, args.grad_strides = plane_strides(grad.sizes, grad.strides);
+    args.sums = reinterpret_cast<float*>(memory[0]), args.scratch = reinterpret_cast<float*>(memory[2]);
+    args.input = norm_input(x, norm, groups, eps, memory[1], threads);
+    const swk::PlaneStrides &a = args.grad_x_strides, &b = args.grad_strides, &c = args.input.x_strides;
+    if ((a.channel != 1 || b.channel != 1 || c.channel != 1) && (a.pixel != 1 || b.pixel != 1 || c.pixel != 1)) {
+        throw py::value_error("all images must lie in dense planes, or all in dense rows of channels");
+    }
+    const swk::Kernels& kernels = swk::kernels();
+    py::gil_scoped_release unlocked;
+    kernels.group_norm_silu_backward(args);
+}
+
 // out is dense, [batch][pixels][out channels]; scratch: of the norm, of normed pixels.
 void norm_projection(const py::tuple& out_view, const py::tuple& x_view, const std::vector<uintptr_t>& norm,
                      const std::vector<uintptr_t>& linear, int64_t groups, float eps,
@@ -425,6 +448,11 @@ PYBIND11_MODULE(_native, module) {
                py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
     module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),
                py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/group_norm_silu.h");
+    module.def("group_norm_silu_backward", &group_norm_silu_backward, py::arg("grad_x"), py::arg("grad"), py::arg("x"),
+               py::arg("norm"), py::arg("groups"), py::arg("eps"), py::arg("memory"), py::arg("threads"),
+               "csrc/ops/group_norm_silu.h");
+    module.def("group_norm_silu_backward_scratch", &swk::group_norm_silu_backward_scratch, py::arg("batch"),
+               py::arg("channels"), py::arg("pixels"), "Floats of scratch that it takes beside the norm's.");
     module.def("group_norm_scratch", &swk::group_norm_scratch, py::arg("batch"), py::arg("channels"),
                py::arg("pixels"), py::arg("groups"), "Floats of scratch that group_norm_silu takes.");
     module.def("conv3x3_layout", &conv3x3_layout, py::arg("batch"), py::arg("channels"), py::arg("height"),

@@ -35,9 +35,14 @@ def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
             raise ValueError(f"{field} must have the shape {shape} here, found {tuple(tensor.shape)}")
 
 
+def gradients_wanted(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call with these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def slower_with_gradients(*tensors: Tensor | None) -> str | None:
     """`slower` predicate of ops whose backward runs a forward in torch first: forward and backward 0.3 to 0.9x."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if gradients_wanted(*tensors):
         return "its backward computes the forward again, which takes longer than the forward saves"
     return None
 

@@ -18,6 +18,7 @@ _RES_BLOCK = {"norm1", "conv1", "norm2", "conv2"}
 _RES_BLOCK_MORE = {"nonlinearity", "time_emb_proj", "dropout", "conv_shortcut"}
 _ATTENTION = {"to_q", "to_k", "to_v", "to_out"}
 _ATTENTION_MORE = {"group_norm"}
+_PROCESSORS = {"AttnProcessor", "AttnProcessor2_0"}  # of diffusers: plain attention, by hand and by torch's function
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -65,7 +66,8 @@ def why_not_attention(attention: Any) -> str | None:
     if getattr(attention, "add_k_proj", None) is not None:
         return "it attends to a second sequence as well (add_k_proj)"
     return (
-        _why_not_replaceable(attention, _ATTENTION | _ATTENTION_MORE)
+        _why_processor_differs(attention)
+        or _why_not_replaceable(attention, _ATTENTION | _ATTENTION_MORE)
         or _why_projections_differ(attention)
         or _why_dropout(attention, attention.to_out[-1])
     )
@@ -194,6 +196,16 @@ def _why_time_differs(block: Any) -> str | None:
     if projection.out_features != wanted:
         return f"time_emb_proj gives {projection.out_features} numbers, and {how!r} takes {wanted}"
     return None
+
+
+def _why_processor_differs(attention: Any) -> str | None:
+    """diffusers' Attention computes nothing itself; a module without a processor does."""
+    processor = getattr(attention, "processor", None)
+    cls = type(processor)
+    if processor is None or (cls.__name__ in _PROCESSORS and cls.__module__.partition(".")[0] == "diffusers"):
+        return None
+    known = " and ".join(sorted(_PROCESSORS))
+    return f"its processor is {cls.__module__}.{cls.__name__}, which may compute anything; known are diffusers' {known}"
 
 
 def _why_projections_differ(attention: Any) -> str | None:

@@ -123,9 +123,10 @@ class SwappedResBlock(_SwappedUnetPart):
         parts: Any = self._modules
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != parts["norm1"].num_channels:
             return False
-        if parts.get("time_emb_proj") is not None and (
-            not isinstance(temb, Tensor) or temb.ndim != 2 or temb.shape[0] not in (1, x.shape[0])
-        ):
+        if parts.get("time_emb_proj") is None:
+            if temb is not None:  # diffusers adds it as it comes
+                return False
+        elif not isinstance(temb, Tensor) or temb.ndim != 2 or temb.shape[0] not in (1, x.shape[0]):
             return False
         if self.training and _drops(parts.get("dropout")):
             return False

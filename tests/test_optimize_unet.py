@@ -330,6 +330,15 @@ def test_a_block_that_drops_while_training_is_kept():
     assert "it drops values while training (p = 0.5)" in report.kept["down_blocks.0.resnets.0"]
 
 
+def test_an_embedding_without_a_projection_is_added():
+    part = resnet(temb_channels=None)
+    x, temb = torch.randn(2, 16, 6, 5), torch.randn(2, 16, 1, 1)
+    expected = part(x, temb)
+    assert sk.optimize(part).swapped
+    assert torch.equal(part(x, temb), expected)
+    assert relative(part(x, None), part(x, 0 * temb).double()) <= 64 * EPS
+
+
 class Double(nn.Module):
     def forward(self, *args):
         return 2 * args[0]
@@ -346,12 +355,17 @@ def put_adapter(model):
     model.mid_block.attentions[0].to_q = nn.Sequential(model.mid_block.attentions[0].to_q, Double())
 
 
-def put_processor(model):
-    class Processor:
-        def __call__(self, attn, hidden_states, **_):
-            return 2 * hidden_states
+class Twice:
+    def __call__(self, attn, hidden_states, **_):
+        return 2 * hidden_states
 
-    model.mid_block.attentions[0].set_processor(Processor())
+
+class AttnProcessor(Twice):
+    """Of diffusers by its name only."""
+
+
+def put_processor(model):
+    model.mid_block.attentions[0].set_processor(Twice())
 
 
 @pytest.mark.parametrize("change", [put_hook, put_adapter, put_processor])
@@ -370,7 +384,8 @@ def test_inner_parts_changed_after_the_swap_are_honoured(model, change):
 
 
 def resnet(**options):
-    return randomised(resnet_module.ResnetBlock2D(in_channels=16, temb_channels=8, groups=4, **options))
+    options = {"in_channels": 16, "temb_channels": 8, "groups": 4, **options}
+    return randomised(resnet_module.ResnetBlock2D(**options))
 
 
 def upsampling(**options):
@@ -413,6 +428,8 @@ RELATIVES = {
     "transposed": (lambda: upsampling(use_conv_transpose=True), "it is a transposed convolution"),
     "norm before": (lambda: upsampling(norm_type="rms_norm"), "it has a norm before it changes the resolution"),
     "same size": (lambda: upsampling(interpolate=False), "it does not change the resolution"),
+    "processor": (lambda: attention(processor=Twice()), ".Twice, which may compute anything"),
+    "named alike": (lambda: attention(processor=AttnProcessor()), ".AttnProcessor, which may"),
     "half the keys": (lambda: attention(kv_heads=1), "to_q, to_k and to_v must be alike"),
 }
 
@@ -461,7 +478,11 @@ def test_hooks_at_the_time_of_the_swap(model):
 
 def test_without_the_check_the_structure_decides(monkeypatch):
     monkeypatch.setattr(swapped_unet.probe_unet, "why_different", lambda *_: pytest.fail("was asked not to check"))
-    assert len(sk.optimize(unet(), verify=False).swapped) == 8 + 4 + 1 + 1 + 1
+    model = unet()
+    put_processor(model)
+    report = sk.optimize(model, verify=False)
+    assert len(report.swapped) == 8 + 3 + 1 + 1 + 1
+    assert ".Twice, which may compute anything" in report.kept["mid_block.attentions.0"]
 
 
 def test_the_kernels_need_no_diffusers():

@@ -19,6 +19,7 @@
     X(ddim_step, DdimStepArgs)                \
     X(gated_ffn, SwdaBlockArgs)               \
     X(group_norm_silu, GroupNormSiluArgs)     \
+    X(group_norm_silu_backward, GroupNormSiluBackwardArgs) \
     X(norm_projection, NormProjectionArgs)    \
     X(norm_silu_conv3x3, NormSiluConv3x3Args) \
     X(res_block, ResBlockArgs)                \

@@ -51,9 +51,10 @@ static inline void stripe_moments(const GroupNormInput& input, int64_t b, int64_
     }
 }
 
-// From stripes' moments, [stripe][mean, m2][channels], what is applied to each channel: [mean, factor, offset][channels].
+// From stripes' moments, [stripe][mean, m2][channels], what is applied to each channel: [mean, factor, offset][channels];
+// and of each group [mean, 1 / deviation].
 static inline void fold_rows(const GroupNormInput& input, int64_t b, int64_t stripes, const float* moments,
-                             float* folded) {
+                             float* folded, float* groups) {
     const int64_t channels = input.channels, depth = channels / input.groups;
     for (int64_t g = 0; g < input.groups; ++g) {
         Moments total;
@@ -69,7 +70,7 @@ static inline void fold_rows(const GroupNormInput& input, int64_t b, int64_t str
             }
             total.merge(rows * static_cast<double>(depth), centre, squares);
         }
-        float group[2];
+        float* group = groups + 2 * g;
         finish_group(total, input.eps, group);
         for (int64_t c = g * depth; c < (g + 1) * depth; ++c) {
             const Channel at = channel_of(input, b, c, group);
@@ -78,13 +79,19 @@ static inline void fold_rows(const GroupNormInput& input, int64_t b, int64_t str
     }
 }
 
-// For an image in rows: what is applied to each channel, [batch][mean, factor, offset][channels], in `scratch`.
+static inline int64_t stripes_of_image(const GroupNormInput& input) {
+    const int64_t chunks = (input.pixels * input.channels + kChunkFloats - 1) / kChunkFloats;
+    const int64_t most = chunks < kStripes ? chunks : kStripes;
+    return most < input.pixels ? most : input.pixels;
+}
+
+// For an image in rows: what is applied to each channel, [batch][mean, factor, offset][channels], in `scratch`; each
+// group's [mean, 1 / deviation] follow, [batch][groups].
 static inline const float* norm_of_rows(const GroupNormInput& input) {
-    const int64_t channels = input.channels, pixels = input.pixels;
-    const int64_t chunks = (pixels * channels + kChunkFloats - 1) / kChunkFloats;
-    const int64_t most = chunks < kStripes ? chunks : kStripes, stripes = most < pixels ? most : pixels;
+    const int64_t channels = input.channels, pixels = input.pixels, stripes = stripes_of_image(input);
     const int64_t stripe_floats = 2 * channels, all = input.batch * stripes;
     float* folded = input.scratch + all * stripe_floats;
+    float* groups = folded + 3 * input.batch * channels;
     parallel_for(all, 1 + kGrain * stripes / (pixels * channels), 1, input.threads,
                  [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
@@ -95,7 +102,8 @@ static inline const float* norm_of_rows(const GroupNormInput& input) {
         }
     });
     for (int64_t b = 0; b < input.batch; ++b) {
-        fold_rows(input, b, stripes, input.scratch + b * stripes * stripe_floats, folded + 3 * b * channels);
+        fold_rows(input, b, stripes, input.scratch + b * stripes * stripe_floats, folded + 3 * b * channels,
+                  groups + 2 * b * input.groups);
     }
     return folded;
 }

@@ -3,7 +3,7 @@
 // cache if it is no larger than L2. Rows: groups are interleaved, so the image as a whole is read twice.
 #include "../ops/group_norm_silu.h"
 
-#include "group_norm.h"
+#include "group_planes.h"
 
 namespace swk::SWK_ISA {
 namespace {
@@ -30,30 +30,12 @@ struct Row {
 
 // ---- planes ---------------------------------------------------------------------------------------------------------
 
-struct Planes {
-    const GroupNormInput& input;
+struct Planes : GroupPlanes {
     float* out;
     PlaneStrides out_strides;
-    int64_t depth;               // channels of a group
-    int64_t runs, run;           // a group is `runs` stretches of `run` neighbours
-    int64_t chunks_of_run, chunks;  // of a group
 
     explicit Planes(const GroupNormSiluArgs& args)
-        : input(args.input), out(args.out), out_strides(args.out_strides), depth(input.channels / input.groups) {
-        const bool joined = input.x_strides.channel == input.pixels || depth == 1;
-        runs = joined ? 1 : depth, run = joined ? depth * input.pixels : input.pixels;
-        chunks_of_run = (run + kChunkFloats - 1) / kChunkFloats, chunks = runs * chunks_of_run;
-    }
-
-    // Mean and M2 of chunk `index` of group `unit` = image * groups + group; returns its size.
-    int64_t chunk(int64_t unit, int64_t index, float& mean, float& m2) const {
-        const int64_t first = index % chunks_of_run * kChunkFloats, left = run - first;
-        const int64_t count = left < kChunkFloats ? left : kChunkFloats;
-        const float* group = input.x + unit / input.groups * input.x_strides.batch +
-                             unit % input.groups * depth * input.x_strides.channel;
-        chunk_moments(group + index / chunks_of_run * input.x_strides.channel + first, count, mean, m2);
-        return count;
-    }
+        : GroupPlanes(args.input), out(args.out), out_strides(args.out_strides) {}
 
     // Pixels first .. last - 1 of channel `c` of group `unit`.
     void apply(int64_t unit, const float* group, int64_t c, int64_t first, int64_t last) const {
@@ -69,18 +51,10 @@ struct Planes {
 // Each group by one worker.
 void whole_groups(const Planes& planes) {
     const GroupNormInput& input = planes.input;
-    const int64_t elements = planes.depth * input.pixels;
-    parallel_for(input.batch * input.groups, (kGrain + elements - 1) / elements, 1, input.threads,
-                 [&](int64_t begin, int64_t end, int) {
+    parallel_for(planes.units, planes.grain_of_groups(), 1, input.threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t unit = begin; unit < end; ++unit) {
-            Moments moments;
-            for (int64_t index = 0; index < planes.chunks; ++index) {
-                float mean, m2;
-                const int64_t count = planes.chunk(unit, index, mean, m2);
-                moments.merge(static_cast<double>(count), mean, m2);
-            }
             float group[2];
-            finish_group(moments, input.eps, group);
+            planes.statistics(unit, group);
             for (int64_t c = 0; c < planes.depth; ++c) planes.apply(unit, group, c, 0, input.pixels);
         }
     });
@@ -89,31 +63,12 @@ void whole_groups(const Planes& planes) {
 // Workers share groups, because these are few: chunks first, then stretches of channels.
 void split_groups(const Planes& planes) {
     const GroupNormInput& input = planes.input;
-    const int64_t units = input.batch * input.groups;
-    float* groups = input.scratch + 2 * units * planes.chunks;
-    const auto size = [&](int64_t index) {
-        const int64_t left = planes.run - index % planes.chunks_of_run * kChunkFloats;
-        return static_cast<double>(left < kChunkFloats ? left : kChunkFloats);
-    };
-    parallel_for(units * planes.chunks, 1 + kGrain / kChunkFloats, 1, input.threads,
+    const float* groups = planes.shared_statistics();
+    parallel_for(planes.units * planes.depth * planes.pieces, kGrainOfPieces, 1, input.threads,
                  [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
-            planes.chunk(i / planes.chunks, i % planes.chunks, input.scratch[2 * i], input.scratch[2 * i + 1]);
-        }
-    });
-    for (int64_t unit = 0; unit < units; ++unit) {
-        Moments moments;
-        const float* from = input.scratch + 2 * unit * planes.chunks;
-        for (int64_t i = 0; i < planes.chunks; ++i) moments.merge(size(i), from[2 * i], from[2 * i + 1]);
-        finish_group(moments, input.eps, groups + 2 * unit);
-    }
-    const int64_t pieces = (input.pixels + kChunkFloats - 1) / kChunkFloats;
-    parallel_for(units * planes.depth * pieces, 1 + kGrain / kChunkFloats, 1, input.threads,
-                 [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t first = i % pieces * kChunkFloats, plane = i / pieces, unit = plane / planes.depth;
-            const int64_t last = first + kChunkFloats < input.pixels ? first + kChunkFloats : input.pixels;
-            planes.apply(unit, groups + 2 * unit, plane % planes.depth, first, last);
+            const int64_t plane = i / planes.pieces, piece = i % planes.pieces, unit = plane / planes.depth;
+            planes.apply(unit, groups + 2 * unit, plane % planes.depth, planes.first(piece), planes.first(piece + 1));
         }
     });
 }
@@ -152,10 +107,7 @@ void group_norm_silu(const GroupNormSiluArgs& args) {
     if (input.batch * input.channels * input.pixels == 0) return;
     if (input.x_strides.channel == 1 && args.out_strides.channel == 1 && input.channels > 1) return rows(args);
     const Planes planes(args);
-    // A worker with no group waits; with 8 groups each, the one left over costs at most an eighth.
-    const int64_t units = input.batch * input.groups;
-    if (units % input.threads == 0 || units >= 8 * input.threads) return whole_groups(planes);
-    split_groups(planes);
+    return planes.enough_groups() ? whole_groups(planes) : split_groups(planes);
 }
 
 }  // namespace swk::SWK_ISA

@@ -223,6 +223,40 @@ void run_group_norm_silu(const NormShape& shape) {
     }
 }
 
+// Gradients, those of the result in a buffer of their own and in that of x's gradients.
+void run_group_norm_silu_backward(const NormShape& shape) {
+    const Sizes sizes{shape.batch, shape.channels, shape.height, shape.width};
+    const int64_t pixels = shape.height * shape.width;
+    const std::vector<float> values = random_values(elements(sizes)), grads = random_values(elements(sizes));
+    Buffer weight(shape.channels), scale(shape.batch * shape.channels);
+    for (Buffer* buffer : {&weight, &scale}) buffer->randomise(1.0f);
+    for (const Layout layout : {Layout::kNchw, Layout::kChannelsLast}) {
+        Tensor x(sizes, strides_of(layout, sizes)), grad(sizes, x.strides), grad_x(sizes, x.strides);
+        x.fill(values), grad.fill(grads);
+        std::vector<float> first;
+        for (const int threads : {1, 2, 5}) {
+            for (const bool in_place : {false, true}) {
+                const Buffer sums(2 * shape.batch * shape.channels);
+                const Buffer scratch(swk::group_norm_scratch(shape.batch, shape.channels, pixels, shape.groups));
+                const Buffer more(swk::group_norm_silu_backward_scratch(shape.batch, shape.channels, pixels));
+                swk::GroupNormSiluBackwardArgs args{};
+                args.input = {shape.batch, shape.channels, pixels, shape.groups, x.buffer.data(), planes_of(x.strides),
+                              {weight.data(), nullptr, scale.data(), nullptr}, 1e-5f, scratch.data(), threads};
+                if (in_place) grad_x.fill(grads);
+                args.grad = (in_place ? grad_x : grad).buffer.data(), args.grad_strides = planes_of(grad.strides);
+                args.grad_x = grad_x.buffer.data(), args.grad_x_strides = planes_of(grad_x.strides);
+                args.sums = sums.data(), args.scratch = more.data();
+                swk::kernels().group_norm_silu_backward(args);
+                std::vector<float> result = grad_x.take_output();
+                result.insert(result.end(), sums.data(), sums.data() + sums.count());
+                if (first.empty()) first = result;
+                expect(same_bits(first, result), "the bits depend on threads, or on where the gradients lie");
+                for (const float value : result) expect(!std::isnan(value), "an element that nobody wrote");
+            }
+        }
+    }
+}
+
 // ---- norm_silu_conv3x3 ----------------------------------------------------------------------------------------------
 
 struct ConvShape {
@@ -382,7 +416,7 @@ void run_upsample_conv3x3(const ConvShape& shape) {
 void run_isa(const std::string& isa) {
     swk::use_isa(isa);
     run_ddim_step();
-    for (const NormShape& shape : kNorms) run_group_norm_silu(shape);
+    for (const NormShape& shape : kNorms) run_group_norm_silu(shape), run_group_norm_silu_backward(shape);
     for (const ConvShape& shape : kConvs) {
         run_norm_silu_conv3x3(shape), run_upsample_conv3x3(shape);
         run_res_block(shape, false), run_res_block(shape, true);

@@ -124,7 +124,7 @@ def _in_parts(
     b, c, h, w = x.shape
     totals = [None if weight is None else torch.zeros_like(weight) for weight in weights]
     of_x = torch.empty_like(x)
-    rows, columns = (torch.arange(side).roll(-parts.shift) for side in (h, w))
+    rows, columns = (torch.arange(side, device="cpu").roll(-parts.shift) for side in (h, w))
     for part in parts.walk(b, h, w) if x.numel() else ():
         place = (part.images, slice(None), rows[part.rows, None], columns[part.columns])
         shape = (part.images.stop - part.images.start, *(s.stop - s.start for s in part[1:]))

@@ -42,6 +42,51 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
     return out if target is out else out.copy_(target)
 
 
+def group_norm_silu_backward(grad: Tensor, x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    batch, channels, height, width = x.shape
+    sums = torch.zeros((batch, 2, channels), dtype=torch.float32, device="cpu")
+    source, of_x, transposed = like_planes(x, torch.empty_like(x))
+    if x.numel():
+        common = set(_kinds(source)) & set(_kinds(of_x)) & set(_kinds(grad))
+        if not any(kind[1] == transposed for kind in common):
+            grad = of_x.copy_(grad)  # which the kernel may overwrite element by element
+        pixels = height * width
+        backward_floats = native.extension().group_norm_silu_backward_scratch(batch, channels, pixels)
+        scratch = Scratch(scratch_floats(batch, channels, pixels, groups), backward_floats)
+        weights, addresses = dense(norm)
+        native.extension().group_norm_silu_backward(
+            *(plane_view(tensor, transposed) for tensor in (of_x, grad, source)),
+            addresses,
+            groups,
+            eps,
+            [sums.data_ptr(), *scratch.addresses],
+            torch.get_num_threads(),
+        )
+        del weights  # until here
+    return [*([of_x] if x.requires_grad else []), *_of_parameters(sums, norm)]
+
+
+def _of_parameters(sums: Tensor, norm: GroupNormWeights) -> list[Tensor]:
+    """Gradients of `norm` from the sums over an image's channel: of v's gradient, and of it times the normed x."""
+    of_v, of_product = sums.unbind(1)
+    keep = 1 if norm.scale is None else 1 + norm.scale
+    found = []
+    for name, tensor in zip(norm._fields, norm, strict=True):
+        if tensor is None or not tensor.requires_grad:
+            continue
+        if name == "weight":
+            found.append((of_product * keep).sum(0))
+        elif name == "bias":
+            found.append((of_v * keep).sum(0))
+        elif name == "scale":
+            of_scale = of_product if norm.weight is None else of_product * norm.weight
+            found.append(of_scale if norm.bias is None else of_scale + of_v * norm.bias)
+        else:
+            found.append(of_v)
+    return found
+
+
 def dense(parameters: Iterable[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
     """The tensors, dense, and their addresses, 0 for None. Keep the tensors alive during the call."""
     tensors = [None if tensor is None else tensor.contiguous() for tensor in parameters]
@@ -52,7 +97,7 @@ def like_planes(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, bool]:
     """`x` and `out`, or copies, both in planes or both in rows of channels; and whether width comes before height."""
     kinds = _kinds(out)
     if not kinds:
-        out = torch.empty(x.shape)
+        out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         kinds = _kinds(out)
     common = [kind for kind in _kinds(x) if kind in kinds]
     if common:

@@ -84,7 +84,7 @@ def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hash
 
 @functools.lru_cache(maxsize=64)
 def _zeros(floats: int) -> Tensor:
-    return torch.zeros(floats)
+    return torch.zeros(floats, dtype=torch.float32, device="cpu")
 
 
 def _in_tiles(rows: int, tile: int) -> int:
@@ -125,4 +125,4 @@ def _bias(table: Tensor, channels: int, heads: int, window: int, isa: str) -> Te
 
 @functools.lru_cache(maxsize=64)
 def _bias_index(channels: int, heads: int, window: int, isa: str) -> Tensor:
-    return torch.tensor(native.extension().bias_index(channels, heads, window))
+    return torch.tensor(native.extension().bias_index(channels, heads, window), device="cpu")

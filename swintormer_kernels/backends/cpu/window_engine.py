@@ -18,7 +18,7 @@ def run(op: str, x: Tensor, attention: Packed, ffn: Packed, sizes: tuple[int, in
     engine, threads = native.extension(), torch.get_num_threads()
     heads, window, _, hidden = sizes
     _, scratch_floats, _ = engine.swda_layout(x.shape[1], heads, window, hidden)
-    scratch = torch.empty(threads * scratch_floats)
+    scratch = torch.empty(threads * scratch_floats, dtype=torch.float32, device="cpu")
     call = getattr(engine, op)
     call(view(out), view(x), dense(attention), dense(ffn), sizes, dense([scratch]), threads)
     return out

@@ -19,7 +19,8 @@ POINTS_OF_DOUBLED = (0, 1, 3)
 def image_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
     """An uninitialised result in channels_last."""
     batch, _, height, width = x.shape
-    return torch.empty((batch, channels, scale * height, scale * width), memory_format=torch.channels_last)
+    shape = batch, channels, scale * height, scale * width
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def rows_of_channels(x: Tensor) -> Tensor:
