@@ -123,7 +123,7 @@ _Prior = Annotated[
     bool | None,
     _option(
         _RESULT,
-        "Sample the diffusion prior, or restore without it; by default where the weights hold one.",
+        "Sample the diffusion prior, or restore without it; by default where the weights you name hold one.",
         "--prior/--no-prior",
     ),
 ]
@@ -150,7 +150,7 @@ _DEBLUR_EXAMPLES = (
     "swintormer deblur a.tif b.tif -o . --suffix _sharp\n\n"
     "swintormer deblur scan.tif -o out/ --memory 1G      on a small machine\n\n"
     "swintormer deblur left.png --right right.png -o out/ --weights dual.safetensors\n\n"
-    "swintormer deblur photo.jpg -o b.png --weights with_prior.safetensors --seed 7      another draw of its prior"
+    "swintormer deblur photo.jpg -o b.png --prior --seed 7      with the diffusion prior: slower, a little better"
 )
 
 
@@ -273,6 +273,9 @@ def evaluate(
     blurred: Annotated[Path | None, typer.Option(help="Folder of blurred pictures.")] = None,
     sharp: Annotated[Path | None, typer.Option(help="Folder of the true pictures, by the same names.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every row to this file too.")] = None,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="The installed one with a prior, beside doing without.")
+    ] = False,
 ) -> None:
     """Measure how well a network restores: PSNR and SSIM against leaving the pictures as they are.
 
@@ -282,7 +285,13 @@ def evaluate(
         raise SwintormerError("Pairs need both folders, --blurred and --sharp.")
     import swintormer.evaluate as measure
     from swintormer.cli_deblur import Settings, make_deblurrer
+    from swintormer.weights import default_weights
 
+    if prior and weights is not None:
+        raise SwintormerError(
+            "--prior names the installed weights: leave it out, weights that hold a prior are used with it."
+        )
+    weights = default_weights("small-prior") if prior else weights
     if blurred is None or sharp is None:
         words = {"--weights": weights, "--csv": csv}
         code = measure.main([part for name, path in words.items() if path for part in (name, str(path))])

@@ -31,7 +31,7 @@ class Settings:
     """What the restoration runs with; None leaves the choice to the pipeline.
 
     Attributes:
-        weights: checkpoint file; None for the one that is installed with the program.
+        weights: checkpoint file; None for what is installed with the program, with or without a prior.
         memory: bytes that the work may take beside the picture itself.
         window: side of the attention windows, for weights that do not say.
         backend: of the ops; "auto" takes the best of each.
@@ -98,7 +98,7 @@ def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
     from swintormer.pipeline import Deblurrer
     from swintormer.weights import default_weights, load_checkpoint
 
-    weights = settings.weights or default_weights()
+    weights = settings.weights or default_weights("small-prior" if settings.prior else "small")
     net = load_checkpoint(weights, window_size=settings.window)
     if dual_pixel and net.config.in_channels == net.config.out_channels:
         raise SwintormerError(f"{weights} restores single pictures: leave out --right, or name dual-pixel --weights.")
@@ -119,8 +119,8 @@ def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
         return Guidance(steps=settings.steps, seed=settings.seed or 0)
     if settings.steps is not None or settings.seed is not None:
         raise SwintormerError(
-            "No prior takes part (--no-prior, or weights without one), so --steps and --seed have nothing to act on: "
-            "leave them out."
+            "No prior takes part, so --steps and --seed have nothing to act on: leave them out, or add --prior (and name "
+            "weights that hold one, if you name any)."
         )
     return False
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -158,13 +158,13 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
     return _describe(path, *read_tensors(path), window_size)
 
 
-def default_weights() -> Path:
-    """The weights that ship with the package.
+def default_weights(preset: Literal["small", "small-prior"] = "small") -> Path:
+    """The weights that ship with the package: of a preset, "small-prior" with its prior in the same file.
 
     Raises:
         SwintormerError: this installation does not have them.
     """
-    path = Path(__file__).parent / "assets" / "small.safetensors"
+    path = Path(__file__).parent / "assets" / f"{preset}.safetensors"
     if not path.is_file():
         raise SwintormerError(
             f"The weights that ship with swintormer are missing ({path}): reinstall it, or name a file with --weights."

@@ -403,3 +403,5 @@ def test_shipped_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "small.safetensors").write_bytes(b"x")
     assert default_weights() == tmp_path / "assets" / "small.safetensors"
+    with pytest.raises(SwintormerError, match=r"small-prior\.safetensors.*--weights"):
+        default_weights("small-prior")
