@@ -119,8 +119,8 @@ def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
         return Guidance(steps=settings.steps, seed=settings.seed or 0)
     if settings.steps is not None or settings.seed is not None:
         raise SwintormerError(
-            "No prior takes part, so --steps and --seed have nothing to act on: leave them out, or add --prior (and name "
-            "weights that hold one, if you name any)."
+            "No prior takes part, so --steps and --seed have nothing to act on: leave them out, or add --prior "
+            "(and name weights that hold one, if you name any)."
         )
     return False
 
