@@ -84,11 +84,12 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
     source = torch.randn(max(1, work.bytes // 8))  # read once and written once: work.bytes in all
     target = torch.empty_like(source)
     leaves = tree_map(lambda x: x.clone().requires_grad_() if isinstance(x, Tensor) else x, args)
+    gradient = torch.randn_like(call("reference"))  # dense, as in a network; that of sum() is one number, expanded
     turns: dict[str, Callable[[], object]] = {
         "reference": lambda: call("reference"),
         "copy": lambda: target.copy_(source),
-        "both_reference": lambda: call("reference", *leaves).sum().backward(),
-        "both": lambda: call(backend, *leaves).sum().backward(),
+        "both_reference": lambda: call("reference", *leaves).backward(gradient),
+        "both": lambda: call(backend, *leaves).backward(gradient),
     }
     rounds, median = _between(benchmark, lambda: call(backend), turns)
     forward = benchmark.stats.stats.median
