@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from denoiser_ops import EPS, ISAS, comparing, error, mapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
@@ -16,31 +16,9 @@ from swintormer_kernels.ops.group_norm_silu import LAYOUTS
 from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
 from swintormer_kernels.registry import use_backend
 
-ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
-EPS = torch.finfo(torch.float32).eps
 CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("batch 3, odd sizes", "NCHW, no bias", "columns apart")]
-
-
-def mapped(function, arguments):
-    return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, arguments)
-
-
-def on(backend, arguments):
-    with torch.no_grad(), use_backend(backend):
-        return upsample_conv3x3(*arguments)
-
-
-def error(value, truth):
-    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
-
-
-def assert_as_good_as_the_reference(arguments):
-    truth, out = on("reference", mapped(torch.Tensor.double, arguments)), on("cpu", arguments)
-    assert out.shape == truth.shape
-    assert not out.isnan().any(), "an element that nobody wrote"
-    if truth.numel():
-        assert error(out, truth) <= 2 * error(on("reference", arguments), truth) + EPS
+on, assert_as_good_as_the_reference = comparing(upsample_conv3x3)
 
 
 @pytest.mark.parametrize("isa", ISAS)
