@@ -59,6 +59,10 @@ def _started(count: int) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
         try:
             list(pool.map(lambda _: everybody.wait(), range(count)))
+        except BaseException:  # a thread that could not start would leave the others waiting
+            everybody.abort()
+            pool.shutdown(wait=False)
+            raise
         finally:
             torch.set_num_threads(count)
     return pool

@@ -257,7 +257,9 @@ class SwappedNetwork(_SwappedUnetPart):
     @property
     def dtype(self) -> torch.dtype:
         """Of the first floating point parameter, which is what diffusers' own property answers unless a hook casts."""
-        first = next(self.parameters())
+        first = next(self.parameters(), None)
+        if first is None:  # a replica of DataParallel
+            return super().dtype  # type: ignore[misc]
         plain = not getattr(self, "_keep_in_fp32_modules", None) and first.is_floating_point()
         if torch.compiler.is_compiling() or not plain or _has_diffusers_hook(self):
             return super().dtype  # type: ignore[misc]  # of diffusers' class, which comes next

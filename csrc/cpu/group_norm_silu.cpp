@@ -105,7 +105,9 @@ void rows(const GroupNormSiluArgs& args) {
 void group_norm_silu(const GroupNormSiluArgs& args) {
     const GroupNormInput& input = args.input;
     if (input.batch * input.channels * input.pixels == 0) return;
-    if (input.x_strides.channel == 1 && args.out_strides.channel == 1 && input.channels > 1) return rows(args);
+    // Of a single channel both walks are one, unless it is cut from rows of more.
+    const bool apart = input.channels > 1 || input.x_strides.pixel != 1 || args.out_strides.pixel != 1;
+    if (input.x_strides.channel == 1 && args.out_strides.channel == 1 && apart) return rows(args);
     const Planes planes(args);
     return planes.enough_groups() ? whole_groups(planes) : split_groups(planes);
 }

@@ -258,7 +258,10 @@ void group_norm_silu_backward(const GroupNormSiluBackwardArgs& args) {
     if (input.batch * input.channels * input.pixels == 0) return;
     const bool channels_apart = input.x_strides.channel != 1 || args.grad_strides.channel != 1 ||
                                 args.grad_x_strides.channel != 1;
-    if (!channels_apart && input.channels > 1) return rows(args);
+    // As in group_norm_silu.cpp, for a single channel.
+    const bool pixels_apart = input.channels > 1 || input.x_strides.pixel != 1 || args.grad_strides.pixel != 1 ||
+                              args.grad_x_strides.pixel != 1;
+    if (!channels_apart && pixels_apart) return rows(args);
     const Planes planes(args);
     return planes.enough_groups() ? whole_groups(planes) : split_groups(planes);
 }

@@ -15,7 +15,7 @@ void shortcut_product(const ResBlockArgs& args) {
     const int64_t pixels = first.height * first.width, out_channels = args.second.conv.out_channels;
     const int64_t groups = (pixels + kTileRows - 1) / kTileRows;
     const int64_t work = kTileRows * first.channels * out_channels / kLanes;  // multiply-adds of vectors
-    parallel_for(first.batch * groups, 1 + kGrain / work, 1, first.threads, [&](int64_t begin, int64_t end, int) {
+    parallel_for(first.batch * groups, 1 + kGrain / (work + 1), 1, first.threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t b = i / groups, pixel = i % groups * kTileRows, left = pixels - pixel;
             const float* from = first.x + b * first.x_strides.batch + pixel * first.x_strides.column;

@@ -162,6 +162,7 @@ def cases() -> list[Case]:
         case("columns apart", (2, 12, 5, 9), 3, "sliced"),
         case("channels of a larger image", (2, 12, 5, 9), 3, "channels of more"),
         case("rows of more channels", (2, 12, 5, 9), 3, "rows of more"),
+        case("one channel of rows of more", (2, 1, 5, 9), 1, "rows of more"),
         case("one image for the batch", (3, 12, 5, 9), 3, "expanded"),
         case("empty batch", (0, 12, 5, 9), 3),
     ]

@@ -201,3 +201,9 @@ def test_the_binding_refuses_images_that_disagree(extension):
 def test_it_is_public():
     assert sk.res_block is res_block
     assert sk.ResBlockWeights is ResBlockWeights
+
+
+def test_one_channel_through_a_shortcut(extension):
+    """Less work than a vector for each row of the product: it was divided by."""
+    x, block, *groups = next(c for c in module.cases() if c.name == "one channel").make(1)[0]
+    assert_as_good_as_the_reference((x, block._replace(shortcut=torch.randn(1, 1, 1, 1)), *groups))

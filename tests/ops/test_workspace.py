@@ -163,5 +163,5 @@ def test_no_step_after_the_first_takes_memory_from_the_operating_system(extensio
 
 
 def test_bytes_to_keep_must_be_some():
-    with pytest.raises(ValueError, match="most must be at least 1 byte, found 0"):
-        sk.keep_freed_memory(0)
+    with pytest.raises(ValueError, match="most must be at least 131072 bytes, found 131071"):
+        sk.keep_freed_memory(131071)

@@ -17,6 +17,9 @@ from ... import native
 MOST_FLOATS = 1 << 24
 """A thread keeps at most so much, 64 MiB; the released denoiser at a 128 latent takes 10 MB on two threads."""
 
+GLIBC_KEEPS = 128 << 10
+"""Bytes at the heap's end that glibc keeps by itself, and from which on it takes blocks from the system."""
+
 _ALIGNED = 16  # floats: one cache line, and one vector of AVX-512
 
 
@@ -53,7 +56,8 @@ def release_scratch() -> int:
 
     group_norm_silu, norm_projection, norm_silu_conv3x3, res_block and upsample_conv3x3 compute in it. From a thread's
     second call with the same shapes and thread count on they take no new memory but their result, which is a tensor of
-    torch's. A call that needs more than 64 MiB takes and returns what it needs.
+    torch's, and a copy of an input that lies as they cannot read it. A call that needs more than 64 MiB takes and
+    returns what it needs.
     """
     memory, _kept.memory = _kept.memory, None
     return 0 if memory is None else 4 * memory.numel()
@@ -68,16 +72,16 @@ def keep_freed_memory(most: int = 256 << 20) -> bool:
     same.
 
     Args:
-        most: bytes, at least 1.
+        most: bytes, at least 131072: with less glibc would keep less than it does by itself.
 
     Returns:
         Whether the allocator could be told; False without glibc or the native extension.
 
     Raises:
-        ValueError: `most` is below 1.
+        ValueError: `most` is below that.
     """
-    if most < 1:
-        raise ValueError(f"most must be at least 1 byte, found {most}")
+    if most < GLIBC_KEEPS:
+        raise ValueError(f"most must be at least {GLIBC_KEEPS} bytes, found {most}")
     return native.why_absent() is None and native.extension().keep_freed_memory(most)
 
 
