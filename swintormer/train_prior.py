@@ -102,7 +102,7 @@ class DenoiserRun(AutoencoderRun):
             return self.net.decode(z), self.net.decode(self.net.encode(blurred))
 
 
-class DetailRun(Run):
+class DetailRun(AutoencoderRun):
     """Encoder and denoiser on fresh pairs: from the blurred picture and noise to the pair's detail latent.
 
     Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is. It is
@@ -110,16 +110,11 @@ class DetailRun(Run):
     steps the denoiser's first prediction was still the mean over all pictures.
     """
 
-    net: LatentPrior
-
     def build(self) -> nn.Module:
         prior = make_prior(self.config.prior) if self.config.prior_weights is None else _given_prior(self.config)
         _check_crop(self.config, prior.factor * prior.align)
         prior.autoencoder.decoder.requires_grad_(False)  # nothing decodes this latent
         return prior
-
-    def identity(self) -> dict[str, Any]:
-        return {"prior": self.config.prior.model_dump(mode="json")}
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         truth = self.net.truth(blurred, sharp)
@@ -137,16 +132,10 @@ class DetailRun(Run):
             for index in range(self.config.validation):
                 blurred, sharp = (t[None].to(self.device) for t in pairs[index])
                 truth = self.net.truth(blurred, sharp)
-                with self.autocast():
-                    latent = self.net.sample(blurred).to(truth)
+                latent = self.net.sample(blurred).to(truth)
                 sampled.append((latent - truth).square().mean())
                 zeros.append(truth.square().mean())
         return _decibels(sampled), _decibels(zeros)
-
-    def write(self, path: Path, card: dict[str, str]) -> None:
-        with self.averaged() as net:
-            assert isinstance(net, LatentPrior)
-            save_prior(net, path, card)
 
 
 class TruthRun(Run):
