@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m swintormer.demo
+	$(BIN)/python -m swintormer.cli.demo
 
 test: lint
 	$(BIN)/python -m pytest

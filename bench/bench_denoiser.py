@@ -19,8 +19,8 @@ from measure import Row, environment, gemm_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
-from swintormer.prior_config import PRIORS
-from swintormer_kernels.timing import in_turn, peak_memory
+from swintormer.prior.config import PRIORS
+from swintormer_kernels.testing.timing import in_turn, peak_memory
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -14,9 +14,9 @@ from measure import Row, environment
 
 import swintormer_kernels as sk
 from swintormer import PRESETS, Swintormer
-from swintormer.bench import blocks_backends
-from swintormer.cli_macs import count_macs
-from swintormer_kernels.timing import Yardstick, in_turn, peak_memory, timed
+from swintormer.cli.bench import blocks_backends
+from swintormer.cli.macs import count_macs
+from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory, timed
 
 TILE = 256
 ROUNDS, TRAINING_ROUNDS = 9, 3

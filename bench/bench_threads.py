@@ -7,7 +7,7 @@ import torch
 
 from swintormer_kernels import Prediction, native
 from swintormer_kernels.backends.cpu.ddim_step import ddim_step
-from swintormer_kernels.timing import timed
+from swintormer_kernels.testing.timing import timed
 
 
 @pytest.fixture

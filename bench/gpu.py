@@ -23,7 +23,7 @@ from typing import TextIO
 import torch
 
 import swintormer_kernels as sk
-from swintormer.files import replacing
+from swintormer.images.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = (
@@ -100,12 +100,12 @@ def tests_and_compilers() -> tuple[list[list[str]], list[list[str]]]:
 
     Compiling takes a core two seconds a kernel, one after the other longer than all that is timed.
     """
-    folders = (ROOT / "tests" / "triton", ROOT / "tests" / "ops")
+    folders = (ROOT / "tests" / "kernels" / "triton", ROOT / "tests" / "kernels")
     files = [f for folder in folders for f in sorted(folder.glob("test_*.py")) if f.name not in LEFT_OUT]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     aot = [sys.executable, "-m", "swintormer_kernels.backends.triton.aot"]
-    tests = [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests").glob("test_graphs*.py")))]
+    tests = [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests" / "app").glob("test_graphs*.py")))]
     return tests, [[*aot, f"{dtype} {target}"] for dtype in ("float32", "bfloat16")]
 
 

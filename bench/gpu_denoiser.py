@@ -24,10 +24,10 @@ from prior import by_diffusers
 from torch import Tensor
 
 import swintormer_kernels as sk
-from swintormer.graphs import capture_graph
-from swintormer.prior import LatentPrior
-from swintormer.prior_config import PRIORS, PriorConfig
-from swintormer.prior_weights import make_prior
+from swintormer.inference.cuda_graph import capture_graph
+from swintormer.prior.checkpoint import make_prior
+from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.prior.model import LatentPrior
 
 MEASURED = ("compact", "ldm-sr")
 OPS = ("group_norm_silu", "ddim_step", "norm_silu_conv3x3")

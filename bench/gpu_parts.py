@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map
 import swintormer_kernels as sk
 import swintormer_kernels.ops
 from swintormer import PRESETS, NetworkConfig, Swintormer
-from swintormer.cli_macs import count_macs
-from swintormer.graphs import capture_graph
+from swintormer.cli.macs import count_macs
+from swintormer.inference.cuda_graph import capture_graph
 from swintormer_kernels.ops import swda_block
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120

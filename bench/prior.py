@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import swintormer_kernels as sk
-from swintormer.cli_macs import count_prior_macs
-from swintormer.prior import LatentPrior
-from swintormer.prior_config import PRIORS
-from swintormer.prior_weights import make_prior
-from swintormer_kernels.timing import in_turn, peak_memory
+from swintormer.cli.macs import count_prior_macs
+from swintormer.prior.checkpoint import make_prior
+from swintormer.prior.config import PRIORS
+from swintormer.prior.model import LatentPrior
+from swintormer_kernels.testing.timing import in_turn, peak_memory
 
 ROUNDS = 5
 SIDES = (32, 64, 128)

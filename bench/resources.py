@@ -13,9 +13,9 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from swintormer.files import replacing
+from swintormer.images.files import replacing
 
-TABLE = Path(__file__).resolve().parents[1] / "tests" / "triton" / "resources.csv"
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "kernels" / "triton" / "resources.csv"
 
 
 def main(*filters: str) -> None:

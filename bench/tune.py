@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from swintormer.files import replacing
+from swintormer.images.files import replacing
 from swintormer_kernels.registry import machine_lacks
 
 TIMED_SIDE = 256  # two images: 131072 pixels, 1024 programs of 128, seven or more for each multiprocessor

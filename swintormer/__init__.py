@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import PRESETS, NetworkConfig
-    from .errors import SwintormerError
-    from .network import Swintormer
-    from .pipeline import Deblurrer
-    from .weights import load_checkpoint, save_checkpoint
+    from swintormer.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+    from swintormer.errors import SwintormerError
+    from swintormer.inference.deblurrer import Deblurrer
+    from swintormer.model.config import PRESETS, NetworkConfig
+    from swintormer.model.network import Swintormer
 
 __all__ = [
     "PRESETS",
@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "PRESETS": "config",
-    "Deblurrer": "pipeline",
-    "NetworkConfig": "config",
-    "Swintormer": "network",
+    "PRESETS": "model.config",
+    "Deblurrer": "inference.deblurrer",
+    "NetworkConfig": "model.config",
+    "Swintormer": "model.network",
     "SwintormerError": "errors",
-    "load_checkpoint": "weights",
-    "save_checkpoint": "weights",
+    "load_checkpoint": "checkpoint.checkpoint",
+    "save_checkpoint": "checkpoint.checkpoint",
 }
 
 

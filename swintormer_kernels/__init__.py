@@ -9,19 +9,19 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
-from .backends.cpu.workspace import keep_freed_memory, release_scratch
-from .derived import forget
-from .ops.ddim_step import Prediction, ddim_step
-from .ops.gated_ffn import FFNWeights, gated_ffn
-from .ops.group_norm_silu import GroupNormWeights, group_norm_silu
-from .ops.norm_projection import LinearWeights, norm_projection
-from .ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
-from .ops.res_block import ResBlockWeights, res_block
-from .ops.swda_attention import AttentionWeights, swda_attention
-from .ops.swda_block import swda_block
-from .ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
-from .optimize import optimize, restore
-from .registry import BACKENDS, BackendError, backends, explain, use_backend
+from swintormer_kernels.backends.cpu.scratch import keep_freed_memory, release_scratch
+from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
+from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
+from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from swintormer_kernels.ops.norm_projection import LinearWeights, norm_projection
+from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
+from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.swda_block import swda_block
+from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.packed import forget
+from swintormer_kernels.patch.released import optimize, restore
+from swintormer_kernels.registry import BACKENDS, BackendError, backends, explain, use_backend
 
 __all__ = [
     "BACKENDS",

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import torch
 
 from swintormer_kernels import native
-from swintormer_kernels.backends.triton import tensors as triton_tensors
+from swintormer_kernels.backends.triton import layout as triton_tensors
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """Every backend, the preferred first. The reference serves whatever the op is defined for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from swintormer_kernels.backends.triton import tensors as triton_tensors
+from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.ops import gated_ffn, swda_attention
 
 DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")

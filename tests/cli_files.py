@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from swintormer.config import NetworkConfig
-from swintormer.images import wrap
+from swintormer.images.io import wrap
+from swintormer.model.config import NetworkConfig
 
 TINY = NetworkConfig(
     in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2

@@ -82,7 +82,7 @@ def language_patched_once() -> Iterator[None]:
     """For tests of Triton kernels: the interpreter replaces the members of triton.language at each call of a device
     function, which took 2 ms, more than all arithmetic; here it does so once for each launch and module.
     """
-    from swintormer_kernels.backends.triton.tensors import INTERPRETED
+    from swintormer_kernels.backends.triton.layout import INTERPRETED
 
     if not INTERPRETED:
         yield

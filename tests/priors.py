@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from swintormer.config import NetworkConfig
-from swintormer.prior import LatentPrior
-from swintormer.prior_config import PRIORS, PriorConfig, Sampling
-from swintormer.prior_weights import make_prior
+from swintormer.model.config import NetworkConfig
+from swintormer.prior.checkpoint import make_prior
+from swintormer.prior.config import PRIORS, PriorConfig, Sampling
+from swintormer.prior.model import LatentPrior
 
 DENOISER = {
     "in_channels": 8,

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.cpu.tensors import float32_on_cpu
-from ..backends.reference.ddim_step import Prediction, ddim_step_backward, guided
-from ..backends.reference.ddim_step import ddim_step as _reference
-from ..backends.triton.tensors import MOST_PIXELS, dense_on_gpu
-from ..case import Case, Cost
-from ..registry import Op
+from swintormer_kernels.backends.cpu.layout import float32_on_cpu
+from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_step_backward, guided
+from swintormer_kernels.backends.reference.ddim_step import ddim_step as _reference
+from swintormer_kernels.backends.triton.layout import MOST_PIXELS, dense_on_gpu
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Case, Cost
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _NOISE = Prediction()

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.group_norm_silu import group_norm_silu as _reference
-from ..backends.reference.group_norm_silu import group_norm_silu_gradients
-from ..backends.triton.tensors import dense_on_gpu
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, gradients_wanted
-from ..case import Case, Cost
-from ..registry import Op
+from swintormer_kernels.backends.reference.group_norm_silu import group_norm_silu as _reference
+from swintormer_kernels.backends.reference.group_norm_silu import group_norm_silu_gradients
+from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, gradients_wanted
 
 
 class GroupNormWeights(NamedTuple):

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.norm_projection import norm_projection as _reference
-from ..backends.reference.norm_projection import norm_projection_gradients
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
-from ..case import Case, Cost
-from ..registry import Op
-from . import group_norm_silu
-from .group_norm_silu import GroupNormWeights
+from swintormer_kernels.backends.reference.norm_projection import norm_projection as _reference
+from swintormer_kernels.backends.reference.norm_projection import norm_projection_gradients
+from swintormer_kernels.ops import group_norm_silu
+from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class LinearWeights(NamedTuple):

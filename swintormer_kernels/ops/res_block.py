@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.res_block import res_block as _reference
-from ..backends.reference.res_block import res_block_gradients
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
-from ..case import Case, Cost
-from ..registry import Op
-from . import group_norm_silu, norm_silu_conv3x3
+from swintormer_kernels.backends.reference.res_block import res_block as _reference
+from swintormer_kernels.backends.reference.res_block import res_block_gradients
+from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class ResBlockWeights(NamedTuple):

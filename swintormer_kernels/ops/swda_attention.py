@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.swda_attention import swda_attention as _reference
-from ..backends.triton.tensors import dense_on_gpu
-from ..block_case import BLOCK_SHAPES, Shape, element_bytes
-from ..block_op import Signature, check_shapes, define_block_op, float32_or_autocast
-from ..case import Case, Cost
-from ..registry import Op
+from swintormer_kernels.backends.reference.swda_attention import swda_attention as _reference
+from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.block_cases import BLOCK_SHAPES, Shape, element_bytes
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, check_shapes, define_block_op, float32_or_autocast
 
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.reference.swda_block import swda_block as _reference
-from ..backends.triton.tensors import dense_on_gpu
-from ..block_case import BLOCK_SHAPES, Shape
-from ..block_op import Signature, define_block_op, float32_or_autocast
-from ..case import Case, Cost
-from ..registry import Op
-from . import gated_ffn, swda_attention
-from .gated_ffn import FFNWeights
-from .swda_attention import AttentionWeights
+from swintormer_kernels.backends.reference.swda_block import swda_block as _reference
+from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.ops.gated_ffn import FFNWeights
+from swintormer_kernels.ops.swda_attention import AttentionWeights
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.block_cases import BLOCK_SHAPES, Shape
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
-from ..backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
-from ..block_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
-from ..case import Case, Cost
-from ..registry import Op
-from .group_norm_silu import LAYOUTS
-from .norm_silu_conv3x3 import used_products
+from swintormer_kernels.backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
+from swintormer_kernels.backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
+from swintormer_kernels.ops.group_norm_silu import LAYOUTS
+from swintormer_kernels.ops.norm_silu_conv3x3 import used_products
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class UpsampleWeights(NamedTuple):

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import native
-from .packing import MAX_LOG_SCALE, Packed, pack_core
-from .tensors import view
-from .window_engine import dense
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.packing import MAX_LOG_SCALE, Packed, pack_core
+from swintormer_kernels.backends.cpu.window_engine import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

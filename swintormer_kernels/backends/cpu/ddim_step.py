@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ... import native
-from ..reference.ddim_step import Prediction, ddim_sigma, root
-from .tensors import view
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_sigma, root
 
 
 def ddim_step(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ... import native
-from .tensors import View
-from .workspace import Scratch
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import View
+from swintormer_kernels.backends.cpu.scratch import Scratch
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ... import native
-from .group_norm_silu import dense, scratch_floats
-from .tensors import view
-from .winograd import in_panels, layout, rows_of_channels
-from .workspace import Scratch
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.group_norm_silu import dense, scratch_floats
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.scratch import Scratch
+from swintormer_kernels.backends.cpu.winograd import in_panels, layout, rows_of_channels
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import native
-from ...derived import derived
+from swintormer_kernels import native
+from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights

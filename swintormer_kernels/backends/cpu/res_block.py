@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ... import native
-from .group_norm_silu import dense, scratch_floats
-from .tensors import view
-from .winograd import ALL_POINTS, image_like, in_panels, layout, rows_of_channels, transformed_weight
-from .workspace import Scratch
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.group_norm_silu import dense, scratch_floats
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.scratch import Scratch
+from swintormer_kernels.backends.cpu.winograd import (
+    ALL_POINTS,
+    image_like,
+    in_panels,
+    layout,
+    rows_of_channels,
+    transformed_weight,
+)
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.res_block import ResBlockWeights

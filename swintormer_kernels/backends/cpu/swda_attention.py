@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .block_backward import block_gradients
-from .packing import pack_attention
-from .window_engine import run
+from swintormer_kernels.backends.cpu.block_backward import block_gradients
+from swintormer_kernels.backends.cpu.packing import pack_attention
+from swintormer_kernels.backends.cpu.window_engine import run
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ... import native
-from .group_norm_silu import dense
-from .tensors import view
-from .winograd import POINTS_OF_DOUBLED, image_like, layout, rows_of_channels, transformed_weight
-from .workspace import Scratch
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.group_norm_silu import dense
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.scratch import Scratch
+from swintormer_kernels.backends.cpu.winograd import (
+    POINTS_OF_DOUBLED,
+    image_like,
+    layout,
+    rows_of_channels,
+    transformed_weight,
+)
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights

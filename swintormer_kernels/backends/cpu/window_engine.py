@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import native
-from .packing import Packed
-from .tensors import view
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.packing import Packed
 
 
 def run(op: str, x: Tensor, attention: Packed, ffn: Packed, sizes: tuple[int, int, int, int]) -> Tensor:

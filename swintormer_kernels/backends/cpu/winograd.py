@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import native
-from ...derived import derived
+from swintormer_kernels import native
+from swintormer_kernels.packed import derived
 
 ALL_POINTS = (0, 1, 2, 3)
 POINTS_OF_DOUBLED = (0, 1, 3)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .layers import layer_norm, pointwise
+from swintormer_kernels.backends.reference.layers import layer_norm, pointwise
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .group_norm_silu import group_norm_silu
+from swintormer_kernels.backends.reference.group_norm_silu import group_norm_silu
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import from_windows, layer_norm, pointwise, relative_position_index, shift_mask, softmax_one, to_windows
+from swintormer_kernels.backends.reference.layers import (
+    from_windows,
+    layer_norm,
+    pointwise,
+    relative_position_index,
+    shift_mask,
+    softmax_one,
+    to_windows,
+)
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .gated_ffn import gated_ffn
-from .swda_attention import swda_attention
+from swintormer_kernels.backends.reference.gated_ffn import gated_ffn
+from swintormer_kernels.backends.reference.swda_attention import swda_attention
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights

@@ -25,8 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .runtime import Launch, recording
-from .tensors import DTYPES, INTERPRETED
+from swintormer_kernels.backends.triton.layout import DTYPES, INTERPRETED
+from swintormer_kernels.backends.triton.runtime import Launch, recording
 
 OPS = ("gated_ffn", "swda_attention", "group_norm_silu", "ddim_step", "norm_silu_conv3x3")
 """Modules here with `ahead_of_time(dtype)`, which yields (configuration, call on CPU tensors) worth compiling."""

@@ -33,9 +33,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_forward import IMAGE, cosines_of_channels, softmax_one_of_channels
-from .runtime import narrow, widen
-from .window_parts import (
+from swintormer_kernels.backends.triton.attention_forward import IMAGE, cosines_of_channels, softmax_one_of_channels
+from swintormer_kernels.backends.triton.runtime import narrow, widen
+from swintormer_kernels.backends.triton.window_parts import (
     LOG2_E,
     MAX_LOG_SCALE,
     NORM_FLOOR,

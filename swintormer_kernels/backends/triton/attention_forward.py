@@ -32,8 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import choice, launch, narrow, widen
-from .window_parts import (
+from swintormer_kernels.backends.triton.runtime import choice, launch, narrow, widen
+from swintormer_kernels.backends.triton.window_parts import (
     LOG2_E,
     NORM_FLOOR,
     Buffers,

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from . import attention_backward as kernels
-from .attention_backward import Gradients, NormGradient, Rows
-from .attention_forward import launch_attention, processors, slots
-from .gated_ffn import dense_layout
-from .runtime import launch
-from .window_parts import Buffers, Sizes, Weights
-from .window_setup import pack, sizes_of
+from swintormer_kernels.backends.triton import attention_backward as kernels
+from swintormer_kernels.backends.triton.attention_backward import Gradients, NormGradient, Rows
+from swintormer_kernels.backends.triton.attention_forward import launch_attention, processors, slots
+from swintormer_kernels.backends.triton.gated_ffn import dense_layout
+from swintormer_kernels.backends.triton.runtime import launch
+from swintormer_kernels.backends.triton.window_parts import Buffers, Sizes, Weights
+from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights

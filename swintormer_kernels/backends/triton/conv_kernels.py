@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .group_norm_kernels import silu
-from .runtime import dot, narrow, widen
+from swintormer_kernels.backends.triton.group_norm_kernels import silu
+from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
 
 
 class PackedConv(NamedTuple):

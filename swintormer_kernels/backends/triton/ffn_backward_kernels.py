@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .ffn_kernels import (
+from swintormer_kernels.backends.triton.ffn_kernels import (
     add_from_hidden,
     channels,
     halves,
@@ -30,7 +30,7 @@ from .ffn_kernels import (
     store_pieces,
     to_hidden,
 )
-from .runtime import bound, dot, narrow, widen
+from swintormer_kernels.backends.triton.runtime import bound, dot, narrow, widen
 
 
 class Band(NamedTuple):

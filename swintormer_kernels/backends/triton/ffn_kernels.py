@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .runtime import dot, narrow, widen
+from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
 
 
 class PackedFFN(NamedTuple):

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from ...derived import derived
-from . import ffn_backward_kernels, ffn_kernels
-from .ffn_backward_kernels import Band
-from .ffn_kernels import PackedFFN
-from .runtime import Tuning, choice, launch, precision
+from swintormer_kernels.backends.triton import ffn_backward_kernels, ffn_kernels
+from swintormer_kernels.backends.triton.ffn_backward_kernels import Band
+from swintormer_kernels.backends.triton.ffn_kernels import PackedFFN
+from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, precision
+from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights

@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .runtime import bound, narrow, widen
+from swintormer_kernels.backends.triton.runtime import bound, narrow, widen
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from . import group_norm_kernels as kernels
-from .runtime import Tuning, launch
+from swintormer_kernels.backends.triton import group_norm_kernels as kernels
+from swintormer_kernels.backends.triton.runtime import Tuning, launch
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights

@@ -17,11 +17,18 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from ...derived import derived
-from . import conv_kernels
-from .conv_kernels import PackedConv
-from .group_norm_silu import apply_norm, dense, dense_like, group_norm_silu_backward, image_of, norm_table
-from .runtime import Tuning, choice, launch, precision
+from swintormer_kernels.backends.triton import conv_kernels
+from swintormer_kernels.backends.triton.conv_kernels import PackedConv
+from swintormer_kernels.backends.triton.group_norm_silu import (
+    apply_norm,
+    dense,
+    dense_like,
+    group_norm_silu_backward,
+    image_of,
+    norm_table,
+)
+from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, precision
+from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tensors import INTERPRETED
+from swintormer_kernels.backends.triton.layout import INTERPRETED
 
 if bool(triton.knobs.runtime.interpret) != INTERPRETED:
     raise ImportError(

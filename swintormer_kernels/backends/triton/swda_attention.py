@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .attention_forward import attend, project
-from .attention_gradients import attention_gradients
-from .gated_ffn import dense_layout
-from .runtime import Tuning
-from .window_setup import pack, sizes_of
+from swintormer_kernels.backends.triton.attention_forward import attend, project
+from swintormer_kernels.backends.triton.attention_gradients import attention_gradients
+from swintormer_kernels.backends.triton.gated_ffn import dense_layout
+from swintormer_kernels.backends.triton.runtime import Tuning
+from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .gated_ffn import gated_ffn, gated_ffn_backward
-from .swda_attention import swda_attention, swda_attention_backward
+from swintormer_kernels.backends.triton.gated_ffn import gated_ffn, gated_ffn_backward
+from swintormer_kernels.backends.triton.swda_attention import swda_attention, swda_attention_backward
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .runtime import dot, narrow, widen
+from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 MASK = tl.constexpr(-100 * math.log2(math.e))  # added to logits between different regions, here in powers of two

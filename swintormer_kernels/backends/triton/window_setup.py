@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...derived import derived
-from .gated_ffn import is_rows
-from .runtime import choice, precision
-from .window_parts import Sizes, Weights
+from swintormer_kernels.backends.triton.gated_ffn import is_rows
+from swintormer_kernels.backends.triton.runtime import choice, precision
+from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
+from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights

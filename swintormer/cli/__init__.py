@@ -1,0 +1,1 @@
+"""The program `swintormer`: one file a command."""

@@ -1,0 +1,130 @@
+"""How fast this machine restores a picture: what `swintormer bench` measures, and says in one sentence at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from swintormer.model.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swintormer.model.network import Swintormer
+
+TILE = 256
+PHOTO = (6000, 4000)  # pixels of a 24-megapixel photograph, for the sentence
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Medians of one tile through the network, turn by turn in one run on this machine.
+
+    Attributes:
+        backends: what automatic selection takes for the network's blocks, as `swintormer deblur` does.
+        threads: of torch.
+        seconds: for one tile, as `swintormer deblur` runs it.
+        reference_seconds: for one tile in plain PyTorch.
+        gflops: rate of the former (GFLOP/s).
+        best_gflops: the best rate that torch reaches here in float32.
+    """
+
+    backends: tuple[str, ...]
+    threads: int
+    seconds: float
+    reference_seconds: float
+    gflops: float
+    best_gflops: float
+
+    @property
+    def speedup(self) -> float:
+        """Against plain PyTorch."""
+        return self.reference_seconds / self.seconds
+
+    def photo_seconds(self) -> float:
+        """The network's time for a 24-megapixel photograph, without reading and writing it."""
+        from swintormer.inference.tiling import default_stride, make_grid
+
+        width, height = PHOTO
+        return len(make_grid(height, width, TILE, default_stride(TILE))) * self.seconds
+
+    def __str__(self) -> str:
+        own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
+        return (
+            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, in turn, medians\n"
+            f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
+            f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
+            f"  {self.gflops:.0f} of the {self.best_gflops:.0f} GFLOP/s that torch reaches here at best "
+            f"({self.gflops / self.best_gflops:.0%})\n\n{self.sentence()}"
+        )
+
+    def sentence(self) -> str:
+        """For a person: how long a photograph takes, and what the kernels bring."""
+        photo = f"A {PHOTO[0]}x{PHOTO[1]} photograph takes this machine about {spoken(self.photo_seconds())}"
+        if self.backends == ("reference",):
+            return f"{photo} in plain PyTorch; `swintormer info` says what the faster kernels lack here."
+        return f"{photo}; in plain PyTorch it would be {spoken(self.photo_seconds() * self.speedup)}."
+
+
+def run(config: NetworkConfig, rounds: int = 5) -> Bench:
+    """Measure one tile on the CPU.
+
+    Args:
+        config: sizes of the network; its weights are random, which does not change the time.
+        rounds: how often each turn runs, after one to warm up.
+    """
+    import torch
+
+    from swintormer.cli.macs import count_macs
+    from swintormer.model.network import Swintormer
+    from swintormer_kernels import use_backend
+    from swintormer_kernels.testing.timing import Yardstick, in_turn
+
+    net = Swintormer(config).eval()
+    tile = torch.rand(1, config.in_channels, TILE, TILE)
+    yardstick = Yardstick()
+
+    def plain() -> None:
+        with use_backend("reference"):
+            net(tile)
+
+    with torch.inference_mode():
+        backends = blocks_backends(net, tile)
+        seconds = in_turn({"own": lambda: net(tile), "plain": plain, **yardstick.turns}, rounds)
+    own, plain_torch = median(seconds["own"]), median(seconds["plain"])
+    return Bench(
+        backends=backends,
+        threads=torch.get_num_threads(),
+        seconds=own,
+        reference_seconds=plain_torch,
+        gflops=2 * count_macs(config, TILE, TILE).total / own / 1e9,
+        best_gflops=yardstick.rate(seconds) / 1e9,
+    )
+
+
+def blocks_backends(net: Swintormer, image: Tensor) -> tuple[str, ...]:
+    """Backends that `net`'s blocks take for `image`, each once, in the order of their first use."""
+    from swintormer_kernels import explain, swda_block
+    from swintormer_kernels.nn import Block
+
+    taken: dict[str, None] = {}
+
+    def note(block: Any, arguments: tuple[Tensor]) -> None:
+        weights = block.attn.weights(block.norm1), block.ffn.weights(block.norm2)
+        taken[str(explain(swda_block, arguments[0], *weights, block.window, block.shift).backend)] = None
+
+    handles = [part.register_forward_pre_hook(note) for part in net.modules() if isinstance(part, Block)]
+    try:
+        net(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(taken)
+
+
+def spoken(seconds: float) -> str:
+    """Two significant digits in the unit that people say: "0.4 seconds", "12 seconds", "3 minutes", "2 hours"."""
+    unit, size = ("hour", 3600) if seconds >= 5400 else ("minute", 60) if seconds >= 90 else ("second", 1)
+    text = f"{float(f'{seconds / size:.2g}'):g}"
+    return f"{text} {unit}" + ("" if text == "1" else "s")

@@ -1,0 +1,220 @@
+"""Which file becomes which: everything `swintormer deblur` can know, and refuse, before it loads a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from swintormer.errors import SwintormerError
+from swintormer.images.files import exists, is_folder
+from swintormer.images.io import FORMATS, SUFFIXES, detect_format
+
+COMPARISON = ".compare.png"
+# Endings of pictures that people expect to be written and that are not: a file name, not a folder's.
+_FOREIGN = {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".pdf", ".svg"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where results go and what they are called.
+
+    Attributes:
+        out: a file if it ends as a picture and the input is one file, else a folder.
+        recursive: look into the folders inside input folders too; OUT mirrors them.
+        suffix: added to the name: "_sharp" makes photo_sharp.png of photo.png.
+        form: name in `FORMATS` to convert to; None keeps each file's own.
+        compare: also write before and after side by side.
+        right: second view of a dual-pixel pair: a file, or a folder with files of the same names as the input folder.
+    """
+
+    out: Path
+    recursive: bool = False
+    suffix: str = ""
+    form: str | None = None
+    compare: bool = False
+    right: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to restore."""
+
+    source: Path
+    target: Path
+    right: Path | None = None
+    comparison: Path | None = None
+
+    def is_done(self) -> bool:
+        """Whether an earlier run wrote the results; they appear only when complete."""
+        try:
+            return exists(self.target) and (self.comparison is None or exists(self.comparison))
+        except SwintormerError:
+            return False  # restoring it will say what is wrong, and only of this picture
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A picture, and the path under OUT that mirrors where it was found."""
+
+    path: Path
+    relative: Path
+    folder: Path | None  # the input folder it was found in; None for a file named on the command line
+
+
+def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
+    """The work to do, each picture once, and what cannot be restored (in words): told at the end, the rest goes on.
+
+    Raises:
+        SwintormerError: folders that hold no picture; results that would overwrite an input or each other; a name or
+            folder for the results that cannot be.
+    """
+    inputs = list({_place(path): path for path in reversed(inputs)}.values())[::-1]  # the first of the same
+    problems: list[str] = []
+    present = [path for path in inputs if _is_there(path, problems)]
+    _check_naming(inputs, naming)
+    found: dict[str, _Found] = {}
+    for path in present:
+        for picture in _find(path, naming, problems):
+            found.setdefault(_place(picture.path), picture)  # named alone and in its folder: still one
+    if not found and not problems:
+        deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
+        raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
+    jobs = [job for picture in found.values() if (job := _job(picture, inputs, naming, problems))]
+    _check_collisions(jobs)
+    return jobs, problems
+
+
+def _is_there(path: Path, problems: list[str]) -> bool:
+    try:
+        if exists(path):
+            return True
+        problems.append(f"There is no file or folder {path}.")
+    except SwintormerError as error:
+        problems.append(str(error))
+    return False
+
+
+def _check_naming(inputs: list[Path], naming: Naming) -> None:
+    if naming.form is not None and naming.form not in FORMATS:
+        raise SwintormerError(f"The format must be one of {', '.join(FORMATS)}, found {naming.form!r}.")
+    if "/" in naming.suffix or os.sep in naming.suffix:
+        raise SwintormerError(f"The suffix {naming.suffix!r} is part of a file name and must not hold a {os.sep!r}.")
+    if naming.right is not None and not exists(naming.right):
+        raise SwintormerError(f"There is no file or folder {naming.right} (--right).")
+    if _is_file(inputs, naming):
+        form = FORMATS[SUFFIXES[naming.out.suffix.lower()]]
+        if naming.form not in (None, SUFFIXES[naming.out.suffix.lower()]):
+            raise SwintormerError(f"{naming.out} is a name for {form.name}, but --format asks for {naming.form}.")
+        if naming.suffix:
+            raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
+    elif exists(naming.out) and not is_folder(naming.out):
+        raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
+    elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
+        several = "several pictures" if len(inputs) > 1 else "a folder"
+        raise SwintormerError(f"{naming.out} names one picture, but the results of {several} need a folder: name one.")
+    elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
+        raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
+
+
+def _is_file(inputs: list[Path], naming: Naming) -> bool:
+    """Whether OUT names the result itself: one input file, and an ending of a picture."""
+    if len(inputs) > 1 or naming.out.suffix.lower() not in SUFFIXES or is_folder(naming.out):
+        return False
+    return not os.path.isdir(inputs[0])  # False, too, of what cannot be looked at: that is told elsewhere
+
+
+def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
+    """A file as it is named; of a folder the pictures by their endings, in order of names, but no results of ours."""
+    if not is_folder(path):
+        yield _Found(path, Path(path.name), None)
+        return
+
+    def note(error: OSError) -> None:
+        problems.append(f"Cannot look into the folder {error.filename}: {error.strerror}.")
+
+    results = os.path.realpath(naming.out)
+    for folder, inner, names in os.walk(path, onerror=note):
+        if not naming.recursive:
+            inner.clear()
+        inner[:] = sorted(name for name in inner if os.path.realpath(Path(folder, name)) != results)
+        for name in sorted(names):
+            relative = Path(folder, name).relative_to(path)
+            if Path(name).suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            if _is_result(relative, path, naming):
+                continue
+            yield _Found(Path(folder, name), relative, path)
+
+
+def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
+    """Whether the name is one that an earlier run gave to a result, where results lie among the pictures."""
+    if os.path.realpath((naming.out / relative).parent) != os.path.realpath((folder / relative).parent):
+        return False
+    return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
+
+
+def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str]) -> Job | None:
+    """None, and a sentence more in `problems`, of a file that is named like no picture and is none."""
+    if _is_file(inputs, naming):
+        target = naming.out
+    else:
+        try:
+            ending = _ending(found.path, naming)
+        except SwintormerError as error:
+            problems.append(str(error))
+            return None
+        target = naming.out / found.relative.with_name(found.relative.stem + naming.suffix + ending)
+    comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
+    return Job(found.path, target, _right_view(found, naming), comparison)
+
+
+def _ending(path: Path, naming: Naming) -> str:
+    """The source's own spelling (.JPG stays .JPG) unless another format is asked for."""
+    if naming.form is None and path.suffix.lower() in SUFFIXES:
+        return path.suffix
+    return FORMATS[naming.form or detect_format(path)].suffixes[0]
+
+
+def _right_view(found: _Found, naming: Naming) -> Path | None:
+    if naming.right is None:
+        return None
+    if is_folder(naming.right):
+        return naming.right / found.relative
+    if found.folder is not None:
+        raise SwintormerError(f"{naming.right} is one file, but {found.folder} is a folder: give a folder to --right.")
+    return naming.right
+
+
+def _check_collisions(jobs: list[Job]) -> None:
+    """No result may take the place of an input or of another result."""
+    inputs = {_identity(path): path for job in jobs for path in (job.source, job.right) if path is not None}
+    taken: dict[str, Path] = {}
+    for job in jobs:
+        for result in filter(None, (job.target, job.comparison)):
+            key = _identity(result)
+            if key in inputs:
+                raise SwintormerError(
+                    f"{result} would overwrite an input: choose another folder, or a --suffix such as _sharp."
+                )
+            if key in taken:
+                raise SwintormerError(
+                    f"Both {taken[key]} and {job.source} would become {result}: rename one or restore them in two runs."
+                )
+            taken[key] = job.source
+
+
+def _identity(path: Path) -> str:
+    """The same for two paths that lead to one file, as far as that can be told before it exists."""
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _place(path: Path) -> str:
+    """The same for two spellings of one name in one folder; a link is a name of its own, as its result has its own."""
+    path = Path(os.path.abspath(path))
+    return os.path.normcase(os.path.join(os.path.realpath(path.parent), path.name))
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)

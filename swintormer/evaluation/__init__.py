@@ -1,0 +1,1 @@
+"""How well a network restores: metrics, the held-out photographs, classical baselines, tables."""

@@ -1,0 +1,1 @@
+"""Files of pictures: reading, writing, metadata, comparisons."""

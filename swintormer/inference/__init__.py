@@ -1,0 +1,1 @@
+"""Pictures of any size through the network: tiling, memory budgets, CUDA graphs."""

@@ -1,0 +1,432 @@
+"""Tiled inference: a photograph of any size through the network, tile by tile.
+
+Tiles are cut from the image where it lies, go to the network's device in small batches, and come back into a band as
+deep as one tile along the image's shorter side, which leaves for the output as soon as no later tile touches it. Beyond
+the image and its result, memory depends on the tile, the batch and the image's shorter side, not on its longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swintormer.errors import SwintormerError
+from swintormer.inference.cuda_graph import GraphedForward
+from swintormer.inference.memory import available_bytes, resident_bytes
+from swintormer.inference.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
+from swintormer.model.network import Swintormer
+from swintormer.prior.guide import Guidance, Guide, ImageLatent
+from swintormer.words import bytes_in_words
+
+T = TypeVar("T")
+Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
+
+DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
+# Over the held-out photographs the first weights gained 0.67 dB feathered and 0.66 dB averaged uniformly; no other
+# version of them that was tried did better uniformly (`swintormer evaluate` after a change of this line).
+DEFAULT_BLEND: Blend = "feather"
+# Seconds for a megapixel of image, preset `small`, two cores, medians of four rounds in turn, with the work that the
+# overlap repeats: 1.17 in tiles of 128 one by one and 0.97 in fours, 1.01 at 256 one by one and 0.93 in fours, 0.78 at
+# 512, 0.86 at 1024.
+LARGEST_AUTO_TILE = 512
+CPU_BATCH_PIXELS = 256**2
+LARGEST_AUTO_BATCH = 16
+# Of what is free when no budget is given; the other half is for the image, its result and other programs.
+SHARE_OF_AVAILABLE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is cut.
+
+    Attributes:
+        tile: side of a tile in pixels; along a shorter side of the image, tiles are as long as that side.
+        stride: pixels from one tile to the next.
+        batch: tiles that run at once.
+        grid: where they lie; `len(grid)` is their number.
+    """
+
+    tile: int
+    stride: int
+    batch: int
+    grid: Grid
+
+
+class Deblurrer:
+    """Restores images of any size with a network, tile by tile.
+
+    `Deblurrer(net, tile=256, stride=220, blend="uniform")` is the paper's inference (arXiv 2401.05907).
+
+    Args:
+        net: moved to the device once, and run in evaluation mode without gradients.
+        tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
+            up to 512. None is the tile that the network was trained on (`net.training_tile`, 256 where unknown), which
+            is the paper's train/inference consistency; together with a memory budget it means "auto".
+        stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An automatic
+            tile is at least as long, unless one tile covers the image.
+        blend: "uniform" or "feather", see `tiling.make_grid`.
+        batch: tiles at once; None is what the memory budget allows, on a CPU up to 256x256 pixels in all (4 tiles of
+            128, 1 of 256), elsewhere up to 16 tiles. The result does not depend on it beyond rounding: two batch sizes
+            differ by at most twice the network's own largest float32 error against float64 (tests/test_pipeline.py);
+            measured for the preset `small`: 6e-7.
+        memory: budget in bytes for the tiles at work, beside the image, its result and the network's weights. None is
+            half of what is free on the device when an image comes.
+        device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
+        prior: whether z_0 is sampled, once for each image: True where the network's weights came with a prior, False
+            never, a `Guidance` always and as it says. z_0 of a picture stays in memory beside it: for the prior
+            `compact` half a byte for each pixel.
+
+    Attributes:
+        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`graphs.GraphedForward`, whose
+            `reason` says why not, if not).
+
+    Raises:
+        SwintormerError: a size or budget below one, an unknown blend, a device that is not there, or a prior that is
+            not there or does not fit.
+    """
+
+    def __init__(
+        self,
+        net: Swintormer,
+        *,
+        tile: int | Literal["auto"] | None = None,
+        stride: int | None = None,
+        blend: Blend = DEFAULT_BLEND,
+        batch: int | None = None,
+        memory: int | None = None,
+        device: str | torch.device | None = None,
+        prior: bool | Guidance = True,
+    ) -> None:
+        if tile is None:
+            tile = "auto" if memory is not None else getattr(net, "training_tile", None) or PAPER_TILE
+        if isinstance(tile, str) and tile != "auto":
+            raise SwintormerError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
+        for name, value in (("batch", batch), ("memory budget", memory)):
+            if value is not None and value < 1:
+                raise SwintormerError(f"The {name} must be at least 1, found {value}.")
+        largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
+        check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
+        self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
+        self.net = _moved(net, device)
+        weight = next(net.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        # The GPU's convolutions and the Triton kernels both take channels_last without copies.
+        self._layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        if self.device.type == "cuda":
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = GraphedForward(self.net)
+        if isinstance(prior, bool):
+            self.guide = Guide(net, Guidance(), self.device) if prior and getattr(net, "prior", None) else None
+        else:
+            self.guide = Guide(net, prior, self.device)
+
+    def plan(self, height: int, width: int) -> Plan:
+        """How an image of height x width pixels is cut.
+
+        Raises:
+            SwintormerError: the memory budget does not hold one tile.
+        """
+        if isinstance(self.tile, int) and self.memory is None and (self.batch or self.device.type == "cpu"):
+            tile, batch = self.tile, self.batch or self._most_tiles(self.tile)
+        else:
+            tile, batch = self._fit(height, width)
+        stride = default_stride(tile) if self.stride is None else self.stride
+        if tile >= max(height, width):  # one tile: an automatic one may be shorter than the stride
+            stride = min(stride, tile)
+        return Plan(tile, stride, batch, make_grid(height, width, tile, stride, self.blend))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Restore a batch of images.
+
+        Args:
+            image: (B, C_in, H, W) of floating point in [0, 1], any H and W from 1 up, any strides, on any device. Only
+                tiles of it go to the network's device.
+
+        Returns:
+            (B, C_out, H, W) of the image's dtype and device, not clamped.
+
+        Raises:
+            ValueError: another shape or dtype.
+            SwintormerError: the memory budget does not hold one tile.
+        """
+        channels, restored = self.net.config.in_channels, self.net.config.out_channels
+        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
+            raise ValueError(
+                f"expected an image of shape (B, {channels}, H, W) with H, W >= 1, found {tuple(image.shape)}"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"expected floating point in [0, 1], found {image.dtype}; restore_array takes uint8, uint16"
+            )
+        count, _, height, width = image.shape
+        output = image.new_empty(count, restored, height, width)
+
+        def cut(index: int, rows: slice, columns: slice) -> Tensor:
+            return image[index, :, rows, columns]
+
+        def emit(index: int, rows: slice, columns: slice, finished: Tensor) -> None:
+            output[index, :, rows, columns] = finished
+
+        self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
+        return output
+
+    def restore_array(self, pixels: Samples, right: Samples | None = None, progress: Progress | None = None) -> Samples:
+        """Restore a picture as it comes from a file.
+
+        Args:
+            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. Gray is shown to the network as three
+                equal channels, and the mean of the three that come back is the result.
+            right: the right view of a dual-pixel pair, of the same shape and dtype, where `pixels` is the left one; for
+                networks of six channels and for those only. The result is then the right view restored.
+            progress: see `Progress`. What it raises ends the run.
+
+        Returns:
+            A new array of the same shape and dtype, rounded to the nearest and clamped.
+
+        Raises:
+            SwintormerError: a shape or dtype that is no picture, views that do not fit each other or the network, or a
+                memory budget that does not hold one tile.
+        """
+        views = self._views(pixels, right)
+        height, width, channels = pixels.shape
+        full = float(np.iinfo(pixels.dtype).max)
+        output = np.empty_like(pixels, order="C")
+
+        def cut(_: int, rows: slice, columns: slice) -> Tensor:
+            samples = [np.broadcast_to(view[rows, columns], (*view[rows, columns].shape[:2], 3)) for view in views]
+            return torch.from_numpy(np.concatenate(samples, axis=2, dtype=np.float32) / full).permute(2, 0, 1)
+
+        def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
+            finished = finished if channels == 3 else finished.mean(0, keepdim=True)
+            output[rows, columns] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
+
+        self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
+        return output
+
+    def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
+        """The views in the order of the network's channels, checked."""
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+            raise SwintormerError(f"A picture has the shape (H, W, 1) or (H, W, 3), found {pixels.shape}.")
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise SwintormerError(f"A picture has samples of uint8 or uint16, found {pixels.dtype}.")
+        config = self.net.config
+        if config.in_channels not in (3, 6) or config.out_channels != 3:
+            raise SwintormerError(
+                f"Pictures need a network with 3 or 6 channels in and 3 out, "
+                f"this one has {config.in_channels} and {config.out_channels}."
+            )
+        if config.in_channels == 3:
+            if right is not None:
+                raise SwintormerError("This network restores single pictures: leave out the right view.")
+            return [pixels]
+        if right is None:
+            raise SwintormerError("This network restores dual-pixel pairs: give the right view too.")
+        if right.shape != pixels.shape or right.dtype != pixels.dtype:
+            raise SwintormerError(
+                f"The two views must have the same size and depth, found {_described(pixels)} and {_described(right)}."
+            )
+        return [right, pixels]
+
+    def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
+        """Every tile of every image through the network, in the band's order; what is finished goes to `ends.emit`."""
+        grid = plan.grid
+        band = _Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
+        tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
+        total, done = images * len(grid), 0
+        latents: dict[int, ImageLatent] = {}
+        with torch.inference_mode(), _evaluating(self.net):
+            while batch := list(islice(tiles, plan.batch)):
+                spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
+                cuts = [ends.cut(*span) for span in spans]
+                cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
+                tick = partial(progress, done, total) if progress is not None else _nothing
+                guidance = self._guidance(spans, partial(self._latent, ends, grid, tick), latents)
+                restored = self.forward(cut, *guidance).to(band.pixels)
+                for (image, row, column), tile in zip(batch, restored, strict=True):
+                    band.add(tile, row, column)
+                    band.flush(row, column, partial(ends.emit, image))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, total)
+
+    def _latent(self, ends: _Ends, grid: Grid, tick: Callable[[], None], image: int) -> ImageLatent:
+        assert self.guide is not None
+        return self.guide.sample(partial(ends.cut, image), grid.rows.length, grid.columns.length, tick)
+
+    def _guidance(
+        self,
+        spans: list[tuple[int, slice, slice]],
+        sample: Callable[[int], ImageLatent],
+        latents: dict[int, ImageLatent],
+    ) -> tuple[Tensor, ...]:
+        """z_0 of tiles, as the network's second argument; `latents` keeps that of the images being restored."""
+        if self.guide is None:
+            return ()
+        for passed in [image for image in latents if image < spans[0][0]]:
+            del latents[passed]
+        for image, _, _ in spans:
+            if image not in latents:
+                latents[image] = sample(image)
+        crops = [latents[image].crop(rows, columns) for image, rows, columns in spans]
+        return (torch.stack(crops).to(self.device, self.dtype),)
+
+    def _fit(self, height: int, width: int) -> tuple[int, int]:
+        """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
+        budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        if self.guide is not None and self.guide.sampling_bytes(height, width) > budget:
+            need = bytes_in_words(self.guide.sampling_bytes(height, width))
+            raise SwintormerError(
+                f"{bytes_in_words(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
+                "give more, or restore without the prior."
+            )
+        step = self.net.config.stride
+        if isinstance(self.tile, int):
+            candidates = [self.tile]
+        else:
+            # Past the image's longer side nothing changes.
+            largest = min(LARGEST_AUTO_TILE, max(height, width))
+            covering = -(-largest // step) * step
+            candidates = [covering, *range(covering - step, (self.stride or 1) - 1, -step)]
+        least = self.batch or 1
+        for tile in candidates:
+            if self._cost(tile, least, height, width) <= budget:
+                break
+        else:
+            need = bytes_in_words(self._cost(candidates[-1], least, height, width))
+            what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
+            advice = "free more memory or give more"
+            if self.tile != "auto":
+                advice = 'choose a smaller one or "auto"'
+            elif self.stride is not None and candidates[-1] > step:
+                what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
+            raise SwintormerError(f"{bytes_in_words(budget)} of memory do not hold {what} (about {need}): {advice}.")
+        if self.batch is not None:
+            return tile, least
+        most = self._most_tiles(tile)
+        return tile, max(b for b in range(1, most + 1) if self._cost(tile, b, height, width) <= budget)
+
+    def _most_tiles(self, tile: int) -> int:
+        """Tiles of an automatic batch that still pay off; see `CPU_BATCH_PIXELS`."""
+        fill = CPU_BATCH_PIXELS // tile**2 if self.device.type == "cpu" else LARGEST_AUTO_BATCH
+        return min(max(fill, 1), LARGEST_AUTO_BATCH)
+
+    def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
+        """Bytes of a batch of tiles at work, and on a CPU the band, with a tile on its way into it or out of it."""
+        config = self.net.config
+        rows, columns = min(tile, height), min(tile, width)
+        padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
+        cost = resident_bytes(config, batch * padded, self.dtype.itemsize)
+        across = min(tile, max(height, width)) * min(height, width) + rows * columns
+        if self.device.type != "cpu":
+            return cost
+        latents = self.guide.latent_bytes(height, width) if self.guide is not None else 0
+        return cost + 4 * config.out_channels * across + latents
+
+
+def _nothing() -> None:
+    """Called where nobody follows."""
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where tiles come from and what is finished goes to; both on one device.
+
+    Attributes:
+        cut: (image, rows, columns) -> (C_in, rows, columns) in [0, 1].
+        emit: takes (image, rows, columns, (C_out, rows, columns)); the tensor is only valid during the call.
+    """
+
+    cut: Callable[[int, slice, slice], Tensor]
+    emit: Callable[[int, slice, slice, Tensor], None]
+    device: torch.device
+
+
+class _Band:
+    """The part of one image's output that tiles still add to, one tile deep.
+
+    It lies across the image's shorter side and moves along the longer one: down an image that is higher than wide, to
+    the right over one that is wider. 30000x300 pixels so take what 300x30000 take: with tiles of 256, 0.9 MB.
+    """
+
+    def __init__(self, grid: Grid, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.turned = grid.columns.length > grid.rows.length
+        self.along, self.across = self._turn(grid.rows, grid.columns)
+        height, width = self._turn(self.along.tile, self.across.length)
+        self.pixels = torch.zeros(channels, height, width, dtype=dtype, device=device)  # (C_out, H, tile) if turned
+        self.along_weights, self.across_weights = (
+            torch.from_numpy(axis.weights).to(self.pixels) for axis in (self.along, self.across)
+        )
+
+    def walk(self) -> Iterator[tuple[int, int]]:
+        """(row, column) of every tile, in the order in which the band takes them."""
+        for along, across in product(range(len(self.along.origins)), range(len(self.across.origins))):
+            yield self._turn(along, across)
+
+    def add(self, tile: Tensor, row: int, column: int) -> None:
+        """Add one restored tile (C_out, h, w), weighted."""
+        along, across = self._turn(row, column)
+        region = self._upright(self.pixels)[:, :, self.across.span(across)]
+        region.addcmul_(self._upright(tile) * self.along_weights[along][:, None], self.across_weights[across])
+
+    def flush(self, row: int, column: int, emit: Callable[[slice, slice, Tensor], None]) -> None:
+        """After the last tile across, hand out what no later tile touches, in pieces as long as a tile; move along."""
+        along, across = self._turn(row, column)
+        if across < len(self.across.origins) - 1:
+            return
+        pixels, depth = self._upright(self.pixels), self.along.tile
+        origin, finished = self.along.origins[along], self.along.finished(along)
+        for start in range(0, self.across.length, self.across.tile):
+            piece = slice(start, min(start + self.across.tile, self.across.length))
+            emit(*self._turn(slice(origin, origin + finished), piece), self._upright(pixels[:, :finished, piece]))
+        for start in range(0, depth - finished, finished):  # in steps that do not overlap, so that no copy is needed
+            end = min(start + finished, depth - finished)
+            pixels[:, start:end] = pixels[:, start + finished : end + finished]
+        pixels[:, depth - finished :] = 0
+
+    def _turn(self, first: T, second: T) -> tuple[T, T]:
+        """Rows and columns as along and across, or back."""
+        return (second, first) if self.turned else (first, second)
+
+    def _upright(self, pixels: Tensor) -> Tensor:
+        """(C, rows, columns) as (C, along, across), or back."""
+        return pixels.mT if self.turned else pixels
+
+
+def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
+    if device is None:
+        return net
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device).partition(":")[0] not in DEVICES:
+        raise SwintormerError(f"The device must be cpu, cuda or mps, found {str(device)!r}.")
+    try:
+        return net.to(device)
+    # AssertionError: "Torch not compiled with CUDA enabled"; TypeError: MPS has no float64.
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SwintormerError(f"Cannot use the device {device}: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+@contextmanager
+def _evaluating(net: Swintormer) -> Iterator[None]:
+    """Evaluation mode inside; a network in training goes back to it, also after an interrupt."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def _described(pixels: Samples) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}x{pixels.shape[2]} {pixels.dtype}"

@@ -1,0 +1,240 @@
+"""Swintormer: a U-Net of shifted-window, depth-wise-convolution attention blocks (arXiv 2401.05907).
+
+The resolution falls from 1/2 to 1/16 and back while channels go D, 2D, 4D, 8D; parameter names are the released ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swintormer.model.config import NetworkConfig
+from swintormer.model.fusion import PriorFusion, over_image
+from swintormer_kernels.nn import Block
+
+if TYPE_CHECKING:
+    from swintormer.prior.model import LatentPrior
+
+
+class Swintormer(nn.Module):
+    """The restoration network.
+
+    Args:
+        config: sizes; None for the released ones.
+        **overrides: single sizes by name, as in `NetworkConfig`: `Swintormer(dim=24, heads=(1, 2, 4, 8))`.
+
+    Raises:
+        pydantic.ValidationError: a size out of range or unknown.
+
+    Attributes:
+        config: the `NetworkConfig` it was made from.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None, **overrides: object):
+        super().__init__()
+        sizes = (config or NetworkConfig()).model_dump() | overrides
+        self.config = config = NetworkConfig(**sizes)
+        d, blocks, bias = config.dim, config.num_blocks, config.bias
+
+        self.patch_embed = PatchEmbed(config.in_channels, d, bias)
+        self.encoder_level1 = self._stage(0, blocks[0], d)
+        self.down1_2 = Downsample(d, bias)
+        self.encoder_level2 = self._stage(1, blocks[1], 2 * d)
+        self.down2_3 = Downsample(2 * d, bias)
+        self.encoder_level3 = self._stage(2, blocks[2], 4 * d)
+        self.down3_4 = Downsample(4 * d, bias)
+        self.latent = self._stage(3, blocks[3], 8 * d)
+
+        self.up4_3 = Upsample(8 * d, bias)
+        self.reduce_chan_level3 = nn.Conv2d(8 * d, 4 * d, 1, bias=bias)
+        self.decoder_level3 = self._stage(2, blocks[2], 4 * d)
+        self.up3_2 = Upsample(4 * d, bias)
+        self.reduce_chan_level2 = nn.Conv2d(4 * d, 2 * d, 1, bias=bias)
+        self.decoder_level2 = self._stage(1, blocks[1], 2 * d)
+        self.up2_1 = Upsample(2 * d, bias)
+        self.decoder_level1 = self._stage(0, blocks[0], 2 * d)
+        self.refinement = self._stage(0, config.num_refinement_blocks, 2 * d)
+
+        self.skip_conv = nn.Conv2d(d, 2 * d, 1, bias=bias)
+        self.output = nn.Sequential(
+            nn.Conv2d(2 * d, 4 * config.out_channels, 3, padding=1, bias=bias), nn.PixelShuffle(2)
+        )
+        self.prior_fusion = PriorFusion(d, config.prior_channels) if config.prior_channels else None
+
+    @property
+    def prior(self) -> LatentPrior | None:
+        """The prior that came with the weights, or that `attach_prior` gave; None for none.
+
+        Not one of the network's modules: its state dict holds the network alone.
+        """
+        held: Any = self.__dict__.get("_prior")
+        if held is not None and not isinstance(held, nn.Module):
+            with torch.inference_mode(False):  # whoever asks first: it may be trained, and graphed, afterwards
+                held = self.__dict__["_prior"] = held()
+        prior: LatentPrior | None = held
+        return prior
+
+    def attach_prior(self, prior: LatentPrior | Callable[[], LatentPrior] | None) -> None:
+        """Keep a prior beside the network, or what makes it when it is first asked for."""
+        self.__dict__["_prior"] = prior
+
+    def _stage(self, level: int, count: int, channels: int) -> nn.Sequential:
+        """Blocks of one resolution; the shift alternates, starting with 0."""
+        config = self.config
+        return nn.Sequential(
+            *(
+                Block(
+                    channels,
+                    config.heads[level],
+                    config.window_size,
+                    shift=config.window_size // 2 if i % 2 else 0,
+                    expansion=config.ffn_expansion,
+                    bias=config.bias,
+                )
+                for i in range(count)
+            )
+        )
+
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> Tensor:
+        """Restore a batch of images.
+
+        Args:
+            image: (B, in_channels, H, W) in [0, 1], any H and W from 1 up. Sides that are not multiples of
+                `config.stride` are padded inside and cropped at the end.
+            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution: see
+                `fusion.over_image`. None restores without it, as zeros would.
+
+        Returns:
+            (B, out_channels, H, W), around [0, 1] and not clamped.
+
+        Raises:
+            ValueError: not 4-D, wrong channels, an empty height or width, or another dtype than the network's (autocast
+                takes any of its own); a prior that does not fit.
+        """
+        if image.ndim != 4 or image.shape[1] != self.config.in_channels or 0 in image.shape[2:]:
+            raise ValueError(
+                f"expected an image of shape (B, {self.config.in_channels}, H, W) with H, W >= 1, "
+                f"found {tuple(image.shape)}"
+            )
+        self._check_dtype(image)
+        h, w = image.shape[2:]
+        self._check_prior(image, prior)
+        if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
+            return image[:, : self.config.out_channels]
+        x = pad_to_multiple(2 * image - 1, self.config.stride)
+        if prior is not None:
+            prior = over_image(prior.to(x.dtype), (h, w), (x.shape[2], x.shape[3]))
+        y = self.restore_features(x, prior)[..., :h, :w]
+        y = y + (2 * image[:, : self.config.out_channels] - 1)
+        return (y + 1) / 2
+
+    def _check_dtype(self, image: Tensor) -> None:
+        found, own = image.dtype, self.skip_conv.weight.dtype
+        if found == own:
+            return
+        device = image.device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if casts and found in (torch.float32, torch.float16, torch.bfloat16):
+            return
+        advice = "convert the one or the other with .to()"
+        if not (found.is_floating_point or found.is_complex or found == torch.bool):
+            advice = f"divide it by its largest value, {torch.iinfo(found).max}"
+        raise ValueError(f"expected an image of {own} in [0, 1], the network's dtype, found {found}: {advice}")
+
+    def _check_prior(self, image: Tensor, prior: Tensor | None) -> None:
+        channels = self.config.prior_channels
+        if prior is None:
+            return
+        if not channels:
+            raise ValueError("this network takes no prior: make it with prior_channels, or leave the prior out")
+        if prior.ndim != 4 or prior.shape[:2] != (image.shape[0], channels) or 0 in prior.shape[2:]:
+            raise ValueError(
+                f"expected a prior of shape ({image.shape[0]}, {channels}, h, w) with h, w >= 1, "
+                f"found {tuple(prior.shape)}"
+            )
+
+    def restore_features(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
+        """The U-Net: x in [-1, 1] at multiples of the stride -> the residual to add to it.
+
+        `prior` is z_0 over all of x, see `fusion.over_image`; it is added where a stage begins.
+        """
+        # What is no longer needed is let go before the last stages, which hold three maps of 2D channels at 1/2.
+        embedded = self.patch_embed(x)
+        del x
+        level1 = self.encoder_level1(self._fused("encoder_level1", embedded, prior))
+        level2 = self.encoder_level2(self._fused("encoder_level2", self.down1_2(level1), prior))
+        level3 = self.encoder_level3(self._fused("encoder_level3", self.down2_3(level2), prior))
+        latent = self.latent(self._fused("latent", self.down3_4(level3), prior))
+
+        y = self.reduce_chan_level3(torch.cat((self.up4_3(latent), level3), dim=1))
+        del latent, level3
+        y = self.decoder_level3(self._fused("decoder_level3", y, prior))
+        y = self.reduce_chan_level2(torch.cat((self.up3_2(y), level2), dim=1))
+        del level2
+        y = self.decoder_level2(self._fused("decoder_level2", y, prior))
+        y = torch.cat((self.up2_1(y), level1), dim=1)
+        del level1
+        y = self.decoder_level1(self._fused("decoder_level1", y, prior))
+        y = self.refinement(y)
+        return self.output(self.skip_conv(embedded).add_(y))
+
+    def _fused(self, stage: str, y: Tensor, prior: Tensor | None) -> Tensor:
+        return y if prior is None or self.prior_fusion is None else self.prior_fusion(stage, y, prior)
+
+
+class PatchEmbed(nn.Module):
+    """PixelUnshuffle(2), then a 3x3 convolution 4 C_in -> D. (B, C_in, H, W) -> (B, D, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, dim: int, bias: bool):
+        super().__init__()
+        self.proj1 = nn.PixelUnshuffle(2)
+        self.proj2 = nn.Conv2d(4 * in_channels, dim, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj2(self.proj1(x))
+
+
+class Downsample(nn.Module):
+    """3x3 convolution C -> C/2, PixelUnshuffle(2). (B, C, H, W) -> (B, 2C, H/2, W/2)."""
+
+    def __init__(self, channels: int, bias: bool):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=bias), nn.PixelUnshuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Upsample(nn.Module):
+    """3x3 convolution C -> 2C, PixelShuffle(2). (B, C, H, W) -> (B, C/2, 2H, 2W)."""
+
+    def __init__(self, channels: int, bias: bool):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=bias), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """`pad_to` the next multiples."""
+    h, w = x.shape[2:]
+    return pad_to(x, h + -h % multiple, w + -w % multiple)
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Pad below and on the right, by reflection as far as the side allows, then by replication.
+
+    Reflection can add at most side - 1 pixels; what is still missing repeats the last row or column.
+    """
+    h, w = x.shape[2:]
+    right, below = width - w, height - h
+    if not (right or below):
+        return x
+    reflect_right, reflect_below = min(right, w - 1), min(below, h - 1)
+    x = F.pad(x, (0, reflect_right, 0, reflect_below), mode="reflect")
+    return F.pad(x, (0, right - reflect_right, 0, below - reflect_below), mode="replicate")

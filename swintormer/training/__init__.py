@@ -1,0 +1,1 @@
+"""Training runs: configuration, loop, state, stages and losses."""

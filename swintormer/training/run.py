@@ -1,0 +1,252 @@
+"""What changes while training, saved and restored as one file; a step; the average of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swintormer.data import SyntheticPairs
+from swintormer.errors import SwintormerError
+from swintormer.images.files import replacing
+from swintormer.model.config import NetworkConfig
+from swintormer.model.network import Swintormer
+from swintormer.training.config import TrainConfig
+from swintormer.training.losses import frequency_loss, l1_loss
+from swintormer.training.perceptual import PerceptualLoss
+
+STATE_VERSION = 2
+NO_VGG = (
+    "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
+    "which needs no download, at a weight of {}."
+)
+
+
+class Run:
+    """What changes while training: network, average, optimiser, counters; saved and restored as one file.
+
+    This one trains the restoration network alone; other stages derive from it (train_prior.py).
+
+    Attributes:
+        net: everything that the state file holds, also what does not learn.
+    """
+
+    net: nn.Module
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        self.config = config
+        self.device = device
+        self.perceptual = _perceptual_loss(config, device)  # before the seed: weights drawn for it change nothing
+        torch.manual_seed(config.seed)
+        self.net = self.build().to(device)
+        if config.channels_last:
+            for parameter in self.net.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.average = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.learning(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    def build(self) -> nn.Module:
+        """What is trained, with its first weights."""
+        return first_network(self.config)
+
+    def learning(self) -> list[dict[str, Any]]:
+        """The parameters that learn, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
+        return [{"params": [parameter for parameter in self.net.parameters() if parameter.requires_grad]}]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def identity(self) -> dict[str, Any]:
+        """What a state file must agree in."""
+        return {"network": self.config.network.model_dump(mode="json")}
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """From step `start` on, what `train_step` takes: pairs (blurred, sharp), each (B, 3, S, S)."""
+        from swintormer.training.loop import _batches
+
+        return _batches(self.config, self.device, start)
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """What a step makes smaller."""
+        with self.autocast():
+            output = self.net(blurred)
+        return self.image_loss(output, sharp)
+
+    def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
+        loss = l1_loss(output, target)
+        if self.config.fourier:
+            loss = loss + self.config.fourier * frequency_loss(output, target)
+        if self.perceptual is not None:
+            loss = loss + self.config.perceptual * self.perceptual(output, target)
+        return loss
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """For validation, of one pair: what this stage makes of it, and what it would be without."""
+        with self.autocast():
+            return self.net(blurred), blurred
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return min(1.0, max(self.step / self.config.steps, self.seconds / 60 / self.config.minutes))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the coming step: linear rise, then half a cosine over the whole run."""
+        c = self.config
+        cosine = c.min_lr + (c.lr - c.min_lr) * (1 + math.cos(math.pi * self.progress)) / 2
+        return cosine * min(1.0, (self.step + 1) / (c.warmup + 1))
+
+    def train_step(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimiser step on (B, 3, S, S) pairs; returns loss and gradient norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("rate", 1.0)
+        loss = self.loss(blurred.to(self.device, non_blocking=True), sharp.to(self.device, non_blocking=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters(), self.config.clip)
+        self.optimizer.step()
+        self.step += 1
+        self._follow()
+        return loss.detach(), norm.detach()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # forget the untrained weights soon
+        state = self.net.state_dict()
+        floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floats], [state[n] for n in floats], 1 - decay)
+
+    def autocast(self) -> Any:
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network with the averaged weights, for validation and for the result."""
+        own = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+        self.net.load_state_dict(self.average)
+        try:
+            yield self.net
+        finally:
+            self.net.load_state_dict(own)
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs, beside `path` first, then over it."""
+        from safetensors.torch import save
+
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "seconds": self.seconds,
+            "stage": self.config.stage,
+            "identity": self.identity(),
+        }
+        with replacing(path) as file:
+            file.write(save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(state)}))
+
+    def load(self, path: Path) -> None:
+        """Continue from a file of `save`; SwintormerError if it is of another network or no such file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                state = json.loads((file.metadata() or {})["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise SwintormerError(
+                f"{path} is not a training state ({error}): move it away, start over, or choose another `out` folder."
+            ) from error
+        # Version 1 wrote the network alone.
+        found = state.get("identity") or {"network": NetworkConfig(**state["network"]).model_dump(mode="json")}
+        if found != self.identity():
+            raise SwintormerError(f"{path} is of a network of other sizes: start over or choose another `out` folder.")
+        groups: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}, "rng": {}}
+        for key, tensor in tensors.items():
+            part, name = key.split(".", 1)
+            groups[part][name] = tensor
+        self.net.load_state_dict(groups["net"])
+        self.average = {name: tensor.to(self.device) for name, tensor in groups["average"].items()}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in groups["optimizer"].items():
+            index, name = key.split(".", 1)
+            slots.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        torch.set_rng_state(groups["rng"]["cpu"])
+        if "cuda" in groups["rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Mean PSNR in dB over the validation pairs: of the averaged weights, and of doing without."""
+        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side, stream=1)
+        restored, untouched = [], []
+        with self.averaged():
+            for index in range(self.config.validation):
+                blurred, sharp = (t[None].to(self.device) for t in pairs[index])
+                output, without = self.shown(blurred, sharp)
+                restored.append(_psnr(output.float().clamp(0, 1), sharp))
+                untouched.append(_psnr(without.float().clamp(0, 1), sharp))
+        return sum(restored) / len(restored), sum(untouched) / len(untouched)
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        """The result, with averaged weights, as the next stage or `swintormer deblur` reads it."""
+        from swintormer.checkpoint.checkpoint import save_checkpoint
+
+        with self.averaged() as net:
+            assert isinstance(net, Swintormer)
+            save_checkpoint(net, path, card=card, training_tile=self.config.training_tile or self.config.crop)
+
+
+def first_network(config: TrainConfig) -> Swintormer:
+    """The restoration network to begin with: of `initial`, with a new fusion where it has none; or the identity."""
+    net = Swintormer(config.network)
+    if config.initial is not None:
+        from swintormer.checkpoint.checkpoint import load_checkpoint
+
+        trained = load_checkpoint(config.initial)
+        without = {"prior_channels": 0}
+        if trained.config not in (config.network, config.network.model_copy(update=without)):
+            raise SwintormerError(f"{config.initial} is of a network of other sizes than `network`.")
+        net.load_state_dict(trained.state_dict(), strict=trained.config == config.network)
+        return net
+    with torch.no_grad():  # the residual starts at 0: the first network is the identity
+        for parameter in net.output.parameters():
+            parameter.zero_()
+    return net
+
+
+def _perceptual_loss(config: TrainConfig, device: torch.device) -> PerceptualLoss | None:
+    """The one that the configuration asks for; without its weights file a sentence says what goes on instead."""
+    if not config.perceptual:
+        return None
+    if config.vgg is None:
+        print(NO_VGG.format(config.fourier), file=sys.stderr)
+        return None
+    return PerceptualLoss(config.vgg).to(device)
+
+
+def _psnr(image: Tensor, truth: Tensor) -> float:
+    return -10 * math.log10(max(float((image - truth).square().mean()), 1e-10))

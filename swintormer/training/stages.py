@@ -1,0 +1,264 @@
+"""The stages that train the prior: autoencoder, denoiser on its latents, and both networks jointly through the sampler.
+
+The paper trains in this order (arXiv 2401.05907). In the last stage gradients also reach the denoiser, through every
+step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of latents alone need not be what helps most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swintormer.data import SyntheticPairs
+from swintormer.errors import SwintormerError
+from swintormer.model.network import Swintormer
+from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
+from swintormer.prior.model import LatentPrior
+from swintormer.training.config import TrainConfig
+from swintormer.training.denoising import denoising_loss
+from swintormer.training.losses import l1_loss, moment_loss
+from swintormer.training.run import Run, first_network
+
+MOMENTS = 0.01  # of `moment_loss`: latents end near mean 0 and variance 1, which the schedule's noise presumes
+POOL_BATCH = 16
+
+
+class AutoencoderRun(Run):
+    """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other."""
+
+    net: LatentPrior
+
+    def build(self) -> nn.Module:
+        prior = make_prior(self.config.prior)
+        _check_crop(self.config, prior.encoder_factor)
+        prior.denoiser.requires_grad_(False)
+        return prior
+
+    def identity(self) -> dict[str, Any]:
+        return {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        image = torch.cat((blurred, sharp))
+        with self.autocast():
+            latent = self.net.encode(image)
+            output = self.net.decode(latent)
+        return self.image_loss(output, image) + MOMENTS * moment_loss(latent)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """The sharp picture through the bottleneck; the blurred one."""
+        with self.autocast():
+            return self.net.decode(self.net.encode(sharp)), blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        with self.averaged() as net:
+            assert isinstance(net, LatentPrior)
+            save_prior(net, path, card)
+
+
+class DenoiserRun(AutoencoderRun):
+    """The denoiser on latents of pairs, made once: from the blurred one's latent and noise to the sharp one's."""
+
+    def build(self) -> nn.Module:
+        prior = _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
+        prior.autoencoder.requires_grad_(False)
+        return prior
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (condition, sharp latent) from the pool; which ones, the step number alone decides."""
+        conditions, latents = self._pool()
+        for step in range(start, self.config.steps):
+            generator = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
+            chosen = torch.randint(len(latents), (self.config.batch,), generator=generator)
+            yield conditions[chosen], latents[chosen]
+
+    @torch.no_grad()
+    def _pool(self) -> tuple[Tensor, Tensor]:
+        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side)
+        made: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, self.config.pool, POOL_BATCH):
+            blurred, sharp = pairs.batch(start, min(POOL_BATCH, self.config.pool - start))
+            condition = self.net.condition(blurred.to(self.device))
+            made.append((condition.cpu(), self.net.encode(sharp.to(self.device)).cpu()))
+        conditions, latents = zip(*made, strict=True)
+        return torch.cat(conditions), torch.cat(latents)
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
+        with self.autocast():
+            part = self.net.condition_part(blurred)
+        return denoising_loss(self, self.net, sharp, part)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """z_0 from the sampler, decoded; the blurred picture through the autoencoder."""
+        with self.autocast():
+            z = self.net.sample(blurred)
+            return self.net.decode(z), self.net.decode(self.net.encode(blurred))
+
+
+class DetailRun(AutoencoderRun):
+    """Encoder and denoiser on fresh pairs: from the blurred picture and noise to the pair's detail latent.
+
+    Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is. It is
+    made to estimate the latent itself. Without that it stayed at 2 % of the noise's spread beside it, and after 800
+    steps the denoiser's first prediction was still the mean over all pictures.
+    """
+
+    def build(self) -> nn.Module:
+        prior = make_prior(self.config.prior) if self.config.prior_weights is None else _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
+        prior.autoencoder.decoder.requires_grad_(False)  # nothing decodes this latent
+        return prior
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        truth = self.net.truth(blurred, sharp)
+        with self.autocast():
+            condition = self.net.condition(blurred)
+            part = self.net.condition_part(condition)
+        return denoising_loss(self, self.net, truth, part) + F.mse_loss(condition.float(), truth)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """How near z_0 from the sampler comes to the truth, and zeros do: mean square error, in dB below 1."""
+        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side, stream=1)
+        sampled, zeros = [], []
+        with self.averaged():
+            for index in range(self.config.validation):
+                blurred, sharp = (t[None].to(self.device) for t in pairs[index])
+                truth = self.net.truth(blurred, sharp)
+                latent = self.net.sample(blurred).to(truth)
+                sampled.append((latent - truth).square().mean())
+                zeros.append(truth.square().mean())
+        return _decibels(sampled), _decibels(zeros)
+
+
+class TruthRun(Run):
+    """The network with the truth's own latent in place of a sample: what the best denoiser there is could be worth."""
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        super().__init__(config, device)
+        given = make_prior(config.prior) if config.prior_weights is None else _given_prior(config)
+        _check_crop(config, given.encoder_factor)
+        self.prior = given.requires_grad_(False).eval().to(device)
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        dropped = float(torch.rand(())) < self.config.prior_dropout
+        with self.autocast():
+            output = self.net(blurred, prior=None if dropped else self.prior.truth(blurred, sharp))
+        return self.image_loss(output, sharp)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """With the truth's latent, and without."""
+        with self.autocast():
+            return self.net(blurred, prior=self.prior.truth(blurred, sharp)), self.net(blurred)
+
+
+def _decibels(errors: list[Tensor]) -> float:
+    return -10 * math.log10(float(torch.stack(errors).mean()))
+
+
+class Joint(nn.Module):
+    """Network and prior side by side."""
+
+    def __init__(self, network: Swintormer, prior: LatentPrior):
+        super().__init__()
+        self.network, self.prior = network, prior
+
+
+class JointRun(Run):
+    """The restoration network with z_0 from the sampler; denoiser and encoder learn along, the decoder does not.
+
+    The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
+    one: after 9 minutes of the first stage the two latents differ by 0.1 % of their variance. As the latent's truth
+    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes. The detail latent needs
+    no encoder: its truth is the same in both stages.
+    """
+
+    net: Joint
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        super().__init__(config, device)
+        self.before = _given_prior(config).requires_grad_(False).to(device)
+
+    def build(self) -> nn.Module:
+        prior = _given_prior(self.config)
+        _check_crop(self.config, prior.factor * prior.align)
+        prior.autoencoder.decoder.requires_grad_(False)
+        return Joint(first_network(self.config), prior)
+
+    def learning(self) -> list[dict[str, Any]]:
+        fresh = [parameter for parameter in self.net.prior.parameters() if parameter.requires_grad]
+        fusion = self.net.network.prior_fusion
+        new = [] if fusion is None else list(fusion.parameters())
+        known = {id(parameter) for parameter in new}
+        trained = [parameter for parameter in self.net.network.parameters() if id(parameter) not in known]
+        return [{"params": trained}, {"params": new + fresh, "rate": self.config.prior_rate}]
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        prior, noise = (
+            self.net.prior,
+            torch.randn(len(blurred), self.net.prior.latent_channels, *_sides(self.net, blurred)),
+        )
+        dropped = float(torch.rand(())) < self.config.prior_dropout
+        with self.autocast():
+            with torch.no_grad():
+                truth = self.before.truth(blurred, sharp)
+            z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
+            output = self.net.network(blurred, prior=None if dropped else z)
+        loss = self.image_loss(output, sharp)
+        return loss + self.config.latent * l1_loss(z, truth)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            return self.net.network(blurred, prior=self.net.prior.sample(blurred)), blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        from swintormer.checkpoint.checkpoint import save_checkpoint
+
+        tile = self.config.training_tile or self.config.crop
+        with self.averaged() as net:
+            assert isinstance(net, Joint)
+            save_checkpoint(net.network, path, card=card, training_tile=tile, prior=net.prior)
+
+
+def _sides(net: Joint, image: Tensor) -> tuple[int, int]:
+    return image.shape[2] // net.prior.factor, image.shape[3] // net.prior.factor
+
+
+def _check_crop(config: TrainConfig, multiple: int) -> None:
+    """Raises SwintormerError unless the crop is whole positions of the prior's coarsest level."""
+    if config.crop % multiple:
+        raise SwintormerError(
+            f"Stage {config.stage} takes crops of a multiple of {multiple} pixels with this prior, "
+            f"found {config.crop}: set `crop` to {config.crop + -config.crop % multiple}."
+        )
+
+
+def _given_prior(config: TrainConfig) -> LatentPrior:
+    assert config.prior_weights is not None  # TrainConfig sees to it
+    prior = load_prior(config.prior_weights)
+    made, asked = config_of(prior), config_of(make_prior(config.prior))
+    if made != asked:
+        raise SwintormerError(f"{config.prior_weights} holds a prior of another configuration than `prior`.")
+    return prior
+
+
+STAGES: dict[str, type[Run]] = {
+    "autoencoder": AutoencoderRun,
+    "denoiser": DenoiserRun,
+    "detail": DetailRun,
+    "truth": TruthRun,
+    "joint": JointRun,
+}

@@ -1,0 +1,57 @@
+"""Which tensors the Triton kernels take, and on which device they run. Imports no triton: selection asks here."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels.functional import functional_gradient
+
+# Triton reads the variable when it is imported, for itself and for every kernel; runtime.py checks that both agree.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+"""Whether kernels run in Triton's interpreter, on CPU tensors: for tests, thousands of times slower than a GPU."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_CHANNELS = 384  # of a block; the released network's widest level
+MOST_PIXELS = 2**31 - 1  # kernels number pixels with 32 bits, and widen before they multiply by a stride
+
+
+def dense_on_gpu(*tensors: Tensor | None) -> str | None:
+    """Predicate: None if the Triton kernels take these tensors, x first, else what is in the way.
+
+    All are dense, on one device and of one dtype: float32, bfloat16 or float16. Autocast brings them to one dtype
+    itself, so there they may differ.
+    """
+    x = next(tensor for tensor in tensors if tensor is not None)
+    where = "cpu" if INTERPRETED else "cuda"
+    if x.device.type != where:
+        takes = "CPU tensors while TRITON_INTERPRET is set" if INTERPRETED else "CUDA tensors"
+        return f"the triton backend takes {takes}, found one on {x.device}"
+    mixed = torch.is_autocast_enabled(where)
+    for tensor in tensors:
+        reason = None if tensor is None else _in_the_way(tensor, x, mixed)
+        if reason is not None:
+            return f"the triton backend takes {reason}"
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] if x.ndim == 4 else 0
+    if pixels > MOST_PIXELS:
+        return f"the triton backend takes at most {MOST_PIXELS} pixels, found {pixels}"
+    return functional_gradient()
+
+
+def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
+    if tensor.device != x.device:
+        return f"tensors on one device, found {x.device} and {tensor.device}"
+    if tensor.dtype not in DTYPES:
+        return f"float32, bfloat16 or float16, found {tensor.dtype}"
+    if tensor.dtype != x.dtype and not mixed:
+        return f"tensors of one dtype, found {x.dtype} and {tensor.dtype}"
+    return None if tensor.layout == torch.strided else f"dense (strided) tensors, found layout {tensor.layout}"
+
+
+def only_for_tests() -> str | None:
+    """Why automatic selection passes over kernels that run in the interpreter; None where they do not."""
+    if INTERPRETED:
+        return "TRITON_INTERPRET is set: the kernels run in Triton's interpreter, which is for tests"
+    return None

@@ -1,0 +1,1 @@
+"""The ops in other people's models: `optimize` and `restore`."""

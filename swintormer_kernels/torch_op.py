@@ -1,0 +1,246 @@
+"""Makes ops on an image and records of weights ops of torch: schema, fake, autograd, FLOPs.
+
+The public functions take x, one or two records of weights, then numbers. torch.ops.swintormer.<op> takes the same with
+the records' tensors one after the other, and the backend's name at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from swintormer_kernels.backends.cpu.layout import float32_on_cpu
+from swintormer_kernels.registry import Op
+from swintormer_kernels.testing.cases import Cost
+
+NAMESPACE = "swintormer"
+
+
+def float32_or_autocast(*tensors: Tensor | None) -> str | None:
+    """Predicate as `float32_on_cpu`; under autocast, which these ops answer with float32, half types serve as well."""
+    if torch.is_autocast_enabled("cpu"):
+        tensors = tuple(x for x in tensors if x is None or x.dtype not in (torch.bfloat16, torch.float16))
+    return float32_on_cpu(*tensors)
+
+
+def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for the first field of a record of weights that is there and has another shape."""
+    for field, shape in wanted.items():
+        tensor = getattr(weights, field)
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{field} must have the shape {shape} here, found {tuple(tensor.shape)}")
+
+
+def gradients_wanted(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call with these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def slower_with_gradients(*tensors: Tensor | None) -> str | None:
+    """`slower` predicate of ops whose backward runs a forward in torch first: forward and backward 0.3 to 0.9x."""
+    if gradients_wanted(*tensors):
+        return "its backward computes the forward again, which takes longer than the forward saves"
+    return None
+
+
+class Signature(NamedTuple):
+    """What an op takes after x: records of weights (named tuples), then integers, then floats."""
+
+    records: tuple[type[tuple[Tensor | None, ...]], ...]
+    integers: tuple[str, ...]
+    floats: tuple[str, ...] = ()
+
+    def schema(self) -> str:
+        """In torch's schema language; a field with a default is an optional tensor."""
+        arguments = ["Tensor x"]
+        for number, record in enumerate(self.records):
+            defaults = record._field_defaults  # type: ignore[attr-defined]
+            for field in record._fields:  # type: ignore[attr-defined]
+                kind = "Tensor?" if field in defaults else "Tensor"
+                arguments.append(f"{kind} {field}_{number}")  # both records have a norm_weight
+        numbers = [f"int {name}" for name in self.integers] + [f"float {name}" for name in self.floats]
+        return ", ".join([*arguments, *numbers])
+
+    def flat(self, x: Tensor, *rest: Any) -> tuple[Any, ...]:
+        """Public arguments -> those of torch.ops, without the backend."""
+        records, numbers = rest[: len(self.records)], rest[len(self.records) :]
+        return (x, *(tensor for record in records for tensor in record), *numbers)
+
+    def public(self, x: Tensor, *rest: Any) -> tuple[Any, ...]:
+        """The inverse of `flat`."""
+        arguments: list[Any] = [x]
+        for record in self.records:
+            size = len(record._fields)  # type: ignore[attr-defined]
+            arguments.append(record(*rest[:size]))
+            rest = rest[size:]
+        return (*arguments, *rest)
+
+
+def define_block_op(
+    op: Op,
+    signature: Signature,
+    gradients: Callable[..., list[Tensor]] | None,
+    cost: Callable[..., Cost],
+    like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
+) -> Callable[..., Tensor]:
+    """Registers swintormer::<op> and swintormer::<op>_backward; returns the former (see `call_op`).
+
+    Args:
+        op: whose name and implementations are used.
+        signature: what it takes.
+        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order, for
+            backends without a function `<op>_backward` of the same form beside `<op>`. None if all have one.
+        cost: work of a call with these public arguments.
+        like_output: an uninitialised result, from the arguments of torch.ops.
+    """
+    name = f"{NAMESPACE}::{op.name}"
+    differentiate = _define_backward(op, signature, gradients)
+    torch.library.define(name, f"({signature.schema()}, str backend) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+    @torch.library.impl(name, "CompositeExplicitAutograd")
+    def _run(*arguments: Any) -> Tensor:
+        return op.implementation(arguments[-1])(*signature.public(*arguments[:-1]))
+
+    torch.library.register_fake(name, like_output)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors = len(inputs) - len(signature.integers) - len(signature.floats) - 1
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.rest = inputs[tensors:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[: len(tensors)])
+        found = iter(differentiate(grad, *tensors, *ctx.rest, needed))
+        return (*(next(found) if need else None for need in needed), *(None for _ in ctx.rest))
+
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+    @torch.library.register_vmap(name)
+    def _vmap(*_: Any) -> tuple[Tensor, int]:
+        raise NotImplementedError(
+            f"{op.name}: torch.vmap is not supported; put the mapped dimension into x's batch, which this op takes at "
+            "any size, or use swintormer_kernels.use_backend('reference')"
+        )
+
+    packet = getattr(getattr(torch.ops, NAMESPACE), op.name)
+    _define_autocast(name, packet)
+
+    @register_flop_formula(packet, get_raw=True)
+    def _flops(*arguments: Any, out_val: Any = None, **_: Any) -> int:
+        return 2 * cost(*signature.public(*arguments[:-1])).macs
+
+    return packet
+
+
+def _define_autocast(name: str, packet: Callable[..., Tensor]) -> None:
+    # The cpu kernels compute in float32: there the op takes what it is given in float32, and returns that. On a GPU it
+    # is a product like any other: in the dtype that the user chose.
+    torch.library.register_autocast(name, "cpu", torch.float32)
+
+    @torch.library.impl(name, "AutocastCUDA")
+    def _cast(*arguments: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", enabled=False):
+            return packet(*(in_autocast_dtype(argument, dtype) for argument in arguments))
+
+
+def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
+    """`argument` in `dtype` if it is a tensor that autocast changes: floating point, and no float64."""
+    if isinstance(argument, Tensor) and argument.is_floating_point() and argument.dtype != torch.float64:
+        return argument.to(dtype)
+    return argument
+
+
+def call_op(op: Op, signature: Signature, packet: Callable[..., Tensor], backend: str, *public: Any) -> Tensor:
+    """torch.ops.swintormer.<op> of these public arguments, or its implementation where nobody would see the difference.
+
+    What torch.library does for autograd, autocast, tracing and modes costs 10 us a call, as much as the work of a res
+    block at an 8x8 latent on one core; in a sampling loop none of these is at hand.
+    """
+    flat = signature.flat(*public)
+    tensors = [t for t in flat if isinstance(t, Tensor)]
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if recorded or _somebody_looks() or any(type(t) not in _PLAIN for t in tensors):
+        return packet(*flat, backend)
+    return op.implementation(backend)(*public)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _somebody_looks() -> bool:
+    """Whether autocast, a transform, a mode, a trace or the profiler has to see the call."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _define_backward(
+    op: Op, signature: Signature, gradients: Callable[..., list[Tensor]] | None
+) -> Callable[..., list[Tensor]]:
+    # An op of its own, or torch.compile would trace its loops over bands of windows into the graph.
+    name = f"{op.name}_backward"
+    full, schema = (
+        f"{NAMESPACE}::{name}",
+        f"(Tensor grad, {signature.schema()}, str backend, bool[] needed) -> Tensor[]",
+    )
+    torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    @torch.library.impl(full, "CompositeExplicitAutograd")
+    def _run(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        *rest, backend, needed = arguments
+        own = op.own_backward(backend)
+        tensors: list[Any] = []
+        for tensor, need in zip(rest, needed, strict=False):
+            # Its own backward gets the parameters themselves where it can, so that it finds what was derived from them.
+            keep = tensor is None or (own is not None and tensor.requires_grad == need)
+            tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
+        public = signature.public(*tensors, *rest[len(tensors) :])
+        # A backward may run inside the user's autocast region; what was computed without it is differentiated without.
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            if own is not None:
+                found = own(grad, *public)
+            else:
+                assert gradients is not None, f"{op.name} has no backward on {backend}"
+                with _autograd_sees():
+                    found = gradients(grad, *public)
+        wanted = (tensor for tensor, need in zip(rest, needed, strict=False) if need)
+        return [_laid_out_like(tensor, value) for tensor, value in zip(wanted, found, strict=True)]
+
+    @torch.library.register_fake(full)
+    def _fake(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        *tensors, _, needed = arguments
+        return [torch.empty_like(tensor) for tensor, need in zip(tensors, needed, strict=False) if need]
+
+    def refuse(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{op.name}: its gradient cannot be differentiated again; for gradients of gradients, run the forward pass "
+            "under swintormer_kernels.use_backend('reference')"
+        )
+
+    torch.library.register_autograd(full, refuse)
+    return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def _autograd_sees() -> Any:
+    """Inside an op with an autograd formula torch hides autograd's keys; the reference's gradients need them."""
+    hidden = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
+
+
+def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """`gradient` with the strides that `torch.empty_like(tensor)` has, which is what the fake promises."""
+    like = torch.empty_like(tensor)
+    return gradient if gradient.stride() == like.stride() else like.copy_(gradient)

@@ -1,0 +1,86 @@
+"""`swintormer bench`: what it says follows from what it measured."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from swintormer import NetworkConfig, Swintormer
+from swintormer.cli import bench
+from swintormer_kernels import use_backend
+from swintormer_kernels.testing import timing
+from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory
+
+TINY = NetworkConfig(
+    in_channels=3, dim=4, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=4
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0.432, "0.43 seconds"), (1.04, "1 second"), (12.3, "12 seconds"), (89.9, "90 seconds")),
+        *((90, "1.5 minutes"), (60 * 12.4, "12 minutes"), (5400, "1.5 hours"), (3600 * 30, "30 hours")),
+    ],
+)
+def test_times_are_spoken_as_people_do(seconds, text):
+    assert bench.spoken(seconds) == text
+
+
+def test_the_sentence_tells_the_photograph_and_the_gain():
+    result = bench.Bench(("cpu",), 2, seconds=0.5, reference_seconds=1.5, gflops=120.0, best_gflops=160.0)
+    tiles = 28 * 19  # (6000 - 256) / 220 and (4000 - 256) / 220, rounded up, and one more each
+    assert result.photo_seconds() == tiles * 0.5
+    assert result.sentence() == (
+        "A 6000x4000 photograph takes this machine about 4.4 minutes; in plain PyTorch it would be 13 minutes."
+    )
+    assert "3.00 times as fast" in str(result)
+    assert "120 of the 160 GFLOP/s that torch reaches here at best (75%)" in str(result)
+    assert str(result).endswith(result.sentence())
+
+
+def test_without_a_faster_backend_it_says_where_to_look():
+    result = bench.Bench(("reference",), 2, seconds=1.5, reference_seconds=1.5, gflops=40.0, best_gflops=160.0)
+    assert "`swintormer info`" in result.sentence()
+
+
+def test_a_run_measures_what_deblur_would_do():
+    result = bench.run(TINY, rounds=1)
+    net, tile = Swintormer(TINY).eval(), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert result.backends == bench.blocks_backends(net, tile)
+        with use_backend("reference"):
+            assert bench.blocks_backends(net, tile) == ("reference",)
+    assert result.threads == torch.get_num_threads()
+    assert min(result.seconds, result.reference_seconds, result.gflops, result.best_gflops) > 0
+    assert not any(part._forward_pre_hooks for part in net.modules())
+
+
+def test_turns_alternate_and_the_first_round_does_not_count(monkeypatch):
+    calls, clock = [], itertools.count()
+    monkeypatch.setattr(timing, "timed", lambda turn: (turn(), next(clock))[1])
+    seconds = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert seconds == {"a": [2, 4], "b": [3, 5]}
+
+
+def test_peak_memory_counts_what_lives_at_the_same_time():
+    def one_after_the_other():
+        for _ in range(3):
+            torch.zeros(1000)
+
+    def together():
+        return [torch.zeros(1000) for _ in range(3)]
+
+    assert 4000 <= peak_memory(one_after_the_other) < 8000
+    assert 12000 <= peak_memory(together) < 16000
+
+
+def test_the_yardstick_takes_the_best_rate():
+    yardstick = Yardstick()
+    seconds = {name: [1.0, 2.0] for name in yardstick.turns}
+    faster = seconds | {"matrix product": [1.0, 1e-3]}
+    assert yardstick.rate(faster) == 10 * 2 * 768**3 / 1e-3
+    assert yardstick.rate(seconds) < yardstick.rate(faster)

@@ -1,0 +1,42 @@
+"""The shipped photograph is what its recipe makes, and the demo restores and measures it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from swintormer.cli import demo
+from swintormer.evaluation.metrics import psnr
+from swintormer.images.io import read_image
+
+
+def test_the_shipped_pictures_come_from_the_recipe():
+    blurred, truth = demo.make_pictures()
+    np.testing.assert_array_equal(read_image(demo.TRUTH).pixels, truth)
+    # Transforms may round differently elsewhere: a level here or there, where a value lies between two.
+    difference = np.abs(read_image(demo.BLURRED).pixels.astype(int) - blurred)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+    assert demo.BLURRED.stat().st_size + demo.TRUTH.stat().st_size < 1_500_000
+
+
+def test_the_demo_sharpens_the_photograph(tmp_path):
+    told = demo.run(tmp_path)
+    restored, blurred, truth = (
+        read_image(path).pixels / 255 for path in (tmp_path / "restored.png", demo.BLURRED, demo.TRUTH)
+    )
+    before, after = psnr(blurred, truth), psnr(restored, truth)
+    assert after > before
+    assert told["PSNR"] == f"{before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB)"
+    height, width = truth.shape[:2]
+    assert read_image(tmp_path / "before_after.png").pixels.shape == (height, 2 * width + 6, 3)
+
+
+def test_wrong_usage(capsys):
+    assert demo.main(["--what"]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_missing_weights_are_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.__file__", "/nowhere/weights.py")
+    assert demo.main([]) == 1
+    assert "weights that ship with swintormer are missing" in capsys.readouterr().err

@@ -1,0 +1,263 @@
+"""When a forward pass is replayed and when it runs plainly. Captures are imitated but where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swintormer import Deblurrer, NetworkConfig, Swintormer
+from swintormer.inference.cuda_graph import Forward, GraphedForward, capture_graph
+from swintormer_kernels import ddim_step, use_backend
+
+TINY = NetworkConfig(
+    in_channels=3, dim=8, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=2
+)
+
+
+class Net(nn.Module):
+    """Doubles, and counts its own passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 1), 2.0))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.weight * x
+
+
+class Imitation:
+    """Stands for a CUDA graph: the weights of the capture, at the batch of the capture."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        self.captures, self.replays, self.spoil = 0, 0, spoil
+
+    def __call__(self, function: Forward, example: Tensor) -> Forward:
+        self.captures += 1
+        weight, inputs = function.weight.detach().clone(), example.clone()
+
+        def replay(x: Tensor) -> Tensor:
+            self.replays += 1
+            inputs[: len(x)] = x
+            return self.spoil(weight * inputs)[: len(x)]
+
+        return replay
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def graphed(spoil: Callable[[Tensor], Tensor] = lambda y: y) -> tuple[GraphedForward, Net, Imitation]:
+    net, capture = Net(), Imitation(spoil)
+    return GraphedForward(net, capture, device="cpu"), net, capture
+
+
+def test_the_second_batch_of_a_shape_is_captured_and_smaller_ones_are_filled_up():
+    forward, net, capture = graphed()
+    for size, captures in ((4, 0), (4, 1), (4, 1), (3, 1), (1, 1)):
+        x = torch.rand(size, 3)
+        assert torch.equal(forward(x), 2 * x)
+        assert capture.captures == captures
+    assert net.passes == 3, "one plain batch, one to compare with, and one to count calls"
+    assert capture.replays == 1 + 4
+    assert forward.reason is None
+
+
+def test_a_larger_batch_or_another_shape_or_dtype_starts_anew():
+    forward, _, capture = graphed()
+    for shape, dtype in (((2, 3), None), ((4, 3), None), ((4, 5), None), ((4, 5), torch.float64)):
+        for _ in range(2):
+            x = torch.rand(shape, dtype=dtype)
+            assert torch.equal(forward(x), 2 * x)
+    assert capture.captures == 4
+
+
+@pytest.mark.parametrize("change", ["in place", "another tensor", "backend", "precision"])
+def test_what_changes_is_seen(change):
+    forward, net, capture = graphed()
+    x = torch.rand(2, 3)
+    forward(x), forward(x)
+    before = capture.replays
+    if change == "backend":
+        with use_backend("reference"):
+            forward(x)
+    elif change == "precision":
+        torch.set_float32_matmul_precision("high")
+        forward(x)
+        torch.set_float32_matmul_precision("highest")
+    else:
+        if change == "in place":
+            net.weight.fill_(3)
+        else:
+            net.weight.data = torch.full((1, 1), 3.0)
+        assert torch.equal(forward(x), 3 * x)
+        assert torch.equal(forward(x), 3 * x)
+        assert capture.captures == 2
+        return
+    assert capture.replays == before
+
+
+def test_a_capture_that_fails_is_told_and_not_tried_again():
+    def failing(function: Forward, example: Tensor) -> Forward:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    net = Net()
+    forward = GraphedForward(net, failing, device="cpu")
+    x = torch.rand(2, 3)
+    assert all(torch.equal(forward(x), 2 * x) for _ in range(4))
+    assert forward.reason == "the graph could not be captured (operation not permitted when stream is capturing)"
+    assert net.passes == 4
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_layers_round_to_their_own_dtype_whatever_the_result_has(dtype: torch.dtype, kept: bool) -> None:
+    """A result in float32 of layers in bfloat16 may differ by an epsilon of bfloat16."""
+    net = Net().to(dtype)
+    capture = Imitation(lambda y: y * (1 + torch.finfo(torch.bfloat16).eps / 2))
+    forward = GraphedForward(net, capture, device="cpu")
+    for _ in range(3):
+        forward(torch.rand(2, 3))
+    assert (forward.reason is None) is kept
+
+
+@pytest.mark.parametrize("spoil", [lambda y: y * 1.001, lambda y: y * float("nan"), lambda y: y.roll(1, 0)])
+def test_a_replay_that_gives_other_numbers_is_not_used(spoil):
+    forward, _, capture = graphed(spoil)
+    x = torch.rand(2, 3)
+    assert all(torch.equal(forward(x), 2 * x) for _ in range(4))
+    assert capture.captures == 1
+    assert "other numbers" in forward.reason
+
+
+def test_what_has_no_graph_runs_plainly():
+    forward, net, capture = graphed()
+    x = torch.rand(2, 3)
+    elsewhere = GraphedForward(net, capture)  # CUDA graphs; x lies on the CPU
+    for _ in range(3):
+        assert torch.equal(elsewhere(x), 2 * x)
+        forward(x[:0])
+        with torch.enable_grad():
+            assert forward(x).requires_grad
+    with torch.inference_mode():
+        frozen = GraphedForward(Net(), capture, device="cpu")
+        frozen(x), frozen(x)
+    assert "inference mode" in frozen.reason
+    assert capture.captures == 0
+
+
+class LoopImitation(Imitation):
+    """Stands for the graph of a function of several inputs."""
+
+    def __call__(self, function: Forward, *examples: Tensor) -> Forward:
+        self.captures += 1
+        inputs = [example.clone() for example in examples]
+
+        def replay(*given: Tensor) -> Tensor:
+            self.replays += 1
+            for kept, x in zip(inputs, given, strict=True):
+                kept[: len(x)] = x
+            return self.spoil(function(*inputs))[: len(given[0])]
+
+        return replay
+
+
+Schedule = tuple[tuple[float, float], ...]
+
+
+def sampler(spoil: Callable[[Tensor], Tensor] = lambda y: y) -> tuple[GraphedForward, Callable[..., Tensor], Imitation]:
+    """A denoiser's loop over the steps of a schedule, graphed and plain."""
+    net, capture = Net(), LoopImitation(spoil)
+
+    def denoise(z: Tensor, part: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+        for step, (alpha_bar_t, alpha_bar_s) in enumerate(schedule):
+            predicted = net(z + part) + times[:, step, None]
+            z = ddim_step(z, predicted, alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
+        return z
+
+    return GraphedForward(net, capture, device="cpu", function=denoise), denoise, capture
+
+
+SCHEDULE: Schedule = ((0.1, 0.4), (0.4, 0.7), (0.7, 1.0))
+
+
+def latents(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(batch, 5), torch.randn(batch, 5), torch.arange(3).expand(batch, -1)
+
+
+def test_all_steps_of_a_sampler_are_one_graph_of_their_schedule():
+    sample, denoise, capture = sampler()
+    for size, schedule, captures in ((2, SCHEDULE, 0), (2, SCHEDULE, 1), (1, SCHEDULE, 1), (1, SCHEDULE[:2], 1),
+                                     (1, SCHEDULE[:2], 2)):  # fmt: skip
+        inputs = latents(size)
+        assert torch.equal(sample(*inputs, settings=(schedule,)), denoise(*inputs, schedule))
+        assert capture.captures == captures
+    assert sample.reason is None
+
+
+def test_another_shape_of_any_input_starts_anew():
+    sample, _, capture = sampler()
+    z, part, times = latents(2)
+    for given in ((z, part, times), (z, part[:, :1], times)):
+        sample(*given, settings=(SCHEDULE,)), sample(*given, settings=(SCHEDULE,))
+    assert capture.captures == 2
+
+
+def test_a_loop_that_a_graph_computes_wrongly_runs_plainly():
+    sample, denoise, capture = sampler(lambda y: y * 1.001)
+    inputs = latents(2)
+    for _ in range(3):
+        assert torch.equal(sample(*inputs, settings=(SCHEDULE,)), denoise(*inputs, SCHEDULE))
+    assert capture.captures == 1
+    assert "other numbers" in sample.reason
+
+
+def test_the_tiles_of_a_deblurrer_go_through_it():
+    deblur = Deblurrer(Swintormer(TINY), tile=16, batch=2)
+    seen = []
+    deblur.forward = lambda x: seen.append(len(x)) or x
+    deblur(torch.rand(1, 3, 16, 40))
+    assert seen == [2, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_graph_on_the_gpu_gives_the_plain_image_and_follows_the_weights():
+    torch.manual_seed(0)
+    net, x = Swintormer(TINY).cuda().eval(), torch.rand(1, 3, 48, 100)
+    deblur, plain = Deblurrer(net, tile=16, batch=3), Deblurrer(net, tile=16, batch=3)
+    plain.forward = net
+    assert torch.equal(deblur(x), plain(x))
+    assert deblur.forward.reason is None
+    assert deblur.forward._replay is not None
+    for parameter in net.parameters():
+        parameter.add_(0.01)
+    assert torch.equal(deblur(x), plain(x))
+    replay = capture_graph(net, torch.rand(2, 3, 16, 16, device="cuda"))
+    one = torch.rand(1, 3, 16, 16, device="cuda")
+    assert replay(one).shape == one.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_sampler_on_the_gpu_gives_what_its_steps_give():
+    torch.manual_seed(0)
+    net = nn.Conv2d(8, 4, 3, padding=1).cuda()
+
+    def denoise(z: Tensor, part: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+        for step, (alpha_bar_t, alpha_bar_s) in enumerate(schedule):
+            predicted = net(torch.cat([z, part], 1)) + times[:, step, None, None, None]
+            z = ddim_step(z, predicted, alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
+        return z
+
+    sample = GraphedForward(net, function=denoise)
+    for _ in range(3):
+        z, part = torch.randn(2, 2, 4, 32, 32, device="cuda")
+        inputs = z, part, torch.arange(3, device="cuda").expand(2, -1)
+        torch.testing.assert_close(sample(*inputs, settings=(SCHEDULE,)), denoise(*inputs, SCHEDULE))
+    assert sample.reason is None
+    assert sample._replay is not None

@@ -1,0 +1,242 @@
+"""The network: the released state dict and golden result, any size of picture, channels and batch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+import swintormer_kernels as sk
+from swintormer import PRESETS, NetworkConfig, Swintormer
+from swintormer.model.network import pad_to_multiple
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "network_dim16_window8.safetensors"
+GOLDEN_CONFIG = NetworkConfig(dim=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=2, window_size=8)
+TINY = {"in_channels": 3, "dim": 8, "num_blocks": (2, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 1, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Swintormer:
+    torch.manual_seed(0)
+    return Swintormer(**TINY, window_size=4).eval()
+
+
+def test_released_state_dict():
+    """479 tensors and 25,177,224 parameters, under the released keys (network.md, "Checkpoints in the wild")."""
+    state = Swintormer().state_dict()
+    assert len(state) == 479
+    assert sum(value.numel() for value in state.values()) == 25_177_224
+    block = {
+        "norm1.body.weight": (48,),
+        "norm1.body.bias": (48,),
+        "attn.logit_scale": (1, 1, 1),
+        "attn.cpb_mlp.0.weight": (512, 2),
+        "attn.cpb_mlp.0.bias": (512,),
+        "attn.cpb_mlp.2.weight": (1, 512),
+        "attn.qkv.weight": (144, 48, 1, 1),
+        "attn.qkv_dwconv.weight": (144, 1, 3, 3),
+        "attn.project_out.weight": (48, 48, 1, 1),
+        "norm2.body.weight": (48,),
+        "norm2.body.bias": (48,),
+        "ffn.project_in.weight": (254, 48, 1, 1),
+        "ffn.project_out.weight": (48, 127, 1, 1),
+    }
+    stages = {"encoder_level1": 2, "encoder_level2": 4, "encoder_level3": 6, "latent": 8}
+    stages |= {"decoder_level3": 6, "decoder_level2": 4, "decoder_level1": 2, "refinement": 4}
+    keys = {f"{stage}.{i}.{key}" for stage, count in stages.items() for i in range(count) for key in block}
+    keys |= {f"{name}.body.0.weight" for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1")}
+    keys |= {"patch_embed.proj2.weight", "reduce_chan_level3.weight", "reduce_chan_level2.weight"}
+    keys |= {"skip_conv.weight", "output.0.weight"}
+    assert set(state) == keys
+    for key, shape in block.items():
+        assert tuple(state[f"encoder_level1.0.{key}"].shape) == shape, key
+    assert tuple(state["latent.7.ffn.project_in.weight"].shape) == (2042, 384, 1, 1)
+    assert tuple(state["patch_embed.proj2.weight"].shape) == (48, 24, 3, 3)
+    assert tuple(state["output.0.weight"].shape) == (12, 96, 3, 3)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason=f"golden tensors are not at {GOLDEN.parent}")
+def test_golden_network():
+    golden = load_file(GOLDEN)
+    net = Swintormer(GOLDEN_CONFIG).eval()
+    net.load_state_dict({k.removeprefix("param."): v for k, v in golden.items() if k.startswith("param.")}, strict=True)
+    x, y = golden["in.x"], golden["out.y"].double()
+
+    def error(value: torch.Tensor) -> float:
+        return float((value.double() - y).norm() / y.norm())
+
+    with torch.inference_mode():
+        with sk.use_backend("reference"):
+            of_reference = error(net(x))
+        automatic = error(net(x))
+        assert error(net.double()(x.double())) <= torch.finfo(torch.float32).eps / 2  # stored as float32
+    assert automatic <= 2 * of_reference
+    assert of_reference <= 5e-5  # what the golden file's README grants float32 code of good quality
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (7, 300), (255, 257), (1, 1000), (64, 64), (65, 64)])
+def test_any_size(tiny, h, w):
+    with torch.inference_mode():
+        y = tiny(torch.rand(1, 3, h, w))
+    assert y.shape == (1, 3, h, w)
+    assert torch.isfinite(y).all()
+
+
+@given(h=st.integers(1, 70), w=st.integers(1, 70), b=st.integers(0, 2))
+@settings(max_examples=15, deadline=None)
+def test_padding_is_reflection_then_replication(tiny, h, w, b):
+    """What the network does to an odd size is what it does to that picture padded by hand."""
+    x = torch.rand(b, 3, h, w)
+    padded = pad_to_multiple(x, 16)
+    assert padded.shape[2] % 16 == 0
+    assert padded.shape[3] % 16 == 0
+    assert torch.equal(padded[..., :h, :w], x)
+    for index in range(h, min(padded.shape[2], 2 * h - 1)):
+        assert torch.equal(padded[:, :, index, :w], x[:, :, 2 * (h - 1) - index])
+    for index in range(2 * h - 1, padded.shape[2]):
+        assert torch.equal(padded[:, :, index, :w], padded[:, :, 2 * h - 2, :w])
+    with torch.inference_mode():
+        whole = tiny(pad_to_multiple(x, tiny.config.stride))
+        assert torch.equal(tiny(x), whole[..., :h, :w])
+
+
+def test_batch_items_do_not_mix(tiny):
+    x = torch.rand(3, 3, 40, 50)
+    with torch.inference_mode():
+        together = tiny(x)
+        alone = torch.cat([tiny(item[None]) for item in x])
+    # Same sums in another blocking of the convolutions: eps times the longest sum, relative to the largest value.
+    assert (together - alone).abs().max() <= torch.finfo(torch.float32).eps * 9 * 64 * together.abs().max()
+
+
+def test_strides_do_not_matter(tiny):
+    x = torch.rand(2, 3, 33, 47)
+    views = [
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        F.pad(x, (3, 4, 5, 6))[..., 5:-6, 3:-4],
+    ]
+    with torch.inference_mode():
+        expected = tiny(x)
+        for view in views:
+            error = (tiny(view) - expected).abs().max()
+            assert error <= torch.finfo(torch.float32).eps * 9 * 64 * expected.abs().max()
+
+
+def test_the_residual_base_is_the_first_view():
+    """With a zero output convolution a dual-pixel network returns its first three channels, the right view."""
+    net = Swintormer(**(TINY | {"in_channels": 6}), window_size=4)
+    torch.nn.init.zeros_(net.output[0].weight)
+    x = torch.rand(1, 6, 20, 30)
+    with torch.inference_mode():
+        # 2x - 1 and back: two roundings, each within eps of values up to 1.
+        assert (net(x) - x[:, :3]).abs().max() <= 2 * torch.finfo(torch.float32).eps
+
+
+def test_a_network_built_on_the_meta_device(tiny):
+    """What stands in no file is made where the network comes to hold numbers; conftest.py poisons empty memory."""
+    with torch.device("meta"):
+        net = Swintormer(tiny.config)
+    net.to_empty(device="cpu").eval()
+    net.load_state_dict(tiny.state_dict())
+    x = torch.rand(1, 3, 40, 50)
+    with torch.inference_mode():
+        assert torch.equal(net(x), tiny(x))
+    net.to_empty(device="cpu").load_state_dict(tiny.state_dict())
+    assert torch.equal(net.latent[0].attn.coordinates, tiny.latent[0].attn.coordinates)
+    assert net.double().latent[0].attn.coordinates.dtype == torch.float64
+
+
+def test_moved_in_inference_mode_it_can_still_be_trained(tiny):
+    """The coordinates are no inference tensors; those that no move changes stay the same tensor, memory and all."""
+    net = Swintormer(tiny.config)
+    coordinates = net.latent[0].attn.coordinates
+    with torch.inference_mode():
+        net.to("cpu")
+    assert net.latent[0].attn.coordinates is coordinates
+    net(torch.rand(1, 3, 64, 64)).square().sum().backward()
+    assert net.latent[0].attn.cpb_mlp[0].weight.grad.any()
+    with torch.inference_mode():
+        net.double().float()
+    assert not net.latent[0].attn.coordinates.is_inference()
+    assert torch.equal(net.latent[0].attn.coordinates, coordinates)
+
+
+def test_a_prior_first_made_in_inference_mode_can_still_be_trained(tiny):
+    net = Swintormer(tiny.config)
+    net.attach_prior(lambda: torch.nn.Linear(2, 2))
+    with torch.inference_mode():
+        prior = net.prior
+    assert not any(parameter.is_inference() for parameter in prior.parameters())
+    prior(torch.ones(1, 2)).sum().backward()
+    assert net.prior is prior
+
+
+def test_gradients_reach_every_parameter(tiny):
+    net = Swintormer(tiny.config)
+    net(torch.rand(1, 3, 64, 64)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_convolution_biases():
+    net = Swintormer(**TINY, window_size=4, bias=True)
+    assert "latent.0.attn.qkv_dwconv.bias" in net.state_dict()
+    assert net(torch.rand(1, 3, 20, 20)).shape == (1, 3, 20, 20)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 6, 20, 20), (1, 3, 0, 20)])
+def test_wrong_input_is_said_in_one_sentence(tiny, shape):
+    with pytest.raises(ValueError, match=r"expected an image of shape \(B, 3, H, W\)"):
+        tiny(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sentence"),
+    [
+        (
+            torch.uint8,
+            "expected an image of torch.float32 in [0, 1], the network's dtype, found torch.uint8: divide it by "
+            "its largest value, 255",
+        ),
+        (torch.uint16, "found torch.uint16: divide it by its largest value, 65535"),
+        (torch.bool, "found torch.bool"),
+        (torch.float64, "found torch.float64: convert the one or the other with .to()"),
+        (torch.bfloat16, "found torch.bfloat16: convert the one or the other with .to()"),
+    ],
+)
+def test_another_dtype_is_said_in_one_sentence(tiny, dtype, sentence):
+    for batch in (0, 1):
+        with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+            tiny(torch.ones(batch, 3, 20, 20).to(dtype))
+        assert "\n" not in str(error.value)
+
+
+def test_autocast_takes_what_it_converts(tiny):
+    x = torch.rand(1, 3, 20, 20)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert tiny(x.bfloat16()).shape == tiny(x).shape
+        with pytest.raises(ValueError, match=r"found torch\.float64"):
+            tiny(x.double())
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dim": 7}, {"heads": (5, 2, 4, 8)}, {"window_size": 1}, {"in_channels": 2}, {"colour": 3}]
+)
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(ValidationError):
+        NetworkConfig(**sizes)
+
+
+def test_presets_are_buildable():
+    for config in PRESETS.values():
+        with torch.device("meta"):
+            assert Swintormer(config).config == config

@@ -1,0 +1,282 @@
+"""The trainer at tiny size: it learns, resumes exactly, stops when told to, and says what is wrong."""
+
+import csv
+import json
+import math
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
+from swintormer.errors import SwintormerError
+from swintormer.model.config import PRESETS, NetworkConfig
+from swintormer.training import loop as trainer
+from swintormer.training.loop import Run, TrainConfig, read_config, train
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = NetworkConfig(
+    in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        network=TINY,
+        out=tmp_path / "run",
+        seed=1,
+        steps=6,
+        batch=2,
+        crop=32,
+        scene_side=96,
+        lr=1e-3,
+        clip=1.0,
+        validation=1,
+        log_every=1,
+        checkpoint_every=2,
+        device="cpu",
+    )
+
+
+def log(config):
+    with (config.out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same_tensors(a, b):
+    with safe_open(a, "pt") as first, safe_open(b, "pt") as second:
+        assert sorted(first.keys()) == sorted(second.keys())
+        return all(torch.equal(first.get_tensor(key), second.get_tensor(key)) for key in first.keys())  # noqa: SIM118
+
+
+@dataclass
+class After:
+    """Makes the trainer do something once, in the middle of a step."""
+
+    step: int
+    action: object
+
+    def __call__(self, monkeypatch):
+        original = Run.train_step
+
+        def train_step(run, blurred, sharp):
+            result = original(run, blurred, sharp)
+            return (self.action(run, result) or result) if run.step == self.step else result
+
+        monkeypatch.setattr(Run, "train_step", train_step)
+
+
+def test_interrupted_and_resumed_is_the_same_run(config, monkeypatch, capsys):
+    """Losses, gradient norms, learning rates, weights, averages and optimiser, bit for bit."""
+    whole = config.model_copy(update={"out": config.out.with_name("whole")})
+    result = train(whole)
+    assert result == whole.out / "weights.safetensors"
+    with monkeypatch.context() as patch:
+        After(3, lambda run, _: os.kill(os.getpid(), signal.SIGTERM))(patch)
+        assert train(config) == config.out / "state.safetensors"
+    assert "after step 3; the same command continues" in capsys.readouterr().err
+    assert not (config.out / "weights.safetensors").exists()
+    assert train(config) == config.out / "weights.safetensors"
+    for before, after in zip(log(whole), log(config), strict=True):
+        assert before | {"minutes": ""} == after | {"minutes": ""}
+    assert same_tensors(whole.out / "state.safetensors", config.out / "state.safetensors")
+    assert same_tensors(result, config.out / "weights.safetensors")
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(config, monkeypatch):
+    """Rows that the log got after the checkpoint are dropped and written again."""
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(run, result):
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        After(4, cut)(patch)
+        with pytest.raises(PowerCutError):
+            train(config)
+    assert [row["step"] for row in log(config)] == ["1", "2", "3"]
+    train(config)
+    assert [row["step"] for row in log(config)] == [str(step) for step in range(1, 7)]
+
+
+def test_finished_run_is_left_as_it_is_and_restarts_on_demand(config):
+    first = train(config).rename(config.out / "first.safetensors")
+    rows = log(config)
+    assert same_tensors(train(config), first)
+    assert log(config) == rows
+    train(config, resume=False)
+    assert [row["loss"] for row in log(config)] == [row["loss"] for row in rows]
+
+
+def test_weights_hold_the_average_and_the_recipe(config):
+    path = train(config.model_copy(update={"training_tile": 64}))
+    info = checkpoint_info(path)
+    assert info.config == TINY
+    assert info.training_tile == 64
+    assert info.card["steps"] == "6"
+    assert json.loads(info.card["recipe"])["seed"] == 1
+    state = load_checkpoint(path).state_dict()
+    with safe_open(config.out / "state.safetensors", "pt") as file:
+        assert all(torch.equal(tensor, file.get_tensor(f"average.{name}")) for name, tensor in state.items())
+        assert not all(torch.equal(tensor, file.get_tensor(f"net.{name}")) for name, tensor in state.items())
+
+
+def test_it_learns_to_invert_the_pictures(config):
+    """Negatives are far from the identity that training starts from, so twenty steps must show by a fifth."""
+    run = Run(config.model_copy(update={"lr": 1e-2, "steps": 20}), torch.device("cpu"))
+    picture = torch.rand(2, 3, 32, 32)
+    losses = [float(run.train_step(picture, 1 - picture)[0]) for _ in range(20)]
+    assert losses[0] == pytest.approx(float((2 * picture - 1).abs().mean()), rel=32 * torch.finfo().eps)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_fresh_network_is_the_identity(config):
+    run = Run(config, torch.device("cpu"))
+    picture = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert (run.net(picture) - picture).abs().max() <= 2 * torch.finfo().eps  # (2x - 1 + 1) / 2
+
+
+def test_schedule_follows_whichever_is_further_along(config):
+    config = config.model_copy(update={"steps": 100, "minutes": 10.0, "warmup": 4, "min_lr": 1e-5})
+    run = Run(config, torch.device("cpu"))
+    assert run.lr == pytest.approx(config.lr / 5)  # the first of four steps below the peak
+    run.step = 50
+    middle = (config.lr + config.min_lr) / 2
+    assert run.lr == pytest.approx(middle)
+    run.step, run.seconds = 10, 300.0
+    assert run.lr == pytest.approx(middle)
+    run.seconds = 6000.0
+    assert run.progress == 1
+    assert run.lr == pytest.approx(config.min_lr)
+
+
+def test_minutes_end_a_run(config):
+    path = train(config.model_copy(update={"steps": 10**9, "minutes": 1e-9}))
+    assert checkpoint_info(path).card["steps"] == "1"
+
+
+def test_worker_process_makes_the_same_batches(config):
+    here = trainer._batches(config, torch.device("cpu"), start=2)
+    there = trainer._batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
+    for _ in range(2):
+        for a, b in zip(next(here), next(there), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_bfloat16_and_channels_last_train_the_same_network(config):
+    """To the precision of bfloat16 (8 bits) times the depth of rounding, one per block and convolution."""
+    output, (blurred, sharp), losses = 0.1 * torch.randn(12, 8, 3, 3), torch.rand(2, 2, 3, 32, 32), []
+    for changes in ({}, {"dtype": "bfloat16"}, {"channels_last": True}):
+        run = Run(config.model_copy(update=changes), torch.device("cpu"))
+        assert {p.dtype for p in run.net.parameters()} == {torch.float32}
+        with torch.no_grad():
+            run.net.output[0].weight.copy_(output)
+        losses.append(float(run.train_step(blurred, sharp)[0]))
+    depth = 2 * 8 + 10  # two halves of eight blocks, ten convolutions around them
+    assert losses[1] == pytest.approx(losses[0], rel=depth * torch.finfo(torch.bfloat16).eps)
+    assert losses[2] == pytest.approx(losses[0], rel=depth * 9 * 32 * torch.finfo().eps)  # sums of up to 9 * 8D terms
+
+
+def test_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        After(4, lambda run, result: (result[0], torch.tensor(math.nan)))(patch)
+        with pytest.raises(SwintormerError, match="not finite at step 4"):
+            train(config)
+    with safe_open(config.out / "state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b"\x02\0\0\0\0\0\0\0{}"])
+def test_state_that_is_none_is_refused_and_kept(config, content):
+    config.out.mkdir(parents=True)
+    state = config.out / "state.safetensors"
+    state.write_bytes(content)
+    with pytest.raises(SwintormerError, match="is not a training state"):
+        train(config)
+    assert state.read_bytes() == content
+
+
+def test_state_of_another_network_is_refused(config):
+    train(config.model_copy(update={"steps": 1}))
+    larger = TINY.model_copy(update={"dim": 8})
+    with pytest.raises(SwintormerError, match="of other sizes"):
+        train(config.model_copy(update={"network": larger}))
+
+
+def test_a_folder_that_cannot_be_made_or_written(config, monkeypatch):
+    config.out.parent.joinpath("file").touch()
+    inside = config.model_copy(update={"out": config.out.parent / "file" / "run"})
+    with pytest.raises(SwintormerError, match="Cannot create the folder"):
+        train(inside)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # root may write everywhere
+    with pytest.raises(SwintormerError, match="Cannot write into the folder"):
+        train(config)
+    monkeypatch.undo()
+    (config.out / "log.csv").mkdir(parents=True)
+    with pytest.raises(SwintormerError, match=r"Cannot write .*log.csv"):
+        train(config)
+
+
+def test_a_disk_that_fills_up_while_the_state_is_saved_spares_the_last_one(config, monkeypatch):
+    train(config.model_copy(update={"steps": 1}))
+    state = config.out / "state.safetensors"
+    before = state.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SwintormerError, match=r"Cannot write .*: No space left on device"):
+        Run(config, torch.device("cpu")).save(state)
+    assert state.read_bytes() == before
+    assert {path.name for path in config.out.iterdir()} == {"state.safetensors", "log.csv", "weights.safetensors"}
+
+
+def test_the_shipped_recipe_is_valid():
+    config = read_config(ROOT / "configs" / "small.toml")
+    assert config.network == PRESETS["small"]
+    assert config.crop % config.network.stride == 0
+    assert config.training_tile % config.network.stride == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("out = 'x'\nstps = 5", "stps"),
+        ("out = 'x'\nsteps = 0", "`steps` to 0"),
+        ("out = 'x'\ndtype = 'half'", "`dtype` to 'half'"),
+        ("out = 'x'\n[network]\ndim = 3", "dim must be even"),
+        ("steps = 5", "does not set `out`"),
+        ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
+        ("out = ", "not valid TOML"),
+        (
+            "out = 'x'\nstage = 'denoiser'",
+            "c.toml: stage denoiser needs `prior_weights`, the file of the stage before.",
+        ),
+    ],
+)
+def test_faulty_configuration_is_named(tmp_path, text, complaint):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(SwintormerError) as error:
+        read_config(path)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_command_line(tmp_path, config, capsys):
+    assert trainer.main([]) == 2
+    assert trainer.main([str(tmp_path / "none.toml")]) == 1
+    assert "Cannot read the training configuration" in capsys.readouterr().err
+    path = tmp_path / "c.toml"
+    path.write_text(f"device = 'abacus'\nout = '{tmp_path}'")
+    assert trainer.main([str(path)]) == 1
+    assert "no device 'abacus'" in capsys.readouterr().err

@@ -1,0 +1,348 @@
+"""The stages of the prior at tiny size: each learns, resumes exactly, and hands on to the next."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from priors import DETAIL, NETWORK, TINY, tiny
+from pydantic import ValidationError
+from safetensors import safe_open
+
+from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
+from swintormer.data import SyntheticPairs
+from swintormer.errors import SwintormerError
+from swintormer.model.config import PRESETS
+from swintormer.prior.checkpoint import load_prior, make_prior, save_prior
+from swintormer.prior.config import PRIORS
+from swintormer.prior.detail import detail_latent
+from swintormer.training.config import FREQUENCY, TrainConfig
+from swintormer.training.denoising import target
+from swintormer.training.loop import make_run, read_config, train
+from swintormer.training.losses import frequency_loss, l1_loss
+from swintormer.training.run import NO_VGG, Run
+from swintormer.training.stages import STAGES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+OF_IMAGES = ["restoration", *(stage for stage in STAGES if stage not in ("denoiser", "detail"))]
+
+
+@pytest.fixture
+def given(tmp_path) -> dict[str, Path]:
+    """What the stages before would have left."""
+    save_prior(tiny(), tmp_path / "prior.safetensors")
+    torch.manual_seed(1)
+    save_checkpoint(Swintormer(NETWORK, prior_channels=0), tmp_path / "net.safetensors")
+    return {"prior_weights": tmp_path / "prior.safetensors", "initial": tmp_path / "net.safetensors"}
+
+
+def config(stage: str, out: Path, given: dict[str, Path], **changes: object) -> TrainConfig:
+    if stage == "detail":  # begins with no file of another stage
+        given, changes = {}, {"prior": DETAIL} | changes
+    values = {"network": NETWORK, "prior": TINY, "out": out, "seed": 1, "steps": 4, "batch": 2, "crop": 32}
+    values |= {"scene_side": 96, "lr": 1e-3, "clip": 1.0, "validation": 1, "log_every": 1, "checkpoint_every": 1}
+    values |= {"pool": 20, "latent": 0.1, "device": "cpu", "validate_every": 2}
+    if stage not in ("denoiser", "detail"):  # those have no image for it
+        values["frequency"] = 0.1
+    return TrainConfig(stage=stage, **values | given | changes)
+
+
+def log(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open() as file:
+        return [row | {"minutes": ""} for row in csv.DictReader(file)]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_and_resumed_is_the_same_run(stage: str, tmp_path, given, monkeypatch) -> None:
+    whole, cut = (config(stage, tmp_path / name, given) for name in ("whole", "cut"))
+    result = train(whole)
+    original = Run.train_step
+
+    def interrupted(run, blurred, sharp):
+        result = original(run, blurred, sharp)
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_step", interrupted)
+        assert train(cut) == cut.out / "state.safetensors"
+    assert train(cut) == cut.out / "weights.safetensors"
+    assert log(whole.out) == log(cut.out)
+    assert same(tensors(whole.out / "state.safetensors"), tensors(cut.out / "state.safetensors"))
+    assert same(tensors(result), tensors(cut.out / "weights.safetensors"))
+
+
+def test_each_stage_hands_on_to_the_next(tmp_path, given) -> None:
+    first = train(config("autoencoder", tmp_path / "1", {}, steps=2))
+    second = train(config("denoiser", tmp_path / "2", {"prior_weights": first}, steps=2))
+    before, after = load_prior(first).state_dict(), load_prior(second).state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"denoiser"}
+    third = train(config("joint", tmp_path / "3", {**given, "prior_weights": second}, steps=2, training_tile=64))
+    net = load_checkpoint(third)
+    assert net.config == NETWORK
+    assert net.training_tile == 64
+    last = net.prior.state_dict()
+    moved = {".".join(name.split(".")[:2]) for name in last if not torch.equal(last[name], after[name])}
+    assert "autoencoder.encoder" in moved
+    assert "autoencoder.decoder" not in moved
+    assert any(name.startswith("denoiser") for name in moved)
+    assert net.prior_fusion.latent.weight.any()
+    picture = torch.rand(1, 3, 32, 32)
+    assert not torch.equal(Deblurrer(net)(picture), Deblurrer(net, prior=False)(picture))
+
+
+def test_the_detail_latent_goes_from_stage_to_stage(tmp_path, given) -> None:
+    first = train(config("detail", tmp_path / "1", {}, steps=2))
+    network = NETWORK.model_copy(update={"prior_channels": 8})
+    files = {"initial": given["initial"], "prior_weights": first}
+    joint = config("joint", tmp_path / "2", files, steps=2, prior=DETAIL, network=network, prior_dropout=0.0)
+    net = load_checkpoint(train(joint))
+    assert net.prior.sampling.latent == "detail"
+    before, after = load_prior(first).state_dict(), net.prior.state_dict()
+    moved = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
+    assert "autoencoder.encoder" in moved
+    assert "autoencoder.decoder" not in moved
+    assert any(name.startswith("denoiser") for name in moved)
+
+
+def test_truth_shows_the_network_what_it_is_to_be(tmp_path, given) -> None:
+    """What reaches the fusion is the pair's own latent; a dropped step reaches none of it."""
+    run = make_run(config("truth", tmp_path, given, prior_dropout=0.0), CPU)
+    pair = torch.rand(2, 1, 3, 32, 32)
+    run.train_step(*pair)
+    assert all(p.grad.any() for p in run.net.prior_fusion.parameters())
+    with torch.no_grad():
+        output, without = run.shown(*pair)
+        assert torch.equal(output, run.net(pair[0], prior=load_prior(given["prior_weights"]).encode(pair[1])))
+        assert torch.equal(without, run.net(pair[0]))
+    run = make_run(config("truth", tmp_path, given, prior_dropout=0.999999), CPU)
+    run.train_step(*pair)
+    assert not any(p.grad is not None and p.grad.any() for p in run.net.prior_fusion.parameters())
+
+
+def test_what_z_is_to_be(tmp_path) -> None:
+    blurred, sharp = torch.rand(2, 1, 3, 32, 32)
+    detail, autoencoder = make_prior(DETAIL), make_prior(TINY)
+    assert torch.equal(detail.truth(blurred, sharp), detail_latent(blurred, sharp, 8))
+    assert torch.equal(autoencoder.truth(blurred, sharp), autoencoder.encode(sharp))
+
+
+def test_detail_is_validated_on_its_latent(tmp_path) -> None:
+    """A prior whose sample is the truth scores high; zeros score what the truth's own square says."""
+    run = make_run(config("detail", tmp_path, {}, validation=3), CPU)
+    pairs = SyntheticPairs(1, 32, 96, stream=1)
+    truths = [run.net.truth(*(picture[None] for picture in pairs[index])) for index in range(3)]
+    queue = iter([truth + 0.1 for truth in truths])
+    run.net.sample = lambda blurred: next(queue)
+    sampled, zeros = run.validate()
+    assert sampled == pytest.approx(20.0, abs=1e-3)
+    assert zeros == pytest.approx(-10 * math.log10(float(torch.stack(truths).square().mean())), abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_falls(stage: str, tmp_path, given) -> None:
+    """On two pairs, seen again and again. The noise of the steps is drawn anew: means of five are compared."""
+    run = make_run(config(stage, tmp_path, given, lr=1e-2, steps=10**6, prior_dropout=0.0), CPU)
+    first, second = next(run.batches(0))
+    losses = [float(run.train_step(first, second)[0]) for _ in range(30)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_joint_training_starts_from_what_the_network_restored(tmp_path, given) -> None:
+    run = make_run(config("joint", tmp_path, given), CPU)
+    picture = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        output, untouched = run.shown(picture, picture)
+        assert torch.equal(output, load_checkpoint(given["initial"])(picture))
+    assert untouched is picture
+
+
+def test_dropped_steps_train_the_network_without_prior(tmp_path, given) -> None:
+    run = make_run(config("joint", tmp_path, given, prior_dropout=0.999999, latent=0.0), CPU)
+    run.train_step(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    assert all(p.grad is None or not p.grad.any() for p in run.net.network.prior_fusion.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in run.net.network.encoder_level1.parameters())
+
+
+def test_rate_of_what_is_new(tmp_path, given) -> None:
+    run = make_run(config("joint", tmp_path, given, prior_rate=3.0), CPU)
+    run.train_step(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    old, new = run.optimizer.param_groups
+    assert new["lr"] == 3 * old["lr"]
+    fusion = {id(p) for p in run.net.network.prior_fusion.parameters()}
+    assert fusion <= {id(p) for p in new["params"]}
+    assert not fusion & {id(p) for p in old["params"]}
+    assert len(old["params"]) + len(fusion) == len(list(run.net.network.parameters()))
+    decoder = {id(p) for p in run.net.prior.autoencoder.decoder.parameters()}
+    assert not decoder & {id(p) for p in new["params"]}
+
+
+def test_the_pool_is_made_of_pairs_and_the_step_decides(tmp_path, given) -> None:
+    run = make_run(config("denoiser", tmp_path, given, steps=100, pool=5), CPU)
+    conditions, latents = run._pool()
+    blurred, sharp = SyntheticPairs(1, 32, 96)[3]
+    with torch.no_grad():
+        expected = run.net.encode(torch.stack((blurred, sharp)))
+    difference = torch.stack((conditions[3], latents[3])) - expected
+    assert float(difference.abs().max()) <= 30 * 9 * 48 * torch.finfo().eps  # another batch, another order of sums
+    batches = run.batches(0)
+    drawn = [next(batches) for _ in range(8)]
+    assert torch.equal(next(run.batches(7))[1], drawn[7][1])
+    assert not torch.equal(drawn[6][1], drawn[7][1])
+
+
+@pytest.mark.parametrize("kind", ["sample", "epsilon", "v_prediction"])
+def test_a_denoiser_that_meets_its_target_leads_to_the_truth(kind: str) -> None:
+    """The sampler, fed with the target of every step, ends at the latent that the target is of."""
+    prior = tiny()
+    prior.scheduler.register_to_config(prediction_type=kind)
+    truth, noise = torch.randn(2, 1, 4, 6, 6).double()
+    z = noise
+    for step in prior.schedule(4):
+        time = torch.tensor([step.time])
+        # The noise that z and the truth imply; the first z is noise alone and not z_T of the truth.
+        implied = (z - step.alpha_bar_t**0.5 * truth) / (1 - step.alpha_bar_t) ** 0.5
+        z = prior._update(z, target(prior, truth, implied, time), step, 0.0, None)
+    # diffusers' alpha-bars are float32, 4e-5 at the first step, and noise is divided by their root.
+    assert float((z - truth).abs().max()) <= 1e-5 / 4e-5**0.5
+
+
+@pytest.mark.parametrize("stage", OF_IMAGES)
+@pytest.mark.parametrize(("frequency", "weight"), [(0.0, FREQUENCY), (0.1, 0.1)])
+def test_without_vgg_it_says_so_and_goes_on_with_the_fourier_loss(
+    stage: str, frequency: float, weight: float, tmp_path, given, capsys
+) -> None:
+    run = make_run(config(stage, tmp_path, given, perceptual=0.1, frequency=frequency), CPU)
+    assert NO_VGG.format(weight) in capsys.readouterr().err
+    output, target = torch.rand(2, 1, 3, 32, 32)
+    expected = l1_loss(output, target) + weight * frequency_loss(output, target)
+    assert torch.equal(run.image_loss(output, target), expected)
+    run = make_run(config(stage, tmp_path, given, frequency=0.0), CPU)
+    assert "vgg" not in capsys.readouterr().err
+    assert torch.equal(run.image_loss(output, target), l1_loss(output, target))
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory) -> Path:
+    from swintormer.training.perceptual import VGG19Features
+
+    path = tmp_path_factory.mktemp("vgg") / "vgg.pth"
+    torch.save(VGG19Features().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("stage", OF_IMAGES)
+def test_perceptual_loss_takes_part_where_weights_are_named(stage: str, tmp_path, given, vgg) -> None:
+    pair = torch.rand(2, 1, 3, 32, 32)
+    losses = []
+    for weight in (0.0, 1.0):
+        run = make_run(config(stage, tmp_path, given, perceptual=weight, vgg=vgg), CPU)
+        losses.append(float(run.loss(*pair).detach()))
+    assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "detail"])
+@pytest.mark.parametrize("name", ["perceptual", "frequency"])
+def test_stages_of_latents_take_no_loss_of_images(stage: str, name: str, tmp_path, given) -> None:
+    with pytest.raises(ValidationError, match=f"stage {stage} compares latents and has no image for `{name}`"):
+        config(stage, tmp_path, given, **{name: 0.1})
+
+
+@pytest.mark.parametrize(
+    ("stage", "crop", "multiple"),
+    [
+        ("autoencoder", 36, 8),
+        ("denoiser", 40, 16),
+        ("detail", 24, 16),
+        ("detail", 36, 16),
+        ("truth", 36, 8),
+        ("joint", 40, 16),
+    ],
+)
+def test_crops_are_whole_positions_of_the_latent(stage: str, crop: int, multiple: int, tmp_path, given) -> None:
+    """What is refused, and that the crop it names instead trains."""
+    sentence = f"Stage {stage} takes crops of a multiple of {multiple} pixels with this prior, found {crop}: set `crop`"
+    with pytest.raises(SwintormerError, match=sentence) as error:
+        make_run(config(stage, tmp_path, given, crop=crop), CPU)
+    named = int(str(error.value).removesuffix(".").split()[-1])
+    run = make_run(config(stage, tmp_path, given, crop=named, pool=2), CPU)
+    run.train_step(*next(run.batches(0)))
+    run.validate()
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "detail", "truth", "joint"])
+def test_a_prior_that_sees_the_picture_itself_is_not_trained(stage: str, tmp_path, given) -> None:
+    sampling = (DETAIL if stage == "detail" else TINY).sampling.model_copy(update={"condition": "image"})
+    with pytest.raises(ValidationError, match=f"stage {stage} trains priors that see the blurred picture's latent"):
+        config(stage, tmp_path, given, prior=TINY.model_copy(update={"sampling": sampling}))
+
+
+def test_a_prior_of_another_configuration_is_refused(tmp_path, given) -> None:
+    other = TINY.model_copy(update={"sampling": TINY.sampling.model_copy(update={"steps": 3})})
+    with pytest.raises(SwintormerError, match="of another configuration"):
+        make_run(config("denoiser", tmp_path, given, prior=other), CPU)
+
+
+def test_settings_that_a_stage_needs(tmp_path, given) -> None:
+    with pytest.raises(ValidationError, match="needs `prior_weights`"):
+        config("denoiser", tmp_path, {})
+    with pytest.raises(ValidationError, match="takes 0 channels of a prior that has 4"):
+        config("joint", tmp_path, given, network=PRESETS["small"])
+    with pytest.raises(ValidationError, match="choose the preset `detail`"):
+        config("detail", tmp_path, {}, prior=TINY)
+    with pytest.raises(ValidationError, match="prior of the detail latent needs one that learns: choose stage detail"):
+        config("denoiser", tmp_path, given, prior=DETAIL)
+    with pytest.raises(ValidationError, match="stage truth needs `prior_weights`"):
+        config("truth", tmp_path, {})
+    with pytest.raises(ValidationError, match="choose one of compact, detail, ldm-sr"):
+        config("autoencoder", tmp_path, {}, prior="large")
+
+
+def test_a_state_of_another_stage_is_refused(tmp_path, given) -> None:
+    train(config("autoencoder", tmp_path / "run", {}, steps=1))
+    with pytest.raises(SwintormerError, match="of other sizes"):
+        train(config("restoration", tmp_path / "run", {}, steps=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["prior_autoencoder", "prior_denoiser", "prior_detail", "prior_joint", "small_further"]
+)
+def test_the_recipes_are_valid(name: str) -> None:
+    recipe = read_config(ROOT / "configs" / f"{name}.toml")
+    assert recipe.crop % 16 == 0
+    assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_truth") else "compact"]
+    if name == "small_further":
+        joint = read_config(ROOT / "configs" / "prior_joint.toml")
+        shared = (
+            "initial",
+            "seed",
+            "steps",
+            "batch",
+            "crop",
+            "lr",
+            "min_lr",
+            "warmup",
+            "clip",
+            "ema",
+            "frequency",
+            "dtype",
+        )
+        assert all(getattr(recipe, field) == getattr(joint, field) for field in shared)

@@ -1,0 +1,152 @@
+"""Gradients of the block as torch's users meet them: autocast, compilation, double backward, memory, odd weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from test_swda_block import EPS, OPS, error, gradients, mapped, tensors
+
+import swintormer_kernels as sk
+from swintormer_kernels.nn import Block
+from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
+from swintormer_kernels.testing.timing import peak_memory
+
+
+def small(op: str = "swda_block"):
+    return next(case for case in OPS[op].cases() if case.name == "window 8, C 16").make(0)[0]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_backward_inside_an_autocast_region(op, extension):
+    arguments = small(op)
+    grad = torch.randn(arguments[0].shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(getattr(sk, op), arguments, "cpu", grad)
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, gradients(getattr(sk, op), arguments, "cpu", grad), strict=True)
+    )
+
+
+@pytest.mark.parametrize("how", [lambda c: torch.randn(2 * c)[::2], lambda c: torch.ones(1).expand(c)])
+def test_weights_with_any_strides(how, extension):
+    x, attention, ffn, *sizes = small()
+    attention, ffn = (
+        weights._replace(norm_weight=how(16), norm_bias=how(16), **{name: getattr(weights, name).mT.contiguous().mT})
+        for weights, name in ((attention, "dwconv"), (ffn, "project_in"))
+    )
+    grad = torch.randn(x.shape)
+    found, plain = (gradients(sk.swda_block, (x, attention, ffn, *sizes), b, grad) for b in ("cpu", "reference"))
+    truth = gradients(sk.swda_block, mapped(torch.Tensor.double, (x, attention, ffn, *sizes)), "reference", grad)
+    for value, rounded, true in zip(found, plain, truth, strict=True):
+        assert error(value, true) <= 2 * error(rounded, true) + EPS * 8 * math.sqrt(grad.numel())
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck_of_the_backward_op(op, layout, extension):
+    x, *rest = small(op)
+    signature = OPS[op]._SIGNATURE
+    x = x.contiguous(memory_format=layout)
+    flat = signature.flat(*mapped(lambda t: t.clone().requires_grad_(), (x, *rest)))
+    needed = [isinstance(t, torch.Tensor) for t in flat if not isinstance(t, int)]
+    backward = getattr(torch.ops.swintormer, f"{op}_backward").default
+    checks = ("test_schema", "test_faketensor")  # there is no second derivative to check
+    torch.library.opcheck(backward, (torch.randn_like(x), *flat, "cpu", needed), test_utils=checks)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_training_through_inductor(layout, extension):
+    block = Block(16, 1, 8, 4)
+    x = torch.randn(1, 16, 16, 16).contiguous(memory_format=layout)
+    with sk.use_backend("cpu"):
+        results = [
+            torch.autograd.grad(function(x).square().sum(), list(block.parameters()))
+            for function in (block, torch.compile(block, fullgraph=True))
+        ]
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1024 * EPS, atol=1024 * EPS * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_of_gradients_are_refused(op, extension):
+    leaves = mapped(lambda t: t.clone().requires_grad_(), small(op))
+    with sk.use_backend("cpu"):
+        first = torch.autograd.grad(getattr(sk, op)(*leaves).square().sum(), tensors(leaves), create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"use_backend\('reference'\)"):
+        torch.autograd.grad(first[0].sum(), leaves[0])
+
+
+@pytest.mark.parametrize("logit_scale", [-60.0, -45.0, -16.0, 9.0])
+def test_any_logit_scale(logit_scale, extension):
+    """From scales whose square is below float32's range to those that the clamp holds."""
+    x, weights, *sizes = small("swda_attention")
+    arguments = (x, weights._replace(logit_scale=torch.full((1, 1, 1), logit_scale)), *sizes)
+    grad = torch.randn(x.shape)
+    found = gradients(sk.swda_attention, arguments, "cpu", grad)
+    plain = gradients(sk.swda_attention, arguments, "reference", grad)
+    truth = gradients(sk.swda_attention, mapped(torch.Tensor.double, arguments), "reference", grad)
+    for i, (value, rounded, true) in enumerate(zip(found, plain, truth, strict=True)):
+        assert value.isfinite().all()
+        if true.norm() and i != 6:  # that of a scale of 1e-7 and less is a sum of pure cancellation
+            assert error(value, true) <= 2 * error(rounded, true) + EPS * 8 * math.sqrt(grad.numel())
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(8, 32, 64), (1, 32, 512), (1, 256, 64)])
+def test_memory_is_bounded_whichever_way_the_image_grows(batch, height, width, extension, monkeypatch, one_thread):
+    from swintormer_kernels.backends.cpu import block_backward
+
+    part = 1 << 20
+    monkeypatch.setattr(block_backward, "_PART_BYTES", part)
+    attention, ffn = swda_attention.make_weights(16, 1, 8), gated_ffn.make_weights(16, 42)
+    x = torch.randn(batch, 16, height, width).contiguous(memory_format=torch.channels_last)
+    leaves = mapped(lambda t: t.clone().requires_grad_(), (x, attention, ffn, 8, 4))
+    grad = torch.randn_like(x)
+    with sk.use_backend("cpu"):
+        y = sk.swda_block(*leaves)
+    backward = lambda: torch.autograd.grad(y, tensors(leaves), grad, retain_graph=True)  # noqa: E731
+    backward()
+    assert peak_memory(backward) <= 4 * x.numel() + 2 * part  # x's gradient, a part, and the C++ engine's scratch
+
+
+# ---- what is derived from parameters ---------------------------------------------------------------------------------
+
+
+def test_modules_that_share_an_attention(extension):
+    one, two = Block(16, 1, 8, 0), Block(16, 1, 8, 4)
+    two.attn = one.attn
+    x = torch.randn(1, 16, 16, 16)
+    with torch.no_grad():
+        for block in (one, two, one):
+            expected = copy.deepcopy(block)(x)
+            assert torch.equal(block(x), expected)
+        one.attn.cpb_mlp[0].weight = torch.nn.Parameter(torch.randn(512, 2))
+        assert torch.equal(one(x), copy.deepcopy(one)(x))
+
+
+def test_a_new_storage_at_an_old_address_is_seen(extension):
+    block, x = Block(16, 1, 8, 4), torch.randn(1, 16, 16, 16)
+    with torch.no_grad():
+        for _ in range(8):
+            block(x)
+            block.bfloat16().float()
+            assert torch.equal(block(x), copy.deepcopy(block)(x))
+
+
+def test_forget_serves_writes_that_the_version_counter_does_not_see(extension):
+    block, x = Block(16, 1, 8, 4), torch.randn(1, 16, 16, 16)
+    with torch.no_grad():
+        block(x)
+        block.ffn.project_in.weight.data.mul_(2)
+        sk.forget(block)
+        assert torch.equal(block(x), copy.deepcopy(block)(x))
+
+
+@pytest.mark.parametrize("field", ["norm_weight", "qkv", "dwconv", "proj"])
+def test_a_weight_of_another_shape_is_named(field):
+    x, attention, ffn, *sizes = small()
+    spoilt = attention._replace(**{field: getattr(attention, field)[:-1]})
+    with pytest.raises(ValueError, match=field if field != "proj" else "x of shape"):
+        swda_block.swda_block(x, spoilt, ffn, *sizes)

@@ -1,0 +1,407 @@
+"""optimize and restore: what they swap, what they leave and why, and that a swapped model stays the same model."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from released_standin import FeedForward, Restorer, TransformerBlock
+from safetensors.torch import load_file
+from small_blocks import EPS, Negative, assert_close, one_block_model, small_block, small_model, swapped_names
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrize
+
+import swintormer_kernels as sk
+
+optimizer = importlib.import_module("swintormer_kernels.patch.released")  # `sk.optimize` is the function
+HERE = Path(__file__).resolve().parents[1] / "golden"
+ORACLE = Path(__file__).resolve().parents[3] / "shared" / "oracle"
+BLOCKS = sorted({f.name: f for folder in (ORACLE, HERE) for f in folder.glob("block_*.safetensors")}.values())
+NETWORK = ORACLE / "network_dim16_window8.safetensors"
+
+# ---- the stand-in is the released network ----------------------------------------------------------------------------
+
+
+def parameters_of(golden: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("param."): v.double() for k, v in golden.items() if k.startswith("param.")}
+
+
+@pytest.mark.parametrize("file", BLOCKS, ids=lambda f: f.stem)
+def test_standin_block_is_the_released_one(file):
+    golden = load_file(file)
+    block = TransformerBlock(*map(int, re.search(r"d(\d+)_h(\d+)_w(\d+)_s(\d+)", file.name).groups())).double()
+    block.load_state_dict(parameters_of(golden), strict=True)
+    with torch.no_grad():
+        error = block(golden["in.x"].double()) - golden["out.y"]
+    assert error.norm() <= EPS / 2 * golden["out.y"].norm()  # stored as float32
+
+
+@pytest.mark.skipif(not NETWORK.exists(), reason=f"golden tensors are not at {NETWORK.parent}")
+def test_standin_network_before_and_after_optimize():
+    golden = load_file(NETWORK)
+    model = Restorer(16, (1, 2, 2, 2), 2, window=8).double()
+    model.load_state_dict(parameters_of(golden), strict=True)
+    for _ in range(2):
+        with torch.no_grad():
+            error = model(golden["in.x"].double()) - golden["out.y"]
+        assert error.norm() <= EPS / 2 * golden["out.y"].norm()
+        sk.optimize(model)
+    assert sum(isinstance(part, optimizer.SwappedBlock) for part in model.modules()) == 14
+
+
+# ---- a swapped model is the same model -------------------------------------------------------------------------------
+
+
+def test_every_block_is_swapped_and_everything_else_stays():
+    model = small_model().eval()
+    x = torch.randn(2, 16, 8, 12)
+    with torch.no_grad():
+        before = model(x)
+    parts, parameters, keys = list(model.modules()), list(model.named_parameters()), list(model.state_dict())
+    random_state = torch.get_rng_state()
+
+    report = sk.optimize(model)
+
+    assert swapped_names(report) == ["1", "2", "3"]
+    assert not report.kept
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(a is b for a, b in zip(model.modules(), parts, strict=True))
+    assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(model.named_parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == keys
+    assert not any(part.training for part in model.modules())
+    assert isinstance(model[1], TransformerBlock)
+    with torch.no_grad():
+        assert_close(model(x), before, blocks=3)
+
+
+def test_the_op_really_computes_it(monkeypatch):
+    calls = []
+    model = small_model()
+    sk.optimize(model)
+    monkeypatch.setattr(optimizer, "swda_block", lambda x, *_: calls.append(x) or x)
+    model(torch.randn(1, 16, 8, 8))
+    assert len(calls) == 3
+
+
+def test_restore_undoes_it_exactly():
+    model = small_model()
+    x = torch.randn(1, 16, 8, 8)
+    before, inside = model(x), [(type(part), dict(vars(part))) for part in model.modules()]
+    buffers = list(model.named_buffers())
+    sk.optimize(model)
+    assert sk.restore(model) == ["1", "2", "3"]
+    assert [(type(part), dict(vars(part))) for part in model.modules()] == inside
+    assert [name for name, _ in model.named_buffers()] == [name for name, _ in buffers]
+    assert torch.equal(model(x), before)
+    assert sk.restore(model) == []
+
+
+def test_training_goes_through_and_restore_keeps_what_was_learned():
+    model, twin = small_model(), small_model()
+    twin.load_state_dict(model.state_dict())
+    sk.optimize(model)
+    x = torch.randn(2, 16, 8, 8)
+    for net in (model, twin):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    sk.restore(model)
+    for (name, a), (_, b) in zip(model.state_dict().items(), twin.state_dict().items(), strict=True):
+        assert (a - b).norm() <= 1e3 * EPS * b.norm(), name  # two steps through three blocks, forward and backward
+
+
+def test_twice_is_once():
+    model = small_model()
+    sk.optimize(model)
+    classes = [type(part) for part in model.modules()]
+    again = sk.optimize(model)
+    assert [type(part) for part in model.modules()] == classes
+    assert not again.swapped
+    assert list(again.swapped_before) == ["1", "2", "3"]
+    assert "nothing swapped" in str(again)
+
+
+def test_hooks_run_as_before_and_their_handles_still_work():
+    model = small_model(1)
+    block, seen = model[1], []
+    block.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    handle = block.register_forward_hook(lambda *_: seen.append("post"))
+    block.register_full_backward_hook(lambda *_: seen.append("backward"))
+    block.attn.qkv.weight.register_hook(lambda grad: seen.append("weight"))
+    sk.optimize(model)
+    assert seen == [], "the check must not run hooks"
+    model(torch.randn(1, 16, 4, 4)).sum().backward()
+    assert sorted(seen) == ["backward", "post", "pre", "weight"]
+    handle.remove()
+    sk.restore(model)
+    seen.clear()
+    model(torch.randn(1, 16, 4, 4))
+    assert seen == ["pre"]
+
+
+def test_the_same_block_used_twice():
+    block = small_block()
+    model = nn.Sequential(block, small_block(0), block)
+    x = torch.randn(1, 16, 8, 8)
+    before = model(x)
+    assert swapped_names(sk.optimize(model)) == ["0", "1"]
+    assert model[0] is model[2]
+    assert_close(model(x), before, blocks=3)
+
+
+def test_the_model_itself_may_be_a_block():
+    block = small_block()
+    report = sk.optimize(block)
+    assert swapped_names(report) == [""]
+    assert "the model itself" in str(report)
+    assert sk.restore(block) == [""]
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "state dict"])
+def test_copies(how):
+    model = small_model()
+    x = torch.randn(1, 16, 8, 8)
+    sk.optimize(model)
+    expected = model(x)
+    if how == "deepcopy":
+        copied = copy.deepcopy(model)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(model))
+    elif how == "torch.save":
+        file = io.BytesIO()
+        torch.save(model, file)
+        copied = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    else:
+        copied = small_model()
+        copied.load_state_dict(model.state_dict(), strict=True)
+        sk.optimize(copied)
+    assert torch.equal(copied(x), expected)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(model(x), expected), "the copy must own its parameters"
+    assert sk.restore(copied) == ["1", "2", "3"]
+    assert type(copied[1]) is TransformerBlock
+
+
+def test_moving_to_another_dtype_afterwards():
+    model = small_model()
+    x = torch.randn(1, 16, 8, 8)
+    expected = copy.deepcopy(model).double()(x.double())
+    sk.optimize(model)
+    y = model.double()(x.double())
+    assert y.dtype == torch.float64
+    # Position tables were made in float32 on both sides, and may have been rounded once more on the way.
+    assert (y - expected).norm() <= EPS * expected.norm()
+    sk.restore(model)
+    assert torch.equal(model(x.double()), expected)
+
+
+def test_parameters_assigned_afterwards():
+    model, other = small_model(), small_model()
+    x = torch.randn(1, 16, 8, 8)
+    sk.optimize(model)
+    model.load_state_dict(other.state_dict(), assign=True)
+    assert_close(model(x), other(x), blocks=3)
+    sk.restore(model)
+    assert torch.equal(model(x), other(x))
+
+
+def test_optimized_in_inference_mode_it_can_still_be_trained():
+    model = small_model(1)
+    with torch.inference_mode():
+        sk.optimize(model)
+    model(torch.randn(1, 16, 4, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_moved_or_emptied_afterwards():
+    """The coordinates of the swap stand in no file: they are made anew. conftest.py poisons empty memory."""
+    model, other = small_model(1), small_model(1)
+    sk.optimize(model)
+    sk.optimize(other)
+    model.to("meta").to_empty(device="cpu")
+    model.load_state_dict(other.state_dict())
+    x = torch.randn(1, 16, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+    with torch.inference_mode():
+        model.double().float()
+    assert not model[1]._swda_coordinates.is_inference()
+
+
+# ---- wrapped models --------------------------------------------------------------------------------------------------
+
+
+def wrapped(model: nn.Module, how: str) -> nn.Module:
+    if how == "DataParallel":
+        return nn.DataParallel(model)
+    if how == "compiled":
+        return torch.compile(model, backend="eager")
+    if how == "compiled DataParallel":
+        return nn.DataParallel(torch.compile(model, backend="eager"))
+    if how == "checkpointed block":
+        model[1] = checkpoint_wrapper(model[1])
+    elif how == "compiled block":
+        model[1] = torch.compile(model[1], backend="eager")
+    elif how == "compiled attention":
+        model[1].attn = torch.compile(model[1].attn, backend="eager")
+    elif how == "checkpointed attention":
+        model[1].attn = checkpoint_wrapper(model[1].attn)
+    elif how == "compiled in place":
+        model[1].compile(backend="eager")
+    return model
+
+
+WRAPPED = ["DataParallel", "compiled", "compiled DataParallel", "checkpointed block", "compiled block"]
+WRAPPED += ["compiled attention", "checkpointed attention", "compiled in place"]
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrapped_models(how, monkeypatch):
+    torch._dynamo.reset()
+    model = one_block_model()
+    x = torch.randn(1, 16, 8, 8)
+    expected = model(x)
+    net = wrapped(model, how)
+    assert_close(net(x), expected)  # compiled code exists before the swap
+    keys = list(net.state_dict())
+    report = sk.optimize(net)
+    assert len(report.swapped) == 1, report
+    assert list(net.state_dict()) == keys
+    assert_close(net(x), expected)
+    net(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    torch._dynamo.reset()
+    monkeypatch.setattr(optimizer, "swda_block", lambda x, *_: 2 * x)
+    assert torch.equal(net(x), 2 * model[0](x)), "the wrapper must run the swapped forward"
+    sk.restore(net)
+    assert_close(net(x), expected)
+
+
+def test_code_compiled_before_the_swap_is_not_reused():
+    torch._dynamo.reset()
+    model = one_block_model()
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    x = torch.randn(1, 16, 8, 8)
+    expected = compiled(x)
+    for change, known in ((sk.optimize, 2), (sk.restore, 2), (sk.optimize, 2)):
+        change(compiled)
+        assert_close(compiled(x), expected)
+        assert len(graphs) == known
+
+
+def test_a_replica_of_data_parallel_computes_with_its_own_parameters():
+    block = small_block()
+    sk.optimize(block)
+    replica = block._replicate_for_data_parallel()
+    x = torch.randn(1, 16, 4, 4)
+    assert torch.equal(replica(x), block(x))
+    replica._modules["ffn"] = FeedForward(16)
+    nn.init.zeros_(replica.ffn.project_out.weight)
+    assert not torch.equal(replica(x), block(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (2, 16, 12, 4)])
+def test_compiled_and_exported_after_the_swap(shape):
+    torch._dynamo.reset()
+    model = one_block_model().eval()
+    x = torch.randn(shape)
+    sk.optimize(model)
+    with torch.no_grad():
+        expected = model(x)
+        assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+        assert_close(torch.export.export(model, (x,)).module()(x), expected)
+
+
+# ---- calls that are not the op's -------------------------------------------------------------------------------------
+
+
+def test_sides_that_do_not_fit_go_to_the_blocks_own_forward():
+    class Padding(TransformerBlock):
+        def forward(self, x):
+            h, w = x.shape[2:]
+            return super().forward(F.pad(x, (0, -w % 4, 0, -h % 4)))[..., :h, :w]
+
+    block = small_block(cls=Padding)
+    x = torch.randn(1, 16, 7, 9)
+    expected = block(x)
+    assert swapped_names(sk.optimize(block)) == [""]
+    assert torch.equal(block(x), expected)
+
+
+def test_further_arguments_go_to_the_blocks_own_forward():
+    class Scaled(TransformerBlock):
+        def forward(self, x, scale=1.0):
+            return scale * super().forward(x)
+
+    block = small_block(cls=Scaled)
+    x = torch.randn(1, 16, 4, 4)
+    expected = block(x, 2.0), block(x, scale=3.0)
+    assert swapped_names(sk.optimize(block)) == [""]
+    assert torch.equal(block(x, 2.0), expected[0])
+    assert torch.equal(block(x, scale=3.0), expected[1])
+
+
+def add_hook(block):
+    block.attn.register_forward_hook(lambda module, args, y: 2 * y)
+
+
+def add_adapter(block):
+    block.attn.qkv = nn.Sequential(block.attn.qkv, nn.Conv2d(48, 48, 1))
+
+
+def add_parametrization(block):
+    parametrize.register_parametrization(block.ffn.project_in, "weight", Negative())
+
+
+@pytest.mark.parametrize("change", [add_hook, add_adapter, add_parametrization])
+def test_inner_parts_changed_after_the_swap_are_honoured(change):
+    block = small_block()
+    sk.optimize(block)
+    change(block)
+    x = torch.randn(1, 16, 4, 4)
+    y = block(x)
+    sk.restore(block)
+    assert torch.equal(block(x), y)
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_names_the_backend_and_why():
+    model = small_model(4)
+    model[4].norm1.body.eps = 1e-3
+    report = sk.optimize(model)
+    entry = report.swapped["1"]
+    assert (entry.channels, entry.heads, entry.hidden, entry.window, entry.shift) == (16, 2, 42, 4, 0)
+    text = str(report)
+    assert f"{{1,3}}  C 16, heads 2, hidden 42, window 4, shift 0 -> {entry.explanation.backend}" in text
+    assert "1 kept" in text
+    assert str(entry.explanation) in text
+    with sk.use_backend("reference"):
+        assert sk.optimize(model).swapped_before["1"].explanation.backend == "reference"
+
+
+def test_restore_refuses_what_something_else_changed_since():
+    block = small_block()
+    sk.optimize(block)
+    block.__class__ = type("Sharded", (type(block),), {})
+    with pytest.raises(RuntimeError, match="became a Sharded"):
+        sk.restore(block)
