@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from cli_files import TINY, files, make_bad, nobody, photo
-from swintormer.cli.app import app, parse_format, parse_memory, parse_size, parse_tile
 from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.cli import plan as cli_plan
+from swintormer.cli.app import app, parse_format, parse_memory, parse_size, parse_tile
 from swintormer.cli.macs import count_macs
 from swintormer.errors import SwintormerError
 from swintormer.evaluation.metrics import psnr

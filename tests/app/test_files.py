@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import exists, is_folder, prepare_folder, replacing
 from swintormer.images import files
+from swintormer.images.files import exists, is_folder, prepare_folder, replacing
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):

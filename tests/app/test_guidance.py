@@ -9,10 +9,10 @@ import pytest
 import torch
 from cli_files import photo
 from priors import NETWORK, tiny
-from swintormer.cli.app import app
 from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, save_checkpoint
+from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.images.io import read_image
 from swintormer.prior.guide import Guidance, ImageLatent

@@ -6,11 +6,11 @@ import pytest
 import torch
 from priors import TINY
 from ptflops import get_model_complexity_info
-from swintormer.cli.app import app
 from typer.testing import CliRunner
 
 import swintormer_kernels as sk
 from swintormer import PRESETS, Swintormer
+from swintormer.cli.app import app
 from swintormer.cli.macs import PAPER_GMACS, count_macs, count_prior_macs
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.config import PRIORS
