@@ -21,7 +21,7 @@ def extension():
 
 
 def bench_threads_in_turn_with_torch(extension, benchmark, notes):
-    """The row is on torch's threads; extra_info has the median on the package's own (csrc/cpu/parallel.cpp)."""
+    """The row is on torch's threads; extra_info has the median on the package's own (csrc/base/parallel.cpp)."""
     z, noise_pred = torch.randn(2, 131072)
     out = torch.empty_like(z)
     own = []

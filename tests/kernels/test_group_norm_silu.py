@@ -122,7 +122,7 @@ def leaves_of(arguments):
     return leaves, [t for t in (leaves[0], *leaves[1]) if t is not None]
 
 
-# Of one element's dv, in units of EPS: the exponential 1.26 (csrc/cpu/simd.h); a half for each of v, 1 + e,
+# Of one element's dv, in units of EPS: the exponential 1.26 (csrc/base/simd.h); a half for each of v, 1 + e,
 # 1 / (1 + e), e s, 1 + v e s, and two products.
 ROUNDINGS = 1.26 + 7 / 2
 

@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/parallel.h"
+#include "../../csrc/base/dispatch.h"
+#include "../../csrc/base/parallel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""ddim_step through csrc/cpu/ddim_step.cpp: float32, any strides, result in z's layout."""
+"""ddim_step through csrc/denoiser/ddim_step.cpp: float32, any strides, result in z's layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ddim_step(
 def coefficients(
     kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None
 ) -> tuple[float, ...]:
-    """The fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas, but the guidance."""
+    """The fields of `DdimStepCoefficients` in csrc/denoiser/ddim_step.h, which gives their formulas, but the guidance."""
     signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_noise = root(1 - alpha_bar_s - sigma**2)

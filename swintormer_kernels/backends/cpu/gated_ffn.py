@@ -1,4 +1,4 @@
-"""gated_ffn through csrc/cpu/swda_block.cpp: float32, any strides, result in x's layout."""
+"""gated_ffn through csrc/block/swda_block.cpp: float32, any strides, result in x's layout."""
 
 from __future__ import annotations
 

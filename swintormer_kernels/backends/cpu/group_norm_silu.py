@@ -1,4 +1,4 @@
-"""group_norm_silu through csrc/cpu/group_norm_silu.cpp: float32, result in x's layout.
+"""group_norm_silu through csrc/denoiser/group_norm_silu.cpp: float32, result in x's layout.
 
 Images in planes (NCHW) or in rows of channels (channels_last), cut out of larger ones too, are taken as they are; of
 anything else a copy is made first.

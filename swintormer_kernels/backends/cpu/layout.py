@@ -11,7 +11,7 @@ View = tuple[int, "torch.Size", tuple[int, ...]]
 
 
 def view(x: Tensor) -> View:
-    """(address, shape, strides in elements), which csrc/native.cpp reads. Keep `x` alive during the call."""
+    """(address, shape, strides in elements), which csrc/python/native.cpp reads. Keep `x` alive during the call."""
     assert x.dtype == torch.float32, "the native code takes the address for one of float32"
     return x.data_ptr(), x.shape, x.stride()
 

@@ -1,4 +1,4 @@
-"""norm_projection through csrc/cpu/norm_projection.cpp: float32."""
+"""norm_projection through csrc/denoiser/norm_projection.cpp: float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""norm_silu_conv3x3 through csrc/cpu/norm_silu_conv3x3.cpp: float32, result in channels_last."""
+"""norm_silu_conv3x3 through csrc/denoiser/norm_silu_conv3x3.cpp: float32, result in channels_last."""
 
 from __future__ import annotations
 

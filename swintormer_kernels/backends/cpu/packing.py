@@ -1,4 +1,4 @@
-"""Weights in the layout that csrc/ops/swda_block.h asks for, made once for each version of a parameter (derived.py)."""
+"""Weights in the layout that csrc/block/swda_block.h asks for, made once for each version of a parameter (derived.py)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
 Packed = list[Tensor]
-"""Dense float32 tensors in the order in which csrc/native.cpp takes them."""
+"""Dense float32 tensors in the order in which csrc/python/native.cpp takes them."""
 
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
 
 def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packed:
-    """`AttentionWeights` of csrc/ops/swda_block.h."""
+    """`AttentionWeights` of csrc/block/swda_block.h."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
     units = (channels, heads, tile)
@@ -47,7 +47,7 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packe
 
 
 def pack_core(weights: AttentionWeights, window: int) -> Packed:
-    """What csrc/ops/swda_core.h reads of `AttentionWeights`: dwconv, its bias, scale, position bias."""
+    """What csrc/block/swda_core.h reads of `AttentionWeights`: dwconv, its bias, scale, position bias."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
     units = (channels, heads, tile)
@@ -62,7 +62,7 @@ def pack_core(weights: AttentionWeights, window: int) -> Packed:
 
 
 def pack_ffn(weights: FFNWeights) -> Packed:
-    """`FfnWeights` of csrc/ops/swda_block.h."""
+    """`FfnWeights` of csrc/block/swda_block.h."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     halves, whole = (tile // 2, 2), (tile, 1)

@@ -1,4 +1,4 @@
-"""res_block through csrc/cpu/res_block.cpp: float32, result in channels_last."""
+"""res_block through csrc/denoiser/res_block.cpp: float32, result in channels_last."""
 
 from __future__ import annotations
 

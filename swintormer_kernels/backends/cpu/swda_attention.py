@@ -1,4 +1,4 @@
-"""swda_attention through csrc/cpu/swda_block.cpp: float32, any strides, result in x's layout."""
+"""swda_attention through csrc/block/swda_block.cpp: float32, any strides, result in x's layout."""
 
 from __future__ import annotations
 

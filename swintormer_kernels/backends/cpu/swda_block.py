@@ -1,4 +1,4 @@
-"""swda_block through csrc/cpu/swda_block.cpp: float32, any strides, result in x's layout."""
+"""swda_block through csrc/block/swda_block.cpp: float32, any strides, result in x's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""upsample_conv3x3 through csrc/cpu/upsample_conv3x3.cpp: float32, result in channels_last."""
+"""upsample_conv3x3 through csrc/denoiser/upsample_conv3x3.cpp: float32, result in channels_last."""
 
 from __future__ import annotations
 

@@ -25,6 +25,6 @@ def run(op: str, x: Tensor, attention: Packed, ffn: Packed, sizes: tuple[int, in
 
 
 def dense(tensors: Packed) -> list[tuple[int, int]]:
-    """(address, floats) of each, which csrc/native.cpp reads. Keep `tensors` alive during the call."""
+    """(address, floats) of each, which csrc/python/native.cpp reads. Keep `tensors` alive during the call."""
     assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors), "the native code reads dense float32"
     return [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]

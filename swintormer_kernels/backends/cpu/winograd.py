@@ -1,4 +1,4 @@
-"""What the two 3x3 convolutions through csrc/cpu/winograd.h share: weights, layouts, scratch."""
+"""What the two 3x3 convolutions through csrc/denoiser/winograd.h share: weights, layouts, scratch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 // res_block on the CPU: what norm_silu_conv3x3 does, twice, and the shortcut's product between. The hidden image and the
 // skip are 4 bytes for each pixel and channel in memory that the caller's thread keeps, 128 KB each for 32 channels of
 // 32 x 32 pixels: they stay in L2. Written for small images, where a call from Python costs as much as a convolution.
-#include "../ops/res_block.h"
+#include "res_block.h"
 
-#include "norm_silu_conv3x3.h"
+#include "normed_conv3x3.h"
 #include "pixels.h"
 
 namespace swk::SWK_ISA {

@@ -1,9 +1,9 @@
 // norm_silu_conv3x3 on the CPU: x is normed, goes through SiLU and Winograd's input transform as it is loaded, and bias,
 // embedding and skip are added as the output is stored. 4 multiply-adds for each pixel and pair of channels, not 9;
 // x is read 1.3 times beside the statistics, skip and out once, 4 bytes each.
-#include "../ops/norm_silu_conv3x3.h"
-
 #include "norm_silu_conv3x3.h"
+
+#include "normed_conv3x3.h"
 
 namespace swk::SWK_ISA {
 

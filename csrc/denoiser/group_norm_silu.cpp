@@ -1,7 +1,7 @@
 // group_norm_silu on the CPU. Bandwidth decides for large images; y and x once each are 8 bytes an element, for about 20
 // operations, most of them the exponential. Planes: a worker takes a whole group, and reads it a second time from
 // cache if it is no larger than L2. Rows: groups are interleaved, so the image as a whole is read twice.
-#include "../ops/group_norm_silu.h"
+#include "group_norm_silu.h"
 
 #include "group_planes.h"
 

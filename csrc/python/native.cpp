@@ -11,9 +11,9 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/dispatch.h"
-#include "cpu/elementwise.h"
-#include "cpu/parallel.h"
+#include "../base/dispatch.h"
+#include "../base/elementwise.h"
+#include "../base/parallel.h"
 
 namespace py = pybind11;
 
@@ -445,12 +445,12 @@ PYBIND11_MODULE(_native, module) {
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
     module.def("keep_freed_memory", &keep_freed_memory, py::arg("most"), "Whether the allocator can be told.");
     module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
-               py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/ops/ddim_step.h");
+               py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/denoiser/ddim_step.h");
     module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),
-               py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/group_norm_silu.h");
+               py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/denoiser/group_norm_silu.h");
     module.def("group_norm_silu_backward", &group_norm_silu_backward, py::arg("grad_x"), py::arg("grad"), py::arg("x"),
                py::arg("norm"), py::arg("groups"), py::arg("eps"), py::arg("memory"), py::arg("threads"),
-               "csrc/ops/group_norm_silu.h");
+               "csrc/denoiser/group_norm_silu.h");
     module.def("group_norm_silu_backward_scratch", &swk::group_norm_silu_backward_scratch, py::arg("batch"),
                py::arg("channels"), py::arg("pixels"), "Floats of scratch that it takes beside the norm's.");
     module.def("group_norm_scratch", &swk::group_norm_scratch, py::arg("batch"), py::arg("channels"),
@@ -459,23 +459,23 @@ PYBIND11_MODULE(_native, module) {
                py::arg("width"), py::arg("threads"), "(width of a weight panel, scratch floats)");
     module.def("normed_floats", &swk::normed_floats, py::arg("channels"), "Floats of scratch for each thread.");
     module.def("norm_projection", &norm_projection, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("linear"),
-               py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/norm_projection.h");
+               py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/denoiser/norm_projection.h");
     module.def("norm_silu_conv3x3", &norm_silu_conv3x3, py::arg("out"), py::arg("x"), py::arg("skip"), py::arg("norm"),
                py::arg("conv"), py::arg("groups"), py::arg("eps"), py::arg("scratch"), py::arg("threads"),
-               "csrc/ops/norm_silu_conv3x3.h");
+               "csrc/denoiser/norm_silu_conv3x3.h");
     module.def("res_block", &res_block, py::arg("out"), py::arg("x"), py::arg("norms"), py::arg("convs"),
-               py::arg("sizes"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/ops/res_block.h");
+               py::arg("sizes"), py::arg("eps"), py::arg("scratch"), py::arg("threads"), "csrc/denoiser/res_block.h");
     module.def("upsample_conv3x3", &upsample_conv3x3, py::arg("out"), py::arg("x"), py::arg("conv"),
-               py::arg("scratch"), py::arg("threads"), "csrc/ops/upsample_conv3x3.h");
+               py::arg("scratch"), py::arg("threads"), "csrc/denoiser/upsample_conv3x3.h");
     const auto block = [&](const char* name, auto function) {
         module.def(name, function, py::arg("out"), py::arg("x"), py::arg("attention"), py::arg("ffn"),
-                   py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_block.h");
+                   py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
     };
     block("swda_block", &run_block<&swk::Kernels::swda_block>);
     block("swda_attention", &run_block<&swk::Kernels::swda_attention>);
     block("gated_ffn", &run_block<&swk::Kernels::gated_ffn>);
     module.def("swda_core", &swda_core, py::arg("qkv"), py::arg("attended"), py::arg("grad_qkv"), py::arg("weights"),
-               py::arg("grads"), py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/ops/swda_core.h");
+               py::arg("grads"), py::arg("sizes"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_core.h");
     module.def("swda_core_scratch", &swda_core_scratch, py::arg("channels"), py::arg("heads"), py::arg("window"),
                "Scratch floats for each thread of swda_core.");
     module.def("swda_layout", &swda_layout, py::arg("channels"), py::arg("heads"), py::arg("window"),

@@ -1,8 +1,8 @@
-// Gradients of group_norm_silu on the CPU, formulas in ops/group_norm_silu.h. Statistics are taken again: 4 bytes an
+// Gradients of group_norm_silu on the CPU, formulas in group_norm_silu.h. Statistics are taken again: 4 bytes an
 // element more to read, where the forward's would have to be kept. Then two passes: dv, which is left in grad_x, with
 // its sums; and dx from dv and x. x is read three times, dy once, grad_x is written twice: 28 bytes an element for about
 // 35 operations, in planes mostly from cache, as a worker takes a whole group.
-#include "../ops/group_norm_silu.h"
+#include "group_norm_silu.h"
 
 #include "group_planes.h"
 

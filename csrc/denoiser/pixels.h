@@ -1,7 +1,7 @@
 // Pixels in rows of channels times a matrix, as tile.h multiplies: a 1x1 convolution.
 #pragma once
 
-#include "tile.h"
+#include "../base/tile.h"
 
 namespace swk::SWK_ISA {
 

@@ -6,8 +6,8 @@
 //   channel half                    2 d^2 N
 #pragma once
 
-#include "../ops/swda_block.h"
-#include "tile.h"
+#include "../base/tile.h"
+#include "swda_block.h"
 
 namespace swk::SWK_ISA {
 

@@ -1,9 +1,9 @@
 // Statistics of a GroupNorm, what follows from them for each channel, and SiLU.
 #pragma once
 
-#include "../ops/group_norm.h"
+#include "../base/parallel.h"
+#include "group_norm.h"
 #include "moments.h"
-#include "parallel.h"
 
 namespace swk::SWK_ISA {
 

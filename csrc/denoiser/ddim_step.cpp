@@ -1,10 +1,10 @@
 // ddim_step on the CPU: one pass, three to five streams of memory. Bandwidth decides: 12 to 20 bytes for at most 6
 // multiply-adds.
-#include "../ops/ddim_step.h"
+#include "ddim_step.h"
 
-#include "elementwise.h"
-#include "parallel.h"
-#include "simd.h"
+#include "../base/elementwise.h"
+#include "../base/parallel.h"
+#include "../base/simd.h"
 
 namespace swk::SWK_ISA {
 namespace {

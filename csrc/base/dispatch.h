@@ -4,14 +4,14 @@
 #include <string>
 #include <vector>
 
-#include "../ops/ddim_step.h"
-#include "../ops/group_norm_silu.h"
-#include "../ops/norm_projection.h"
-#include "../ops/norm_silu_conv3x3.h"
-#include "../ops/res_block.h"
-#include "../ops/swda_block.h"
-#include "../ops/swda_core.h"
-#include "../ops/upsample_conv3x3.h"
+#include "../block/swda_block.h"
+#include "../block/swda_core.h"
+#include "../denoiser/ddim_step.h"
+#include "../denoiser/group_norm_silu.h"
+#include "../denoiser/norm_projection.h"
+#include "../denoiser/norm_silu_conv3x3.h"
+#include "../denoiser/res_block.h"
+#include "../denoiser/upsample_conv3x3.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \

@@ -1,9 +1,9 @@
 // swda_core and swda_core_backward on the CPU: a head of a window is the unit of work, taken by whichever worker is free.
 // Heads share no output, and what is summed over windows is written apart for each, so the bits do not depend on threads.
-#include "../ops/swda_core.h"
+#include "swda_core.h"
 
+#include "../base/parallel.h"
 #include "attention_backward.h"
-#include "parallel.h"
 #include "tokens.h"
 
 namespace swk::SWK_ISA {

@@ -1,12 +1,12 @@
-// Winograd's F(2x2, 3x3) on blocks of tiles: input transform, products, output transform. Formulas: ../ops/conv3x3.h.
+// Winograd's F(2x2, 3x3) on blocks of tiles: input transform, products, output transform. Formulas: conv3x3.h.
 //
 // Vectors run along channels, so the transforms need no shuffle: along input channels on the way in, along output
 // channels on the way out. A product's rows are tiles, read by broadcast; its panel is kPanel output channels.
 #pragma once
 
-#include "../ops/conv3x3.h"
-#include "parallel.h"
-#include "tile.h"
+#include "../base/parallel.h"
+#include "../base/tile.h"
+#include "conv3x3.h"
 
 namespace swk::SWK_ISA {
 

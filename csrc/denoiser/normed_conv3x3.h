@@ -1,7 +1,7 @@
 // The convolution of a normed image: GroupNorm and SiLU as Winograd's inputs are loaded. See norm_silu_conv3x3.cpp.
 #pragma once
 
-#include "group_norm.h"
+#include "group_statistics.h"
 #include "winograd.h"
 
 namespace swk::SWK_ISA {

@@ -2,9 +2,9 @@
 // one writing. At the released sizes a window is 0.3 to 5 M multiply-accumulates for each of its 0.4 to 3 KiB per token.
 // A worker's scratch is 285, 444, 732 and 1328 KiB at C = 48, 96, 192 and 384 (AVX2; AVX-512 up to 1406): at 384 it is
 // larger than an L2 of 1 MiB, as the block's weights (6 MB) are anyway.
-#include "../ops/swda_block.h"
+#include "swda_block.h"
 
-#include "parallel.h"
+#include "../base/parallel.h"
 #include "window.h"
 
 namespace swk::SWK_ISA {

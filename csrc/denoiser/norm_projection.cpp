@@ -1,8 +1,8 @@
 // norm_projection on the CPU: C O multiply-adds for each pixel of C to O channels; x is read twice, once for the
 // statistics, out written once, 4 bytes each. A panel of weights (80 KB at 640 channels) serves kNormedPixels pixels.
-#include "../ops/norm_projection.h"
+#include "norm_projection.h"
 
-#include "group_norm.h"
+#include "group_statistics.h"
 #include "pixels.h"
 #include "winograd.h"
 

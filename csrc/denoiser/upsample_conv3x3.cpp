@@ -1,6 +1,6 @@
 // upsample_conv3x3 on the CPU: 9 products for a tile of 2x2 outputs, a quarter of the direct convolution's 36; the
 // doubled image is never made. x is read 1.7 times, out written once, 4 bytes each.
-#include "../ops/upsample_conv3x3.h"
+#include "upsample_conv3x3.h"
 
 #include "winograd.h"
 

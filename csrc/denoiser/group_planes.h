@@ -1,7 +1,7 @@
 // Images in planes (NCHW): statistics of groups, and how workers share the work.
 #pragma once
 
-#include "group_norm.h"
+#include "group_statistics.h"
 
 namespace swk::SWK_ISA {
 

@@ -1,4 +1,4 @@
-// The gradient of one head of one half of a window's attention (formula: ops/swda_core.h), in the layout of attention.h.
+// The gradient of one head of one half of a window's attention (formula: swda_core.h), in the layout of attention.h.
 //
 // Everything is made again from the head's 3d channels of qkv. The window half goes by panels of queries, as forward:
 //   l, P and g of a panel are [key][query]; dq sums over keys, dv and dk sum over queries and want them transposed

@@ -1,8 +1,8 @@
 // Panels of tokens between an image with any strides and scratch ([channel][kPanel]), and the norm over their channels.
 #pragma once
 
-#include "../ops/swda_block.h"
-#include "tile.h"
+#include "../base/tile.h"
+#include "swda_block.h"
 
 namespace swk::SWK_ISA {
 

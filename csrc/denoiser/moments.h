@@ -3,7 +3,7 @@
 // chunks. So no large mean cancels.
 #pragma once
 
-#include "simd.h"
+#include "../base/simd.h"
 
 namespace swk::SWK_ISA {
 
