@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -45,23 +46,32 @@ OpenMp openmp_in(void* handle) {
     return runtime;
 }
 
-// Looks into one loaded library; a return value other than 0 ends the search.
-int look_into(dl_phdr_info* library, size_t, void* result) {
+// Notes the paths of loaded libraries that may be an OpenMP runtime.
+int note_runtime(dl_phdr_info* library, size_t, void* paths) {
     const char* slash = std::strrchr(library->dlpi_name, '/');
     const std::string_view name = slash ? slash + 1 : library->dlpi_name;
-    if (name.rfind("libgomp", 0) && name.rfind("libomp", 0) && name.rfind("libiomp", 0)) return 0;
-    void* handle = dlopen(library->dlpi_name, RTLD_NOLOAD | RTLD_LAZY);
-    if (!handle) return 0;
-    auto& runtime = *static_cast<OpenMp*>(result);
-    runtime = openmp_in(handle);  // the handle stays open: the functions are used until the process ends
-    return runtime.found();
+    for (const char* runtime : {"libgomp", "libomp", "libiomp"}) {
+        if (name.rfind(runtime, 0) == 0) static_cast<std::vector<std::string>*>(paths)->emplace_back(library->dlpi_name);
+    }
+    return 0;
 }
 
 OpenMp find_openmp() {
     // The global scope first: torch's own calls are bound there if a runtime was preloaded.
-    OpenMp runtime = openmp_in(RTLD_DEFAULT);
-    if (!runtime.found()) dl_iterate_phdr(&look_into, &runtime);
-    return runtime.found() ? runtime : OpenMp{};
+    const OpenMp global = openmp_in(RTLD_DEFAULT);
+    if (global.found()) return global;
+    // dl_iterate_phdr holds a lock that dlopen takes after another one: dlopen inside its callback can deadlock with any
+    // thread that loads a library. So the paths are collected first.
+    std::vector<std::string> paths;
+    dl_iterate_phdr(&note_runtime, &paths);
+    for (const std::string& path : paths) {
+        void* handle = dlopen(path.c_str(), RTLD_NOLOAD | RTLD_LAZY);
+        if (!handle) continue;
+        const OpenMp runtime = openmp_in(handle);
+        if (runtime.found()) return runtime;  // the handle stays open: the functions are used until the process ends
+        dlclose(handle);
+    }
+    return {};
 }
 #else
 OpenMp find_openmp() { return {}; }

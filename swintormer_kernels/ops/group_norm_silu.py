@@ -5,7 +5,8 @@
 
 The modulation is that of diffusers' "scale_shift" time embedding (Dhariwal and Nichol 2021, arXiv 2105.05233, "AdaGN").
 Bytes: x once for the statistics and once to apply them, y once; x once in all where a group stays in cache. Backward
-of the cpu backend (formulas: csrc/denoiser/group_norm_silu.h): x three times, y's gradient once, x's gradient three times.
+of the cpu backend (csrc/denoiser/group_norm_silu.h has formulas): x three times, y's gradient once, x's gradient three
+times.
 FlopCounterMode counts none of this, so the formula for it is 0; `cost()` has the figures.
 """
 

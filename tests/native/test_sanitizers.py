@@ -1,25 +1,14 @@
 """The kernels under sanitizers: drive_ops.cpp runs every op on every instruction set of this machine."""
 
 import os
-import shutil
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from native_tools import ROOT, compiler, tool
 
 # The kernels allocate nothing but a pool of threads that is meant to stay, so looking for leaks would find nothing; and
 # it fails in containers that forbid ptrace.
 SETTINGS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-
-
-def tool(name):
-    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
-    if found is None:
-        pytest.skip(f"needs {name} on PATH")
-    return found
 
 
 def run(command):
@@ -39,7 +28,7 @@ def skip_without(sanitizers, folder):
     source = folder / "empty.cpp"
     source.write_text("int main() {}\n")
     command = [
-        os.environ.get("CXX") or tool("c++"),
+        compiler(),
         f"-fsanitize={sanitizers}",
         str(source),
         "-o",

@@ -1,4 +1,4 @@
-"""Gradients of the block on the CPU: matrix products in torch, all that is local to a window in csrc/block/swda_core.cpp.
+"""Gradients of the block on the CPU: products in torch, all that is local to a window in csrc/block/swda_core.cpp.
 
 Windows share nothing but the weights, so the rolled map is cut into parts of whole windows. A part is run forward once
 more, keeping what its gradients need (tokens in rows, channels_last), and then backward:

@@ -40,7 +40,7 @@ def ddim_step(
 def coefficients(
     kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None
 ) -> tuple[float, ...]:
-    """The fields of `DdimStepCoefficients` in csrc/denoiser/ddim_step.h, which gives their formulas, but the guidance."""
+    """The fields of `DdimStepCoefficients` but the guidance; csrc/denoiser/ddim_step.h gives the formulas."""
     signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_noise = root(1 - alpha_bar_s - sigma**2)

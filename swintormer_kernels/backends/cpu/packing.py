@@ -1,4 +1,4 @@
-"""Weights in the layout that csrc/block/swda_block.h asks for, made once for each version of a parameter (derived.py)."""
+"""Weights in the layout that csrc/block/swda_block.h asks for, made once for each version of a parameter."""
 
 from __future__ import annotations
 
