@@ -37,6 +37,33 @@ def why_no_cuda() -> str | None:
     return None if getattr(_extension, "has_cuda", False) else "the native extension was built without CUDA kernels"
 
 
+def peak_gflops(dtype: str = "float32", threads: int = 1) -> float | None:
+    """Billions of operations a second that `threads` cores reach in multiply-adds of registers, measured in 0.2 s.
+
+    The most that any kernel can reach on the instruction set in use (SWINTORMER_ISA forces one), and what a share of
+    the machine's rate is a share of. A multiply-add counts as two operations. The best of several slices is taken, so
+    that other work on the machine lowers it little.
+
+    Args:
+        dtype: "float32", or "bfloat16" for dot products of bfloat16 with float32 sums.
+        threads: at least 1; more than there are cores only share them.
+
+    Returns:
+        None without the extension, and for "bfloat16" where the CPU, the compiler that built the extension or the
+        instruction set in use has no such dot product.
+
+    Raises:
+        ValueError: another dtype, or fewer threads.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', found {dtype!r}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, found {threads}")
+    if why_absent() is not None:
+        return None
+    return extension().peak_gflops(dtype, threads) or None
+
+
 def extension() -> ModuleType:
     """The loaded extension.
 

@@ -12,11 +12,13 @@
 #include "../denoiser/norm_silu_conv3x3.h"
 #include "../denoiser/res_block.h"
 #include "../denoiser/upsample_conv3x3.h"
+#include "fma_loop.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \
     X(conv3x3_layout, Conv3x3LayoutArgs)      \
     X(ddim_step, DdimStepArgs)                \
+    X(fma_loop, FmaLoopArgs)                  \
     X(gated_ffn, SwdaBlockArgs)               \
     X(group_norm_silu, GroupNormSiluArgs)     \
     X(group_norm_silu_backward, GroupNormSiluBackwardArgs) \

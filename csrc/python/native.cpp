@@ -14,6 +14,7 @@
 #include "../base/dispatch.h"
 #include "../base/elementwise.h"
 #include "../base/parallel.h"
+#include "../base/peak.h"
 
 namespace py = pybind11;
 
@@ -413,6 +414,13 @@ void swda_core(const py::tuple& qkv, const py::tuple& attended, const std::optio
     kernels.swda_core_backward(args);
 }
 
+double peak(const std::string& dtype, int threads) {
+    if (threads < 1) throw py::value_error("threads must be at least 1");
+    if (dtype != "float32" && dtype != "bfloat16") throw py::value_error("dtype must be 'float32' or 'bfloat16'");
+    py::gil_scoped_release unlocked;
+    return dtype == "float32" ? swk::peak_float32(threads) : swk::peak_bfloat16(threads);
+}
+
 // Memory that is freed stays with the process, up to `most` bytes at the heap's end. glibc takes thresholds of mmap up to
 // 32 MiB; blocks above that go back to the operating system all the same. False where the allocator is not glibc's.
 bool keep_freed_memory(int64_t most) {
@@ -444,6 +452,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
     module.def("keep_freed_memory", &keep_freed_memory, py::arg("most"), "Whether the allocator can be told.");
+    module.def("peak_gflops", &peak, py::arg("dtype"), py::arg("threads"), "csrc/base/peak.h; 0 for none.");
     module.def("ddim_step", &ddim_step, py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
                py::arg("unconditional"), py::arg("coefficients"), py::arg("threads"), "csrc/denoiser/ddim_step.h");
     module.def("group_norm_silu", &group_norm_silu, py::arg("out"), py::arg("x"), py::arg("norm"), py::arg("groups"),

@@ -1,0 +1,66 @@
+#include "peak.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace swk {
+
+#if defined(SWK_HAS_BFLOAT16)
+void bfloat16_loop(const FmaLoopArgs& args);  // peak_bfloat16.cpp
+#endif
+
+namespace {
+
+using Loop = void (*)(const FmaLoopArgs&);
+
+struct Slice {
+    double seconds;
+    int64_t operations;
+};
+
+Slice run_slice(Loop loop, int64_t rounds, int threads) {
+    struct alignas(64) Worker {
+        float result;
+        int64_t operations;
+    };
+    std::vector<Worker> workers(threads);
+    const auto begin = std::chrono::steady_clock::now();
+    parallel_for(threads, 1, 1, threads, [&](int64_t first, int64_t last, int) {
+        for (int64_t i = first; i < last; ++i) loop({rounds, 0.5f, 1.0f, &workers[i].result, &workers[i].operations});
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    return {seconds.count(), rounds * threads * workers[0].operations};
+}
+
+double peak_of(Loop loop, int threads) {
+    constexpr double kSlice = 10e-3, kTotal = 150e-3;
+    int64_t rounds = 1 << 12;
+    Slice slice = run_slice(loop, rounds, threads);
+    while (slice.seconds < kSlice) slice = run_slice(loop, rounds *= 2, threads);  // the clock rises meanwhile
+    double best = 0;
+    for (double spent = 0; spent < kTotal; spent += slice.seconds) {
+        slice = run_slice(loop, rounds, threads);
+        best = std::max(best, static_cast<double>(slice.operations) / slice.seconds);
+    }
+    return best * 1e-9;
+}
+
+}  // namespace
+
+double peak_float32(int threads) { return peak_of(kernels().fma_loop, threads); }
+
+double peak_bfloat16([[maybe_unused]] int threads) {
+#if defined(SWK_HAS_BFLOAT16)
+    if (!std::strcmp(kernels().isa, "avx512") && __builtin_cpu_supports("avx512bf16")) {
+        return peak_of(&bfloat16_loop, threads);
+    }
+#endif
+    return 0;
+}
+
+}  // namespace swk
