@@ -14,7 +14,8 @@ Adding an op: make one `Op` in ops/<op>.py; its public function calls `OP.select
             return reference(...)        # plain torch: autograd, vmap and inductor see through it
         return torch.ops.swintormer.ddim_step(..., backend)
 
-The implementation of a pair is the function named after the op in backends/<backend>/<op>.py, imported when first used.
+The implementation of a pair is the function named after the op in backends/<backend>/<op>.py, or in the file that
+`_MODULES` names, imported when first used.
 """
 
 from __future__ import annotations
@@ -36,6 +37,20 @@ from swintormer_kernels.backends.triton import layout as triton_tensors
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """Every backend, the preferred first. The reference serves whatever the op is defined for."""
+
+_MODULES: Mapping[str, Mapping[str, str]] = {
+    "cpu": {
+        "gated_ffn": "block",
+        "group_norm_silu": "denoiser",
+        "norm_projection": "denoiser",
+        "norm_silu_conv3x3": "denoiser",
+        "res_block": "denoiser",
+        "swda_attention": "block",
+        "swda_block": "block",
+        "upsample_conv3x3": "denoiser",
+    },
+}
+"""backend -> op -> the file of backends/<backend> that holds it, where that is not <op>.py."""
 
 Predicate = Callable[..., "str | None"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -163,7 +178,7 @@ class Op:
         raise BackendError(f"{self.name}: no backend serves these inputs: {self.why_not('reference', *args, **kwargs)}")
 
     def implementation(self, backend: str) -> Callable[..., Any]:
-        """The function `<op>` of backends/<backend>/<op>.py, imported now if it was not before."""
+        """The function `<op>` of the backend, imported now if it was not before."""
         if backend not in self._implementations:
             self._implementations[backend] = getattr(self._module(backend), self.name)
         return self._implementations[backend]
@@ -173,7 +188,8 @@ class Op:
         return getattr(self._module(backend), f"{self.name}_backward", None)
 
     def _module(self, backend: str) -> ModuleType:
-        return importlib.import_module(f"swintormer_kernels.backends.{backend}.{self.name}")
+        module = _MODULES.get(backend, {}).get(self.name, self.name)
+        return importlib.import_module(f"swintormer_kernels.backends.{backend}.{module}")
 
 
 def _serves_everything(*args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """ddim_step: every backend, instruction set and thread source against the formula in float64 and against diffusers."""
 
+import functools
 import math
 import threading
 
@@ -9,6 +10,8 @@ from ddim_step_bounds import EPS, SCHEDULE, assert_exact_up_to_rounding, double,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swintormer_kernels.backends.cpu.ddim_step import Coefficients
+from swintormer_kernels.backends.cpu.layout import view
 from swintormer_kernels.backends.reference.ddim_step import Prediction
 from swintormer_kernels.ops.ddim_step import OP, PREDICTIONS, cases, cost, ddim_step
 from swintormer_kernels.registry import BackendError, explain, use_backend
@@ -298,17 +301,18 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
 
 
 def test_the_binding_refuses_views_that_disagree(extension):
-    x, y = torch.zeros(4), torch.zeros(5)
-    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, y)]
-    eight = (1.0,) * 8
+    x, y = (view(torch.zeros(count)) for count in (4, 5))
+    numbers = dict.fromkeys((*Coefficients._fields, "guidance"), 1.0)
+    call = functools.partial(extension.ddim_step, fresh=None, unconditional=None, threads=1, **numbers)
     with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(views[0], views[0], views[1], None, None, eight, 1)
+        call(out=x, z=x, pred=y)
     with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(views[0], views[0], views[0], None, views[1], eight, 1)
+        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=y, threads=1, **numbers)
     with pytest.raises(ValueError, match="one stride for each size"):
-        extension.ddim_step((x.data_ptr(), (4,), ()), views[0], views[0], None, None, eight, 1)
-    with pytest.raises(ValueError, match="eight coefficients"):
-        extension.ddim_step(views[0], views[0], views[0], None, None, eight[:7], 1)
+        call(out=(x[0], (4,), (), x[3]), z=x, pred=x)
+    numbers.pop("clip")
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=None, threads=1, **numbers)
 
 
 def test_cost_counts_what_the_formula_needs():

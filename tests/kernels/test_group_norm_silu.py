@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from denoiser_ops import EPS, ISAS, comparing, mapped
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import group_norm_silu as module
 from swintormer_kernels.ops.group_norm_silu import LAYOUTS, GroupNormWeights, group_norm_silu
 from swintormer_kernels.registry import BackendError, explain, use_backend
@@ -314,18 +317,45 @@ def test_bad_arguments_get_one_clear_sentence(change, message):
 
 def test_the_binding_refuses_layouts_that_disagree(extension):
     x = torch.zeros(1, 4, 3, 5)
-    rows = x.contiguous(memory_format=torch.channels_last)
-    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, rows, x.transpose(1, 2))]
-    with pytest.raises(ValueError, match="both images"):
-        extension.group_norm_silu(views[0], views[1], [0] * 4, 2, 1e-5, x.data_ptr(), 1)
-    with pytest.raises(ValueError, match="differ in shape"):
-        extension.group_norm_silu(views[0], views[2], [0] * 4, 2, 1e-5, x.data_ptr(), 1)
+    planes, rows, other = (view(t) for t in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(1, 2)))
+    norm, scratch = extension.Norm(groups=2, eps=1e-5), dense(torch.zeros(1000))
+    forward = functools.partial(extension.group_norm_silu, norm=norm, scratch=scratch, threads=1)
+    backward = functools.partial(
+        extension.group_norm_silu_backward,
+        norm=norm,
+        sums=dense(torch.zeros(8)),
+        norm_scratch=scratch,
+        scratch=scratch,
+        threads=1,
+    )
     with pytest.raises(ValueError, match="all images"):
-        extension.group_norm_silu_backward(views[0], views[1], views[0], [0] * 4, 2, 1e-5, [x.data_ptr()] * 3, 1)
+        forward(out=planes, x=rows)
     with pytest.raises(ValueError, match="differ in shape"):
-        extension.group_norm_silu_backward(views[0], views[2], views[0], [0] * 4, 2, 1e-5, [x.data_ptr()] * 3, 1)
-    with pytest.raises(ValueError, match="four addresses"):
-        extension.group_norm_silu(views[0], views[0], [0], 2, 1e-5, x.data_ptr(), 1)
+        forward(out=planes, x=other)
+    with pytest.raises(ValueError, match="all images"):
+        backward(grad_x=planes, grad=rows, x=planes)
+    with pytest.raises(ValueError, match="differ in shape"):
+        backward(grad_x=planes, grad=other, x=planes)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "scale", "shift", "scratch", "sums", "norm_scratch"])
+def test_the_binding_refuses_memory_of_the_wrong_size(name, extension):
+    """One float less than the kernel would touch."""
+    batch, channels, pixels, groups = 2, 4, 15, 2
+    floats = dict.fromkeys(("weight", "bias"), channels) | dict.fromkeys(("scale", "shift"), batch * channels)
+    floats["norm_scratch"] = extension.group_norm_scratch(batch, channels, pixels, groups)
+    floats["scratch"] = extension.group_norm_silu_backward_scratch(batch, channels, pixels)
+    floats["sums"] = 2 * batch * channels
+    floats[name] -= 1
+    memory = {key: dense(torch.zeros(count)) for key, count in floats.items()}
+    x = view(torch.zeros(batch, channels, 3, 5))
+    parameters = {key: memory.pop(key) for key in ("weight", "bias", "scale", "shift")}
+    norm = extension.Norm(**parameters, groups=groups, eps=1e-5)
+    with pytest.raises(ValueError, match=f"{name.split('_')[-1]}.* must hold .*{floats[name] + 1} floats"):
+        extension.group_norm_silu_backward(grad_x=x, grad=x, x=x, norm=norm, threads=1, **memory)
+    norm = extension.Norm(groups=3, eps=1e-5)
+    with pytest.raises(ValueError, match="groups must divide"):
+        extension.group_norm_silu(out=x, x=x, norm=norm, scratch=memory["norm_scratch"], threads=1)
 
 
 def test_it_is_public():

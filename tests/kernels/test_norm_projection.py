@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import norm_projection as module
 from swintormer_kernels.ops.norm_projection import GroupNormWeights, LinearWeights, norm_projection
@@ -152,14 +153,31 @@ def test_bad_arguments_get_one_clear_sentence():
 
 def test_the_binding_refuses_what_does_not_fit(extension):
     x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-    images = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x.contiguous())]
-    rows = [(t.data_ptr(), t.shape, t.stride()) for t in (torch.zeros(1, 15, 6), torch.zeros(1, 14, 6))]
-    with pytest.raises(ValueError, match="neighbours"):
-        extension.norm_projection(rows[0], images[1], [0] * 4, [0, 0], 2, 1e-5, [0, 0], 1)
-    with pytest.raises(ValueError, match="out must be dense"):
-        extension.norm_projection(rows[1], images[0], [0] * 4, [0, 0], 2, 1e-5, [0, 0], 1)
-    with pytest.raises(ValueError, match="two addresses"):
-        extension.norm_projection(rows[0], images[0], [0] * 4, [0], 2, 1e-5, [0, 0], 1)
+    rows, short_rows = view(torch.zeros(1, 15, 6)), view(torch.zeros(1, 14, 6))
+    panel, _ = extension.conv3x3_layout(1, 4, 3, 5, 1)
+    weight = torch.zeros(-(-6 // panel) * panel * 4)
+    short_bias = extension.Linear(weight=dense(weight), bias=dense(torch.zeros(5)))
+    arguments = {
+        "out": rows,
+        "x": view(x),
+        "norm": extension.Norm(groups=2, eps=1e-5),
+        "linear": extension.Linear(weight=dense(weight), bias=dense(torch.zeros(6))),
+        "norm_scratch": dense(torch.zeros(extension.group_norm_scratch(1, 4, 15, 2))),
+        "scratch": dense(torch.zeros(extension.normed_floats(4))),
+        "threads": 1,
+    }
+    extension.norm_projection(**arguments)
+    spoilt = {
+        "neighbours": {"x": view(x.contiguous())},
+        "out must be dense": {"out": short_rows},
+        "weight of the product must hold": {"linear": extension.Linear(weight=dense(weight[1:]))},
+        "bias of the product must hold 6": {"linear": short_bias},
+        "scratch of the product": {"threads": 2},
+        "scratch of the norm": {"norm_scratch": None},
+    }
+    for message, change in spoilt.items():
+        with pytest.raises(ValueError, match=message):
+            extension.norm_projection(**{**arguments, **change})
 
 
 def test_it_is_public():

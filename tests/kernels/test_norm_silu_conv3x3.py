@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.backends.cpu.winograd import winograd_weight
 from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import norm_silu_conv3x3 as module
@@ -196,16 +197,38 @@ def test_bad_arguments_get_one_clear_sentence(change, message):
         norm_silu_conv3x3(torch.zeros(2, 6, 3, 3), GroupNormWeights(), conv, 3)
 
 
-def test_the_binding_refuses_images_that_disagree(extension):
+def test_the_binding_refuses_what_does_not_fit(extension):
     x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x.contiguous(), x[..., :4])]
-    common = ([0] * 4, [0] * 3, 2, 1e-5, [0, 0], 1)
-    with pytest.raises(ValueError, match="neighbours"):
-        extension.norm_silu_conv3x3(views[0], views[1], None, *common)
-    with pytest.raises(ValueError, match="do not fit in shape"):
-        extension.norm_silu_conv3x3(views[0], views[2], None, *common)
-    with pytest.raises(ValueError, match="conv is"):
-        extension.norm_silu_conv3x3(views[0], views[0], None, [0] * 4, [0], *common[2:])
+    image, planes, narrow = view(x), view(x.contiguous()), view(x[..., :4])
+    panel, floats = extension.conv3x3_layout(1, 4, 3, 5, 1)
+    weight, bias = torch.zeros(-(-4 // panel) * panel * 16 * 4), torch.zeros(4)
+    arguments = {
+        "out": image,
+        "x": image,
+        "skip": None,
+        "norm": extension.Norm(groups=2, eps=1e-5),
+        "conv": extension.Conv(weight=dense(weight), bias=dense(bias), embedding=dense(bias)),
+        "norm_scratch": dense(torch.zeros(extension.group_norm_scratch(1, 4, 15, 2))),
+        "conv_scratch": dense(torch.zeros(floats)),
+        "threads": 1,
+    }
+    extension.norm_silu_conv3x3(**arguments)
+    spoilt = {
+        "neighbours": {"x": planes},
+        "do not fit in shape": {"out": narrow},
+        "differ in shape": {"skip": narrow},
+        "weight of the convolution must hold": {"conv": extension.Conv(weight=dense(weight[1:]))},
+        "bias of the convolution must hold 4": {"conv": extension.Conv(weight=dense(weight), bias=dense(bias[1:]))},
+        "embedding must hold 4": {"conv": extension.Conv(weight=dense(weight), embedding=dense(bias[1:]))},
+        "scratch of the convolution": {"conv_scratch": dense(torch.zeros(floats - 1))},
+    }
+    for message, change in spoilt.items():
+        with pytest.raises(ValueError, match=message):
+            extension.norm_silu_conv3x3(**{**arguments, **change})
+    with pytest.raises(TypeError, match="incompatible"):
+        extension.norm_silu_conv3x3(**{**arguments, "norm_scratch": x.data_ptr()})
+    with pytest.raises(TypeError, match="incompatible"):
+        extension.norm_silu_conv3x3(*arguments.values())
 
 
 def test_it_is_public():

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import res_block as module
 from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
@@ -182,20 +183,44 @@ def test_bad_arguments_get_one_clear_sentence(change, message):
         res_block(x, block, *norms)
 
 
-def test_the_binding_refuses_images_that_disagree(extension):
+def test_the_binding_refuses_what_does_not_fit(extension):
     x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-    views = [(t.data_ptr(), t.shape, t.stride()) for t in (x, x[..., :4], x[:, :3])]
-    common = ([[0] * 4] * 2, [[0] * 3, [0] * 3, [0] * 2], [2, 2, 4], [1e-5] * 2, [0] * 4, 1)
-    with pytest.raises(ValueError, match="do not fit in shape"):
-        extension.res_block(views[0], views[1], *common)
-    with pytest.raises(ValueError, match="differ in shape"):
-        extension.res_block(views[0], views[2], *common)
-    with pytest.raises(ValueError, match="two norms"):
-        extension.res_block(views[0], views[0], [[0] * 4], *common[1:])
-    with pytest.raises(ValueError, match="convs are"):
-        extension.res_block(views[0], views[0], common[0], [[0] * 3], *common[2:])
-    with pytest.raises(ValueError, match="scratch is"):
-        extension.res_block(views[0], views[0], *common[:4], [0], 1)
+    image, fewer = view(x), view(x[:, :2])
+    narrow = view(torch.zeros(1, 4, 3, 4).contiguous(memory_format=torch.channels_last))
+    panel, floats = extension.conv3x3_layout(1, 4, 3, 5, 1)
+    weight, linear = torch.zeros(-(-4 // panel) * panel * 16 * 4), torch.zeros(-(-4 // panel) * panel * 4)
+    norm = extension.Norm(groups=2, eps=1e-5)
+    conv = extension.Conv(weight=dense(weight))
+    arguments = {
+        "out": image,
+        "x": image,
+        "norm1": norm,
+        "conv1": conv,
+        "norm2": norm,
+        "conv2": conv,
+        "shortcut": extension.Linear(weight=dense(linear)),
+        "hidden_channels": 4,
+        "norm_scratch": dense(torch.zeros(extension.group_norm_scratch(1, 4, 15, 2))),
+        "conv_scratch": dense(torch.zeros(floats)),
+        "hidden": dense(torch.zeros(60)),
+        "skip": dense(torch.zeros(60)),
+        "threads": 1,
+    }
+    extension.res_block(**arguments)
+    half = extension.Conv(weight=dense(torch.zeros(weight.numel() // 2)))
+    spoilt = {
+        "do not fit in shape": {"x": narrow},
+        "differ in shape": {"x": fewer, "conv1": half, "shortcut": None},
+        "weight of the convolution": {"conv2": extension.Conv(weight=dense(weight[1:]))},
+        "weight of the product": {"shortcut": extension.Linear(weight=dense(linear[1:]))},
+        "bias of the shortcut": {"shortcut": extension.Linear(weight=dense(linear), bias=dense(torch.zeros(3)))},
+        "bias of the norm must hold 4": {"norm2": extension.Norm(bias=dense(torch.zeros(3)), groups=2, eps=1e-5)},
+        "hidden must hold at least 60": {"hidden": dense(torch.zeros(59))},
+        "skip must hold at least 60": {"skip": None},
+    }
+    for message, change in spoilt.items():
+        with pytest.raises(ValueError, match=message):
+            extension.res_block(**{**arguments, **change})
 
 
 def test_it_is_public():

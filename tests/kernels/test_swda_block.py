@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 
@@ -361,15 +362,41 @@ def test_other_dtypes_go_to_the_reference(change, reason, extension):
     assert reason in explanation.reasons["cpu"]
 
 
-def test_the_binding_refuses_weights_of_the_wrong_size(engine):
-    from swintormer_kernels.backends.cpu.packing import pack_ffn
-    from swintormer_kernels.backends.cpu.window_engine import run as call
+@pytest.mark.parametrize("name", ["norm_bias", "project_in", "project_out", "project_out_bias", "scratch"])
+def test_the_binding_refuses_memory_of_the_wrong_size(name, engine):
+    """One float less than the kernel would touch."""
+    from swintormer_kernels.backends.cpu.layout import dense, view
 
-    (x, weights), _ = next(case for case in gated_ffn.cases() if case.name == "window 8, C 16").make(0)
-    packed = pack_ffn(weights)
-    for spoilt in (packed[:-1], [packed[0][1:], *packed[1:]]):
-        with pytest.raises(ValueError, match="packed weights"):
-            call("gated_ffn", x, [], spoilt, (0, 0, 0, weights.project_out.shape[1]))
+    x = view(torch.zeros(1, 16, 8, 8))
+    tile, scratch_floats, _ = engine.swda_layout(16, 0, 0, 42)
+    in_rows, out_rows = (-(-rows // unit) * tile for rows, unit in ((42, tile // 2), (16, tile)))
+    floats = {"norm_weight": 16, "norm_bias": 16, "project_in": in_rows * 16, "project_in_bias": in_rows}
+    floats |= {"project_out": out_rows * 42, "project_out_bias": out_rows, "scratch": scratch_floats}
+
+    def call():
+        memory = {key: dense(torch.zeros(count)) for key, count in floats.items()}
+        scratch = memory.pop("scratch")
+        engine.gated_ffn(out=x, x=x, ffn=engine.Ffn(**memory, hidden=42), scratch=scratch, threads=1)
+
+    call()
+    floats[name] -= 1
+    with pytest.raises(ValueError, match=f"{name} must hold .*{floats[name] + 1} floats, found {floats[name]}"):
+        call()
+
+
+def test_the_binding_refuses_weights_of_other_windows(engine):
+    from swintormer_kernels.backends.cpu.layout import dense, view
+    from swintormer_kernels.backends.cpu.packing import pack_attention
+
+    x, scratch = view(torch.zeros(1, 16, 12, 12)), dense(torch.zeros(1 << 20))
+    attention = pack_attention(swda_attention.make_weights(16, 1, 8), 8, 0)
+    call = functools.partial(engine.swda_attention, out=x, x=x, scratch=scratch, threads=1)
+    with pytest.raises(ValueError, match="window must divide the sides"):
+        call(attention=attention, shift=0)
+    with pytest.raises(ValueError, match="heads must divide"):
+        call(attention=pack_attention(swda_attention.make_weights(18, 3, 4), 4, 0), shift=0)
+    with pytest.raises(ValueError, match="shift must be"):
+        call(attention=pack_attention(swda_attention.make_weights(16, 1, 4), 4, 0), shift=4)
 
 
 def test_where_vectors_stay_empty_the_reference_is_chosen(extension):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from denoiser_ops import EPS, ISAS, comparing, error, mapped
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import upsample_conv3x3 as module
 from swintormer_kernels.ops.group_norm_silu import LAYOUTS
 from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
@@ -110,9 +113,18 @@ def test_bad_arguments_get_one_clear_sentence(conv, message):
 
 def test_the_binding_refuses_sizes_that_disagree(extension):
     x = torch.zeros(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-    view = (x.data_ptr(), x.shape, x.stride())
+    out = torch.zeros(1, 4, 6, 10).contiguous(memory_format=torch.channels_last)
+    panel, floats = extension.conv3x3_layout(1, 4, 6, 10, 1)
+    weight, scratch = torch.zeros(-(-4 // panel) * panel * 9 * 4), torch.zeros(floats)
+    conv, short = (extension.Conv(weight=dense(tensor)) for tensor in (weight, weight[1:]))
+    call = functools.partial(extension.upsample_conv3x3, x=view(x), threads=1)
+    call(out=view(out), conv=conv, conv_scratch=dense(scratch))
     with pytest.raises(ValueError, match="do not fit in shape"):
-        extension.upsample_conv3x3(view, view, [0] * 3, 0, 1)
+        call(out=view(x), conv=conv, conv_scratch=dense(scratch))
+    with pytest.raises(ValueError, match="weight of the convolution"):
+        call(out=view(out), conv=short, conv_scratch=dense(scratch))
+    with pytest.raises(ValueError, match="scratch of the convolution"):
+        call(out=view(out), conv=conv, conv_scratch=dense(scratch[1:]))
 
 
 def test_it_is_public():

@@ -74,21 +74,22 @@ def test_a_call_allocates_its_result_and_nothing_else(module, extension):
 
 def test_pieces_are_aligned_and_apart():
     scratch = Scratch(5, 0, 33, 16)
-    assert all(address % 64 == 0 for address in scratch.addresses)
+    addresses = [address for address, _, _ in scratch.buffers]
+    assert all(address % 64 == 0 for address in addresses)
     sizes = (5, 0, 33, 16)
-    for address, size, after in zip(scratch.addresses, sizes, scratch.addresses[1:], strict=False):
+    for address, size, after in zip(addresses, sizes, addresses[1:], strict=False):
         assert address + FLOAT * size <= after
-    memory = scratch._memory
+    memory = scratch.buffers[0][2]
     end = memory.data_ptr() + FLOAT * memory.numel()
-    assert memory.data_ptr() <= scratch.addresses[0]
-    assert scratch.addresses[-1] + FLOAT * sizes[-1] <= end
+    assert memory.data_ptr() <= addresses[0]
+    assert addresses[-1] + FLOAT * sizes[-1] <= end
 
 
 def test_it_is_full_of_nan_in_every_call_of_a_test():
     for _ in range(2):
         scratch = Scratch(100)
-        assert scratch._memory[:100].isnan().all()
-        scratch._memory.zero_()
+        assert scratch.buffers[0][2][:100].isnan().all()
+        scratch.buffers[0][2].zero_()
 
 
 def test_more_than_the_bound_is_not_kept(monkeypatch):

@@ -139,8 +139,11 @@ import array, os, signal
 def step():
     count = 200000
     z, out = array.array("f", [1.0]) * count, array.array("f", [0.0]) * count
-    views = [(x.buffer_info()[0], (count,), (1,)) for x in (out, z, z)]
-    native.ddim_step(*views, None, None, (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0, 1.0), 3)
+    views = [(x.buffer_info()[0], (count,), (1,), x) for x in (out, z, z)]
+    names = ("x0_from_z", "x0_from_pred", "out_from_x0", "out_from_z", "out_from_pred", "guidance")
+    numbers = {**{name: 1.0 for name in names}, "out_from_fresh": 0.0, "clip": 2.0}
+    images = dict(zip(("out", "z", "pred"), views))
+    native.ddim_step(**images, fresh=None, unconditional=None, **numbers, threads=3)
     assert out == array.array("f", [3.0]) * count
 step()
 child = os.fork()

@@ -12,16 +12,15 @@ weights that require no gradient are left out. Memory: the gradient of x, and on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from swintormer_kernels import native
-from swintormer_kernels.backends.cpu.layout import view
-from swintormer_kernels.backends.cpu.packing import MAX_LOG_SCALE, Packed, pack_core
-from swintormer_kernels.backends.cpu.window_engine import dense
+from swintormer_kernels.backends.cpu.layout import View, dense, view
+from swintormer_kernels.backends.cpu.packing import MAX_LOG_SCALE, pack_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,7 +227,7 @@ def _attention_backward(
 class _Core(NamedTuple):
     """csrc/block/swda_core.h on a part's tokens."""
 
-    weights: Packed
+    weights: Any  # of pack_core
     heads: int
     window: int
     shift: int
@@ -236,7 +235,9 @@ class _Core(NamedTuple):
     def forward(self, u: Tensor, tokens: _Tokens) -> Tensor:
         """(T, 3C) -> (T, C)."""
         attended = u.new_empty(u.shape[0], u.shape[1] // 3)
-        self._call(u, attended, None, [], tokens)
+        native.extension().swda_core(
+            qkv=_image(u, tokens), attended=_image(attended, tokens), **self._common(attended, tokens)
+        )
         return attended
 
     def backward(self, u: Tensor, grad: Tensor, tokens: _Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -249,18 +250,31 @@ class _Core(NamedTuple):
         dwconv = u.new_empty(windows, 2, self.heads, 3, size, 10)
         bias = u.new_empty(windows, self.heads, (2 * self.window - 1) ** 2)
         log_scale = u.new_empty(windows, self.heads)
-        self._call(u, grad, of_u, [dwconv, bias, log_scale], tokens)
+        native.extension().swda_core_backward(
+            qkv=_image(u, tokens),
+            grad_attended=_image(grad, tokens),
+            grad_qkv=_image(of_u, tokens),
+            grad_dwconv=dense(dwconv),
+            grad_bias=dense(bias),
+            grad_log_scale=dense(log_scale),
+            **self._common(grad, tokens),
+        )
         return of_u, dwconv.sum(0).transpose(1, 2).reshape(-1, 10), bias.sum(0), log_scale.sum(0)
 
-    def _call(self, u: Tensor, attended: Tensor, of_u: Tensor | None, grads: list[Tensor], tokens: _Tokens) -> None:
-        engine, threads = native.extension(), torch.get_num_threads()
-        images = [None if t is None else t.view(*tokens.shape, -1).permute(0, 3, 1, 2) for t in (u, attended, of_u)]
-        scratch = u.new_empty(threads * engine.swda_core_scratch(attended.shape[1], self.heads, self.window))
-        engine.swda_core(
-            *(None if image is None else view(image) for image in images),
-            dense(self.weights),
-            dense(grads),
-            (self.heads, self.window, self.shift, *tokens.last),
-            dense([scratch]),
-            threads,
-        )
+    def _common(self, attended: Tensor, tokens: _Tokens) -> dict[str, Any]:
+        threads = torch.get_num_threads()
+        floats = native.extension().swda_core_scratch(attended.shape[1], self.heads, self.window)
+        last_row, last_column = tokens.last
+        return {
+            "core": self.weights,
+            "shift": self.shift,
+            "last_row": last_row,
+            "last_column": last_column,
+            "scratch": dense(attended.new_empty(threads * floats)),
+            "threads": threads,
+        }
+
+
+def _image(rows: Tensor, tokens: _Tokens) -> View:
+    """(T, channels) as (images, channels, height, width)."""
+    return view(rows.view(*tokens.shape, -1).permute(0, 3, 1, 2))

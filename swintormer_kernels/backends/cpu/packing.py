@@ -5,81 +5,77 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.layout import Buffer, dense
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
     from swintormer_kernels.ops.gated_ffn import FFNWeights
     from swintormer_kernels.ops.swda_attention import AttentionWeights
 
-Packed = list[Tensor]
-"""Dense float32 tensors in the order in which csrc/python/native.cpp takes them."""
-
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
 
-def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Packed:
-    """`AttentionWeights` of csrc/block/swda_block.h."""
+def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Any:
+    """`AttentionWeights` of csrc/block/swda_block.h, as the extension takes them; hidden of an FFN in the same pass."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
     units = (channels, heads, tile)
     rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
     projection = (tile, 1)
-    dwconv, dwconv_bias, scale, bias = pack_core(weights, window)
-    return [
-        weights.norm_weight.contiguous(),
-        weights.norm_bias.contiguous(),
-        _cached(weights.qkv, _head_tiles, units),
-        _cached(weights.qkv_bias, _head_rows, units, missing=rows),
-        dwconv,
-        dwconv_bias,
-        _cached(weights.proj, _tiles, projection),
-        _cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
-        scale,
-        bias,
-    ]
+    return native.extension().Attention(
+        norm_weight=dense(weights.norm_weight),
+        norm_bias=dense(weights.norm_bias),
+        qkv=_cached(weights.qkv, _head_tiles, units),
+        qkv_bias=_cached(weights.qkv_bias, _head_rows, units, missing=rows),
+        proj=_cached(weights.proj, _tiles, projection),
+        proj_bias=_cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
+        core=pack_core(weights, window),
+    )
 
 
-def pack_core(weights: AttentionWeights, window: int) -> Packed:
+def pack_core(weights: AttentionWeights, window: int) -> Any:
     """What csrc/block/swda_core.h reads of `AttentionWeights`: dwconv, its bias, scale, position bias."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
     units = (channels, heads, tile)
-    return [
-        _cached(weights.dwconv, _head_rows, units),
-        _cached(
-            weights.dwconv_bias, _head_rows, units, missing=2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
-        ),
-        _cached(weights.logit_scale, _scale, ()),
-        _cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
-    ]
+    rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
+    return native.extension().Core(
+        dwconv=_cached(weights.dwconv, _head_rows, units),
+        dwconv_bias=_cached(weights.dwconv_bias, _head_rows, units, missing=rows),
+        scale=_cached(weights.logit_scale, _scale, ()),
+        bias=_cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
+        heads=heads,
+        window=window,
+    )
 
 
-def pack_ffn(weights: FFNWeights) -> Packed:
-    """`FfnWeights` of csrc/block/swda_block.h."""
+def pack_ffn(weights: FFNWeights) -> Any:
+    """`FfnWeights` of csrc/block/swda_block.h, as the extension takes them."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     halves, whole = (tile // 2, 2), (tile, 1)
-    return [
-        weights.norm_weight.contiguous(),
-        weights.norm_bias.contiguous(),
-        _cached(weights.project_in, _tiles, halves),
-        _cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
-        _cached(weights.project_out, _tiles, whole),
-        _cached(weights.project_out_bias, _padded, whole, missing=_in_tiles(channels, tile)),
-    ]
+    return native.extension().Ffn(
+        norm_weight=dense(weights.norm_weight),
+        norm_bias=dense(weights.norm_bias),
+        project_in=_cached(weights.project_in, _tiles, halves),
+        project_in_bias=_cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
+        project_out=_cached(weights.project_out, _tiles, whole),
+        project_out_bias=_cached(weights.project_out_bias, _padded, whole, missing=_in_tiles(channels, tile)),
+        hidden=hidden,
+    )
 
 
-def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Tensor:
+def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
     if source is None:
-        return _zeros(missing)
-    return derived([source], (how, sizes), lambda: how(source, *sizes).contiguous())
+        return dense(_zeros(missing))
+    return dense(derived([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
 
 
 @functools.lru_cache(maxsize=64)

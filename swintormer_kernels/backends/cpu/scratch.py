@@ -33,22 +33,22 @@ _kept = _Kept()
 
 
 class Scratch:
-    """Uninitialised float32 memory, one piece for each of the sizes asked for; alive as long as this object is.
+    """Uninitialised float32 memory, one piece for each of the sizes asked for; alive as long as these buffers are.
 
     Attributes:
-        addresses: one for each size, at multiples of a cache line.
+        buffers: one for each size, at multiples of a cache line, as `layout.dense` gives them.
     """
 
-    __slots__ = ("_memory", "addresses")
+    __slots__ = ("buffers",)
 
     def __init__(self, *floats: int) -> None:
         starts, total = [], 0
         for size in floats:
             starts.append(total)
             total += -(-size // _ALIGNED) * _ALIGNED
-        self._memory = _memory(total + _ALIGNED)
-        first = -(-self._memory.data_ptr() // (4 * _ALIGNED)) * (4 * _ALIGNED)
-        self.addresses = [first + 4 * start for start in starts]
+        memory = _memory(total + _ALIGNED)
+        first = -(-memory.data_ptr() // (4 * _ALIGNED)) * (4 * _ALIGNED)
+        self.buffers = [(first + 4 * start, size, memory) for start, size in zip(starts, floats, strict=True)]
 
 
 def release_scratch() -> int:

@@ -1,4 +1,4 @@
-"""What the two 3x3 convolutions through csrc/denoiser/winograd.h share: weights, layouts, scratch."""
+"""Weights of the 3x3 convolutions through csrc/denoiser/winograd.h and of 1x1 convolutions, and what they need."""
 
 from __future__ import annotations
 
@@ -14,22 +14,6 @@ from swintormer_kernels.packed import derived
 ALL_POINTS = (0, 1, 2, 3)
 POINTS_OF_DOUBLED = (0, 1, 3)
 """Rows and columns of a transformed tile that are not 0 where the image's pixels come in equal pairs."""
-
-
-def image_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
-    """An uninitialised result in channels_last."""
-    batch, _, height, width = x.shape
-    shape = batch, channels, scale * height, scale * width
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
-
-
-def rows_of_channels(x: Tensor) -> Tensor:
-    """`x`, or a copy, with a pixel's channels next to one another and its rows of pixels after one another."""
-    _, channel, down, right = x.stride()
-    _, _, height, width = x.shape
-    if channel == 1 and (height == 1 or width == 1 or down == width * right):
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...]) -> Tensor:

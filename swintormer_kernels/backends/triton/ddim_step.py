@@ -6,9 +6,9 @@
     without          out = out_from_z z + out_from_pred p + out_from_fresh n
 
 csrc/denoiser/ddim_step.h gives the coefficients for each kind of prediction, and why the formula without a bound does
-not go through x0; they are folded in double precision. Tensors of any shape are walked as memory lies; one that does not
-lie as z does, or that has gaps, is copied first. Bytes moved: each of z, p, n and u read once, out written once. MACs
-per element: 2, 2 more with a bound, 1 more each for n and u.
+not go through x0; they are folded in double precision. Tensors of any shape are walked as memory lies; one that does
+not lie as z does, or that has gaps, is copied first. Bytes moved: each of z, p, n and u read once, out written once.
+MACs per element: 2, 2 more with a bound, 1 more each for n and u.
 """
 
 from __future__ import annotations

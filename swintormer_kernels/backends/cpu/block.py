@@ -1,0 +1,80 @@
+"""swda_block, swda_attention and gated_ffn through csrc/block: float32, any strides, result in x's layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels import native
+from swintormer_kernels.backends.cpu.block_backward import block_gradients, ffn_gradients
+from swintormer_kernels.backends.cpu.layout import Buffer, dense, view
+from swintormer_kernels.backends.cpu.packing import pack_attention, pack_ffn
+
+if TYPE_CHECKING:
+    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.ops.swda_attention import AttentionWeights
+
+
+def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:
+    """See `swintormer_kernels.ops.swda_block`."""
+    heads, hidden = attention.logit_scale.shape[0], ffn.project_out.shape[1]
+    return _run(
+        "swda_block",
+        x,
+        attention=pack_attention(attention, window, hidden),
+        ffn=pack_ffn(ffn),
+        shift=shift,
+        scratch=_scratch(x, heads, window, hidden),
+    )
+
+
+def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
+    """See `swintormer_kernels.ops.swda_attention`."""
+    return _run(
+        "swda_attention",
+        x,
+        attention=pack_attention(weights, window, hidden=0),
+        shift=shift,
+        scratch=_scratch(x, weights.logit_scale.shape[0], window, hidden=0),
+    )
+
+
+def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
+    """See `swintormer_kernels.ops.gated_ffn`."""
+    hidden = weights.project_out.shape[1]
+    return _run("gated_ffn", x, ffn=pack_ffn(weights), scratch=_scratch(x, 0, 0, hidden))
+
+
+def swda_block_backward(
+    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return block_gradients(grad, x, attention, ffn, window, shift)
+
+
+def swda_attention_backward(
+    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int
+) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return block_gradients(grad, x, weights, None, window, shift)
+
+
+def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Tensor]:
+    """Gradients of those tensors among the arguments that require one, in order."""
+    return ffn_gradients(grad, x, weights)
+
+
+def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:
+    """`op` of the extension on x (B, C, H, W), any strides; the result is in x's layout if x is dense."""
+    out = torch.empty_like(x)
+    if x.numel():
+        getattr(native.extension(), op)(out=view(out), x=view(x), threads=torch.get_num_threads(), **arguments)
+    return out
+
+
+def _scratch(x: Tensor, heads: int, window: int, hidden: int) -> Buffer:
+    """Memory of all threads; heads and window 0 without attention, hidden 0 without FFN."""
+    _, floats, _ = native.extension().swda_layout(x.shape[1], heads, window, hidden)
+    return dense(torch.empty(torch.get_num_threads() * floats, dtype=torch.float32, device="cpu"))
