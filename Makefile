@@ -1,5 +1,5 @@
 # make demo    restore the photograph that ships with the repository, and show before and after
-# make test    lint, types and tests
+# make test    lint, types, imports and tests
 # make bench   every op beside the reference
 # Each sets up all it needs in $(VENV); Python 3.10 or newer and a C++ compiler must be there.
 
@@ -24,6 +24,7 @@ lint: $(VENV)/.for_tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.for_tests
 	$(BIN)/python -m pytest bench/

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from measure import Row, environment, gemm_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
+from bench.measure import Row, environment, gemm_rate
 from swintormer.prior.config import PRIORS
-from swintormer_kernels.testing.timing import in_turn, peak_memory
+from swintormer_kernels.packed import kept_bytes
+from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -68,7 +69,14 @@ def bench_step(name, rows):
     with FlopCounterMode(display=False) as counter:
         step(nets["contiguous"], x)
     turns = {kind: lambda kind=kind: step(nets[kind], inputs[kind]) for kind in nets}
-    rows.append(row(name, "denoiser", turns, rounds, reference, counter.get_total_flops() / 2, errors))
+    macs = counter.get_total_flops() / 2
+    packed = kept_bytes(nets["optimised"].parameters())
+    rows.append(
+        row(
+            name=name, op="denoiser", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
+            packed=packed,
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -90,7 +98,14 @@ def bench_sample(name, rows):
     errors = tuple(((turns[kind]() - truth).norm() / truth.norm()).item() for kind in ("optimised", reference))
     with FlopCounterMode(display=False) as counter:
         turns["contiguous"]()
-    rows.append(row(name, "sample", turns, rounds, reference, counter.get_total_flops() / 2, errors))
+    macs = counter.get_total_flops() / 2
+    packed = kept_bytes(nets["optimised"].parameters())
+    rows.append(
+        row(
+            name=name, op="sample", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
+            packed=packed,
+        )
+    )  # fmt: skip
 
 
 def scheduler(steps: int) -> Any:
@@ -132,6 +147,7 @@ def errors_of(nets: Denoisers, x: torch.Tensor, reference: str) -> tuple[float, 
 
 
 def row(
+    *,
     name: str,
     op: str,
     turns: dict[str, Callable[[], torch.Tensor]],
@@ -139,7 +155,9 @@ def row(
     reference: str,
     macs: float,
     errors: tuple[float, ...],
+    packed: int,
 ) -> Row:
+    """Time `turns` and print what fits in no row."""
     seconds = {kind: median(found) for kind, found in in_turn(turns, rounds).items()}
     own, eager = seconds["optimised"], seconds[reference]
     peaks = {kind: peak_memory(turn) / 1e6 for kind, turn in turns.items()}
@@ -171,4 +189,6 @@ def row(
         peak_mb=peaks["optimised"],
         error=errors[0],
         reference_error=errors[1],
+        fma_share=2 * macs / own / peak_rate(),
+        packed_mb=packed / 1e6,
     )

@@ -1,7 +1,8 @@
 """Times the whole network on one tile: `pytest bench/bench_network.py`.
 
 A tile goes through the reference, the cpu backend and torch's fastest float32 products in turn. `gemm_share` is the
-share of the best of those; `peak_mb` counts what torch allocates during the pass, without input, output and weights.
+share of the best of those, `fma_share` that of multiply-adds between registers; `peak_mb` counts what torch allocates
+during the pass, without input, output and weights, `packed_mb` the packed weights, which stay.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from statistics import median
 
 import pytest
 import torch
-from measure import Row, environment
 
 import swintormer_kernels as sk
+from bench.measure import Row, environment
 from swintormer import PRESETS, Swintormer
 from swintormer.cli.bench import blocks_backends
 from swintormer.cli.macs import count_macs
-from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory, timed
+from swintormer_kernels.packed import kept_bytes
+from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory, peak_rate, timed
 
 TILE = 256
 ROUNDS, TRAINING_ROUNDS = 9, 3
@@ -65,6 +67,7 @@ def bench(preset, backend, benchmark, rows, notes):
     own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), yardstick.rate(seconds)
     both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
     macs = count_macs(net.config, TILE, TILE).total
+    peak_flops = peak_rate()
     moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
     rows.append(
         Row(
@@ -88,13 +91,20 @@ def bench(preset, backend, benchmark, rows, notes):
             peak_mb=peak(net, x, backend) / 1e6,
             error=error,
             reference_error=reference_error,
+            fma_share=2 * macs / own / peak_flops,
+            packed_mb=kept_bytes(net.parameters()) / 1e6,
         )
     )
-    eager = 2 * macs / reference / rate
+    shares = {
+        what: f"{2 * macs / own / limit:.2f} of the {limit / 1e9:.0f} GFLOP/s {what} (reference "
+        f"{2 * macs / reference / limit:.2f})"
+        for what, limit in (("of multiply-adds", peak_flops), ("of torch's best product", rate))
+    }
+    live = {name: peak(net, x, name) / 1e6 for name in (backend, "reference")}
     notes.append(
-        f"{preset}: {reference / own:.2f} times as fast as the reference; share of the "
-        f"{rate / 1e9:.0f} GFLOP/s that torch reaches: {2 * macs / own / rate:.2f}, reference {eager:.2f}; live "
-        f"tensors at peak: {peak(net, x, backend) / 1e6:.1f} MB, reference {peak(net, x, 'reference') / 1e6:.1f} MB"
+        f"{preset}: {reference / own:.2f} times as fast as the reference; {'; '.join(shares.values())}; live "
+        f"tensors at peak: {live[backend]:.1f} MB, reference {live['reference']:.1f} MB; packed weights: "
+        f"{kept_bytes(net.parameters()) / 1e6:.1f} MB"
     )
 
 

@@ -1,9 +1,10 @@
-"""`pytest bench/` times every op's cases(); `--record` appends rows and sentences to bench/results."""
+"""`pytest bench/` times every op's cases; `--record` appends rows and sentences to bench/results."""
 
 from __future__ import annotations
 
 import pytest
-from measure import TABLE, Row, append_csv, append_notes, format_table
+
+from bench.measure import TABLE, Row, append_csv, append_notes, format_table, rates
 
 ROWS = pytest.StashKey[list[Row]]()
 NOTES = pytest.StashKey[list[str]]()
@@ -34,6 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if rows:
         terminalreporter.section("ops, timed in turn with the reference and with a copy of as many bytes; medians")
         terminalreporter.write(format_table(rows, TABLE))
+        terminalreporter.write_line(rates())
     for note in notes:
         terminalreporter.write_line(note)
     if config.getoption("--record"):

@@ -6,6 +6,9 @@ The machines are shared, so a row's ratios are what counts; all times in a row w
 from __future__ import annotations
 
 import csv
+import importlib
+import math
+import pkgutil
 import platform
 import statistics
 import subprocess
@@ -18,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import swintormer_kernels as sk
+import swintormer_kernels.ops
 from swintormer_kernels import native
+from swintormer_kernels.packed import kept_bytes
 from swintormer_kernels.testing.cases import Case
-from swintormer_kernels.testing.timing import in_turn, peak_memory, timed
+from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SECONDS_PER_CASE = 1.0
@@ -53,18 +58,32 @@ class Row:
     both_ratio: float
     gmac: float
     gflops: float
-    gemm_share: float  # of the float32 matrix-product rate
+    gemm_share: float  # of the rate of torch's float32 matrix product
     gb_s: float
     copy_share: float  # of the rate of a copy of as many bytes
-    peak_mb: float  # of memory above the inputs, forward
+    peak_mb: float  # of live tensors above inputs and packed weights, forward
     error: float  # largest against float64, relative to the largest element
     reference_error: float
+    fma_share: float  # of the rate of float32 multiply-adds between registers; nan in rows from before it was measured
+    packed_mb: float  # weights that the backend keeps beside the model's own
 
 
 TABLE = (
     "op", "case", "backend", "forward_ms", "forward_ratio", "both_ms", "both_ratio",
-    "gflops", "gemm_share", "gb_s", "copy_share", "peak_mb", "error", "reference_error",
+    "gflops", "fma_share", "gemm_share", "gb_s", "copy_share", "peak_mb", "packed_mb", "error", "reference_error",
 )  # fmt: skip
+
+
+def op_modules(backend: str) -> list[ModuleType]:
+    """Modules of the ops that `backend` has."""
+    names = [module.name for module in pkgutil.iter_modules(swintormer_kernels.ops.__path__)]
+    modules = [importlib.import_module(f"swintormer_kernels.ops.{name}") for name in names]
+    return [module for module in modules if backend in module.OP.serves]
+
+
+def cases_of(name: str) -> list[Case]:
+    """The cases of the op `name`."""
+    return importlib.import_module(f"swintormer_kernels.ops.{name}").cases()
 
 
 def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> Row:
@@ -114,6 +133,8 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
         peak_mb=peak_memory(lambda: call(backend)) / 1e6,
         error=error,
         reference_error=reference_error,
+        fma_share=2 * work.macs / forward / peak_rate(),
+        packed_mb=kept_bytes(t for t in tree_leaves(args) if isinstance(t, Tensor)) / 1e6,
     )
 
 
@@ -155,6 +176,14 @@ def gemm_rate() -> float:
     a, b = torch.randn(n, n), torch.randn(n, n)
     a @ b
     return 2 * n**3 / statistics.median(timed(lambda: a @ b) for _ in range(9))
+
+
+def rates() -> str:
+    """In a sentence, what this machine does at this moment: multiply-adds between registers, and torch's product."""
+    peaks = {f"multiply-adds in {dtype}": peak_rate(dtype) for dtype in ("float32", "bfloat16")}
+    told = [f"{rate / 1e9:.0f} of {what}" for what, rate in peaks.items() if not math.isnan(rate)]
+    told.append(f"{gemm_rate() / 1e9:.0f} of torch's float32 matrix product")
+    return f"GFLOP/s on {torch.get_num_threads()} threads: {', '.join(told)}"
 
 
 def environment() -> dict[str, Any]:

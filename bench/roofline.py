@@ -1,8 +1,9 @@
-"""Draws bench/results/roofline_<isa>.png, one for each instruction set, from recorded rows: `python bench/roofline.py`.
+"""Draws bench/results/roofline_<isa>.png, one for each instruction set, from recorded rows: `python -m bench.roofline`.
 
-The floor of a shape is the time that its arithmetic takes at the rate of a float32 matrix product, or that its memory
-takes at the rate of a copy, whichever is longer; both rates stand in the row, from the same run. A bar is the share of
-the floor that was reached, for the backend and for the plain PyTorch reference, newest row of each shape.
+The floor of a shape is the time that its arithmetic takes at the rate of float32 multiply-adds between registers (rows
+from before that was measured: of torch's matrix product), or that its memory takes at the rate of a copy, whichever is
+longer; both rates are of the row's own run. A bar is the share of the floor that was reached, for the backend and for
+the plain PyTorch reference, newest row of each shape.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def newest_rows(files: list[Path]) -> list[dict[str, str]]:
 
 def share_of_floor(row: dict[str, str]) -> float:
     """Floor time over measured time: the larger of the two shares, because the longer of the two times binds."""
-    shares = (float(row["gemm_share"]), float(row["copy_share"]))
-    return max(share for share in shares if not math.isnan(share))
+    fma, gemm, copy = (float(row[name]) for name in ("fma_share", "gemm_share", "copy_share"))
+    return max(share for share in (gemm if math.isnan(fma) else fma, copy) if not math.isnan(share))
 
 
 def machine(rows: list[dict[str, str]]) -> str:

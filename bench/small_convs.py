@@ -1,6 +1,6 @@
 """Where small images or few channels leave Winograd's tiles and panels empty: reference / cpu, the worst ones last.
 
-`python bench/small_convs.py` (half a minute; OMP_NUM_THREADS=1 for one thread). Both take turns; the best of each
+`python -m bench.small_convs` (half a minute; OMP_NUM_THREADS=1 for one thread). Both take turns; the best of each
 counts, because these calls are shorter than a time slice of a busy machine. The `slower` predicates of
 norm_silu_conv3x3 and upsample_conv3x3 come from it: none of what it lists below 1 may be chosen by automatic selection.
 """
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from measure import print_worst
 
 import swintormer_kernels as sk
+from bench.measure import print_worst
 from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, upsample_conv3x3
 
 SIDES, CHANNELS, OUTS, BATCHES = (1, 2, 3, 4, 6, 8, 16, 32), (4, 16, 32, 64, 160, 640), (3, 8, 16, 32, 64, 640), (1, 4)

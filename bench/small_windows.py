@@ -1,6 +1,6 @@
 """Where few tokens meet many channels: reference / cpu on shapes that fill little of a vector, the worst ones last.
 
-`python bench/small_windows.py` (minutes; OMP_NUM_THREADS=1 for one thread). Both take turns; the best of each
+`python -m bench.small_windows` (minutes; OMP_NUM_THREADS=1 for one thread). Both take turns; the best of each
 counts, because these calls are shorter than a time slice of a busy machine. The `slower` predicates in
 swintormer_kernels/ops come from it: none of what it lists below 1 may be chosen by automatic selection.
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from measure import print_worst
 
+from bench.measure import print_worst
 from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
 
 SIDES, CHANNELS, HEADS, WINDOWS, BATCHES = (2, 3, 4, 5, 6, 7, 8), (8, 16, 64, 128, 384), (1, 4), (1, 8), (1, 4)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -70,6 +70,13 @@ def forget(model: nn.Module) -> None:
     with _lock:
         for source in (*model.parameters(), *model.buffers()):
             _kept.pop(source, None)
+
+
+def kept_bytes(sources: Iterable[Tensor]) -> int:
+    """Bytes of all that is kept of `sources` (a model's parameters, say); memory that two share counts once."""
+    with _lock:
+        kept = [derived for source in sources for _, derived in _kept.get(source, {}).values()]
+    return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
 
 
 def _without_autocast(source: Tensor) -> AbstractContextManager[object]:

@@ -155,7 +155,7 @@ _DEBLUR_EXAMPLES = (
 
 
 @app.command(help=_DEBLUR, epilog=_DEBLUR_EXAMPLES)
-def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
+def deblur(
     inputs: _Inputs,
     out: _Out,
     recursive: _Recursive = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,10 @@ class Bench:
         seconds: for one tile, as `swintormer deblur` runs it.
         reference_seconds: for one tile in plain PyTorch.
         gflops: rate of the former (GFLOP/s).
-        best_gflops: the best rate that torch reaches here in float32.
+        torch_gflops: the best rate that torch reaches here in float32.
+        peak_gflops: float32 multiply-adds between registers, the most that this machine can do; NaN if not known.
+        peak_bfloat16_gflops: the same in bfloat16; NaN if not known, or where the CPU has no such instruction.
+        packed_megabytes: weights that the kernels keep in their own order, beside the network's own.
     """
 
     backends: tuple[str, ...]
@@ -35,7 +39,10 @@ class Bench:
     seconds: float
     reference_seconds: float
     gflops: float
-    best_gflops: float
+    torch_gflops: float
+    peak_gflops: float = math.nan
+    peak_bfloat16_gflops: float = math.nan
+    packed_megabytes: float = 0.0
 
     @property
     def speedup(self) -> float:
@@ -55,9 +62,24 @@ class Bench:
             f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, in turn, medians\n"
             f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
             f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
-            f"  {self.gflops:.0f} of the {self.best_gflops:.0f} GFLOP/s that torch reaches here at best "
-            f"({self.gflops / self.best_gflops:.0%})\n\n{self.sentence()}"
+            f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights beside the network's own\n\n"
+            f"{self.sentence()}"
         )
+
+    def _rates(self) -> str:
+        """The rate beside each limit, a line each."""
+        limits = {
+            "of multiply-adds that this machine can do": self.peak_gflops,
+            "of torch's best product": self.torch_gflops,
+        }
+        told = "".join(
+            f"  {self.gflops:.0f} of the {limit:.0f} GFLOP/s {what} ({self.gflops / limit:.0%})\n"
+            for what, limit in limits.items()
+            if not math.isnan(limit)
+        )
+        if not math.isnan(self.peak_bfloat16_gflops):
+            told += f"  in bfloat16 it could do {self.peak_bfloat16_gflops:.0f} GFLOP/s\n"
+        return told
 
     def sentence(self) -> str:
         """For a person: how long a photograph takes, and what the kernels bring."""
@@ -79,7 +101,8 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
     from swintormer.cli.macs import count_macs
     from swintormer.model.network import Swintormer
     from swintormer_kernels import use_backend
-    from swintormer_kernels.testing.timing import Yardstick, in_turn
+    from swintormer_kernels.packed import kept_bytes
+    from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_rate
 
     net = Swintormer(config).eval()
     tile = torch.rand(1, config.in_channels, TILE, TILE)
@@ -99,7 +122,10 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
         seconds=own,
         reference_seconds=plain_torch,
         gflops=2 * count_macs(config, TILE, TILE).total / own / 1e9,
-        best_gflops=yardstick.rate(seconds) / 1e9,
+        torch_gflops=yardstick.rate(seconds) / 1e9,
+        peak_gflops=peak_rate() / 1e9,
+        peak_bfloat16_gflops=peak_rate("bfloat16") / 1e9,
+        packed_megabytes=kept_bytes(net.parameters()) / 1e6,
     )
 
 

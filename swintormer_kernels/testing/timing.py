@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from swintormer_kernels import native
+
 
 def timed(function: Callable[[], object]) -> float:
     """Seconds of one call."""
@@ -39,11 +41,25 @@ def peak_memory(function: Callable[[], object]) -> int:
     return peak
 
 
+def peak_rate(dtype: str = "float32") -> float:
+    """FLOP/s of multiply-adds between registers on as many threads as torch has: no kernel can be faster.
+
+    Args:
+        dtype: "float32", or "bfloat16" for dot products of bfloat16.
+
+    Returns:
+        NaN where the extension is absent or this machine has no such instruction.
+    """
+    measure = getattr(native, "peak_gflops", None)
+    found = measure and measure(dtype, torch.get_num_threads())
+    return 1e9 * found if found else float("nan")
+
+
 class Yardstick:
     """What torch does fastest in float32: a matrix product, and a 1x1 convolution of a shape of the network.
 
-    `turns` go into the same rounds as what is measured. A turn takes a tenth of a second or so, as a tile does, so that
-    the other work of a busy machine meets both alike.
+    It stands beside `peak_rate`, which torch does not reach. `turns` go into the same rounds as what is measured. A
+    turn takes a tenth of a second or so, as a tile does, so that the other work of a busy machine meets both alike.
     """
 
     _PRODUCTS = 10
@@ -59,5 +75,5 @@ class Yardstick:
         }
 
     def rate(self, seconds: Mapping[str, Sequence[float]]) -> float:
-        """The best FLOP/s of any of the yardstick's turns: what this machine can do, busy or not."""
+        """The best FLOP/s of any of the yardstick's turns: what torch gets out of this machine."""
         return max(self._PRODUCTS * flops / min(seconds[name]) for name, flops in self._flops.items())

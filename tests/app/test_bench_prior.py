@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from priors import tiny
 
 import swintormer_kernels as sk
+from bench import prior
 
-pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
-    module = importlib.import_module("prior")
-    monkeypatch.setattr(module, "ROUNDS", 1)
-    return module
+    monkeypatch.setattr(prior, "ROUNDS", 1)
+    return prior
 
 
 def table(bench, capsys) -> dict[str, str]:
@@ -52,12 +48,12 @@ def test_samples_that_are_too_large_are_computed_and_say_so(bench, capsys, monke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_diffusers_own_steps_keep_the_dtype_of_z(dtype, bench):
     """As the prior does, and come as near to float64 as it: twice its error, and a rounding of z at each step."""
-    prior, theirs, exact = tiny().to(dtype), tiny().to(dtype), tiny().to(dtype).double()
+    own, theirs, exact = tiny().to(dtype), tiny().to(dtype), tiny().to(dtype).double()
     sk.restore(theirs.denoiser)
-    z, condition, steps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8).to(dtype), prior.sampling.steps
+    z, condition, steps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8).to(dtype), own.sampling.steps
     with torch.no_grad():
         truth = exact.denoise(condition.double(), z.double(), steps, 0.0)
-        ours, found = prior.denoise(condition, z, steps, 0.0), bench.by_diffusers(theirs, z, condition, 0.0)
+        ours, found = own.denoise(condition, z, steps, 0.0), bench.by_diffusers(theirs, z, condition, 0.0)
     assert found.dtype == ours.dtype == torch.float32
     budget = 2 * (ours - truth).abs().max() + steps * torch.finfo().eps * truth.abs().max()
     assert (found - truth).abs().max() <= budget

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_files import golden_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 import swintormer_kernels as sk
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.model.network import pad_to_multiple
+from swintormer_kernels.backends.triton.layout import INTERPRETED
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "network_dim16_window8.safetensors"
 GOLDEN_CONFIG = NetworkConfig(dim=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=2, window_size=8)
 TINY = {"in_channels": 3, "dim": 8, "num_blocks": (2, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 1, 2, 2)}
 
@@ -62,23 +61,57 @@ def test_released_state_dict():
     assert tuple(state["output.0.weight"].shape) == (12, 96, 3, 3)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"golden tensors are not at {GOLDEN.parent}")
-def test_golden_network():
-    golden = load_file(GOLDEN)
+@pytest.fixture(scope="module")
+def golden_image() -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and the released network's output of tests/golden."""
+    golden = golden_network()
+    return golden["in.x"], golden["out.y"].double()
+
+
+def golden_net(device: str = "cpu") -> Swintormer:
+    golden = golden_network()
     net = Swintormer(GOLDEN_CONFIG).eval()
     net.load_state_dict({k.removeprefix("param."): v for k, v in golden.items() if k.startswith("param.")}, strict=True)
-    x, y = golden["in.x"], golden["out.y"].double()
+    return net.to(device)
 
-    def error(value: torch.Tensor) -> float:
-        return float((value.double() - y).norm() / y.norm())
 
-    with torch.inference_mode():
-        with sk.use_backend("reference"):
-            of_reference = error(net(x))
-        automatic = error(net(x))
-        assert error(net.double()(x.double())) <= torch.finfo(torch.float32).eps / 2  # stored as float32
-    assert automatic <= 2 * of_reference
-    assert of_reference <= 5e-5  # what the golden file's README grants float32 code of good quality
+def golden_error(net: Swintormer, x: torch.Tensor, y: torch.Tensor, backend: str) -> float:
+    """||net(x) - y|| / ||y|| with the blocks on `backend`."""
+    with torch.inference_mode(), sk.use_backend(backend):
+        return float((net(x).double().cpu() - y).norm() / y.norm())
+
+
+@pytest.fixture(scope="module")
+def reference_error(golden_image) -> float:
+    """Of the reference in float32."""
+    return golden_error(golden_net(), *golden_image, "reference")
+
+
+def test_the_reference_in_float64_is_the_released_network(golden_image):
+    x, y = golden_image
+    stored = torch.finfo(torch.float32).eps / 2  # the golden values are rounded to float32
+    assert golden_error(golden_net().double(), x.double(), y, "reference") <= stored
+
+
+def test_the_reference_in_float32(reference_error):
+    assert reference_error <= 5e-5  # what the golden file's README grants float32 code of good quality
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "triton" and INTERPRETED))
+        for name in sk.BACKENDS
+        if name != "reference" and name not in sk.swda_block.op.absent
+    ],
+)
+def test_every_backend_in_float32(golden_image, reference_error, backend):
+    lacks = sk.backends()[backend]
+    if lacks is not None:
+        pytest.skip(lacks)
+    x, y = golden_image
+    device = "cpu" if backend == "cpu" or INTERPRETED else "cuda"
+    assert golden_error(golden_net(device), x.to(device), y, backend) <= 2 * reference_error
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (7, 300), (255, 257), (1, 1000), (64, 64), (65, 64)])

@@ -1,22 +1,20 @@
-"""The timed parts of bench/gpu.py. They run on a CPU as well, small, which is how the tests reach them."""
+"""The timed parts of bench/gpu/main.py. They run on a CPU as well, small, which is how the tests reach them."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from gpu import Row, append
-from gpu_timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import swintormer_kernels as sk
-import swintormer_kernels.ops
+from bench.gpu.rows import Row, append
+from bench.gpu.timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
+from bench.measure import cases_of, op_modules
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
 from swintormer.inference.cuda_graph import capture_graph
@@ -24,7 +22,7 @@ from swintormer_kernels.ops import swda_block
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
 OP_TILES = 8  # tiles whose blocks an op gets at once
-OF_TILES = ("gated_ffn", "swda_attention", "swda_block")  # gpu_denoiser.py times the others, on one latent
+OF_TILES = ("gated_ffn", "swda_attention", "swda_block")  # denoiser.py times the others, on one latent
 DTYPES = (torch.bfloat16, torch.float32)
 NAN = float("nan")
 
@@ -40,27 +38,49 @@ class Meter:
             print(f"matrix product in {dtype}: {rate / 1e12:.1f} TFLOP/s")
         print(f"copy: {self.copy / 1e9:.0f} GB/s", flush=True)
 
-    def row(self, names: tuple[str, str, torch.dtype, str, str], ms: float, **figures: float) -> Row:
-        """names: what, case, dtype, passes, by. figures: macs, bytes, eager_ms, peak_mb, error."""
-        what, case, dtype, passes, by = names
-        seconds, flops = 1e-3 * ms, 2 * figures.get("macs", NAN) * (3 if passes == "both" else 1)
-        moved = figures.get("bytes", NAN)
+    def row(
+        self,
+        *,
+        what: str,
+        case: str,
+        dtype: torch.dtype,
+        by: str,
+        ms: float,
+        passes: str = "forward",
+        macs: float = NAN,
+        moved: float = NAN,
+        eager_ms: float = NAN,
+        peak_mb: float = NAN,
+        error: float = NAN,
+    ) -> Row:
+        """Write a line, with the rates and shares that follow; `macs` and `moved` (bytes) are those of the forward."""
+        seconds, flops = 1e-3 * ms, 2 * macs * (3 if passes == "both" else 1)
         row = Row(
-            *(self.part, what, case, str(dtype).removeprefix("torch."), passes, by, ms),
-            figures.get("eager_ms", NAN) / ms,
-            *(flops / 2e9, flops / seconds / 1e12, flops / seconds / self.rates[dtype]),
-            *(moved / seconds / 1e9, moved / seconds / self.copy),
-            *(figures.get("peak_mb", NAN), figures.get("error", NAN)),
+            part=self.part,
+            what=what,
+            case=case,
+            dtype=str(dtype).removeprefix("torch."),
+            passes=passes,
+            by=by,
+            ms=ms,
+            ratio=eager_ms / ms,
+            gmac=flops / 2e9,
+            tflops=flops / seconds / 1e12,
+            matmul_share=flops / seconds / self.rates[dtype],
+            gb_s=moved / seconds / 1e9,
+            copy_share=moved / seconds / self.copy,
+            peak_mb=peak_mb,
+            error=error,
         )
         append(self.out, row)
         return row
 
 
 def run(part: str, out: Path, device: str) -> None:
-    """One part of gpu.py."""
+    """One part of main.py."""
     meter = Meter(part, out, device)
     if part == "ops":
-        for module in op_modules():
+        for module in op_modules("triton"):
             if module.OP.name in OF_TILES:
                 time_op(meter, module)
     elif part == "network":
@@ -75,17 +95,10 @@ def run(part: str, out: Path, device: str) -> None:
 # ---- op by op --------------------------------------------------------------------------------------------------------
 
 
-def op_modules() -> list[ModuleType]:
-    """Modules of the ops that have Triton kernels."""
-    names = [module.name for module in pkgutil.iter_modules(swintormer_kernels.ops.__path__)]
-    modules = [importlib.import_module(f"swintormer_kernels.ops.{name}") for name in names]
-    return [module for module in modules if "triton" in module.OP.serves]
-
-
 def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
     """Every timed case, forward and both, Triton and eager in turn."""
     op = getattr(module, module.OP.name)
-    for case in module.cases():
+    for case in cases_of(module.OP.name):
         if not case.timed:
             continue
         for dtype in DTYPES:
@@ -121,8 +134,19 @@ def time_case(meter: Meter, op: Callable[..., Tensor], name: str, given: tuple[A
             peak = peak_mb(turns[0], meter.device)
             ms = rotating_ms(turns, meter.device)
             eager.setdefault(passes, ms)
-            figures = {"macs": work.macs, "bytes": work.bytes, "eager_ms": eager[passes]}
-            meter.row((op.op.name, name, dtype, passes, by), ms, **figures, peak_mb=peak, error=error)  # type: ignore[attr-defined]
+            meter.row(
+                what=op.op.name,  # type: ignore[attr-defined]
+                case=name,
+                dtype=dtype,
+                passes=passes,
+                by=by,
+                ms=ms,
+                macs=work.macs,
+                moved=work.bytes,
+                eager_ms=eager[passes],
+                peak_mb=peak,
+                error=error,
+            )
 
 
 def on(backend: str, op: Callable[..., Tensor], arguments: Any, keywords: Any) -> Tensor:
@@ -161,7 +185,9 @@ def time_sdpa(meter: Meter, name: str, arguments: Any) -> None:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     ms, macs = median_ms(call, meter.device), 2 * windows * heads * tokens**2 * size
-    meter.row(("attention core", name, x.dtype, "forward", "sdpa core"), ms, macs=macs, bytes=8 * q.nbytes // 2)
+    meter.row(
+        what="attention core", case=name, dtype=x.dtype, by="sdpa core", ms=ms, macs=macs, moved=8 * q.nbytes // 2
+    )
 
 
 # ---- the whole network -----------------------------------------------------------------------------------------------
@@ -192,12 +218,12 @@ def time_network(
             peak = peak_mb(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
             ms = median_ms(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
             eager_ms = ms if by == "eager" else eager_ms
-            figures = {"macs": macs, "eager_ms": eager_ms, "error": error}
-            meter.row((preset, case, dtype, "forward", by), ms, **figures, peak_mb=peak)
+            common: Any = {"what": preset, "case": case, "dtype": dtype, "macs": macs, "error": error}
+            meter.row(**common, by=by, ms=ms, eager_ms=eager_ms, peak_mb=peak)
             if by != "eager" and meter.device != "cpu":
                 replay = capture_graph(lambda t, backend=backend: forward(backend, net, t), x)  # noqa: B023
                 ms = median_ms(lambda: replay(x), meter.device)  # noqa: B023
-                meter.row((preset, case, dtype, "forward", "graph"), ms, **figures)
+                meter.row(**common, by="graph", ms=ms, eager_ms=eager_ms)
         time_training(meter, preset, net, images(config, trained, tile, meter.device, dtype))
 
 
@@ -226,8 +252,8 @@ def time_training(meter: Meter, preset: str, net: nn.Module, x: Tensor) -> None:
         peak = peak_mb(lambda backend=backend: step(backend), meter.device)
         ms = median_ms(lambda backend=backend: step(backend), meter.device)
         eager_ms = ms if by == "eager" else eager_ms
-        names = (preset, f"batch {len(x)} of {x.shape[-1]}", x.dtype, "both", by)
-        meter.row(names, ms, eager_ms=eager_ms, peak_mb=peak)
+        case = f"batch {len(x)} of {x.shape[-1]}"
+        meter.row(what=preset, case=case, dtype=x.dtype, passes="both", by=by, ms=ms, eager_ms=eager_ms, peak_mb=peak)
 
 
 def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: int = TILES) -> None:
@@ -237,19 +263,19 @@ def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: 
     compiled = torch.compile(net, mode=compile_mode(meter.device))
     ms = median_ms(lambda: forward("reference", compiled, x), meter.device)
     macs = count_macs(config, tile, tile).total * tiles
-    meter.row(("released", f"{tiles} tiles of {tile}", dtype, "forward", "compile"), ms, macs=macs)
+    meter.row(what="released", case=f"{tiles} tiles of {tile}", dtype=dtype, by="compile", ms=ms, macs=macs)
 
 
 def time_compiled_block(meter: Meter, name: str, tiles: int = OP_TILES) -> None:
     """One block's reference through torch.compile(mode="max-autotune"), bfloat16: minutes less than the network."""
-    case = next(case for case in swda_block.cases() if case.name == name)
+    case = next(case for case in cases_of("swda_block") if case.name == name)
     arguments, keywords = on_device(case.make(0), meter.device, torch.bfloat16, tiles)
     compiled = torch.compile(sk.swda_block, mode=compile_mode(meter.device))
     copies = rotated(arguments, meter.device)
     turns = [lambda copy=copy: on("reference", compiled, copy, keywords) for copy in copies]
     work = swda_block.cost(*arguments, **keywords)
     ms = rotating_ms(turns, meter.device)
-    meter.row(("swda_block", name, torch.bfloat16, "forward", "compile"), ms, macs=work.macs, bytes=work.bytes)
+    meter.row(what="swda_block", case=name, dtype=torch.bfloat16, by="compile", ms=ms, macs=work.macs, moved=work.bytes)
 
 
 def compile_mode(device: str) -> str | None:

@@ -1,20 +1,18 @@
-"""All that is to be known of the kernels on a GPU, in under ten minutes: `python bench/gpu.py --out DIR`.
+"""All that is to be known of the kernels on a GPU, in under ten minutes: `python -m bench.gpu.main --out DIR`.
 
 First the tests on the device; nothing is timed if one fails. Then, each in a process of its own with a time limit: op
 by op, the whole network, and the network through torch.compile. DIR gets gpu.csv (a line for each time), log.txt (all
-that was printed) and notes.md (machine, versions, predictions and outcomes). Times are medians of CUDA events.
+that was printed) and notes.md (machine, versions and a summary). Times are medians of CUDA events.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from subprocess import STDOUT, Popen, TimeoutExpired
 from tempfile import TemporaryFile
@@ -23,46 +21,24 @@ from typing import TextIO
 import torch
 
 import swintormer_kernels as sk
+from bench.gpu.rows import Row, read_rows
 from swintormer.images.files import replacing
 
-ROOT = Path(__file__).resolve().parents[1]
-NO_GPU = (
-    "bench/gpu.py needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch."
-)
+ROOT = Path(__file__).resolve().parents[2]
+NO_GPU = "this bench needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch"
 # The C++ engine's own tests and the ahead-of-time table need no GPU and take minutes of its time.
 LEFT_OUT = ("test_aot.py", "test_swda_block.py")
 LIMITS = {"tests": 200, "ops": 130, "network": 110, "compile": 130}  # seconds, 570 in all
-PREDICTIONS = """\
-| what | predicted | outcome |
-|---|---|---|
-| released network, 40 tiles of 256, bfloat16, forward: against eager bfloat16 | at least 5x | {forward} |
-| the same against torch.compile, max-autotune | at least 2x | {compiled} |
-| images of 1680x1120 (40 tiles) in a second | at least 25 | {images} |
-| peak memory of that batch against eager | at most 1/4 | {memory} |
-| training step, batch 8 of 256, bfloat16: against eager | at least 3x | {training} |
-| graph replay against plain launches, the same 40 tiles | at least 1x | {graph} |
+SUMMARY = """\
+| released network, 40 tiles of 256 (an image of 1680x1120), bfloat16 | measured |
+|---|---|
+| forward, against eager bfloat16 | {forward} |
+| forward, against torch.compile, max-autotune | {compiled} |
+| images in a second | {images} |
+| peak memory of forward, against eager | {memory} |
+| training step, batch 8 of 256, against eager | {training} |
+| graph replay, against plain launches | {graph} |
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """One time. `ratio` is eager's time over this one; shares are of rates measured in the same process."""
-
-    part: str
-    what: str
-    case: str
-    dtype: str
-    passes: str  # "forward" or "both": forward and backward
-    by: str  # "triton", "eager", "compile", "graph", "sdpa core"
-    ms: float
-    ratio: float
-    gmac: float  # forward and backward count as three times the forward
-    tflops: float
-    matmul_share: float
-    gb_s: float
-    copy_share: float
-    peak_mb: float
-    error: float  # ||y - exact|| / ||exact||, exact in float64
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,10 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         sys.exit(NO_GPU)
     if asked.part:
-        import gpu_parts
+        from bench.gpu import parts
 
-        gpu_parts.run(asked.part, asked.out, "cuda")
+        parts.run(asked.part, asked.out, "cuda")
         return
+    asked.out = asked.out.resolve()  # the parts run in the repository's folder
     asked.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with (asked.out / "log.txt").open("w", encoding="utf-8") as log:
@@ -84,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         outcomes = {"tests": run_together(*tests_and_compilers(), LIMITS["tests"], log)}
         if outcomes["tests"] == "done":
             for part in ("ops", "network", "compile"):
-                command = [sys.executable, str(Path(__file__)), "--out", str(asked.out), "--part", part]
+                command = [sys.executable, "-m", "bench.gpu.main", "--out", str(asked.out), "--part", part]
                 outcomes[part] = run_together([command], [], LIMITS[part], log)
     rows = read_rows(asked.out)
     write_notes(asked.out, rows, outcomes, time.monotonic() - started)
@@ -146,33 +123,8 @@ def machine() -> str:
     return "\n".join(lines)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def append(out: Path, row: Row) -> None:
-    """A line more in gpu.csv, at once: a part that is stopped later has told what it measured."""
-    file = out / "gpu.csv"
-    new = not file.exists()
-    with file.open("a", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
-    print(", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values()), flush=True)
-
-
-def read_rows(out: Path) -> list[Row]:
-    """What gpu.csv holds; nothing if there is none."""
-    file = out / "gpu.csv"
-    if not file.exists():
-        return []
-    numbers = {field.name for field in fields(Row) if field.type == "float"}
-    with file.open(newline="", encoding="utf-8") as lines:
-        return [Row(**{k: float(v) if k in numbers else v for k, v in line.items()}) for line in csv.DictReader(lines)]
-
-
 def write_notes(out: Path, rows: list[Row], outcomes: dict[str, str], seconds: float) -> None:
-    """notes.md: where, what ran, and predictions beside outcomes; "not measured" where a part did not get there."""
+    """notes.md: where, what ran, and a summary; "not measured" where a part did not get there."""
 
     def network(passes: str, by: str) -> Row | None:
         found = [
@@ -197,7 +149,7 @@ def write_notes(out: Path, rows: list[Row], outcomes: dict[str, str], seconds: f
         "training": lambda: f"{training_eager.ms / training.ms:.2f}x",
         "graph": lambda: f"{fused.ms / graph.ms:.2f}x",
     }
-    table = PREDICTIONS.format(**{name: told(figure) for name, figure in figures.items()})
+    table = SUMMARY.format(**{name: told(figure) for name, figure in figures.items()})
     parts = "\n".join(f"- {part}: {outcome}" for part, outcome in outcomes.items())
     text = f"# Kernels on a GPU\n\n```\n{machine()}\n```\n\n{parts}\n- {seconds:.0f} s in all\n\n{table}"
     with replacing(out / "notes.md") as file:

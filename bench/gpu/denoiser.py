@@ -1,10 +1,10 @@
-"""The latent denoiser on a GPU: `python bench/gpu_denoiser.py --out DIR [--latent N ...]`.
+"""The latent denoiser on a GPU: `python -m bench.gpu.denoiser --out DIR [--latent N ...]`.
 
 Times the denoiser's ops on one latent, forward and both passes, then each prior, for one step and for all (eta 0).
 Eager is diffusers' own in channels_last: UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step;
 optimized is `LatentPrior`, also as CUDA graphs, whose half of the first convolution for the condition was made before.
 z_t is float32 between the steps of both, and its noise the same. `detail` has the sizes of `compact` and is left out.
-DIR gets gpu.csv as of bench/gpu.py, a line for each time. Run bench/gpu.py first: it runs the tests on the device.
+DIR gets gpu.csv as of bench.gpu.main, a line for each time. Run that first: it runs the tests on the device.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from gpu_parts import Meter, relative, time_op
-from gpu_timing import median_ms
-from prior import by_diffusers
 from torch import Tensor
 
 import swintormer_kernels as sk
+from bench.gpu.main import NO_GPU
+from bench.gpu.parts import Meter, relative, time_op
+from bench.gpu.timing import median_ms
+from bench.prior import by_diffusers
 from swintormer.inference.cuda_graph import capture_graph
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.config import PRIORS, PriorConfig
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--latent", type=int, nargs="+", default=[32, 64, 128], help="sides of the latents")
     asked = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("bench/gpu_denoiser.py needs a CUDA device and torch sees none: run it on a machine with a GPU.")
+        sys.exit(NO_GPU)
     asked.out.mkdir(parents=True, exist_ok=True)
     meter = Meter("denoiser", asked.out, "cuda")
     for side in asked.latent:
@@ -61,17 +62,17 @@ def time_unet(meter: Meter, name: str, config: PriorConfig, side: int, dtype: to
     for by, made in (("eager", _eager), ("optimized", _optimized)):
         (sk.restore if by == "eager" else sk.optimize)(prior.denoiser)
         for what, (function, inputs) in made(prior, z, condition).items():
-            names = (f"{name} {what}", f"latent {side}", dtype, "forward")
+            common: Any = {"what": f"{name} {what}", "case": f"latent {side}", "dtype": dtype}
             with torch.no_grad():
                 result = function(*inputs)
                 ms = median_ms(partial(function, *inputs), meter.device)
                 before, eager_ms = plain.setdefault(what, (result, ms))
-                meter.row((*names, by), ms, eager_ms=eager_ms, error=relative(result, before.double()))
+                meter.row(**common, by=by, ms=ms, eager_ms=eager_ms, error=relative(result, before.double()))
                 if by == "optimized" and meter.device != "cpu":
                     replay = capture_graph(function, *inputs)
                     error = relative(replay(*inputs), before.double())
                     ms = median_ms(partial(replay, *inputs), meter.device)
-                    meter.row((*names, "graph"), ms, eager_ms=eager_ms, error=error)
+                    meter.row(**common, by="graph", ms=ms, eager_ms=eager_ms, error=error)
 
 
 Work: TypeAlias = dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
