@@ -1,5 +1,10 @@
-"""The one exception that the command line turns into a sentence and exit code 1."""
+"""The exception for users, which the command line prints as one sentence and ends with exit code 1."""
 
 
 class SwintormerError(Exception):
-    """What went wrong, what was expected and what to do, in one sentence for the person at the keyboard."""
+    """One sentence for the user: what went wrong, what was expected and what to do."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error without full stop, or its class; torch appends hints and its stack."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

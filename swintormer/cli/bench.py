@@ -1,26 +1,37 @@
-"""How fast this machine restores a picture: what `swintormer bench` measures, and says in one sentence at the end."""
+"""`swintormer bench`: how fast this machine restores a picture, with one sentence that sums it up."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from swintormer.model.config import NetworkConfig
+import typer
+
+from swintormer.cli.messages import preset_named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from swintormer.model.config import NetworkConfig
     from swintormer.model.network import Swintormer
 
 TILE = 256
 PHOTO = (6000, 4000)  # pixels of a 24-megapixel photograph, for the sentence
 
 
+def bench(
+    preset: Annotated[str, typer.Option(help="Network to time: small, small-prior or released.")] = "small",
+    rounds: Annotated[int, typer.Option(min=1, help="Number of measurements of each kind.")] = 5,
+) -> None:
+    """Time one tile on this machine, beside plain PyTorch."""
+    print(run(preset_named(preset), rounds))
+
+
 @dataclass(frozen=True)
 class Bench:
-    """Medians of one tile through the network, turn by turn in one run on this machine.
+    """Medians of one tile through the network on this machine; the measurements alternate.
 
     Attributes:
         backends: what automatic selection takes for the network's blocks, as `swintormer deblur` does.

@@ -1,41 +1,202 @@
-"""The work of `swintormer deblur`: file after file through one network; a failure stops nothing but its own file."""
+"""`swintormer deblur`: restores file after file with one network; a failure ends only the work on its own file."""
 
 from __future__ import annotations
 
-import os
+import re
 import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
-from swintormer.backend import backend_scope
-from swintormer.cli.plan import Job
-from swintormer.errors import SwintormerError
+import typer
+
+from swintormer.cli.messages import FAILED, SIGNALLED, complain
+from swintormer.cli.progress import Following, Reporter, describe
+from swintormer.errors import SwintormerError, first_line
 from swintormer.images.files import prepare_folder
-from swintormer.images.io import Image, Samples, check_target, read_image, write_image
 from swintormer.signals import stoppable
-from swintormer.words import counted
 
 if TYPE_CHECKING:
+    from swintormer.cli.plan import Job
+    from swintormer.images.io import Image, Samples
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.model.network import Swintormer
     from swintormer.prior.guide import Guidance
 
+DEBLUR = (
+    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
+    "Bit depth, transparency, colour profile, EXIF data and orientation are kept. If a photograph cannot be restored, "
+    "the others are, and the failure is reported at the end."
+)
+DEBLUR_EXAMPLES = (
+    "Examples:\n\n"
+    "swintormer deblur photo.jpg -o sharp.png\n\n"
+    "swintormer deblur holiday/ -o restored/ --recursive --compare\n\n"
+    "swintormer deblur scan.tif -o . --suffix _sharp --memory 1G\n\n"
+    "swintormer deblur photo.jpg -o better.png --prior"
+)
+
+
+def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, show_default=False, **more)
+
+
+# The order of the parameters is the order of the help: common options first, rare ones last.
+_MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "Rarely needed"
+
+
+def deblur(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Photographs, or folders of photographs.")],
+    out: Annotated[
+        Path,
+        _option(_MAIN, "File name for one photograph; otherwise a folder.", "--out", "-o", metavar="OUT"),
+    ],
+    recursive: Annotated[
+        bool, _option(_MAIN, "Include folders inside folders; OUT gets the same folders.", "--recursive", "-r")
+    ] = False,
+    compare: Annotated[
+        bool, _option(_MAIN, "Also write NAME.compare.png: before and after side by side.", "--compare")
+    ] = False,
+    suffix: Annotated[
+        str, _option(_MAIN, "Added to names: _sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")
+    ] = "",
+    form: Annotated[
+        str, _option(_MAIN, "png, tiff, jpeg or webp (default: as the input).", "--format", metavar="NAME")
+    ] = "",
+    skip_existing: Annotated[
+        bool, _option(_MAIN, "Skip what has a result already; continues an interrupted run.", "--skip-existing")
+    ] = False,
+    memory: Annotated[
+        str, _option(_MAIN, "Working memory, such as 500M; photograph and network are extra.", metavar="SIZE")
+    ] = "",
+    device: Annotated[
+        str, _option(_MAIN, "cpu, cuda, cuda:1 (second GPU), mps or auto (default).", metavar="NAME")
+    ] = "auto",
+    quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
+    prior: Annotated[
+        bool | None,
+        _option(
+            _PRIOR,
+            "Use the diffusion prior. Default: only if the file given with --weights contains one.",
+            "--prior/--no-prior",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, _option(_PRIOR, "Sampling steps (default: 4, or as the weights say).", min=1, metavar="N")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _option(_PRIOR, "Random seed (default: 0). The same seed gives the same picture.", min=0, metavar="N"),
+    ] = None,
+    weights: Annotated[
+        Path | None, _option(_RARE, "Network to use instead of the installed one (.safetensors, .pth).", metavar="FILE")
+    ] = None,
+    right: Annotated[
+        Path | None, _option(_RARE, "Right view of a dual-pixel photograph, or a folder of them.", metavar="PATH")
+    ] = None,
+    tile: Annotated[
+        str, _option(_RARE, "Size of the square tiles that are restored in turn, or auto.", metavar="PIXELS")
+    ] = "",
+    stride: Annotated[
+        int | None, _option(_RARE, "Distance between tiles; smaller than --tile: they overlap.", metavar="PIXELS")
+    ] = None,
+    blend: Annotated[
+        str, _option(_RARE, "Overlapping tiles: feather (default) fades, uniform averages.", metavar="NAME")
+    ] = "",
+    batch: Annotated[int | None, _option(_RARE, "Number of tiles processed at once.", metavar="N")] = None,
+    window: Annotated[
+        int | None,
+        _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
+    ] = None,
+    backend: Annotated[str, _option(_RARE, "Kernels to use; `swintormer info` lists them.", metavar="NAME")] = "auto",
+) -> None:
+    """Plan the work, leave out what is done, restore the rest, and report how it went."""
+    from swintormer.cli.plan import Naming, plan
+
+    jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right))
+    pending = [job for job in jobs if not (skip_existing and job.is_done())]
+    reporter = Reporter(len(pending), quiet)
+    if len(pending) < len(jobs):
+        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
+    settings = Settings(
+        weights=weights,
+        tile=parse_tile(tile),
+        stride=stride,
+        blend=blend or None,
+        memory=parse_memory(memory),
+        batch=batch,
+        window=window,
+        device=device,
+        backend=backend,
+        prior=prior,
+        steps=steps,
+        seed=seed,
+    )
+    outcome = restore_all(pending, settings, reporter) if pending else Outcome()
+    _finish(outcome, problems)
+
+
+def _finish(outcome: Outcome, problems: list[str]) -> None:
+    """Report what failed, and exit with the code that tells it."""
+    failures = [*problems, *outcome.failures]
+    if len(failures) == 1 and not outcome.written:
+        complain(f"Error: {failures[0]}")
+    elif failures:
+        complain(f"{outcome.written} restored, {len(failures)} failed:")
+        for sentence in failures:
+            complain(f"  {sentence}")
+    if outcome.stopped_by:
+        complain(
+            f"Interrupted: {outcome.written} restored, no incomplete file is left; the same command with "
+            "--skip-existing continues."
+        )
+        raise typer.Exit(SIGNALLED + outcome.stopped_by)
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+def parse_format(text: str) -> str | None:
+    """png, tif, .JPG ... -> the name in `images.FORMATS`; None for an empty text."""
+    from swintormer.images.io import FORMATS, SUFFIXES
+
+    name = text.lower().lstrip(".")
+    if not name:
+        return None
+    if name not in FORMATS and "." + name not in SUFFIXES:
+        raise SwintormerError(f"--format takes one of {', '.join(FORMATS)}, found {text!r}.")
+    return name if name in FORMATS else SUFFIXES["." + name]
+
+
+def parse_tile(text: str) -> int | str | None:
+    """A number of pixels, or "auto"; None for an empty text."""
+    if text in ("", "auto"):
+        return text or None
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise SwintormerError(f"--tile takes a number of pixels or auto, found {text!r}.")
+    return int(text)
+
+
+def parse_memory(text: str) -> int | None:
+    """Bytes of 500M, 1.5G, 2 GB or 2GiB, all of them powers of 1024; None for an empty text."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:i?b)?", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise SwintormerError(f"--memory takes a size with its unit, such as 500M or 2G, found {text!r}.")
+    return int(float(match[1]) * 1024 ** ("kmgt".index(match[2]) + 1))
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What the restoration runs with; None leaves the choice to the pipeline.
+    """Settings of the restoration; None leaves the choice to the pipeline.
 
     Attributes:
-        weights: checkpoint file; None for what is installed with the program, with or without a prior.
-        memory: bytes that the work may take beside the picture itself.
-        window: side of the attention windows, for weights that do not say.
-        backend: of the ops; "auto" takes the best of each.
-        prior: whether the prior takes part; None where the weights hold one.
+        weights: checkpoint file; None for the installed one.
+        memory: bytes of working memory, in addition to the picture and the network.
+        window: size of the attention windows, for weights that do not store it.
+        backend: of the ops; "auto" takes the best one for each op.
+        prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed: of the prior's sampler.
     """
 
@@ -55,7 +216,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """How a run ended: pictures written, one sentence for each that failed, and the signal that cut it short, or 0."""
+    """How a run ended: pictures written, a sentence for each that failed, and the signal that ended it early, or 0."""
 
     written: int = 0
     failures: list[str] = field(default_factory=list)
@@ -63,16 +224,16 @@ class Outcome:
 
 
 def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outcome:
-    """Restore every job. What fails in one picture is kept in the outcome; Ctrl-C ends the run after the current tile.
+    """Restore every job. The outcome lists the pictures that failed; Ctrl-C ends the run after the current tile.
 
     Raises:
-        SwintormerError: the weights or the settings will not do for any picture.
+        SwintormerError: the weights or the settings are unusable for every picture.
     """
     from swintormer_kernels import keep_freed_memory
 
     outcome = Outcome()
-    keep_freed_memory()  # tile after tile takes the same: 8 % faster on two AVX-512 cores, tiles of 256
-    with backend_scope(settings.backend), reporter:
+    keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256
+    with _on_backend(settings.backend), reporter:
         deblurrer = make_deblurrer(settings, dual_pixel=jobs[0].right is not None)
         if note := window_note(settings.weights, deblurrer.net, settings.window):
             reporter.say(note)
@@ -87,6 +248,17 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
             except KeyboardInterrupt:
                 outcome.stopped_by = caught[0] if caught else signal.SIGINT
     return outcome
+
+
+def _on_backend(name: str) -> AbstractContextManager[None]:
+    """The scope in which ops run on that backend, or on the best one for each op if it is "auto"."""
+    from swintormer_kernels import BACKENDS, use_backend
+
+    if name == "auto":
+        return nullcontext()
+    if name not in BACKENDS:
+        raise SwintormerError(f"There is no backend {name!r}: choose one of auto, {', '.join(BACKENDS)}.")
+    return use_backend(name)
 
 
 def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
@@ -111,7 +283,7 @@ def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
 
 
 def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
-    """What the pipeline is told of the prior. Settings of a sampler that does not run are refused."""
+    """The prior's settings for the pipeline. Settings of a sampler that does not run are refused."""
     from swintormer.prior.guide import Guidance
 
     wanted = net.prior is not None if settings.prior is None else settings.prior
@@ -119,19 +291,19 @@ def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
         return Guidance(steps=settings.steps, seed=settings.seed or 0)
     if settings.steps is not None or settings.seed is not None:
         raise SwintormerError(
-            "No prior takes part, so --steps and --seed have nothing to act on: leave them out, or add --prior "
-            "(and name weights that hold one, if you name any)."
+            "--steps and --seed need the prior: add --prior, or leave them out. Weights given with --weights must "
+            "contain one."
         )
     return False
 
 
 def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str:
-    """What to tell where the window is an assumption; it stands in no tensor's shape, so a wrong one shows nowhere."""
+    """A note that the window size is assumed, or "". No tensor's shape shows it, so a wrong one raises no error."""
     if net.describes_itself or asked is not None:
         return ""
     return (
-        f"Note: {weights} does not say how wide its windows are: {net.config.window_size} pixels are assumed, and "
-        "--window names another."
+        f"Note: {weights} does not store its window size: {net.config.window_size} pixels are assumed; --window sets "
+        "another."
     )
 
 
@@ -145,12 +317,13 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
     except SwintormerError as error:
         sentence = str(error)
     except BackendError:
-        raise  # of the machine and the settings, not of the picture
+        raise  # concerns the settings, not the picture
     except Exception as error:  # whatever it is, the other pictures may still be restored
         if _is_out_of_memory(error):
             sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
         else:
-            sentence = f"{job.source} failed by a fault of the program ({_in_short(error)}): please report it."
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            sentence = f"{job.source} failed because of an error in the program ({cause}): please report it."
     else:
         return None
     reporter.failed(sentence)
@@ -162,26 +335,22 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _in_short(error: Exception) -> str:
-    """Kind and first line: torch adds lines of hints and of its own stack."""
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0].rstrip('.')}" if lines else "")
-
-
 def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
     """Restore one picture into its target, and write the comparison if one is asked for.
 
     Raises:
-        SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. What can fail
-            is tried before the long work.
+        SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. As much as
+            possible is checked before the restoration, which takes long.
     """
+    from swintormer.images.io import check_target, read_image, write_image
+
     image = read_image(job.source)
     follow.opened(image, check_target(image, job.target))
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image)
     try:
         pixels = deblurrer.restore_array(image.pixels, right=right, progress=follow)
-    except SwintormerError as error:  # the pipeline knows no file names
+    except SwintormerError as error:  # the pipeline does not know the file's name
         raise SwintormerError(f"{job.source}: {error}") from error
     write_image(job.target, pixels, image)
     if job.comparison is not None:
@@ -191,129 +360,12 @@ def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
 
 
 def _read_right(path: Path, left: Image) -> Samples:
+    from swintormer.images.io import read_image
+
     right = read_image(path)
     if right.pixels.shape != left.pixels.shape or right.bits != left.bits:
         raise SwintormerError(
-            f"{left.path} ({_kind(left)}) and {path} ({_kind(right)}) are not two views of one picture: size, channels "
-            "and bits must be the same."
+            f"{left.path} ({describe(left)}) and {path} ({describe(right)}) are not two views of one picture: size, "
+            "channels and bits must be the same."
         )
     return right.pixels
-
-
-def _kind(image: Image) -> str:
-    height, width, channels = image.pixels.shape
-    return f"{width}x{height}, {'gray' if channels == 1 else 'RGB'}, {image.bits} bits"
-
-
-class Following:
-    """One file's progress: what `restore_file` and the pipeline report to. Signals in `caught` end it there."""
-
-    def __init__(self, job: Job, caught: list[int], bar: Any, title: str):
-        self.job, self.caught, self.bar = job, caught, bar
-        self.image: Image | None = None
-        self.notes: list[str] = []
-        self.tiles = 0
-        self.start = time.monotonic()
-        self.task = None if bar is None else bar.add_task(title, total=None, rate="")
-
-    @property
-    def megapixels(self) -> float:
-        return 0.0 if self.image is None else self.image.pixels.shape[0] * self.image.pixels.shape[1] / 1e6
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def opened(self, image: Image, notes: list[str]) -> None:
-        self.image, self.notes = image, notes
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self.caught:
-            raise KeyboardInterrupt
-
-    def __call__(self, done: int, total: int) -> None:
-        """The pipeline's callback: tiles done, and tiles in all."""
-        if done < total:  # once all is restored it may as well be written
-            self._stop_if_asked()
-        self.tiles = total
-        if self.bar is not None:
-            rate = f"{self.megapixels * done / total / self.seconds:.2f} megapixels/s"
-            self.bar.update(self.task, completed=done, total=total, rate=rate)
-
-    def __str__(self) -> str:
-        text = f"{self.job.source} -> {self.job.target}: {_kind(self.image) if self.image else ''}, "
-        text += (
-            f"{counted(self.tiles, 'tile')}, {self.seconds:.1f} s, {self.megapixels / self.seconds:.2f} megapixels/s"
-        )
-        return "\n".join([text, *(f"  Note: {note}" for note in self.notes)])
-
-
-class Reporter:
-    """What the person at the keyboard sees: a bar on a terminal, and a line for each finished file."""
-
-    def __init__(self, files: int, quiet: bool = False):
-        self.files, self.quiet = files, quiet
-        self.number = 0
-        self.bar: Any = _make_bar() if sys.stderr.isatty() and not quiet else None
-
-    def __enter__(self) -> Reporter:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            with suppress(OSError):  # a terminal that has been closed
-                self.bar.stop()
-
-    @contextmanager
-    def file(self, job: Job, caught: list[int]) -> Iterator[Following]:
-        """Follow one file, and say how it went when it is done; nothing where it fails."""
-        self.number += 1
-        counter = f"{self.number}/{self.files} " if self.files > 1 else ""
-        follow = Following(job, caught, self.bar, counter + job.source.name)
-        try:
-            yield follow
-            self.say(str(follow))
-        finally:
-            if self.bar is not None:
-                self.bar.remove_task(follow.task)
-
-    def failed(self, sentence: str) -> None:
-        if self.files > 1:  # of a single file it is told at the end
-            self.say(f"Failed: {sentence}")
-
-    def say(self, text: str) -> None:
-        """A line for the person at the keyboard. Once nobody reads any more (`| head`) the work goes on in silence."""
-        if self.quiet:
-            return
-        try:
-            if self.bar is not None:
-                self.bar.console.print(text, soft_wrap=True, markup=False, highlight=False)
-            else:
-                print(text, flush=True)
-        except OSError:
-            self.quiet = True
-            discard(sys.stdout)
-
-
-def discard(stream: TextIO) -> None:
-    """Send what is still written there to nowhere, or Python would complain at its end of what it cannot write."""
-    with suppress(OSError), open(os.devnull, "w") as nowhere:  # a stand-in for a stream may have no descriptor
-        os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _make_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tiles  {task.fields[rate]} "),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    )

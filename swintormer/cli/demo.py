@@ -1,52 +1,71 @@
-"""`make demo`: restore the photograph that ships with the package, and show before and after side by side.
-
-`python -m swintormer.cli.demo` restores assets/demo.png and measures it against assets/demo_truth.png;
-`python -m swintormer.cli.demo --make` makes the two from scikit-image's copy of the photograph (assets/README.md).
-"""
+"""`swintormer demo`: restores the photograph that ships with the package, and shows before and after."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import numpy as np
+import typer
 
-from swintormer.errors import SwintormerError
-from swintormer.images.io import Samples, read_image, save_vips, wrap, write_image
+if TYPE_CHECKING:
+    from swintormer.images.io import Samples
+
+T = TypeVar("T")
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
 OUTPUT = Path("demo_output")
 
-PHOTOGRAPH = "coffee.png"  # in scikit-image; assets/README.md has author and licence
-RADII = (1.5, 2.0, 2.5, 3.0)  # pixels; a lens out of focus, ever more from the left edge to the right
+PHOTOGRAPH = "coffee.png"  # in scikit-image; assets/README.md names author and licence
+RADII = (1.5, 2.0, 2.5, 3.0)  # pixels; defocus that grows from the left edge to the right
 SEED = 0  # of the noise
 
 
-def make_pictures() -> tuple[Samples, Samples]:
-    """The blurred and the true picture, (H, W, 3) uint8. Needs scikit-image, which holds the photograph.
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = OUTPUT,
+    make: Annotated[
+        bool, typer.Option("--make", hidden=True, help="Make the two pictures in the package again.")
+    ] = False,
+) -> None:
+    """Restore the photograph that ships with the package, measure it, and show before and after side by side."""
+    if make:
+        from swintormer.images.io import save_vips, wrap
 
-    Blurred as light is in a camera, with noise of 1/255, rounded to 8 bits.
+        for path, pixels in zip((BLURRED, TRUTH), make_pictures(), strict=True):
+            save_vips(path, wrap(pixels))
+            print(path)
+        return
+    for name, text in run(out).items():
+        print(f"{name:<11} {text}")
+
+
+def make_pictures() -> tuple[Samples, Samples]:
+    """The blurred picture and the ground truth, (H, W, 3) uint8. Needs scikit-image, which has the photograph.
+
+    Blurred in linear light, as in a camera, with noise of 1/255, rounded to 8 bits.
     """
+    import numpy as np
+
     from swintormer.data.blurs import disc_kernel
     from swintormer.evaluation import heldout
 
-    fault = heldout.Fault("demo", lambda: [disc_kernel(radius) for radius in RADII], noise=1.0, linear=True)
+    degradation = heldout.Degradation("demo", lambda: [disc_kernel(radius) for radius in RADII], noise=1.0, linear=True)
     photograph = heldout.photograph(PHOTOGRAPH)
-    blurred, truth = heldout.spoil(photograph, fault, SEED, side=max(photograph.shape))
+    blurred, truth = heldout.degrade(photograph, degradation, SEED, side=max(photograph.shape))
     return np.rint(blurred * 255).astype(np.uint8), np.rint(truth * 255).astype(np.uint8)
 
 
 def run(out: Path = OUTPUT) -> dict[str, str]:
-    """Restore the photograph into `out`, with the comparison beside it; what was done, as name and text."""
+    """Restore the photograph into `out` and write a comparison; returns what was done, as name and text."""
     import torch
 
     from swintormer.cli.bench import blocks_backends
     from swintormer.cli.deblur import Settings, make_deblurrer
     from swintormer.evaluation.metrics import psnr
     from swintormer.images.compare import write_comparison
+    from swintormer.images.io import read_image, write_image
     from swintormer_kernels import use_backend
 
     deblurrer = make_deblurrer(Settings())
@@ -75,30 +94,7 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     }
 
 
-def _timed(restore: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+def _timed(restore: Callable[[], T]) -> tuple[float, T]:
     start = time.monotonic()
     restored = restore()
     return time.monotonic() - start, restored
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
-    if arguments not in ([], ["--make"]):
-        print("usage: python -m swintormer.cli.demo [--make]", file=sys.stderr)
-        return 2
-    try:
-        if arguments:
-            for path, pixels in zip((BLURRED, TRUTH), make_pictures(), strict=True):
-                save_vips(path, wrap(pixels))
-                print(path)
-            return 0
-        for name, text in run().items():
-            print(f"{name:<11} {text}")
-    except SwintormerError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,27 +1,39 @@
-"""What `swintormer info` prints: versions, processor, backends and why not the rest, the weights and their card."""
+"""`swintormer info`: versions, processor, backends and why others are missing, the weights and their model card."""
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from swintormer.errors import SwintormerError
-from swintormer.words import counted
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import CheckpointInfo
 
 
+def info(
+    weights: Annotated[Path | None, typer.Option(help="Describe this network instead of the installed one.")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Attention window size, for weights that do not store it."),
+    ] = None,
+) -> None:
+    """Show what is installed and what this machine can do."""
+    print(describe(weights, window))
+
+
 def describe(weights: Path | None, window: int | None = None) -> str:
-    """The whole text.
+    """The text that `swintormer info` prints.
 
     Args:
-        window: side of the attention windows, for weights that do not say; None for the assumption.
+        window: size of the attention windows, for weights that do not store it; None for the assumed size.
 
     Raises:
-        SwintormerError: weights are named that cannot be read, or a window for weights that say another.
+        SwintormerError: the weights cannot be read, or store another window size.
     """
     sections = {
         "Versions": _versions(),
@@ -42,7 +54,7 @@ def _versions() -> list[str]:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """Version of an installed package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -90,7 +102,7 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
 
     try:
         path = path or default_weights()
-    except SwintormerError as error:  # an installation without weights is worth a line here, not a failure
+    except SwintormerError as error:  # without weights, the rest is still worth showing
         return [str(error)]
     info = checkpoint_info(path, window_size=window)
     config = info.config
@@ -105,10 +117,10 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
     ]
     if info.prior is not None:
         sampling = info.prior.sampling
-        lines.append(f"with a prior of {info.prior.latent_channels} channels, {counted(sampling.steps, 'step')}")
+        lines.append(f"with a prior of {info.prior.latent_channels} channels, steps: {sampling.steps}")
     return lines + [f"{name}: {text}" for name, text in info.card.items()]
 
 
 def _window(info: CheckpointInfo, asked: int | None) -> str:
-    whose = "" if info.describes_itself else " (assumed: the file does not say)" if asked is None else " (your word)"
+    whose = "" if info.describes_itself else " (assumed: the file does not say)" if asked is None else " (as given)"
     return f"window {info.config.window_size}{whose}"

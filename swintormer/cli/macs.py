@@ -1,19 +1,60 @@
-"""What a network costs: multiply-accumulates per tile and per image, by stage."""
+"""`swintormer macs`: the multiply-accumulates of a network per tile and per image, by stage."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from swintormer.model.config import NetworkConfig
-from swintormer.prior.config import PRIORS, PriorConfig
-from swintormer.words import counted
+import typer
+
+from swintormer.cli.messages import preset_named
+from swintormer.errors import SwintormerError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from swintormer.model.config import NetworkConfig
+    from swintormer.prior.config import PriorConfig
+
 PAPER_GMACS = 8.02  # arXiv 2401.05907, for one 256x256 tile
+
+
+def macs(
+    preset: Annotated[
+        str | None, typer.Option(help="A network by name: small (the default), small-prior or released.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Count for the network in this file instead.")] = None,
+    tile: Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Size of the square tiles.")] = 256,
+    stride: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Distance between neighbouring tiles (default: 220 of 256).")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="WIDTHxHEIGHT", help="Image to count for; can be given several times.")
+    ] = None,
+) -> None:
+    """Count the multiply-accumulates (MACs) of a network, per tile and per image, by stage."""
+    if preset is not None and weights is not None:
+        raise SwintormerError("--preset and --weights both name a network: leave one of them out.")
+    sizes = [parse_size(text) for text in size or ["1680x1120"]]
+    if weights is None:
+        config, prior = preset_named(preset or "small"), None
+    else:
+        from swintormer.checkpoint.checkpoint import checkpoint_info
+
+        found = checkpoint_info(weights)
+        config, prior = found.config, found.prior
+    print(describe(config, tile, stride, sizes, prior))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of 1680x1120."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if not match:
+        raise SwintormerError(f"--size takes width and height in pixels, such as 1680x1120, found {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -21,7 +62,7 @@ class Cost:
     """Multiply-accumulates of one pass over a tile of height x width pixels.
 
     Attributes:
-        stages: stage -> MACs, in the network's order. What the network computes outside its stages is additions.
+        stages: stage -> MACs, in the network's order. Outside its stages the network only adds.
     """
 
     height: int
@@ -113,7 +154,7 @@ def describe(
     sizes: list[tuple[int, int]],
     prior: PriorConfig | None = None,
 ) -> str:
-    """The table that `swintormer macs` prints; with what the prior costs, for a network that takes one.
+    """The table that `swintormer macs` prints, with the prior's MACs for a network that takes one.
 
     Args:
         stride: None for the default of that tile.
@@ -121,6 +162,7 @@ def describe(
         prior: None for the one of `PRIORS` whose latent has the network's channels, if any.
     """
     from swintormer.inference.tiling import default_stride, make_grid
+    from swintormer.prior.config import PRIORS
 
     stride = default_stride(tile) if stride is None else stride
     cost = count_macs(config, tile, tile)
@@ -129,8 +171,9 @@ def describe(
         grid = make_grid(height, width, tile, stride)
         whole = cost if min(width, height) >= tile else count_macs(config, min(tile, height), min(tile, width))
         columns[f"{width}x{height}"] = {stage: len(grid) * macs for stage, macs in whole.stages.items()}
+        tiles = "tile" if len(grid) == 1 else "tiles"
         notes.append(
-            f"{width}x{height} pixels: {counted(len(grid), 'tile')} of {whole.width}x{whole.height}, stride {stride}: "
+            f"{width}x{height} pixels: {len(grid)} {tiles} of {whole.width}x{whole.height}, stride {stride}: "
             f"{len(grid) * whole.total / 1e9:,.1f} GMAC"
         )
     lines = ["GMAC by stage (torch FlopCounterMode)", "", *_table(columns), "", *notes]
@@ -146,7 +189,7 @@ def _prior_lines(network: Cost, config: PriorConfig) -> list[str]:
         "prior: encoder": prior.encoder,
         "prior: condition": prior.condition,
         "prior: one step": prior.step,
-        f"prior, {counted(prior.steps, 'step')}": prior.total,
+        f"prior, {prior.steps} steps": prior.total,
         "sum": network.total + prior.total,
     }
     lines = [f"GMAC with the prior, tile {network.width}x{network.height}", ""]
@@ -163,4 +206,4 @@ def _table(columns: dict[str, dict[str, int]]) -> list[str]:
     for stage in next(iter(columns.values())):
         cells = zip((stages[stage] for stages in columns.values()), sums, strict=True)
         rows.append(f"{stage:<20}" + "".join(f" {macs / 1e9:>12,.3f} {macs / total:>7.1%}" for macs, total in cells))
-    return [*rows, f"{'together':<20}" + "".join(f" {total / 1e9:>12,.3f} {1:>7.1%}" for total in sums)]
+    return [*rows, f"{'sum':<20}" + "".join(f" {total / 1e9:>12,.3f} {1:>7.1%}" for total in sums)]

@@ -1,6 +1,6 @@
-"""Deconvolution as it was before networks, from scikit-image: what a network has to beat.
+"""Classical deconvolution from scikit-image, the baseline of the network.
 
-The kernel is not known, so it is guessed: one defocus disc for every picture. Pictures are (H, W, C) floats in [0, 1].
+The blur kernel is unknown, so one defocus disc is assumed for every picture. Pictures are (H, W, C) floats in [0, 1].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from swintormer.data.blurs import RADIUS, disc_kernel
 
 Array = NDArray[np.float32]
 
-GUESSED_RADIUS = 2.0  # pixels; in the middle of the blurs that photographs suffer from and the held-out table uses
+GUESSED_RADIUS = 2.0  # pixels; in the middle of the blurs of the held-out table
 
 
 def wiener(image: Array, balance: float, radius: float = GUESSED_RADIUS) -> Array:
@@ -29,7 +29,7 @@ def richardson_lucy(image: Array, iterations: int, radius: float = GUESSED_RADIU
     """Richardson-Lucy deconvolution; more iterations restore more and amplify more noise."""
     from skimage.restoration import richardson_lucy as deconvolve
 
-    kernel = disc_kernel(radius)[RADIUS - int(radius + 1) : RADIUS + int(radius + 1) + 1]  # its rows that are not zero
+    kernel = disc_kernel(radius)[RADIUS - int(radius + 1) : RADIUS + int(radius + 1) + 1]  # the rows that are not zero
     kernel = kernel[:, RADIUS - int(radius + 1) : RADIUS + int(radius + 1) + 1]
     return _by_channel(image, lambda channel: deconvolve(channel, kernel, iterations, filter_epsilon=1e-6))
 
@@ -42,7 +42,8 @@ def _by_channel(image: Array, restore: Callable[[Array], Array]) -> Array:
     return np.clip(restored, 0, 1).astype(np.float32)
 
 
-# Weak and strong of each; the best per picture by the truth, which no user knows, is what the network is held against.
+# Weak and strong settings. The network is compared with the best of them for each picture, chosen by the ground truth,
+# which no user knows.
 CLASSICAL: dict[str, Callable[[Array], Array]] = {
     "Wiener, balance 0.01": lambda image: wiener(image, 0.01),
     "Wiener, balance 0.1": lambda image: wiener(image, 0.1),

@@ -1,4 +1,4 @@
-"""The held-out test: photographs that no training sees, and the blurs they get, fixed once and for all.
+"""The held-out test: photographs that are never trained on, and fixed ways to degrade them.
 
 The photographs ship inside scikit-image. Changing a line of the tables makes older figures incomparable.
 """
@@ -21,8 +21,8 @@ Array = NDArray[np.float32]
 SIDE = 384
 
 # All photographs in the package that are sharp somewhere. Left out: clock_motion and text (blurred when taken, so there
-# is no truth), motorcycle_right (the left one's scene), cell, ihc and microaneurysms (taken through a microscope, and a
-# 102-pixel excerpt), lfw_subset (25 pixels a side), and what is drawn or computed.
+# is no ground truth), motorcycle_right (the same scene as the left one), cell, ihc and microaneurysms (taken through a
+# microscope; 102 pixels), lfw_subset (25 pixels a side), and drawn or computed images.
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -42,14 +42,14 @@ PHOTOGRAPHS = (
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One way to spoil a photograph; always ends in 8 bits.
+class Degradation:
+    """One way to degrade a photograph: blur, then noise, then rounding to 8 bits or JPEG.
 
     Attributes:
-        kernels: makes the kernels; more than one change from left to right over the picture.
+        kernels: makes the kernels; several are blended from left to right over the picture.
         noise: standard deviation in 1/255.
-        linear: whether light is blurred, as in a camera, and not stored values, as in most published tests.
-        quality: of JPEG; None for none.
+        linear: whether linear light is blurred, as in a camera, or the stored values, as in most published tests.
+        quality: JPEG quality; None for no JPEG.
     """
 
     name: str
@@ -63,18 +63,18 @@ def _path(seed: int, length: float) -> Sequence[Array]:
     return [motion_kernel(random_path(np.random.default_rng(seed), length))]
 
 
-SHARP = Fault("none", lambda: [disc_kernel(0.0)], noise=0.0)
-FAULTS = (
-    Fault("disc 1.5", lambda: [disc_kernel(1.5)], noise=0.5),
-    Fault("disc 2.5", lambda: [disc_kernel(2.5)]),
-    Fault("disc 4", lambda: [disc_kernel(4.0)]),
-    Fault("disc 0.5 to 3 across", lambda: [disc_kernel(r) for r in (0.5, 1.75, 3.0)]),
-    Fault("disc 2.5, linear light", lambda: [disc_kernel(2.5)], linear=True),
-    Fault("disc 2, JPEG 85", lambda: [disc_kernel(2.0)], noise=0.0, quality=85),
-    Fault("Gaussian 1", lambda: [gaussian_kernel(1.0)], noise=2.0),
-    Fault("Gaussian 2", lambda: [gaussian_kernel(2.0)], noise=0.5),
-    Fault("motion 7", lambda: _path(7, 7.0)),
-    Fault("motion 13", lambda: _path(13, 13.0), noise=0.5),
+SHARP = Degradation("none", lambda: [disc_kernel(0.0)], noise=0.0)
+DEGRADATIONS = (
+    Degradation("disc 1.5", lambda: [disc_kernel(1.5)], noise=0.5),
+    Degradation("disc 2.5", lambda: [disc_kernel(2.5)]),
+    Degradation("disc 4", lambda: [disc_kernel(4.0)]),
+    Degradation("disc 0.5 to 3 across", lambda: [disc_kernel(r) for r in (0.5, 1.75, 3.0)]),
+    Degradation("disc 2.5, linear light", lambda: [disc_kernel(2.5)], linear=True),
+    Degradation("disc 2, JPEG 85", lambda: [disc_kernel(2.0)], noise=0.0, quality=85),
+    Degradation("Gaussian 1", lambda: [gaussian_kernel(1.0)], noise=2.0),
+    Degradation("Gaussian 2", lambda: [gaussian_kernel(2.0)], noise=0.5),
+    Degradation("motion 7", lambda: _path(7, 7.0)),
+    Degradation("motion 13", lambda: _path(13, 13.0), noise=0.5),
 )
 
 
@@ -82,7 +82,7 @@ def photograph(name: str) -> Array:
     """One of PHOTOGRAPHS, (H, W, C) with C 1 or 3, float32 in [0, 1].
 
     Raises:
-        SwintormerError: scikit-image, or this file of it, is not installed.
+        SwintormerError: scikit-image is not installed, or lacks the photograph.
     """
     from swintormer.images.io import read_image
 
@@ -99,26 +99,26 @@ def photograph(name: str) -> Array:
 
 
 def centre(image: Array, side: int) -> Array:
-    """The middle of a picture, at most `side` pixels each way."""
+    """The middle of a picture, at most `side` pixels wide and high."""
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side]
 
 
-def spoil(image: Array, fault: Fault, seed: int, side: int = SIDE) -> tuple[Array, Array]:
-    """The middle of a photograph, spoiled and as it was: two arrays (h, w, C), h and w at most `side`.
+def degrade(image: Array, degradation: Degradation, seed: int, side: int = SIDE) -> tuple[Array, Array]:
+    """The middle of a photograph, degraded and original: two arrays (h, w, C), h and w at most `side`.
 
-    Blur draws on the photograph beyond the middle and mirrors it only where it ends. `seed` feeds the noise.
+    The blur uses the photograph beyond its middle and mirrors it only at its edges. `seed` is the seed of the noise.
     """
     truth = centre(image, side)
     wide = centre(image, side + 2 * RADIUS)
     missing = [(side_of(truth) + 2 * RADIUS - side_of(wide)) for side_of in (len, lambda a: a.shape[1])]
     pads = [(count - count // 2, count // 2) for count in missing]
     canvas = np.pad(wide, (*pads, (0, 0)), mode="symmetric")
-    kernels = list(fault.kernels())
+    kernels = list(degradation.kernels())
     across = np.broadcast_to(np.linspace(0, 1, truth.shape[1], dtype=np.float32), truth.shape[:2])
-    if fault.linear:
+    if degradation.linear:
         result = np.maximum(blur(canvas ** np.float32(GAMMA), kernels, across), 0) ** np.float32(1 / GAMMA)
     else:
         result = blur(canvas, kernels, across)
-    result = add_noise(np.random.default_rng(seed), result, fault.noise / 255, 0.0)
-    return round_8bit(result) if fault.quality is None else jpeg(result, fault.quality), truth
+    result = add_noise(np.random.default_rng(seed), result, degradation.noise / 255, 0.0)
+    return round_8bit(result) if degradation.quality is None else jpeg(result, degradation.quality), truth

@@ -1,4 +1,4 @@
-"""How close a restored picture is to the true one: the paper's measures (arXiv 2401.05907), on [0, 1] values.
+"""The paper's measures of a restored picture against the ground truth (arXiv 2401.05907), for values in [0, 1].
 
 Pictures are numpy arrays (H, W) or (H, W, C) of any float type. Sums run in float64.
 """
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 256  # rows at a time: memory beyond the pictures stays a few megabytes
+ROWS = 256  # rows computed at once, so that only a few megabytes are needed besides the pictures
 SSIM_WINDOW = 7
 
 
@@ -43,10 +43,13 @@ def psnr(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
 
 
 def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
-    """Structural similarity, scikit-image's: uniform window of 7, data range 1, mean over channels; 1 if equal.
+    """Structural similarity as scikit-image computes it: uniform window of 7, data range 1, mean over channels.
 
-    Strips of rows that overlap by the window keep memory small; each is weighted by the rows it adds, so the result is
-    the whole picture's. Sides under 7 raise ValueError.
+    1 if equal. Computed in strips of rows that overlap by the window, to save memory, and weighted by their rows, so
+    that the result is that of the whole picture.
+
+    Raises:
+        ValueError: a side is shorter than the window.
     """
     from skimage.metrics import structural_similarity
 
@@ -54,7 +57,7 @@ def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     if min(truth.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, found shape {truth.shape}")
     channel_axis = 2 if truth.ndim == 3 else None
-    inner = truth.shape[0] - SSIM_WINDOW + 1  # rows that scikit-image averages: it leaves half a window at each edge
+    inner = truth.shape[0] - SSIM_WINDOW + 1  # scikit-image leaves out half a window at each edge
     total = 0.0
     for top in range(0, inner, ROWS):
         count = min(ROWS, inner - top)

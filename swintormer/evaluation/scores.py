@@ -1,14 +1,9 @@
-"""How well a network restores: pairs in folders, and the held-out photographs with fixed blurs.
-
-`python -m swintormer.evaluation.scores` prints the held-out table of the model card; `--csv` keeps every row of it.
-"""
+"""Scores of restored pictures: pairs in folders, and the held-out photographs with fixed degradations."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import math
-import sys
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,16 +25,20 @@ Array: TypeAlias = NDArray[np.float32]
 Restore: TypeAlias = Callable[[Array], Array]
 """(H, W, C) in [0, 1] -> the same, restored."""
 
-UNTOUCHED, NETWORK, BEST_CLASSICAL = "untouched", "network", "best classical"
-NO_PRIOR = "network, no prior"  # the fusion adds nothing, as a z_0 of zeros would
+INPUT, NETWORK, BEST_CLASSICAL = "input", "network", "best classical"
+NO_PRIOR = "network, no prior"  # as with a z_0 of zeros: the fusion adds nothing
 
 
 @dataclass(frozen=True)
 class Score:
-    """One picture with one fault, restored by one method: PSNR in dB (inf where equal), SSIM, mean absolute error."""
+    """Scores of one picture with one degradation, restored by one method.
+
+    PSNR in dB (inf if equal), structural similarity, mean absolute error.
+    `degradation` is empty for pairs of pictures in folders.
+    """
 
     picture: str
-    fault: str
+    degradation: str
     method: str
     psnr: float
     ssim: float
@@ -58,7 +57,7 @@ def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
 
 
 def network_methods(net: Swintormer, levels: int = 255) -> dict[str, Restore]:
-    """The network as it restores, and where its weights came with a prior also without: what z_0 is worth."""
+    """The network; with and without prior if its weights contain one, which shows what z_0 is worth."""
     methods = {NETWORK: network_method(Deblurrer(net), levels)}
     if net.prior is not None:
         methods[NO_PRIOR] = network_method(Deblurrer(net, prior=False), levels)
@@ -67,21 +66,21 @@ def network_methods(net: Swintormer, levels: int = 255) -> dict[str, Restore]:
 
 def heldout_scores(
     methods: Mapping[str, Restore],
-    faults: Sequence[heldout.Fault] = heldout.FAULTS,
+    degradations: Sequence[heldout.Degradation] = heldout.DEGRADATIONS,
     photographs: Sequence[str] = heldout.PHOTOGRAPHS,
     side: int = heldout.SIDE,
 ) -> Iterator[Score]:
-    """A score for every photograph, fault and method, and for leaving the picture untouched, as they are reached."""
+    """Yield a score for every photograph, degradation and method, and for the input itself."""
     for name in photographs:
         image = heldout.photograph(name)
-        for number, fault in enumerate(faults):
-            spoiled, truth = heldout.spoil(image, fault, seed=number, side=side)
-            for method, restore in {UNTOUCHED: lambda x: x, **methods}.items():
-                yield _score(Path(name).stem, fault.name, method, restore(spoiled), truth)
+        for number, degradation in enumerate(degradations):
+            degraded, truth = heldout.degrade(image, degradation, seed=number, side=side)
+            for method, restore in {INPUT: lambda x: x, **methods}.items():
+                yield _score(Path(name).stem, degradation.name, method, restore(degraded), truth)
 
 
 def folder_scores(methods: Mapping[str, Restore], blurred: Path, sharp: Path) -> Iterator[Score]:
-    """The same for pairs of picture files of the same name in two folders; alpha is left out.
+    """Yield a score for every pair of pictures with the same name in two folders; alpha is ignored.
 
     Raises:
         SwintormerError: a folder is missing or empty, a picture has no partner or one of another shape.
@@ -107,34 +106,34 @@ def folder_scores(methods: Mapping[str, Restore], blurred: Path, sharp: Path) ->
                 f"{path.name} must have the same size and channels in both folders, found {image.shape} in {blurred} "
                 f"and {truth.shape} in {sharp}."
             )
-        for method, restore in {UNTOUCHED: lambda x: x, **methods}.items():
+        for method, restore in {INPUT: lambda x: x, **methods}.items():
             yield _score(path.name, "", method, restore(image), truth)
 
 
-def _score(picture: str, fault: str, method: str, restored: Array, truth: Array) -> Score:
-    return Score(picture, fault, method, psnr(restored, truth), ssim(restored, truth), mae(restored, truth))
+def _score(picture: str, degradation: str, method: str, restored: Array, truth: Array) -> Score:
+    return Score(picture, degradation, method, psnr(restored, truth), ssim(restored, truth), mae(restored, truth))
 
 
 def with_best_classical(scores: Iterable[Score]) -> list[Score]:
-    """Replace the classical methods of each picture and fault by the one of highest PSNR: an expert's lucky choice."""
+    """Replace the classical methods of each picture and degradation by the one with the highest PSNR."""
     kept: list[Score] = []
     best: dict[tuple[str, str], Score] = {}
     for score in scores:
         if score.method not in CLASSICAL:
             kept.append(score)
             continue
-        key = (score.picture, score.fault)
+        key = (score.picture, score.degradation)
         if key not in best or score.psnr > best[key].psnr:
             best[key] = score
     return kept + [Score(**(asdict(score) | {"method": BEST_CLASSICAL})) for score in best.values()]
 
 
 def gains(scores: Iterable[Score], method: str = NETWORK) -> dict[tuple[str, str], float]:
-    """PSNR in dB over leaving it untouched, by (picture, fault)."""
+    """Gain in PSNR over the input, in dB, by (picture, degradation)."""
     by_method: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for score in scores:
-        by_method[score.method][score.picture, score.fault] = score.psnr
-    return {key: value - by_method[UNTOUCHED][key] for key, value in by_method[method].items()}
+        by_method[score.method][score.picture, score.degradation] = score.psnr
+    return {key: value - by_method[INPUT][key] for key, value in by_method[method].items()}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -143,9 +142,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def table(scores: Sequence[Score], by: str) -> str:
-    """Markdown: mean PSNR and SSIM of every method for each value of `by` ("fault" or "picture"), and over all.
+    """Markdown: mean PSNR and SSIM of every method for each value of `by` ("degradation" or "picture"), and over all.
 
-    A method's gain in the last rows is its PSNR less that of leaving the picture untouched: mean, worst and best row.
+    The last rows hold each method's mean, worst and best gain in PSNR over the input.
     """
     methods = list(dict.fromkeys(score.method for score in scores))
     lines = [
@@ -160,66 +159,24 @@ def table(scores: Sequence[Score], by: str) -> str:
             cells.append(f"{_mean(s.psnr for s in rows):.2f} ({_mean(s.ssim for s in rows):.3f})")
         lines.append(f"| {'**all**' if group is None else group} | " + " | ".join(cells) + " |")
     for name, reduce in (("mean gain", _mean), ("worst gain", min), ("best gain", max)):
-        # Adding 0 turns what rounding makes -0.00 into +0.00.
+        # Adding 0 turns the -0.00 that rounding may give into +0.00.
         values = [f"{round(reduce(list(gains(scores, method).values())), 2) + 0.0:+.2f}" for method in methods]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
 def write_csv(scores: Iterable[Score], path: Path) -> None:
-    """All scores, a line each; PSNR and SSIM to the digits that float32 pictures carry."""
+    """Write all scores, one per line, with the digits that float32 pictures carry."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(field.name for field in fields(Score))
+    for s in scores:
+        rows.writerow([s.picture, s.degradation, s.method, f"{s.psnr:.4f}", f"{s.ssim:.5f}", f"{s.mae:.6f}"])
     with replacing(path) as file:
-        lines: list[list[str]] = [[field.name for field in fields(Score)]]
-        for s in scores:
-            lines.append([s.picture, s.fault, s.method, f"{s.psnr:.4f}", f"{s.ssim:.5f}", f"{s.mae:.6f}"])
-        rows = _Rows()
-        csv.writer(rows, lineterminator="\n").writerows(lines)
-        file.write("".join(rows.text).encode())
-
-
-class _Rows:
-    """What csv.writer needs of a file."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-
-    def write(self, line: str) -> None:
-        self.text.append(line)
+        file.write(text.getvalue().encode())
 
 
 def sharp_scores(restore: Restore, side: int = heldout.SIDE) -> list[Score]:
-    """Photographs that nothing ails, through `restore`: what it changes where nothing needs changing."""
+    """Scores of `restore` on sharp photographs: how much it alters what needs no restoring."""
     scores = heldout_scores({NETWORK: restore}, (heldout.SHARP,), side=side)
     return [score for score in scores if score.method == NETWORK]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m swintormer.evaluation.scores`."""
-    from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint
-
-    parser = argparse.ArgumentParser(prog="python -m swintormer.evaluation.scores", description=__doc__)
-    parser.add_argument("--weights", type=Path, help="checkpoint; without it the one that ships")
-    parser.add_argument("--csv", type=Path, help="write every row here")
-    parser.add_argument("--side", type=int, default=heldout.SIDE, help="largest side of the photographs, in pixels")
-    parser.add_argument("--network-only", action="store_true", help="leave out classical deconvolution, the slow part")
-    options = parser.parse_args(arguments)
-    try:
-        networks = network_methods(load_checkpoint(options.weights or default_weights()))
-        methods = networks | ({} if options.network_only else CLASSICAL)
-        scores = list(heldout_scores(methods, side=options.side))
-        if options.csv:
-            write_csv(scores, options.csv)
-        shown = with_best_classical(scores)
-        untouched = [score.psnr for score in sharp_scores(networks[NETWORK], options.side)]
-    except SwintormerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(shown, "fault"), table(shown, "picture"), sep="\n\n")
-    finite = [value for value in untouched if math.isfinite(value)]
-    if finite:
-        print(f"\nSharp photographs stay within {min(finite):.1f} dB of themselves, {_mean(finite):.1f} dB on average.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,6 +28,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from swintormer.errors import first_line
 from swintormer_kernels.registry import asked_backend
 
 Forward: TypeAlias = Callable[..., Tensor]
@@ -116,8 +117,7 @@ class GraphedForward:
             with _counting(self.net) as passes:  # apart: parts with hooks may run through other kernels
                 function(*other)
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.reason = f"the graph could not be captured ({said})"
+            self.reason = f"the graph could not be captured ({first_line(error)})"
             return
         if _agree(replayed, plain, self.net, passes):
             self._replay = replay

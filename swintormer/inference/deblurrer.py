@@ -17,15 +17,15 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.filesize import decimal
 from torch import Tensor
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import SwintormerError, first_line
 from swintormer.inference.cuda_graph import GraphedForward
 from swintormer.inference.memory import available_bytes, resident_bytes
 from swintormer.inference.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.model.network import Swintormer
 from swintormer.prior.guide import Guidance, Guide, ImageLatent
-from swintormer.words import bytes_in_words
 
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -285,9 +285,9 @@ class Deblurrer:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
         if self.guide is not None and self.guide.sampling_bytes(height, width) > budget:
-            need = bytes_in_words(self.guide.sampling_bytes(height, width))
+            need = decimal(self.guide.sampling_bytes(height, width))
             raise SwintormerError(
-                f"{bytes_in_words(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
+                f"{decimal(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
                 "give more, or restore without the prior."
             )
         step = self.net.config.stride
@@ -303,14 +303,14 @@ class Deblurrer:
             if self._cost(tile, least, height, width) <= budget:
                 break
         else:
-            need = bytes_in_words(self._cost(candidates[-1], least, height, width))
+            need = decimal(self._cost(candidates[-1], least, height, width))
             what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             advice = "free more memory or give more"
             if self.tile != "auto":
                 advice = 'choose a smaller one or "auto"'
             elif self.stride is not None and candidates[-1] > step:
                 what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
-            raise SwintormerError(f"{bytes_in_words(budget)} of memory do not hold {what} (about {need}): {advice}.")
+            raise SwintormerError(f"{decimal(budget)} of memory do not hold {what} (about {need}): {advice}.")
         if self.batch is not None:
             return tile, least
         most = self._most_tiles(tile)
@@ -414,7 +414,7 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
         return net.to(device)
     # AssertionError: "Torch not compiled with CUDA enabled"; TypeError: MPS has no float64.
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise SwintormerError(f"Cannot use the device {device}: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise SwintormerError(f"Cannot use the device {device}: {first_line(error)}.") from error
 
 
 @contextmanager

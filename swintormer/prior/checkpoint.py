@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
 from swintormer_kernels import optimize
@@ -49,7 +49,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
         optimize(denoiser, verify=False)
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
-        raise SwintormerError(f"No prior can be made of its configuration: {_first_line(error)}.") from error
+        raise SwintormerError(f"No prior can be made of its configuration: {first_line(error)}.") from error
 
 
 def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
@@ -136,7 +136,3 @@ def load_prior(path: str | Path, device: str | torch.device = "cpu") -> LatentPr
         raise SwintormerError(f"{path} is damaged: {error}.") from error
     own = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     return prior_from(config, own).to(device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

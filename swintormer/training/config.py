@@ -22,6 +22,7 @@ from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer_kernels import BACKENDS
 
 Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "truth", "joint"]
 # Of the Fourier loss where it stands in for a perceptual loss without weights file: that of the recipes in configs/. A
@@ -113,6 +114,13 @@ class TrainConfig(BaseModel):
         if isinstance(value, str) and value not in presets:
             raise ValueError(f"there is no such preset, choose one of {', '.join(presets)}")
         return presets[value] if isinstance(value, str) else value
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        if value not in ("auto", *BACKENDS):
+            raise ValueError(f"there is no such backend, choose one of auto, {', '.join(BACKENDS)}")
+        return value
 
     @property
     def fourier(self) -> float:

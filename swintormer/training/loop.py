@@ -1,6 +1,6 @@
 """Train on synthetic pairs, the network or the prior: seeded, resumable to the step, safe to interrupt.
 
-`swintormer train CONFIG` or `python -m swintormer.training.loop CONFIG`, where CONFIG is a TOML file of `TrainConfig`.
+`swintormer train CONFIG`, where CONFIG is a TOML file of `TrainConfig`.
 A run folder holds `state.safetensors` (everything a resume needs), `log.csv` and at the end `weights.safetensors`
 (the averaged network, as `swintormer deblur --weights` reads it).
 """
@@ -12,19 +12,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer.backend import backend_scope
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, prepare_folder, reason, replacing
 from swintormer.signals import ENDING, stoppable
-from swintormer.training.config import TrainConfig, read_config
+from swintormer.training.config import TrainConfig
 from swintormer.training.run import Run
+from swintormer_kernels import use_backend
 
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
 
@@ -147,7 +148,7 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
         run.load(state)
     reporter = _Reporter(config, run.step)
     try:
-        with backend_scope(config.backend), stoppable() as caught:
+        with _backend(config.backend), stoppable() as caught:
             _loop(run, reporter, state, caught)
             run.save(state)  # before the bar ends: after SIGHUP there may be no terminal for its last line
     finally:
@@ -156,6 +157,10 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
         print(f"Interrupted after step {run.step}; the same command continues from {state}.", file=sys.stderr)
         return state
     return _write_weights(run)
+
+
+def _backend(name: str) -> AbstractContextManager[None]:
+    return nullcontext() if name == "auto" else use_backend(name)
 
 
 def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None:
@@ -207,24 +212,3 @@ def _write_weights(run: Run) -> Path:
     }
     run.write(path, card)
     return path
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m swintormer.training.loop CONFIG`."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
-        print("usage: python -m swintormer.training.loop CONFIG.toml", file=sys.stderr)
-        return 2
-    try:
-        print(train(read_config(arguments[0])))
-    except SwintormerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped in the middle of a step; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130  # as shells count SIGINT
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

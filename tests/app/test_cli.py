@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.cli import plan as cli_plan
-from swintormer.cli.app import app, parse_format, parse_memory, parse_size, parse_tile
-from swintormer.cli.macs import count_macs
+from swintormer.cli.app import app
+from swintormer.cli.deblur import parse_format, parse_memory, parse_tile
+from swintormer.cli.macs import count_macs, parse_size
 from swintormer.errors import SwintormerError
 from swintormer.evaluation.metrics import psnr
 from swintormer.images import compare as report
 from swintormer.images.io import read_image
 from swintormer.model.config import PRESETS
+from swintormer_kernels import BackendError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -215,13 +217,13 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--right", "missing.png"], "There is no file or folder missing.png (--right)"),
         (["deep", "-o", "out", "--right", "a.png"], "a.png is one file, but deep is a folder"),
         (["a.png", "-o", "out", "--right", "b.png"], "restores single pictures: leave out --right"),
-        (["a.png", "-o", "out", "--seed", "0"], "so --steps and --seed have nothing to act on"),
-        (["a.png", "-o", "out", "--steps", "4"], "so --steps and --seed have nothing to act on"),
+        (["a.png", "-o", "out", "--seed", "0"], "--steps and --seed need the prior"),
+        (["a.png", "-o", "out", "--steps", "4"], "--steps and --seed need the prior"),
         (["a.png", "-o", "out", "--tile", "big"], "--tile takes a number of pixels or auto, found 'big'"),
         (["a.png", "-o", "out", "--stride", "99"], "stride must be 1 to 32"),
         (["a.png", "-o", "out", "--blend", "magic"], "blend must be one of uniform, feather"),
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
-        (["a.png", "-o", "out", "--memory", "1K"], "a.png: 1 KB of memory do not hold a tile"),
+        (["a.png", "-o", "out", "--memory", "1K"], "a.png: 1.0 kB of memory do not hold a tile"),
         (["a.png", "-o", "out", "--memory", "0.1K"], "a.png: 102 bytes of memory do not hold a tile"),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
         (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
@@ -291,7 +293,7 @@ def test_failures_in_a_folder_do_not_stop_the_others(run):
     [
         (
             RuntimeError("odd shapes.\nmore"),
-            "a.png failed by a fault of the program (RuntimeError: odd shapes)",
+            "a.png failed because of an error in the program (RuntimeError: odd shapes)",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "a.png does not fit into memory"),
     ],
@@ -313,20 +315,34 @@ def test_an_error_that_nobody_foresaw_is_one_failure(run, monkeypatch, error, wo
     assert result.stderr.count("\n") == 2
 
 
+def test_a_backend_that_cannot_serve_ends_the_run_in_one_sentence(run, monkeypatch):
+    photo("a.png", side=(8, 8))
+    photo("b.png", side=(8, 8))
+
+    def failing(*_, **__):
+        raise BackendError("cpu cannot serve swda_block: no such instructions")
+
+    monkeypatch.setattr(Deblurrer, "restore_array", failing)
+    result = run("deblur", "a.png", "b.png", "-o", "out", "--backend", "cpu", code=1)
+    assert result.stderr == (
+        "Error: cpu cannot serve swda_block: no such instructions; `swintormer info` lists the backends.\n"
+    )
+
+
 def test_window_of_weights_that_do_not_say(run, weights):
     photo("a.png", side=(33, 33))
     torch.save(load_checkpoint(weights).state_dict(), "bare.pth")
     words = ("deblur", "a.png", "--tile", 32, "--weights")
-    assert "bare.pth does not say how wide" in run(*words, "bare.pth", "-o", "assumed").stdout
+    assert "bare.pth does not store its window size" in run(*words, "bare.pth", "-o", "assumed").stdout
     said = run(*words, "bare.pth", "-o", "named", "--window", TINY.window_size).stdout
-    assert "does not say" not in said
+    assert "does not store" not in said
     run(*words, weights, "-o", "own")
     assumed, named, own = (read_image(f"{name}/a.png").pixels for name in ("assumed", "named", "own"))
     np.testing.assert_array_equal(named, own)
     assert (assumed != own).any()
     assert "its window is 2, not 4" in run(*words, weights, "-o", "own", "--window", 4, code=1).stderr
     assert "window 16 (assumed: the file does not say)" in run("info", "--weights", "bare.pth").stdout
-    assert "window 2 (your word)" in run("info", "--weights", "bare.pth", "--window", 2).stdout
+    assert "window 2 (as given)" in run("info", "--weights", "bare.pth", "--window", 2).stdout
     assert "window 2\n" in run("info", "--weights", weights).stdout
     assert "its window is 2, not 4" in run("info", "--weights", weights, "--window", 4, code=1).stderr
 
@@ -399,7 +415,7 @@ def test_interrupt_and_going_on(run, monkeypatch, number):
         result = run("deblur", "in", "-o", "out", "--batch", 1, code=128 + number)
     assert len(started) == 2
     assert result.stderr == (
-        "Interrupted: 1 restored, nothing half-written is left; the same command with --skip-existing goes on.\n"
+        "Interrupted: 1 restored, no incomplete file is left; the same command with --skip-existing continues.\n"
     )
     assert files("out") == {"a.png"}
     assert "1 of 3 are restored already" in run("deblur", "in", "-o", "out", "--skip-existing").stdout
@@ -412,7 +428,7 @@ def test_an_interrupt_outside_the_work(run, monkeypatch):
 
     monkeypatch.setattr(cli_plan, "plan", interrupted)
     result = run("deblur", ".", "-o", "out", code=130)
-    assert result.stderr == "Interrupted: nothing half-written is left.\n"
+    assert result.stderr == "Interrupted: no incomplete file is left.\n"
 
 
 def test_quiet_says_only_errors(run):
@@ -487,6 +503,9 @@ def test_train(run):
     assert result.stdout.strip() == "run/weights.safetensors"
     assert load_checkpoint("run/weights.safetensors").config.dim == TINY.dim
     assert "missing.toml" in run("train", "missing.toml", code=1).stderr
+    Path("device.toml").write_text('device = "abacus"\nout = "run"\n')
+    assert "no device 'abacus'" in run("train", "device.toml", code=1).stderr
+    assert run("train", code=2).stderr
 
 
 def test_parsers():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from typer.testing import CliRunner
 
 from swintormer.cli import demo
+from swintormer.cli.app import app
 from swintormer.evaluation.metrics import psnr
 from swintormer.images.io import read_image
 
@@ -31,12 +33,15 @@ def test_the_demo_sharpens_the_photograph(tmp_path):
     assert read_image(tmp_path / "before_after.png").pixels.shape == (height, 2 * width + 6, 3)
 
 
-def test_wrong_usage(capsys):
-    assert demo.main(["--what"]) == 2
-    assert "usage" in capsys.readouterr().err
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda out: {"picture": str(out)})
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (0, f"picture     {tmp_path}\n")
 
 
-def test_missing_weights_are_one_sentence(capsys, monkeypatch):
+def test_missing_weights_are_one_sentence(monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.__file__", "/nowhere/weights.py")
-    assert demo.main([]) == 1
-    assert "weights that ship with swintormer are missing" in capsys.readouterr().err
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 1
+    assert "weights that ship with swintormer are missing" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -9,8 +9,10 @@ import torch
 from priors import NETWORK as NETWORK_WITH_PRIOR
 from priors import tiny as tiny_prior
 from skimage.io import imsave
+from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint, save_checkpoint
+from swintormer.cli.app import app
 from swintormer.data.blurs import RADIUS, blur, disc_kernel
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
@@ -18,14 +20,13 @@ from swintormer.evaluation.classical import CLASSICAL, richardson_lucy, wiener
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import (
     BEST_CLASSICAL,
+    INPUT,
     NETWORK,
     NO_PRIOR,
-    UNTOUCHED,
     Score,
     folder_scores,
     gains,
     heldout_scores,
-    main,
     network_method,
     network_methods,
     table,
@@ -36,6 +37,7 @@ from swintormer.inference.deblurrer import Deblurrer
 from swintormer.model.network import Swintormer
 
 SMALL = 48
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -63,49 +65,55 @@ def test_photograph_that_is_not_there():
         heldout.photograph("nobody.png")
 
 
-@pytest.mark.parametrize("fault", [*heldout.FAULTS, heldout.SHARP], ids=lambda fault: fault.name)
-def test_fault_is_fixed_in_register_and_as_strong_as_it_says(fault):
+@pytest.mark.parametrize(
+    "degradation", [*heldout.DEGRADATIONS, heldout.SHARP], ids=lambda degradation: degradation.name
+)
+def test_degradation_is_fixed_in_register_and_as_strong_as_it_says(degradation):
     image = heldout.photograph("astronaut.png")
-    spoiled, truth = heldout.spoil(image, fault, seed=1, side=SMALL)
-    assert spoiled.shape == truth.shape == (SMALL, SMALL, 3)
-    assert spoiled.dtype == np.float32
+    degraded, truth = heldout.degrade(image, degradation, seed=1, side=SMALL)
+    assert degraded.shape == truth.shape == (SMALL, SMALL, 3)
+    assert degraded.dtype == np.float32
     assert np.array_equal(truth, heldout.centre(image, SMALL))
-    assert np.array_equal(spoiled, heldout.spoil(image, fault, seed=1, side=SMALL)[0])
-    levels = spoiled * 255
+    assert np.array_equal(degraded, heldout.degrade(image, degradation, seed=1, side=SMALL)[0])
+    levels = degraded * 255
     assert np.abs(levels - np.rint(levels)).max() <= 255 * np.finfo(np.float32).eps
-    if fault is heldout.SHARP:
+    if degradation is heldout.SHARP:
         assert np.array_equal(np.rint(levels), np.rint(truth * 255))
     else:
-        aligned = psnr(spoiled, truth)
-        assert aligned > max(psnr(np.roll(spoiled, step, axis=(0, 1)), truth) for step in ((0, 2), (2, 0), (-2, -2)))
-        assert fault.noise == 0 or not np.array_equal(spoiled, heldout.spoil(image, fault, seed=2, side=SMALL)[0])
+        aligned = psnr(degraded, truth)
+        assert aligned > max(psnr(np.roll(degraded, step, axis=(0, 1)), truth) for step in ((0, 2), (2, 0), (-2, -2)))
+        assert degradation.noise == 0 or not np.array_equal(
+            degraded, heldout.degrade(image, degradation, seed=2, side=SMALL)[0]
+        )
 
 
 def test_blur_draws_on_the_photograph_beyond_the_crop():
     """The middle is the same whether the crop ends there or not; where the photograph ends it is mirrored."""
     image = heldout.photograph("page.png")  # 191 x 384: fewer rows than asked for, more columns
-    fault = heldout.Fault("disc", lambda: [disc_kernel(3.0)], noise=0.0)
-    small, _ = heldout.spoil(image, fault, 0, side=64)
-    large, truth = heldout.spoil(image, fault, 0, side=300)
+    degradation = heldout.Degradation("disc", lambda: [disc_kernel(3.0)], noise=0.0)
+    small, _ = heldout.degrade(image, degradation, 0, side=64)
+    large, truth = heldout.degrade(image, degradation, 0, side=300)
     assert truth.shape == (191, 300, 1)
     # The two FFTs round differently: at most one level of eight bits.
     assert np.abs(small - heldout.centre(large, 64)).max() <= 1 / 255 + np.finfo(np.float32).eps
     column = np.pad(image, ((RADIUS, RADIUS), (0, 0), (0, 0)), mode="symmetric")[:, 42 - RADIUS : 342 + RADIUS]
-    assert np.abs(large - blur(column, fault.kernels())).max() <= 1 / 255
+    assert np.abs(large - blur(column, degradation.kernels())).max() <= 1 / 255
 
 
 def test_scores_of_known_methods():
-    faults = heldout.FAULTS[:2]
+    degradations = heldout.DEGRADATIONS[:2]
     truths = {}
 
     def perfect(image):
         return truths[image.tobytes()]
 
     for name in heldout.PHOTOGRAPHS[:2]:
-        for number, fault in enumerate(faults):
-            spoiled, truth = heldout.spoil(heldout.photograph(name), fault, number, SMALL)
-            truths[spoiled.tobytes()] = truth
-    scores = list(heldout_scores({"same": lambda x: x, "perfect": perfect}, faults, heldout.PHOTOGRAPHS[:2], SMALL))
+        for number, degradation in enumerate(degradations):
+            degraded, truth = heldout.degrade(heldout.photograph(name), degradation, number, SMALL)
+            truths[degraded.tobytes()] = truth
+    scores = list(
+        heldout_scores({"same": lambda x: x, "perfect": perfect}, degradations, heldout.PHOTOGRAPHS[:2], SMALL)
+    )
     assert len(scores) == 2 * 2 * 3
     assert set(gains(scores, "same").values()) == {0.0}
     for score in scores:
@@ -124,9 +132,9 @@ def test_classical_methods_undo_the_blur_that_they_guess_and_no_other():
     image = heldout.photograph("camera.png")
 
     def gain(radius, restore):
-        fault = heldout.Fault("disc", lambda: [disc_kernel(radius)], noise=0.0)
-        spoiled, truth = heldout.spoil(image, fault, 0, side=128)
-        return psnr(restore(spoiled), truth) - psnr(spoiled, truth)
+        degradation = heldout.Degradation("disc", lambda: [disc_kernel(radius)], noise=0.0)
+        degraded, truth = heldout.degrade(image, degradation, 0, side=128)
+        return psnr(restore(degraded), truth) - psnr(degraded, truth)
 
     for restore in (lambda x: wiener(x, 0.01), lambda x: richardson_lucy(x, 20)):
         assert gain(2.0, restore) > 0 > gain(0.0, restore)
@@ -141,10 +149,10 @@ def test_classical_methods_undo_the_blur_that_they_guess_and_no_other():
 def test_best_classical_is_chosen_by_picture_and_fault():
     first, second, *_ = CLASSICAL
     rows = [
-        Score("a", "f", UNTOUCHED, 20, 0.5, 0.1),
+        Score("a", "f", INPUT, 20, 0.5, 0.1),
         Score("a", "f", first, 21, 0.6, 0.1),
         Score("a", "f", second, 22, 0.55, 0.1),
-        Score("a", "g", UNTOUCHED, 30, 0.5, 0.1),
+        Score("a", "g", INPUT, 30, 0.5, 0.1),
         Score("a", "g", first, 29, 0.6, 0.1),
         Score("a", "g", second, 28, 0.55, 0.1),
     ]
@@ -156,11 +164,11 @@ def test_best_classical_is_chosen_by_picture_and_fault():
 
 def test_table_shows_means_and_extremes():
     rows = [
-        Score(picture, fault, method, level + bonus, 0.5 + bonus / 10, 0.1)
-        for (picture, fault), level in {("a", "f"): 20, ("b", "f"): 30, ("a", "g"): 25}.items()
-        for method, bonus in ((UNTOUCHED, 0), (NETWORK, 1 if picture == "a" else -2))
+        Score(picture, degradation, method, level + bonus, 0.5 + bonus / 10, 0.1)
+        for (picture, degradation), level in {("a", "f"): 20, ("b", "f"): 30, ("a", "g"): 25}.items()
+        for method, bonus in ((INPUT, 0), (NETWORK, 1 if picture == "a" else -2))
     ]
-    by_fault = table(rows, "fault").splitlines()
+    by_fault = table(rows, "degradation").splitlines()
     assert by_fault[2] == "| f | 25.00 (0.500) | 24.50 (0.450) |"
     assert by_fault[3] == "| g | 25.00 (0.500) | 26.00 (0.600) |"
     assert by_fault[4] == "| **all** | 25.00 (0.500) | 25.00 (0.500) |"
@@ -173,14 +181,14 @@ def test_table_shows_means_and_extremes():
 
 
 def test_rows_are_kept_as_csv(tmp_path):
-    rows = [Score("a", "disc, wide", UNTOUCHED, 20.12345, 0.5, 0.1), Score("b", "", NETWORK, math.inf, 1, 0)]
+    rows = [Score("a", "disc, wide", INPUT, 20.12345, 0.5, 0.1), Score("b", "", NETWORK, math.inf, 1, 0)]
     write_csv(rows, tmp_path / "new" / "scores.csv")
     with (tmp_path / "new" / "scores.csv").open() as file:
         found = list(csv.DictReader(file))
     assert found[0] == {
         "picture": "a",
-        "fault": "disc, wide",
-        "method": UNTOUCHED,
+        "degradation": "disc, wide",
+        "method": INPUT,
         "psnr": "20.1234",
         "ssim": "0.50000",
         "mae": "0.100000",
@@ -204,10 +212,10 @@ def test_pairs_in_folders(folders):
     (folders[0] / "notes.txt").write_text("not a picture")
     scores = list(folder_scores({"darker": lambda image: image - np.float32(1 / 255)}, *folders))
     assert [(s.picture, s.method) for s in scores] == [
-        (name, method) for name in ("a.png", "b.png") for method in (UNTOUCHED, "darker")
+        (name, method) for name in ("a.png", "b.png") for method in (INPUT, "darker")
     ]
     for score in scores:
-        if score.method == UNTOUCHED:
+        if score.method == INPUT:
             assert score.psnr == pytest.approx(20 * math.log10(255), rel=255 * float(np.finfo(np.float32).eps))
         else:
             assert score.mae <= np.finfo(np.float32).eps
@@ -229,18 +237,23 @@ def test_pairs_that_cannot_be_compared(folders):
         list(folder_scores({}, blurred, sharp))
 
 
-def test_command_line(tmp_path, tiny, capsys):
+def test_command_line(tmp_path, tiny):
     weights = tmp_path / "tiny.safetensors"
     save_checkpoint(tiny, weights, training_tile=32)
-    options = ["--weights", str(weights), "--side", "32", "--network-only", "--csv", str(tmp_path / "rows.csv")]
-    assert main(options) == 0
-    printed = capsys.readouterr().out
-    assert "| disc 2, JPEG 85 |" in printed
-    assert "| mean gain | +0.00 | +0.00 |" in printed
+    words = ["evaluate", "--weights", str(weights)]
+    options = ["--side", "32", "--network-only", "--csv", str(tmp_path / "rows.csv")]
+    result = CliRunner().invoke(app, words + options)
+    assert result.exit_code == 0
+    assert "| disc 2, JPEG 85 |" in result.stdout
+    assert "| mean gain | +0.00 | +0.00 |" in result.stdout
     rows = (tmp_path / "rows.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * len(heldout.PHOTOGRAPHS) * len(heldout.FAULTS)
-    assert main(["--weights", str(tmp_path / "none.safetensors")]) == 1
-    assert "none.safetensors" in capsys.readouterr().err
+    assert len(rows) == 1 + 2 * len(heldout.PHOTOGRAPHS) * len(heldout.DEGRADATIONS)
+    pairs = CliRunner().invoke(app, [*words, "--blurred", "a", "--sharp", "b", "--side", "32"])
+    assert pairs.exit_code == 1
+    assert "--side and --network-only are for the held-out photographs" in pairs.stderr
+    missing = CliRunner().invoke(app, ["evaluate", "--weights", str(tmp_path / "none.safetensors")])
+    assert missing.exit_code == 1
+    assert "none.safetensors" in missing.stderr
 
 
 def test_a_prior_is_measured_beside_doing_without(folders):
@@ -257,6 +270,25 @@ def test_a_prior_is_measured_beside_doing_without(folders):
     assert list(network_methods(net)) == [NETWORK]
 
 
+def test_shipped_weights_restore():
+    """Three photographs and three degradations, the middle 128 pixels: the network gains in each of the nine."""
+    network = network_method(Deblurrer(load_checkpoint(default_weights())))
+    chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1", "disc 2.5, linear light")]
+    gain = gains(list(heldout_scores({NETWORK: network}, chosen, heldout.PHOTOGRAPHS[:3], side=128)))
+    assert len(gain) == 9
+    assert min(gain.values()) > 0
+    assert sum(gain.values()) / len(gain) >= 0.7
+
+
+def test_shipped_prior_restores():
+    """The same for the weights with the prior, on two photographs."""
+    network = network_methods(load_checkpoint(default_weights("small-prior")))[NETWORK]
+    chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1")]
+    gain = gains(list(heldout_scores({NETWORK: network}, chosen, heldout.PHOTOGRAPHS[:2], side=128)))
+    assert min(gain.values()) > 0
+
+
+@pytest.mark.slow
 def test_shipped_weights_earn_their_place():
     """What the model card says: 0.71 dB over doing nothing on average, no photograph worse by more than 0.1 dB."""
     network = network_method(Deblurrer(load_checkpoint(default_weights())))
@@ -268,6 +300,7 @@ def test_shipped_weights_earn_their_place():
         assert sum(own) / len(own) >= -0.1, name
 
 
+@pytest.mark.slow
 def test_shipped_prior_is_worth_something():
     """What the model card says of z_0: 0.014 dB over doing without on average, and 120 of 140 rows are better.
 

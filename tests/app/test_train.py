@@ -16,7 +16,8 @@ from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.training import loop as trainer
-from swintormer.training.loop import Run, TrainConfig, read_config, train
+from swintormer.training.config import read_config
+from swintormer.training.loop import Run, TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkConfig(
@@ -253,6 +254,7 @@ def test_the_shipped_recipe_is_valid():
         ("out = 'x'\nstps = 5", "stps"),
         ("out = 'x'\nsteps = 0", "`steps` to 0"),
         ("out = 'x'\ndtype = 'half'", "`dtype` to 'half'"),
+        ("out = 'x'\nbackend = 'magic'", "no such backend, choose one of auto, "),
         ("out = 'x'\n[network]\ndim = 3", "dim must be even"),
         ("steps = 5", "does not set `out`"),
         ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
@@ -270,13 +272,3 @@ def test_faulty_configuration_is_named(tmp_path, text, complaint):
         read_config(path)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_command_line(tmp_path, config, capsys):
-    assert trainer.main([]) == 2
-    assert trainer.main([str(tmp_path / "none.toml")]) == 1
-    assert "Cannot read the training configuration" in capsys.readouterr().err
-    path = tmp_path / "c.toml"
-    path.write_text(f"device = 'abacus'\nout = '{tmp_path}'")
-    assert trainer.main([str(path)]) == 1
-    assert "no device 'abacus'" in capsys.readouterr().err

@@ -21,9 +21,9 @@ from swintormer.model.config import PRESETS
 from swintormer.prior.checkpoint import load_prior, make_prior, save_prior
 from swintormer.prior.config import PRIORS
 from swintormer.prior.detail import detail_latent
-from swintormer.training.config import FREQUENCY, TrainConfig
+from swintormer.training.config import FREQUENCY, TrainConfig, read_config
 from swintormer.training.denoising import target
-from swintormer.training.loop import make_run, read_config, train
+from swintormer.training.loop import make_run, train
 from swintormer.training.losses import frequency_loss, l1_loss
 from swintormer.training.run import NO_VGG, Run
 from swintormer.training.stages import STAGES

@@ -1,0 +1,21 @@
+"""`swintormer train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file, such as configs/small.toml.")],
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start from the beginning instead of continuing an earlier run.")
+    ] = False,
+) -> None:
+    """Train a network. Ctrl-C stops after the current step; the same command continues from there."""
+    from swintormer.training.config import read_config
+    from swintormer.training.loop import train as run
+
+    print(run(read_config(config), resume=not restart))
