@@ -40,12 +40,17 @@ Slice run_slice(Loop loop, int64_t rounds, int threads) {
 double peak_of(Loop loop, int threads) {
     constexpr double kSlice = 10e-3, kTotal = 150e-3;
     int64_t rounds = 1 << 12;
-    Slice slice = run_slice(loop, rounds, threads);
-    while (slice.seconds < kSlice) slice = run_slice(loop, rounds *= 2, threads);  // the clock rises meanwhile
     double best = 0;
-    for (double spent = 0; spent < kTotal; spent += slice.seconds) {
-        slice = run_slice(loop, rounds, threads);
+    for (double spent = 0; spent < kTotal;) {
+        const Slice slice = run_slice(loop, rounds, threads);
         best = std::max(best, static_cast<double>(slice.operations) / slice.seconds);
+        // Slices grow until they take kSlice at the best rate so far. Their own time is no measure of that: one that
+        // waited for a busy core takes long and computes little.
+        if (static_cast<double>(slice.operations) < best * kSlice) {
+            rounds *= 2;
+        } else {
+            spent += slice.seconds;
+        }
     }
     return best * 1e-9;
 }
