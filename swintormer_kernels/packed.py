@@ -62,6 +62,13 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
     return found[1]
 
 
+def kept_bytes(sources: Iterable[Tensor]) -> int:
+    """Bytes of all that is kept of `sources` (a model's parameters, say); memory that two share counts once."""
+    with _lock:
+        kept = [derived for source in sources for _, derived in _kept.get(source, {}).values()]
+    return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
+
+
 def forget(model: nn.Module) -> None:
     """Let go of everything derived from the parameters and buffers of `model`; the next call makes it anew.
 
@@ -70,13 +77,6 @@ def forget(model: nn.Module) -> None:
     with _lock:
         for source in (*model.parameters(), *model.buffers()):
             _kept.pop(source, None)
-
-
-def kept_bytes(sources: Iterable[Tensor]) -> int:
-    """Bytes of all that is kept of `sources` (a model's parameters, say); memory that two share counts once."""
-    with _lock:
-        kept = [derived for source in sources for _, derived in _kept.get(source, {}).values()]
-    return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
 
 
 def _without_autocast(source: Tensor) -> AbstractContextManager[object]:

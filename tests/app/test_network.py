@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import golden_network
+from golden_files import NETWORK, golden_network, pack, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -85,6 +85,11 @@ def golden_error(net: Swintormer, x: torch.Tensor, y: torch.Tensor, backend: str
 def reference_error(golden_image) -> float:
     """Of the reference in float32."""
     return golden_error(golden_net(), *golden_image, "reference")
+
+
+def test_the_golden_file_is_stored_without_loss():
+    file = NETWORK.with_name("block_d16_h1_w8_s4_b1_24x32.safetensors").read_bytes()
+    assert unpack(pack(file)) == file
 
 
 def test_the_reference_in_float64_is_the_released_network(golden_image):
