@@ -9,7 +9,6 @@ report = sk.optimize(model)                    # blocks of any model through the
 sk.restore(model)
 """
 
-from swintormer_kernels.backends.cpu.scratch import keep_freed_memory, release_scratch
 from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
 from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
 from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
@@ -40,11 +39,9 @@ __all__ = [
     "forget",
     "gated_ffn",
     "group_norm_silu",
-    "keep_freed_memory",
     "norm_projection",
     "norm_silu_conv3x3",
     "optimize",
-    "release_scratch",
     "res_block",
     "restore",
     "swda_attention",

@@ -5,7 +5,7 @@
 // (the build sets -ffp-contract=off), so an element gets the same bits wherever it falls in a vector, a tail or a thread.
 //
 // Included by op sources only. They must not instantiate std templates: the linker keeps one copy of a template for all
-// instruction sets, and it may be the one that this machine cannot run (tests/test_build.py looks for such symbols).
+// instruction sets, and it may be the one that this machine cannot run (tests/native/test_build.py looks for such symbols).
 #pragma once
 
 #include <cstdint>

@@ -229,7 +229,7 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     Raises:
         SwintormerError: the weights or the settings are unusable for every picture.
     """
-    from swintormer_kernels import keep_freed_memory
+    from swintormer_kernels.backends.cpu.scratch import keep_freed_memory
 
     outcome = Outcome()
     keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256

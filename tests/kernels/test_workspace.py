@@ -25,9 +25,9 @@ FLOAT = torch.finfo(torch.float32).bits // 8
 
 @pytest.fixture(autouse=True)
 def own_workspace():
-    sk.release_scratch()
+    workspace.release_scratch()
     yield
-    sk.release_scratch()
+    workspace.release_scratch()
 
 
 def calls():
@@ -53,8 +53,8 @@ def test_only_the_first_step_takes_scratch(extension):
         for _ in range(3):
             again = [call() for call in step]
         assert times_grown() == grown
-        assert sk.release_scratch() > 0
-        assert sk.release_scratch() == 0
+        assert workspace.release_scratch() > 0
+        assert workspace.release_scratch() == 0
         for call in step:
             call()
         assert times_grown() > grown
@@ -96,7 +96,7 @@ def test_more_than_the_bound_is_not_kept(monkeypatch):
     monkeypatch.setattr(workspace, "MOST_FLOATS", 1000)
     Scratch(100)
     Scratch(2000)
-    assert 0 < sk.release_scratch() <= FLOAT * 1000
+    assert 0 < workspace.release_scratch() <= FLOAT * 1000
 
 
 def test_threads_share_none_and_leave_none(extension):
@@ -120,14 +120,15 @@ def test_threads_share_none_and_leave_none(extension):
     assert all(torch.equal(value, expected[0]) for value in found)
     assert len(set(pieces)) == 2
     assert all(torch.UntypedStorage._expired(piece) for piece in pieces)
-    assert sk.release_scratch() > 0, "this thread's own is still there"
+    assert workspace.release_scratch() > 0, "this thread's own is still there"
 
 
 # A res block and steps up, whose results are held together and let go.
 _STEPS = """
 import resource, torch
 import swintormer_kernels as sk
-kept = sk.keep_freed_memory()
+from swintormer_kernels.backends.cpu import scratch as workspace
+kept = workspace.keep_freed_memory()
 torch.set_num_threads(1)
 x = torch.randn(1, 64, 64, 64).contiguous(memory_format=torch.channels_last)
 weight = torch.randn(64, 64, 3, 3) / 24
@@ -165,4 +166,4 @@ def test_no_step_after_the_first_takes_memory_from_the_operating_system(extensio
 
 def test_bytes_to_keep_must_be_some():
     with pytest.raises(ValueError, match="most must be at least 131072 bytes, found 131071"):
-        sk.keep_freed_memory(131071)
+        workspace.keep_freed_memory(131071)
