@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_files import TINY, files, make_bad, photo
+from cli_files import TINY, default_signals, files, make_bad, photo
 
 from swintormer import Swintormer, save_checkpoint
 
@@ -35,7 +35,8 @@ def weights(tmp_path_factory) -> Path:
 
 def start(weights: Path, *words: object) -> subprocess.Popen[str]:
     command = [*PROGRAM, "deblur", *map(str, words), "--weights", str(weights)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with default_signals():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def test_a_bad_file_among_good_ones(tmp_path, monkeypatch, weights):
@@ -123,3 +124,32 @@ finally:
     assert "swintormer deblur photo.jpg -o sharp.png" in result.stdout
     for option in ("--weights", "--tile", "--memory", "--skip-existing", "--compare"):
         assert option in result.stdout
+
+
+WITHOUT_DIFFUSERS = """
+import sys
+sys.modules["diffusers"] = None  # importing it raises ImportError
+from swintormer.cli.app import app
+app(sys.argv[1:])
+"""
+
+
+def without_diffusers(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_DIFFUSERS, *map(str, words)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
+
+
+def test_diffusers_is_needed_for_the_prior_only(tmp_path):
+    picture = photo(tmp_path / "a.png", side=(32, 32))
+    restored = without_diffusers("deblur", picture, "-o", tmp_path / "out")
+    assert restored.returncode == 0, restored.stderr
+    assert files(tmp_path / "out") == {"a.png"}
+    told = without_diffusers("info")
+    assert told.returncode == 0, told.stderr
+    assert "Weights" in told.stdout
+    with_prior = without_diffusers("deblur", picture, "-o", tmp_path / "prior", "--prior")
+    assert with_prior.returncode == 1
+    assert "diffusers" in with_prior.stderr
+    assert with_prior.stderr.startswith("Error: ")
+    assert with_prior.stderr.count("\n") == 1
+    assert files(tmp_path) == {"a.png", "out/a.png"}
