@@ -1,7 +1,8 @@
 # make demo    restore the photograph that ships with the repository, and show before and after
 # make test    lint, types, imports and tests
-# make bench   every op beside the reference
-# Each sets up all it needs in $(VENV); Python 3.10 or newer and a C++ compiler must be there.
+# make lint    lint, types and imports alone
+# make bench   time every op beside the reference
+# Each installs what it needs into $(VENV); Python 3.10 or newer and a C++ compiler are required.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.h csrc/*/*
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m swintormer.cli.demo
+	$(BIN)/swintormer demo
 
 test: lint
 	$(BIN)/python -m pytest

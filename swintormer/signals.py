@@ -1,4 +1,4 @@
-"""Signals that ask a program to end, kept until a moment at which it can end cleanly."""
+"""Signals that end a program, delayed until it can end cleanly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 @contextmanager
 def stoppable() -> Iterator[list[int]]:
-    """A list that SIGINT, SIGTERM and SIGHUP add their number to, for asking between steps; a second SIGINT raises.
+    """A list to which SIGINT, SIGTERM and SIGHUP add their number, to be checked between steps.
 
-    Raised at once, the first could land in a callback of libvips or in a clean-up, and be lost or leave a file behind.
-    A SIGHUP that is ignored, as under nohup, stays ignored.
+    A second SIGINT raises KeyboardInterrupt. The first does not, because an exception could be raised in a callback of
+    libvips, where it is lost, or in a clean-up, where it leaves a file behind. If SIGTERM or SIGHUP is ignored, as
+    SIGHUP under nohup, it stays ignored.
     """
     caught: list[int] = []
 
@@ -29,7 +30,7 @@ def stoppable() -> Iterator[list[int]]:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, note)
     except ValueError:
-        pass  # not the main thread: signals are someone else's
+        pass  # only the main thread can handle signals
     try:
         yield caught
     finally:

@@ -34,8 +34,8 @@ class Bench:
     """Medians of one tile through the network on this machine; the measurements alternate.
 
     Attributes:
-        backends: what automatic selection takes for the network's blocks, as `swintormer deblur` does.
-        threads: of torch.
+        backends: the backends of the network's blocks, by automatic selection as in `swintormer deblur`.
+        threads: number of torch's threads.
         seconds: for one tile, as `swintormer deblur` runs it.
         reference_seconds: for one tile in plain PyTorch.
         gflops: rate of the former (GFLOP/s).
@@ -70,7 +70,7 @@ class Bench:
     def __str__(self) -> str:
         own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
         return (
-            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, in turn, medians\n"
+            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, medians\n"
             f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
             f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
             f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights beside the network's own\n\n"
@@ -93,10 +93,10 @@ class Bench:
         return told
 
     def sentence(self) -> str:
-        """For a person: how long a photograph takes, and what the kernels bring."""
+        """The time for a photograph, with these kernels and with plain PyTorch."""
         photo = f"A {PHOTO[0]}x{PHOTO[1]} photograph takes this machine about {spoken(self.photo_seconds())}"
         if self.backends == ("reference",):
-            return f"{photo} in plain PyTorch; `swintormer info` says what the faster kernels lack here."
+            return f"{photo} in plain PyTorch; `swintormer info` shows why faster kernels are missing."
         return f"{photo}; in plain PyTorch it would be {spoken(self.photo_seconds() * self.speedup)}."
 
 
@@ -105,7 +105,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
 
     Args:
         config: sizes of the network; its weights are random, which does not change the time.
-        rounds: how often each turn runs, after one to warm up.
+        rounds: number of measurements of each kind, after one that is not counted.
     """
     import torch
 
@@ -141,7 +141,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
 
 
 def blocks_backends(net: Swintormer, image: Tensor) -> tuple[str, ...]:
-    """Backends that `net`'s blocks take for `image`, each once, in the order of their first use."""
+    """Backends of `net`'s blocks for `image`, each once, in the order of their first use."""
     from swintormer_kernels import explain, swda_block
     from swintormer_kernels.nn import Block
 
@@ -161,7 +161,7 @@ def blocks_backends(net: Swintormer, image: Tensor) -> tuple[str, ...]:
 
 
 def spoken(seconds: float) -> str:
-    """Two significant digits in the unit that people say: "0.4 seconds", "12 seconds", "3 minutes", "2 hours"."""
+    """A time with two significant digits, in a unit that suits it: "0.4 seconds", "3 minutes", "2 hours"."""
     unit, size = ("hour", 3600) if seconds >= 5400 else ("minute", 60) if seconds >= 90 else ("second", 1)
     text = f"{float(f'{seconds / size:.2g}'):g}"
     return f"{text} {unit}" + ("" if text == "1" else "s")

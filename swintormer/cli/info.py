@@ -47,7 +47,7 @@ def describe(weights: Path | None, window: int | None = None) -> str:
 def _versions() -> list[str]:
     import pyvips
 
-    packages = {"swintormer": "swintormer-kernels", "torch": "torch", "numpy": "numpy", "pyvips": "pyvips"}
+    packages = {"swintormer": "swintormer-kernels"} | {x: x for x in ("torch", "numpy", "pyvips", "diffusers")}
     lines = [f"{name:<11} {version(package)}" for name, package in packages.items()]
     libvips = ".".join(str(pyvips.version(part)) for part in range(3))
     return [*lines, f"{'libvips':<11} {libvips}", f"{'Python':<11} {platform.python_version()}"]

@@ -104,13 +104,13 @@ def count_macs(config: NetworkConfig, height: int, width: int) -> Cost:
 
 @dataclass(frozen=True)
 class PriorCost:
-    """Multiply-accumulates of sampling z_0 for one tile of its own, in one piece.
+    """Multiply-accumulates of sampling z_0 for a single tile.
 
     Attributes:
-        encoder: of the blurred image; 0 where the denoiser sees the image itself.
+        encoder: of the blurred image; 0 if the denoiser takes the image itself.
         condition: the condition's part of the denoiser's first convolution, computed once.
         step: one pass of the denoiser.
-        steps: passes.
+        steps: number of passes.
     """
 
     encoder: int
@@ -124,7 +124,7 @@ class PriorCost:
 
 
 def count_prior_macs(config: PriorConfig, height: int, width: int) -> PriorCost:
-    """Count like `count_macs`, sides rounded up to whole latent positions at the denoiser's deepest level."""
+    """Count as `count_macs`, with sides rounded up to whole latent positions at the denoiser's deepest level."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -182,7 +182,7 @@ def describe(
 
 
 def _prior_lines(network: Cost, config: PriorConfig) -> list[str]:
-    """Network and prior for one tile, beside the paper's figure for one of 256x256."""
+    """Network and prior for one tile, with the paper's figure if it is 256x256."""
     prior = count_prior_macs(config, network.height, network.width)
     rows = {
         "restoration, with fusion": network.total,
@@ -200,7 +200,7 @@ def _prior_lines(network: Cost, config: PriorConfig) -> list[str]:
 
 
 def _table(columns: dict[str, dict[str, int]]) -> list[str]:
-    """Rows of a table: GMAC of each stage and its share of the column."""
+    """Rows of a table with the GMAC of each stage and its share of the column's sum."""
     rows = [f"{'':<20}" + "".join(f" {name:>20}" for name in columns)]
     sums = [sum(stages.values()) for stages in columns.values()]
     for stage in next(iter(columns.values())):

@@ -1,4 +1,4 @@
-"""Which file becomes which: everything `swintormer deblur` can know, and refuse, before it loads a network."""
+"""Input and output files of `swintormer deblur`, and the errors that can be found before a network is loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from swintormer.images.files import exists, is_folder
 from swintormer.images.io import FORMATS, SUFFIXES, detect_format
 
 COMPARISON = ".compare.png"
-# Endings of pictures that people expect to be written and that are not: a file name, not a folder's.
+# Endings of picture formats that cannot be written. A path with such an ending means a file, not a folder.
 _FOREIGN = {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".pdf", ".svg"}
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Where results go and what they are called.
+    """Names of the results.
 
     Attributes:
         out: a file if it ends as a picture and the input is one file, else a folder.
@@ -47,16 +47,16 @@ class Job:
     comparison: Path | None = None
 
     def is_done(self) -> bool:
-        """Whether an earlier run wrote the results; they appear only when complete."""
+        """Whether an earlier run wrote the results, which exist only when they are complete."""
         try:
             return exists(self.target) and (self.comparison is None or exists(self.comparison))
         except SwintormerError:
-            return False  # restoring it will say what is wrong, and only of this picture
+            return False  # restoring it reports the error, for this picture only
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A picture, and the path under OUT that mirrors where it was found."""
+    """A picture, and the path of its result relative to OUT."""
 
     path: Path
     relative: Path
@@ -64,20 +64,22 @@ class _Found:
 
 
 def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
-    """The work to do, each picture once, and what cannot be restored (in words): told at the end, the rest goes on.
+    """The jobs, with each picture once, and sentences about what cannot be restored, to be reported at the end.
 
     Raises:
-        SwintormerError: folders that hold no picture; results that would overwrite an input or each other; a name or
-            folder for the results that cannot be.
+        SwintormerError: the folders contain no picture; results would overwrite an input or each other; or the name or
+            folder for the results is not possible.
     """
-    inputs = list({_place(path): path for path in reversed(inputs)}.values())[::-1]  # the first of the same
+    inputs = list({_place(path): path for path in reversed(inputs)}.values())[
+        ::-1
+    ]  # without duplicates, in the order of their first
     problems: list[str] = []
     present = [path for path in inputs if _is_there(path, problems)]
     _check_naming(inputs, naming)
     found: dict[str, _Found] = {}
     for path in present:
         for picture in _find(path, naming, problems):
-            found.setdefault(_place(picture.path), picture)  # named alone and in its folder: still one
+            found.setdefault(_place(picture.path), picture)  # may also be named itself beside its folder
     if not found and not problems:
         deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
         raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
@@ -119,14 +121,14 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
 
 
 def _is_file(inputs: list[Path], naming: Naming) -> bool:
-    """Whether OUT names the result itself: one input file, and an ending of a picture."""
+    """Whether OUT is the name of the result: one input file, and the ending of a picture format."""
     if len(inputs) > 1 or naming.out.suffix.lower() not in SUFFIXES or is_folder(naming.out):
         return False
-    return not os.path.isdir(inputs[0])  # False, too, of what cannot be looked at: that is told elsewhere
+    return not os.path.isdir(inputs[0])  # False also without permission, which is reported elsewhere
 
 
 def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
-    """A file as it is named; of a folder the pictures by their endings, in order of names, but no results of ours."""
+    """A file itself; for a folder, its pictures by their endings, sorted by name, without results of this program."""
     if not is_folder(path):
         yield _Found(path, Path(path.name), None)
         return
@@ -149,14 +151,14 @@ def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
 
 
 def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
-    """Whether the name is one that an earlier run gave to a result, where results lie among the pictures."""
+    """Whether an earlier run gave this name to a result, if results are written into the folder of the pictures."""
     if os.path.realpath((naming.out / relative).parent) != os.path.realpath((folder / relative).parent):
         return False
     return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
 
 
 def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str]) -> Job | None:
-    """None, and a sentence more in `problems`, of a file that is named like no picture and is none."""
+    """None, with a sentence in `problems`, for a file that is not a picture by its name nor by its content."""
     if _is_file(inputs, naming):
         target = naming.out
     else:
@@ -171,7 +173,7 @@ def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str])
 
 
 def _ending(path: Path, naming: Naming) -> str:
-    """The source's own spelling (.JPG stays .JPG) unless another format is asked for."""
+    """The ending as spelled in the source (.JPG stays .JPG) unless another format is requested."""
     if naming.form is None and path.suffix.lower() in SUFFIXES:
         return path.suffix
     return FORMATS[naming.form or detect_format(path)].suffixes[0]
@@ -188,7 +190,7 @@ def _right_view(found: _Found, naming: Naming) -> Path | None:
 
 
 def _check_collisions(jobs: list[Job]) -> None:
-    """No result may take the place of an input or of another result."""
+    """Raise an error if a result would overwrite an input or another result."""
     inputs = {_identity(path): path for job in jobs for path in (job.source, job.right) if path is not None}
     taken: dict[str, Path] = {}
     for job in jobs:
@@ -206,12 +208,12 @@ def _check_collisions(jobs: list[Job]) -> None:
 
 
 def _identity(path: Path) -> str:
-    """The same for two paths that lead to one file, as far as that can be told before it exists."""
+    """Equal for two paths to the same file, as far as that is known before it exists."""
     return os.path.normcase(os.path.realpath(path))
 
 
 def _place(path: Path) -> str:
-    """The same for two spellings of one name in one folder; a link is a name of its own, as its result has its own."""
+    """Equal for two spellings of the same name in the same folder. A link is a different name, with its own result."""
     path = Path(os.path.abspath(path))
     return os.path.normcase(os.path.join(os.path.realpath(path.parent), path.name))
 

@@ -1,4 +1,4 @@
-"""A picture of before and after, side by side."""
+"""Comparison pictures: before and after, side by side."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from swintormer.images.io import Image, Samples, save_vips, to_eight_bit, with_h
 
 PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
 DIVIDER = 6  # pixels of white between the halves
-_BLOCK = 16  # pixels of a side of the squares in which change is looked for
+_BLOCK = 16  # side in pixels of the blocks whose change is compared
 
 
 def write_comparison(target: Path, before: Image, after: Samples) -> None:
-    """Write before (left) and after (right) with 8 bits, turned upright, in the colour profile of the source.
+    """Write before (left) and after (right) with 8 bits, in upright orientation, with the colour profile of the source.
 
-    A picture with a side above `PANEL` is shown reduced, and below it, pixel by pixel, the region that changed most.
+    A picture with a side above `PANEL` is shown reduced, with the region that changed most in full resolution below it.
 
     Args:
         after: (H, W, C) restored pixels of `before`.
@@ -50,7 +50,7 @@ def _join(first: Any, second: Any, direction: str) -> Any:
 def _most_changed(halves: list[Any], width: int, height: int) -> tuple[int, int, int, int]:
     """(left, top, width, height) of the region of that size with the largest sum of absolute differences.
 
-    Sought in steps of `_BLOCK` pixels over block means, so nothing of the picture's size is made.
+    Compares block means, in steps of `_BLOCK` pixels, so that no array of the picture's size is needed.
     """
     width, height = min(width, halves[0].width), min(height, halves[0].height)
     change = (halves[1] - halves[0]).abs().bandmean().shrink(_BLOCK, _BLOCK, ceil=True).numpy().astype(float)

@@ -1,4 +1,4 @@
-"""Files and folders: look at them and write them, with one sentence for whatever the system refuses."""
+"""Check and write files and folders; errors of the operating system become one sentence."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from swintormer.errors import SwintormerError
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of that name. Raises SwintormerError where the system does not tell."""
+    """Whether a file or folder of that name exists. Raises SwintormerError if that cannot be determined."""
     return _status(path) is not None
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder. Raises SwintormerError where the system does not tell."""
+    """Whether it is a folder. Raises SwintormerError if that cannot be determined."""
     status = _status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """None where there is no such file. `Path.exists` would raise, by its Python version, on what else may be wrong."""
+    """None if there is no such file. For other errors, `Path.exists` raises or not, depending on the Python version."""
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:  # a closed folder, a name of 300 characters, links in a circle, a network that is away
+    except OSError as error:  # no permission, a name of 300 characters, circular links, a lost network
         raise SwintormerError(f"Cannot look at {path}: {reason(error)}.") from error
 
 
 def prepare_folder(target: Path) -> Path:
-    """Make the folder that `target` goes into.
+    """Make the folder of `target`, and check that `target` can be written there.
 
     Returns:
-        The path to write: `target`, or where it leads if it is a symbolic link.
+        The path to write: `target`, or the target of the link if it is a symbolic link.
 
     Raises:
-        SwintormerError: the folder cannot be made or takes no such file, a link leads nowhere, or the name belongs to
-            something that is no regular file.
+        SwintormerError: the folder cannot be made or written, a link leads into a missing folder, or `target` exists
+            and is not a regular file.
     """
     place = target
     if os.path.islink(target):
@@ -66,11 +66,11 @@ def prepare_folder(target: Path) -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `target` when the block ends, and vanishes if it raises.
+    """A new file that replaces `target` when the block ends, and is removed if the block raises an exception.
 
-    It is made in the same folder, so that the last step is one rename within a file system; missing folders are made.
-    A symbolic link stays, and the file it leads to is replaced. A replaced file hands its permissions on, and its owner
-    and group where the system allows it; a new file gets the permissions that the umask leaves.
+    It is made in the same folder, so that the last step is a rename within one file system. Missing folders are made.
+    A symbolic link is kept, and the file it points to is replaced. The permissions of a replaced file are kept, and its
+    owner and group if the system allows it; a new file gets the permissions of the umask.
 
     Raises:
         SwintormerError: as `prepare_folder`, or the file cannot be written.
@@ -91,12 +91,12 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def _create(path: Path, mode: int) -> BinaryIO:
-    """A new file, never another program's ("x"), with `mode` less the umask."""
+    """A new file with `mode` and the umask; an existing file, perhaps another program's, is an error."""
     return open(path, "x+b", opener=lambda name, flags: os.open(name, flags, mode))
 
 
 def _take_over(file: BinaryIO, old: os.stat_result) -> None:
-    """Give the file another's owner and group, as far as permitted, and then its permissions."""
+    """Copy owner and group of `old` to the file, as far as permitted, and then the permissions."""
     if not hasattr(os, "fchown"):  # Windows
         return
     new = os.fstat(file.fileno())
@@ -110,7 +110,7 @@ def _take_over(file: BinaryIO, old: os.stat_result) -> None:
 
 @contextmanager
 def _removing(path: Path) -> Iterator[None]:
-    """Whatever happens, also an interrupt, the file is gone afterwards unless it was renamed."""
+    """Remove the file afterwards, also after an interrupt, unless it was renamed."""
     try:
         yield
     finally:
@@ -118,5 +118,5 @@ def _removing(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """The system's own words, without the number and the path that `str` adds."""
+    """The system's message, without the number and the path that `str` adds."""
     return error.strerror or str(error)

@@ -1,12 +1,12 @@
-"""Read and write photographs without changing what they are: bit depth, alpha, colour profile, EXIF, XMP, resolution.
+"""Read and write photographs; bit depth, alpha, colour profile, EXIF, XMP and resolution are kept.
 
-libvips (pyvips) because, of the libraries tried on a 100-megapixel 16-bit RGB PNG and TIFF with ICC profile and
-orientation, it alone kept 16 bits, profile and tags of every format, and it held one copy of the samples: peak 655 MiB
-for 572 MiB of them. OpenCV 5.0 (1198 MiB) and imagecodecs (1189 MiB) returned no profile and no tags, Pillow 13
-squashed 16-bit RGB to 8, tifffile reads TIFF only. libvips also refused each of 960 truncated files tried (PNG, JPEG,
-TIFF, WebP). What it lacks, EXIF in TIFF, is in `tiff_exif`.
+This uses libvips (pyvips). Of the libraries tried on a 100-megapixel 16-bit RGB PNG and TIFF with ICC profile and
+orientation, only libvips kept 16 bits, profile and tags in every format, and it held a single copy of the samples: peak
+655 MiB for 572 MiB of samples. OpenCV 5.0 (1198 MiB) and imagecodecs (1189 MiB) returned no profile and no tags, Pillow
+13 reduced 16-bit RGB to 8 bits, and tifffile reads TIFF only. libvips also rejected each of 960 truncated files (PNG,
+JPEG, TIFF, WebP). It does not support EXIF in TIFF, which is in `tiff_exif`.
 
-Pixels stay as stored: the orientation tag is kept, not applied, so viewers show the picture as before.
+The orientation tag is kept and not applied to the pixels, so viewers show the picture as before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Format:
 
     Attributes:
         suffixes: file name endings, the usual one first.
-        magic: what a file begins with; "?" stands for any byte.
+        magic: possible first bytes of a file; "?" matches any byte.
         max_side: longest side in pixels that the format can hold.
         save: options of libvips' saver.
     """
@@ -49,8 +49,8 @@ class Format:
 
 FORMATS = {
     "png": Format("PNG", (".png",), (b"\x89PNG\r\n\x1a\n",), sixteen_bit=True),
-    # Deflate, as tifffile and so scikit-image read LZW only with a further package. For 16 megapixels of 16-bit RGB it
-    # makes 54 MB of 91 in 4.2 s, LZW 64 MB in 2.6 s.
+    # Deflate, because tifffile and therefore scikit-image need another package to read LZW. It compresses 16 megapixels
+    # of 16-bit RGB from 91 to 54 MB in 4.2 s, LZW to 64 MB in 2.6 s.
     "tiff": Format(
         "TIFF",
         (".tif", ".tiff"),
@@ -58,7 +58,7 @@ FORMATS = {
         sixteen_bit=True,
         save={"compression": "deflate", "predictor": "horizontal"},
     ),
-    # Restored detail is what people came for, so full chroma resolution and a quality that shows no blocks.
+    # Full chroma resolution and high quality, to preserve the restored detail.
     "jpeg": Format(
         "JPEG",
         (".jpg", ".jpeg"),
@@ -87,14 +87,14 @@ _SAMPLE_KINDS = {"float": "floating-point", "double": "floating-point", "short":
 _CARRIED = {"icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "orientation", "resolution-unit",
             "image-description", "exif-data"}  # fmt: skip
 _CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-", "png-comment-")  # exif-ifd1 is the old thumbnail
-_UNKNOWN_RESOLUTION = 1.0  # pixels per mm, which libvips reports for files that state none
-_72_DPI = 72 / 25.4  # what viewers take where none is stated
-_BIG_TIFF = 3_500_000_000  # bytes of samples; a plain TIFF ends at 4 GiB and deflate may inflate noise
+_UNKNOWN_RESOLUTION = 1.0  # pixels per mm; libvips reports this for files without resolution
+_72_DPI = 72 / 25.4  # what viewers assume without a resolution
+_BIG_TIFF = 3_500_000_000  # bytes of samples; a plain TIFF is limited to 4 GiB, and deflate may enlarge noise
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says beside its samples: resolution in pixels per mm, and metadata as (libvips type, name, value)."""
+    """Resolution in pixels per mm, and metadata as (libvips type, name, value)."""
 
     xres: float
     yres: float
@@ -105,17 +105,17 @@ class Header:
         return next((value for _, key, value in self.fields if key == name), None)
 
     def only(self, *names: str) -> Header:
-        """The resolution and these fields alone."""
+        """A copy with the resolution and only these fields."""
         return Header(self.xres, self.yres, tuple(entry for entry in self.fields if entry[1] in names))
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture as it came from its file.
+    """A picture as read from its file.
 
     Attributes:
         samples: (H, W, C) or, with alpha as the last channel, (H, W, C + 1); C is 1 or 3; uint8 or uint16.
-        notes: what reading had to change, as sentences for the user; mostly empty.
+        notes: sentences for the user about what reading changed; mostly empty.
     """
 
     path: Path
@@ -131,7 +131,7 @@ class Image:
 
     @property
     def alpha(self) -> Samples | None:
-        """(H, W): a view; None where the file has no alpha."""
+        """(H, W): a view; None if the file has no alpha."""
         return self.samples[..., -1] if self.has_alpha else None
 
     @property
@@ -140,14 +140,14 @@ class Image:
 
 
 def format_of(path: Path) -> Format:
-    """The format that a file name asks for. Raises SwintormerError where the ending is of none that can be written."""
+    """The format for a file name, by its ending. Raises SwintormerError for other endings."""
     if path.suffix.lower() not in SUFFIXES:
         raise SwintormerError(f"Cannot write {path}: its name must end in one of {', '.join(SUFFIXES)}.")
     return FORMATS[SUFFIXES[path.suffix.lower()]]
 
 
 def detect_format(path: Path) -> str:
-    """The name in `FORMATS` of what the file holds, by its first bytes and not by its name.
+    """The name in `FORMATS` of a file's format, by its first bytes, not by its name.
 
     Raises:
         SwintormerError: no such file, not readable, empty, or none of the four formats.
@@ -173,18 +173,18 @@ def _matches(head: bytes, magic: bytes) -> bool:
 
 
 def read_image(path: str | Path) -> Image:
-    """Read a PNG, TIFF, JPEG or WebP file; memory is its samples and a few rows.
+    """Read a PNG, TIFF, JPEG or WebP file. Needs memory for its samples and a few rows.
 
     Raises:
-        SwintormerError: missing, unreadable, empty, damaged or truncated; not one of the formats; or of a kind that
-            would not survive: CMYK or Lab, floating-point or 32-bit samples, several pages or frames.
+        SwintormerError: the file is missing, unreadable, empty, damaged or truncated; in another format; or cannot be
+            written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames.
     """
     path = Path(path)
     form = detect_format(path)
     vips = _vips()
     try:
         with path.open("rb") as file:
-            source = vips.Source.new_from_descriptor(file.fileno())  # by descriptor: any file name will do
+            source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
             image = vips.Image.new_from_source(source, "", access="sequential", fail_on="error")
             _check_kind(path, image)
             if form == "png" and not _png_is_whole(file):
@@ -205,7 +205,7 @@ def read_image(path: str | Path) -> Image:
 
 
 def _png_is_whole(file: BinaryIO) -> bool:
-    """Whether the last chunk is there; libvips stops at the last sample, while EXIF and comments may follow it."""
+    """Whether the last chunk is present. libvips stops at the last sample, but EXIF and comments may follow it."""
     end, at = file.seek(0, os.SEEK_END), len(FORMATS["png"].magic[0])
     while at + 12 <= end:  # length, name, checksum
         file.seek(at)
@@ -217,7 +217,7 @@ def _png_is_whole(file: BinaryIO) -> bool:
 
 
 def _check_kind(path: Path, image: Any) -> None:
-    """Refuse, before any sample is decoded, what cannot be restored and written back as it came."""
+    """Raise an error, before samples are decoded, if the picture cannot be restored and written back in its kind."""
     fields = set(image.get_fields())
     pages = image.get("n-pages") if "n-pages" in fields else 1
     if pages > 1:
@@ -251,7 +251,7 @@ def _carried_fields(image: Any) -> tuple[tuple[int, str, Any], ...]:
 
 
 def _parse_exif(block: bytes | None) -> tuple[tuple[int, str, Any], ...]:
-    """An EXIF block as libvips' fields. It parses EXIF only in files: so one black JPEG pixel takes the block along."""
+    """An EXIF block as libvips' fields. libvips parses EXIF only in files, so the block goes into a one-pixel JPEG."""
     if block is None or len(block) > 65533:  # a JPEG segment holds no more
         return ()
     vips = _vips()
@@ -262,7 +262,7 @@ def _parse_exif(block: bytes | None) -> tuple[tuple[int, str, Any], ...]:
 
 
 def check_target(source: Image, target: Path) -> list[str]:
-    """What writing `source` to `target` will change, as sentences; empty if nothing.
+    """Sentences about what writing `source` to `target` will change; empty if nothing changes.
 
     Raises:
         SwintormerError: the format cannot hold the picture: unknown ending, too many pixels a side, or alpha.
@@ -285,15 +285,15 @@ def check_target(source: Image, target: Path) -> list[str]:
 
 
 def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
-    """Write restored pixels with everything else as it was in the source; nothing is left behind on failure.
+    """Write restored pixels with alpha and metadata of the source. On failure no incomplete file is left.
 
     Args:
         target: its ending decides the format. An existing file is replaced once the new one is complete.
         pixels: (H, W, C) of the source's shape and dtype; C-contiguous, else they are copied.
-        source: what `read_image` gave; its alpha, profile and tags go along.
+        source: the result of `read_image`, with alpha, profile and tags.
 
     Raises:
-        SwintormerError: see `check_target`; or the folder cannot be made or written, the disk is full.
+        SwintormerError: as `check_target`; or the folder or file cannot be written, or the disk is full.
         ValueError: pixels of another shape or dtype.
     """
     target = Path(target)
@@ -336,7 +336,7 @@ def to_eight_bit(image: Any) -> Any:
 
 
 def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
-    """Write a libvips image to a file of the format that the name asks for, beside it first, then over it.
+    """Write a libvips image to a file, in the format for its name; see `files.replacing`.
 
     Args:
         exif: block to add to a TIFF file; the other formats take it from the image's metadata.
@@ -358,15 +358,15 @@ def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
 
 def _vips() -> ModuleType:
     """pyvips, imported when first needed."""
-    os.environ.setdefault("VIPS_WARNING", "0")  # its warnings on odd tags are not for the person at the keyboard
+    os.environ.setdefault("VIPS_WARNING", "0")  # its warnings on unusual tags do not help users
     import pyvips
 
-    pyvips.cache_set_max(0)  # its cache would hold on to pictures, and to the old content of replaced files
+    pyvips.cache_set_max(0)  # its cache would keep pictures in memory, and the old content of replaced files
     return pyvips
 
 
 def _detail(error: Exception) -> str:
-    """The telling line of a libvips error: the operating system's word if there is one, else the decoder's first."""
+    """The useful line of a libvips error: the operating system's message if there is one, else the decoder's first."""
     lines = [line.strip() for line in str(getattr(error, "detail", "")).splitlines() if line.strip()]
     for line in lines:
         if line.startswith(("system error:", "unix error:")):

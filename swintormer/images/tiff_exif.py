@@ -1,8 +1,8 @@
 """EXIF in TIFF files, which libvips 8.18 neither reads nor writes: camera, lens, exposure, place, author.
 
-An EXIF block, as JPEG, PNG and WebP hold it, is itself a small TIFF file behind the six bytes "Exif\\0\\0", so the same
-two functions serve both. New entries are appended and the first directory is written anew at the end, which moves no
-pixel: all offsets in TIFF are absolute (TIFF 6.0, section 2; BigTIFF as in libtiff; EXIF 2.32, section 4.6).
+An EXIF block in JPEG, PNG and WebP is itself a small TIFF file after the six bytes "Exif\\0\\0", so the same functions
+handle both. New entries are appended, and the first directory is written again at the end of the file. No pixel moves:
+all offsets in TIFF are absolute (TIFF 6.0, section 2; BigTIFF as in libtiff; EXIF 2.32, section 4.6).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-INTEROPERABILITY = 0xA005  # a third directory, of no use to anyone; its pointer would dangle
-# Of the first directory only what describes the picture; the other tags say how its samples are stored.
+INTEROPERABILITY = 0xA005  # a third directory, which is not copied, so its pointer is removed
+# The tags of the first directory that describe the picture; the others describe how its samples are stored.
 # Description, maker, model, software, date, artist, host, rating, copyright; Windows' title, comment, author, keywords,
 # subject.
 DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298, *range(0x9C9B, 0x9CA0)}
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
     @property
     def entry(self) -> struct.Struct:
-        """Tag, type, items, and the value itself or where it stands."""
+        """Tag, type, number of items, and the value or its offset."""
         return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
 
     @property
@@ -49,7 +49,7 @@ class Form(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Where the header says where the first directory is."""
+        """Offset in the header of the pointer to the first directory."""
         return 8 if self.big else 4
 
 
@@ -68,7 +68,7 @@ Directory = dict[int, Entry]
 
 
 class Tree(NamedTuple):
-    """The first directory without pointers to others, and the EXIF and GPS directories by the tag that points there."""
+    """The first directory without its pointers, and the EXIF and GPS directories by the tag of their pointer."""
 
     form: Form
     first: Directory
@@ -76,7 +76,7 @@ class Tree(NamedTuple):
 
 
 def read_exif(path: Path) -> bytes | None:
-    """The EXIF of a TIFF file as a block, or None where it has none or cannot be read."""
+    """The EXIF of a TIFF file as a block, or None if it has none or cannot be read."""
     try:
         with path.open("rb") as file:
             tree = _read_tree(file)
@@ -92,9 +92,10 @@ def read_exif(path: Path) -> bytes | None:
 
 
 def append_exif(file: BinaryIO, block: bytes) -> None:
-    """Add an EXIF block to the one-page TIFF file that `file`, opened for reading and writing, holds.
+    """Add an EXIF block to a one-page TIFF file, opened for reading and writing. A damaged block is not added.
 
-    A block that cannot be read adds nothing. OSError where writing fails.
+    Raises:
+        OSError: writing fails.
     """
     try:
         source = _read_tree(io.BytesIO(block.removeprefix(BLOCK_HEADER)))
@@ -112,9 +113,9 @@ def append_exif(file: BinaryIO, block: bytes) -> None:
 
 
 def without_thumbnail(block: bytes) -> bytes:
-    """The block with its first directory as the only one: the next would hold a thumbnail, of the picture as it was.
+    """The block with only its first directory: the next one would hold a thumbnail of the picture before restoring.
 
-    Nothing moves, as maker notes often refer to where they stand; the thumbnail's bytes are left over.
+    Nothing moves, because maker notes often contain offsets; the bytes of the thumbnail remain unused.
     """
     content = bytearray(block.removeprefix(BLOCK_HEADER))
     form = _FORMS.get(bytes(content[:4]))
@@ -124,7 +125,7 @@ def without_thumbnail(block: bytes) -> bytes:
             (entries,) = form.number.unpack_from(content, first)
             form.pointer.pack_into(content, first + form.number.size + entries * form.entry.size, 0)
     except struct.error:
-        pass  # damaged: the decoder will make of it what it can
+        pass  # damaged: left to the decoder
     return block[: len(block) - len(content)] + bytes(content)
 
 
@@ -156,7 +157,7 @@ def _read_directory(file: BinaryIO, offset: int, form: Form) -> Directory:
             continue
         if length > len(field):
             file.seek(form.pointer.unpack(field)[0])
-            field = file.read(length)  # noqa: PLW2901 - the value in place of where it stands
+            field = file.read(length)  # noqa: PLW2901 - the value instead of its offset
         if len(field) < length:
             raise ValueError("a value beyond the end of the file")
         directory[tag] = Entry(kind, items, _in_order(field[:length], kind, form))
@@ -168,7 +169,7 @@ def _unpack(file: BinaryIO, form: struct.Struct) -> tuple:
 
 
 def _in_order(value: bytes, kind: int, form: Form) -> bytes:
-    """Between little-endian and the file's order; its own inverse."""
+    """Convert between little-endian and the file's byte order; its own inverse."""
     unit = _TYPES[kind][1]
     if form.order == "<" or unit == 1:
         return value
@@ -176,7 +177,7 @@ def _in_order(value: bytes, kind: int, form: Form) -> bytes:
 
 
 def _pack_tree(first: Directory, nested: dict[int, Directory], at: int, form: Form) -> tuple[bytes, int]:
-    """Bytes to write at offset `at`, nested directories ahead of the first; and where the first one starts."""
+    """Bytes to write at offset `at`, with nested directories before the first; and the offset of the first."""
     body, pointers = b"", {}
     for tag, directory in nested.items():
         place = at + len(body)

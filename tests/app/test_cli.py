@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_files import TINY, files, make_bad, nobody, photo
+from cli_files import TINY, default_signals, files, make_bad, nobody, photo
 from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
@@ -411,7 +411,7 @@ def test_interrupt_and_going_on(run, monkeypatch, number):
             os.kill(os.getpid(), number)
         return restore(self, pixels, **options)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, default_signals():
         patch.setattr(Deblurrer, "restore_array", interrupted)
         # One by one, so that a tile is left when the signal is seen.
         result = run("deblur", "in", "-o", "out", "--batch", 1, code=128 + number)

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_files import TINY, files, make_bad, photo
+from cli_files import TINY, default_signals, files, make_bad, photo
 
 from swintormer import Swintormer, save_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "swintormer.cli.app"]
 PATIENCE = 200  # seconds until a program that hangs fails its test
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Threads gain nothing on these sizes and cost much on a busy machine."""
+def environment(monkeypatch):
+    """Threads gain nothing on these sizes and cost much on a busy machine. Processes import this tree's packages."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +37,8 @@ def weights(tmp_path_factory) -> Path:
 
 def start(weights: Path, *words: object) -> subprocess.Popen[str]:
     command = [*PROGRAM, "deblur", *map(str, words), "--weights", str(weights)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_bad_file_among_good_ones(tmp_path, monkeypatch, weights):
-    monkeypatch.chdir(tmp_path)
-    bad = make_bad("truncated")
-    photo("in/zzz.png")
-    with start(weights, "in", "-o", "out") as program:
-        output, errors = program.communicate(timeout=PATIENCE)
-    assert program.returncode == 1
-    assert "in/zzz.png -> out/zzz.png" in output
-    assert errors.startswith(f"1 restored, 1 failed:\n  {bad} is damaged, cut short")
-    assert errors.count("\n") == 2
-    assert files("out") == {"zzz.png"}
+    with default_signals():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def test_an_interrupt_in_the_middle_of_a_picture(tmp_path, monkeypatch, weights):
@@ -69,17 +59,20 @@ def test_an_interrupt_in_the_middle_of_a_picture(tmp_path, monkeypatch, weights)
     assert files("out") == {"a.png"}
 
 
-def test_nobody_reads_the_output(tmp_path, monkeypatch, weights):
-    """As in `swintormer deblur ... | true`: the pictures are still wanted."""
+def test_nobody_reads_the_output_and_a_file_is_bad(tmp_path, monkeypatch, weights):
+    """As in `swintormer deblur ... | true`: the pictures are still wanted, and errors go to the other stream."""
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.png", "c.png"):
+    bad = make_bad("truncated")
+    for name in ("a.png", "b.png", "zzz.png"):
         photo(f"in/{name}", side=(8, 8))
     with start(weights, "in", "-o", "out") as program:
         program.stdout.close()
         errors = program.stderr.read()
         program.wait(timeout=PATIENCE)
-    assert (program.returncode, errors) == (0, "")
-    assert files("out") == {"a.png", "b.png", "c.png"}
+    assert program.returncode == 1
+    assert errors.startswith(f"3 restored, 1 failed:\n  {bad} is damaged, cut short")
+    assert errors.count("\n") == 2
+    assert files("out") == {"a.png", "b.png", "zzz.png"}
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
@@ -106,7 +99,8 @@ def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
         assert word in text
 
 
-def test_help_needs_no_torch_and_shows_examples():
+def test_help_needs_no_torch_and_shows_examples(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     script = """
 import sys
 from swintormer.cli.app import app
@@ -121,5 +115,39 @@ finally:
         result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
     assert "swintormer deblur photo.jpg -o sharp.png" in result.stdout
-    for option in ("--weights", "--tile", "--memory", "--skip-existing", "--compare"):
-        assert option in result.stdout
+    places = [
+        result.stdout.index(name) for name in ("--out", "--compare", "--memory", "--prior", "--weights", "--tile")
+    ]
+    assert places == sorted(places), "what is rarely needed comes last"
+    assert len(result.stdout.splitlines()) <= 80, "two screens of 40 lines"
+
+
+WITHOUT_DIFFUSERS = """
+import sys
+sys.modules["diffusers"] = None  # importing it raises ImportError
+from swintormer.cli.app import app
+for command in (["info"], ["deblur", "a.png", "-o", "out"], ["deblur", "a.png", "-o", "prior", "--prior"]):
+    try:
+        app(command)
+    except SystemExit as leaving:
+        print("exit code", leaving.code, flush=True)
+"""
+
+
+def test_diffusers_is_needed_for_the_prior_only(tmp_path):
+    photo(tmp_path / "a.png", side=(32, 32))
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DIFFUSERS],
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
+    codes = [line for line in result.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == ["exit code 0", "exit code 0", "exit code 1"], result.stderr
+    assert files(tmp_path) == {"a.png", "out/a.png"}
+    assert result.stderr.startswith("Error: ")
+    assert "diffusers" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -6,19 +6,21 @@ import signal
 import threading
 
 import pytest
+from cli_files import default_signals
 
 from swintormer.signals import ENDING, stoppable
 
 
 @pytest.mark.parametrize("number", ENDING)
 def test_the_first_is_noted_and_the_second_interrupt_raises(number):
-    before = [signal.getsignal(each) for each in ENDING]
-    with stoppable() as caught:
-        signal.raise_signal(number)
-        assert caught == [number]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(each) for each in ENDING] == before
+    with default_signals():
+        before = [signal.getsignal(each) for each in ENDING]
+        with stoppable() as caught:
+            signal.raise_signal(number)
+            assert caught == [number]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(each) for each in ENDING] == before
 
 
 def test_under_nohup_a_closing_terminal_stops_nothing():
