@@ -305,6 +305,17 @@ def evaluate(
 
 
 @app.command()
+def selfcheck() -> None:
+    """Check every kernel of this machine against plain PyTorch; exit code 1 if one is wrong."""
+    from swintormer.cli.selfcheck import describe
+
+    text, passed = describe()
+    print(text)
+    if not passed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def bench(
     preset: Annotated[str, typer.Option(help="Network to time: small, small-prior or released.")] = "small",
     rounds: Annotated[int, typer.Option(min=1, help="How often each turn runs.")] = 5,
