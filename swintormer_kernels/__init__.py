@@ -7,6 +7,7 @@ sk.backends()                                  # what this machine has, and why 
 with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
 report = sk.optimize(model)                    # blocks of any model through the ops, in place; says what and why not
 sk.restore(model)
+print(sk.selfcheck())                          # every op and backend against the reference, on this machine's devices
 """
 
 from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
@@ -21,6 +22,7 @@ from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_co
 from swintormer_kernels.packed import forget
 from swintormer_kernels.patch.released import optimize, restore
 from swintormer_kernels.registry import BACKENDS, BackendError, backends, explain, use_backend
+from swintormer_kernels.selfcheck import selfcheck
 
 __all__ = [
     "BACKENDS",
@@ -44,6 +46,7 @@ __all__ = [
     "optimize",
     "res_block",
     "restore",
+    "selfcheck",
     "swda_attention",
     "swda_block",
     "upsample_conv3x3",

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from swintormer_kernels import native
+from swintormer_kernels import native, trust
 from swintormer_kernels.backends.triton import layout as triton_tensors
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -158,7 +158,10 @@ class Op:
         reason = triton_tensors.only_for_tests() if backend == "triton" else None
         if reason is not None:
             return reason
-        return self.slower[backend](*args, **kwargs) if backend in self.slower else None
+        reason = self.slower[backend](*args, **kwargs) if backend in self.slower else None
+        if reason is not None or not args:
+            return reason
+        return trust.why_not_trusted(self.name, backend, args[0])
 
     def select(self, *args: Any, **kwargs: Any) -> str:
         """The backend that these arguments get. torch.compile traces through it and guards on what it read.

@@ -32,6 +32,14 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+@pytest.fixture(autouse=True, scope="session")
+def verdicts_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Verdicts of the kernels' self-check go to a folder of this run and not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWINTORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Random numbers of a test do not depend on which tests ran before it."""

@@ -19,6 +19,7 @@ from swintormer.cli.evaluate import evaluate
 from swintormer.cli.info import info, version
 from swintormer.cli.macs import macs
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
+from swintormer.cli.selfcheck import selfcheck
 from swintormer.cli.train import train
 from swintormer.errors import SwintormerError
 
@@ -81,6 +82,7 @@ app.command()(bench)
 app.command()(train)
 app.command(epilog="Example: swintormer evaluate --blurred test/blurred --sharp test/sharp")(evaluate)
 app.command()(demo)
+app.command()(selfcheck)
 
 
 def main() -> None:

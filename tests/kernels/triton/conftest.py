@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -22,3 +24,27 @@ def large_blocks() -> Iterator[None]:
     sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
     with runtime.trying("swda_attention", sizes) if tensors.INTERPRETED else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True)
+def products_of_no_library(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tl.dot in the interpreter, in one order for each element and on every machine.
+
+    The interpreter takes numpy's product, whose order of summation depends on the BLAS kernel that the processor gets
+    and on where an element stands in the matrix. What is tested is the order of our kernels. Here an element is the sum
+    of its exact products in float64, along k, rounded once: it depends on its row and its column alone.
+    """
+    from swintormer_kernels.backends.triton.layout import INTERPRETED
+
+    if not INTERPRETED:
+        return
+    module = pytest.importorskip("triton.runtime.interpreter")
+
+    def create_dot(builder: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        left, right = a.data.astype(np.float64), b.data.astype(np.float64)
+        total = np.zeros(d.data.shape)
+        for k in range(left.shape[-1]):
+            total += left[..., :, k, None] * right[..., k, None, :]
+        return module.TensorHandle(total.astype(d.data.dtype) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(module.InterpreterBuilder, "create_dot", create_dot)

@@ -9,6 +9,8 @@ from attention_in_triton import DEVICE, error, mapped, with_ffn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swintormer_kernels as sk
+from swintormer_kernels.backends.reference.gated_ffn import gated_ffn as reference_ffn
+from swintormer_kernels.backends.reference.swda_attention import swda_attention as reference_attention
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.testing.block_cases import Shape
 
@@ -48,17 +50,31 @@ def gradients(name, op, arguments, grad):
     return torch.autograd.grad(y, tensors(leaves), grad.to(y.dtype))
 
 
+def cancellation(x, weights, window, shift, *ffn_and_grad):
+    """How much larger the terms of logit_scale's gradient are than their sum: sum |terms| / |sum|, over all heads."""
+    ffn, grad = ffn_and_grad[:-1], ffn_and_grad[-1]
+    x, weights = mapped(lambda t: t.detach().double(), (x, weights))
+    # One scale for each pair of tokens, whose gradient is the sum's term.
+    scale = weights.logit_scale.expand(-1, window**2, window**2).clone().requires_grad_()
+    y = reference_attention(x, weights._replace(logit_scale=scale), window, shift)
+    y = reference_ffn(y, mapped(torch.Tensor.double, ffn)[0]) if ffn else y
+    terms = torch.autograd.grad(y, scale, grad.double())[0].flatten(1)
+    return (terms.abs().sum(1).norm() / terms.sum(1).norm()).item()
+
+
 def assert_as_good_as_the_reference(op, arguments):
     grad = torch.randn(arguments[0].shape, device=DEVICE).to(arguments[0].dtype)
     found, reference = (gradients(name, op, arguments, grad) for name in ("triton", "reference"))
     truth = gradients("reference", op, mapped(torch.Tensor.double, arguments), grad)
+    x, weights, *ffn, window, shift = arguments
     for value, plain, true in zip(found, reference, truth, strict=True):
         assert value.shape == plain.shape
         assert value.dtype == plain.dtype
         assert not value.isnan().any(), "an element that nobody wrote"
-        # And half a unit in the last place, with which the gradient itself is stored; logit_scale's is one sum of N^2
-        # terms of both signs, where neither error is an average over elements: a random walk of N such steps.
-        steps = arguments[-2] ** 2 if value.shape[1:] == (1, 1) else 1
+        # And half a unit in the last place, with which the gradient itself is stored. Of logit_scale's gradient, one
+        # sum for a head, neither error is an average over elements: its N^2 terms come out of sums over N tokens, a
+        # random walk of sqrt(N) roundings each, and the sum is smaller than its terms.
+        steps = window * cancellation(x, weights, window, shift, *ffn, grad) if value.shape[1:] == (1, 1) else 1
         assert error(value, true) <= 2 * error(plain, true) + steps * torch.finfo(value.dtype).eps / 2
 
 

@@ -1,0 +1,384 @@
+"""Every op and backend of this machine against the reference, on its own device.
+
+    print(sk.selfcheck())        # a table: op, backend, dtype, forward, backward
+
+The cases are small and the same on every machine. An error is measured against the reference in float64 on the same
+rounded inputs, ||y - exact|| / ||exact||, and judged by the reference's own error in that dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels import trust
+from swintormer_kernels.backends.triton.layout import INTERPRETED
+from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
+from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
+from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from swintormer_kernels.ops.norm_projection import LinearWeights, norm_projection
+from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
+from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
+from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.swda_block import swda_block
+from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.registry import BACKENDS, Op, machine_lacks, use_backend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MARGIN = 4
+"""A result passes with at most so many times the reference's own error, two roundings, and `Case.terms` in float32."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call that is checked.
+
+    Attributes:
+        function: the public function.
+        make: (a maker of random tensors of a shape) -> (args, kwargs); x is args[0].
+        terms: length of the longest sum behind one element of the result or of a gradient.
+    """
+
+    function: Callable[..., Tensor]
+    make: Callable[[Callable[..., Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
+    terms: int
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same float64 tensors on the CPU at every call."""
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+            return scale * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") + mean
+
+        return self.make(random)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        op, backend, dtype: what was checked; dtype is None where that makes no difference.
+        forward, backward: "ok", "failed: ..." or "-".
+        not_served: why there is nothing to check, or None.
+        out_of_memory: whether it failed for want of memory.
+    """
+
+    op: str
+    backend: str
+    dtype: torch.dtype | None
+    forward: str = "-"
+    backward: str = "-"
+    not_served: str | None = None
+    out_of_memory: bool = False
+
+    @property
+    def failure(self) -> str | None:
+        """What failed, in words, or None."""
+        failed = [
+            f"{name} {told}"
+            for name, told in (("forward", self.forward), ("backward", self.backward))
+            if told.startswith("failed")
+        ]
+        return "; ".join(failed) or None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `selfcheck` found; `str()` is a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """The rows that failed; empty if all is well."""
+        return tuple(row for row in self.rows if row.failure is not None)
+
+    def __str__(self) -> str:
+        table = [("op", "backend", "dtype", "forward", "backward")]
+        for row in self.rows:
+            dtype = "" if row.dtype is None else str(row.dtype).removeprefix("torch.")
+            told = (row.forward, row.backward) if row.not_served is None else (f"not served: {row.not_served}", "")
+            table.append((row.op, row.backend, dtype, *told))
+        widths = [max(len(line[column]) for line in table) for column in range(3)]
+        forward = max(len(row.forward) for row in self.rows) if self.rows else 0
+        widths.append(max(len("forward"), forward))
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, (*widths, 0), strict=True)).rstrip() for line in table
+        ]
+        count = len(self.failures)
+        return "\n".join([*lines, "", f"{count} failed" if count else "nothing failed"])
+
+
+def selfcheck(
+    device: torch.device | str | None = None,
+    *,
+    ops: Iterable[str] | None = None,
+    dtypes: Iterable[torch.dtype] = DTYPES,
+) -> Report:
+    """Check every op and backend that this machine has against the reference.
+
+    Verdicts on GPU kernels are kept: automatic selection takes them after they passed. The first run on a GPU compiles
+    the kernels, which takes minutes.
+
+    Args:
+        device: where; by default each backend on the device that it is made for.
+        ops: names of the ops to check, all of them by default.
+        dtypes: of the tensors.
+
+    Returns:
+        The report; `report.failures` is empty if all is well.
+
+    Raises:
+        ValueError: there is no op of that name.
+    """
+    names = tuple(CASES) if ops is None else tuple(ops)
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ValueError(f"there is no op {unknown[0]!r}; choose among {', '.join(CASES)}")
+    rows: list[Row] = []
+    for name in names:
+        for backend in BACKENDS:
+            if backend != "reference":
+                rows += _rows(name, backend, _device(backend, device), tuple(dtypes))
+    return Report(tuple(rows))
+
+
+def check(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Row:
+    """One op and backend in one dtype on one device, called by name. An exception of the kernels is a failure."""
+    if op not in CASES:
+        return Row(op, backend, dtype, not_served="the self-check has no case for this op")
+    case = CASES[op]
+    exact = case.arguments()
+    given = _mapped(lambda t: t.to(device, dtype), exact)
+    record: Op = case.function.op  # type: ignore[attr-defined]
+    reason = record.why_not(backend, *given[0], **given[1])
+    if reason is not None:
+        return Row(op, backend, dtype, not_served=reason)
+    told: list[str] = []
+    out_of_memory = False
+    for run in (_forward, _backward):
+        try:
+            # The reference in float64 stays on the CPU: it is the truth on every device.
+            truth = run("reference", case.function, _mapped(lambda t: t.cpu().double(), given))
+            plain = run("reference", case.function, given)
+            found = run(backend, case.function, given)
+            told.append(_judged(found, plain, truth, case.terms))
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            out_of_memory = out_of_memory or isinstance(error, torch.OutOfMemoryError)
+            told.append(f"failed: {type(error).__name__}: {first}")
+    forward, backward = told
+    return Row(op, backend, dtype, forward, backward, out_of_memory=out_of_memory)
+
+
+def _rows(op: str, backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Iterator[Row]:
+    record: Op = CASES[op].function.op  # type: ignore[attr-defined]
+    absent = record.absent.get(backend) or machine_lacks(backend)
+    if absent is not None:
+        yield Row(op, backend, None, not_served=absent)
+        return
+    for dtype in dtypes:
+        row = check(op, backend, dtype, device)
+        if row.not_served is None and not row.out_of_memory:
+            trust.record(op, backend, device, dtype, row.failure)
+        yield row
+
+
+def _device(backend: str, device: torch.device | str | None) -> torch.device:
+    on_gpu = backend != "cpu" and not INTERPRETED and torch.cuda.is_available()
+    found = torch.device(("cuda" if on_gpu else "cpu") if device is None else device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+# ---- one run, and how far it is from the truth -----------------------------------------------------------------------
+
+
+def _forward(backend: str, function: Callable[..., Tensor], arguments: Any) -> list[Tensor]:
+    args, kwargs = arguments
+    with torch.no_grad(), use_backend(backend):
+        return [function(*args, **kwargs)]
+
+
+def _backward(backend: str, function: Callable[..., Tensor], arguments: Any) -> list[Tensor]:
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        leaves.append(tensor.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    args, kwargs = _mapped(leaf, arguments)
+    with torch.enable_grad(), use_backend(backend):
+        y = function(*args, **kwargs)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y.device, y.dtype)
+    # float64 must differentiate what the others got: what a float16 holds.
+    return list(torch.autograd.grad(y, leaves, grad.to(leaves[0].dtype)))
+
+
+def _judged(found: list[Tensor], plain: list[Tensor], truth: list[Tensor], terms: int) -> str:
+    for value, reference, exact in zip(found, plain, truth, strict=True):
+        own = _error(reference, exact)
+        bound = MARGIN * own + 2 * torch.finfo(value.dtype).eps + terms * torch.finfo(torch.float32).eps
+        error = _error(value, exact)
+        if not error <= bound:  # NaN fails
+            return f"failed: error {error:.1e}, the reference's own is {own:.1e}"
+    return "ok"
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    return float((value.detach().cpu().double() - exact).norm() / exact.norm())
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`function` of every tensor in nested tuples, records and dictionaries."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(function, each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        mapped = [_mapped(function, each) for each in value]
+        return type(value)(*mapped) if hasattr(value, "_fields") else tuple(mapped)
+    return value
+
+
+# ---- the cases -------------------------------------------------------------------------------------------------------
+
+
+def _image(random: Callable[..., Tensor], *shape: int) -> Tensor:
+    return random(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def _norm(random: Callable[..., Tensor], batch: int, channels: int) -> GroupNormWeights:
+    pair = (random(channels, scale=0.3, mean=1), random(channels))
+    return GroupNormWeights(*pair, random(batch, channels, scale=0.3), random(batch, channels))
+
+
+def _conv(random: Callable[..., Tensor], out: int, channels: int) -> Tensor:
+    return random(out, channels, 3, 3, scale=(9 * channels) ** -0.5)
+
+
+def _ffn(random: Callable[..., Tensor], channels: int) -> FFNWeights:
+    hidden = int(channels * 2.66)
+    return FFNWeights(
+        random(channels, scale=0.3, mean=1),
+        random(channels),
+        random(2 * hidden, channels, 1, 1, scale=channels**-0.5),
+        random(channels, hidden, 1, 1, scale=hidden**-0.5),
+        random(2 * hidden, scale=0.3),
+        random(channels, scale=0.3),
+    )
+
+
+def _attention(random: Callable[..., Tensor], channels: int, heads: int, window: int) -> AttentionWeights:
+    return AttentionWeights(
+        random(channels, scale=0.3, mean=1),
+        random(channels),
+        random(3 * channels, channels, 1, 1, scale=channels**-0.5),
+        random(3 * channels, 1, 3, 3, scale=1 / 3),
+        random(channels, channels, 1, 1, scale=channels**-0.5),
+        random(heads, 1, 1, scale=0.3, mean=1.5),
+        random((2 * window - 1) ** 2, heads),
+        random(3 * channels, scale=0.3),
+        random(3 * channels, scale=0.3),
+        random(channels, scale=0.3),
+    )
+
+
+_WINDOW, _SHIFT, _CHANNELS, _HEADS = 8, 3, 48, 4
+_TERMS = 2 * _WINDOW**4  # logit_scale's gradient: every pair of tokens of two windows
+
+CASES: dict[str, Case] = {
+    "ddim_step": Case(
+        ddim_step,
+        lambda random: (
+            (random(2, 4, 9, 10), random(2, 4, 9, 10)),
+            {
+                **{"alpha_bar_t": 0.25, "alpha_bar_s": 0.4, "eta": 0.5, "clip": 1.5, "noise": random(2, 4, 9, 10)},
+                "prediction": Prediction("epsilon", random(2, 4, 9, 10), 2.0),
+            },
+        ),
+        8,
+    ),
+    "gated_ffn": Case(gated_ffn, lambda random: ((_image(random, 2, 48, 7, 9), _ffn(random, 48)), {}), 127),
+    "group_norm_silu": Case(
+        group_norm_silu, lambda random: ((_image(random, 2, 24, 7, 9), _norm(random, 2, 24), 4), {}), 6 * 63
+    ),
+    "norm_projection": Case(
+        norm_projection,
+        lambda random: (
+            *((_image(random, 2, 32, 5, 9), _norm(random, 2, 32)),),
+            {"linear": LinearWeights(random(40, 32, scale=32**-0.5), random(40)), "groups": 4},
+        ),
+        8 * 45,
+    ),
+    "norm_silu_conv3x3": Case(
+        norm_silu_conv3x3,
+        lambda random: (
+            (
+                _image(random, 2, 32, 7, 9),
+                _norm(random, 2, 32),
+                ConvWeights(_conv(random, 24, 32), random(24), random(2, 24), _image(random, 2, 24, 7, 9)),
+                4,
+            ),
+            {},
+        ),
+        9 * 63,
+    ),
+    "res_block": Case(
+        res_block,
+        lambda random: (
+            (
+                _image(random, 2, 32, 8, 9),
+                ResBlockWeights(
+                    *(_conv(random, 24, 32), _conv(random, 16, 24), random(24), random(16)),
+                    *(random(32, scale=0.3, mean=1), random(32), random(24, scale=0.3, mean=1), random(24)),
+                    *(random(2, 24), random(2, 24, scale=0.3), random(2, 24)),
+                    *(random(16, 32, 1, 1, scale=32**-0.5), random(16)),
+                ),
+                *(4, 3),
+            ),
+            {},
+        ),
+        9 * 72,
+    ),
+    "swda_attention": Case(
+        swda_attention,
+        lambda random: (
+            (
+                _image(random, 1, _CHANNELS, _WINDOW, 2 * _WINDOW),
+                _attention(random, _CHANNELS, _HEADS, _WINDOW),
+                *(_WINDOW, _SHIFT),
+            ),
+            {},
+        ),
+        _TERMS,
+    ),
+    "swda_block": Case(
+        swda_block,
+        lambda random: (
+            (
+                _image(random, 1, _CHANNELS, _WINDOW, 2 * _WINDOW),
+                _attention(random, _CHANNELS, _HEADS, _WINDOW),
+                _ffn(random, _CHANNELS),
+                *(_WINDOW, _SHIFT),
+            ),
+            {},
+        ),
+        _TERMS,
+    ),
+    "upsample_conv3x3": Case(
+        upsample_conv3x3,
+        lambda random: (
+            (_image(random, 2, 16, 8, 9), UpsampleWeights(_conv(random, 24, 16), random(24))),
+            {},
+        ),
+        4 * 72,
+    ),
+}

@@ -1,0 +1,204 @@
+"""Which GPU kernels automatic selection may take: those that agreed with the reference on this device.
+
+A backend in `CHECKED` is taken automatically for an op and a dtype only after `selfcheck.check` passed there. The check
+runs at the first use and its verdict is kept in a file, for this device and these versions. A backend asked for by name
+is not checked, and neither is the call inside a check, which names its backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+import threading
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHECKED = ("triton",)
+"""Backends that must pass the check before they are taken automatically."""
+
+_known: dict[tuple[str, str, str, torch.dtype], str] = {}  # -> why it failed, "" if it passed
+_lock = threading.RLock()
+
+
+def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
+    """None if automatic selection may take `backend` for x's device and dtype, else why not.
+
+    The check runs here, once, unless the call is being traced, transformed or captured: then only a verdict that is
+    known already counts, and without one the backend is not taken.
+    """
+    if backend not in CHECKED or not isinstance(x, Tensor):
+        return None
+    if torch.compiler.is_compiling():
+        return _recorded(op, backend, x.device, x.dtype)
+    dtypes = {x.dtype}
+    if torch.is_autocast_enabled(x.device.type):
+        dtypes.add(torch.get_autocast_dtype(x.device.type))  # which of the two an op computes in is the op's own rule
+    for dtype in dtypes:
+        found = _known.get((op, backend, str(x.device), dtype))
+        if found is None:
+            reason = _recorded(op, backend, x.device, dtype) if _not_now() else _checked(op, backend, x.device, dtype)
+        else:
+            reason = found or None
+        if reason is not None:
+            return reason
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _recorded(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The verdict as far as it is known, from this process or from the file; runs nothing."""
+    key = (op, backend, str(device), dtype)
+    with _lock:
+        if key not in _known:
+            verdict = _read().get(_file_key(op, backend, device, dtype))
+            if verdict is None:
+                return (
+                    "its kernels have not been checked on this device yet, and no check runs while a call is traced or "
+                    "captured; call swintormer_kernels.selfcheck() first"
+                )
+            _known[key] = verdict
+        return _known[key] or None
+
+
+def _checked(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The verdict, by a check if there is none yet. Other threads wait for it."""
+    key, warning = (op, backend, str(device), dtype), None
+    with _lock:
+        if key not in _known:
+            name = _file_key(op, backend, device, dtype)
+            verdict = _read().get(name)
+            if verdict is None:
+                verdict, keep = _in_a_fresh_thread(op, backend, device, dtype)
+                if keep:
+                    _write(name, verdict)
+                if verdict:
+                    warning = (
+                        f"swintormer_kernels: the {backend} kernels of {op} in {dtype} are not used on "
+                        f"{_device_name(device)}: {verdict}. The next backend serves. Please report this, with what "
+                        "`swintormer selfcheck` prints."
+                    )
+            _known[key] = verdict
+        verdict = _known[key]
+    if warning is not None:
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
+    return verdict or None
+
+
+def record(op: str, backend: str, device: torch.device, dtype: torch.dtype, failure: str | None) -> None:
+    """Keep the verdict of a check that was run for another reason (`selfcheck`)."""
+    if backend in CHECKED:
+        with _lock:
+            _known[op, backend, str(device), dtype] = failure or ""
+            _write(_file_key(op, backend, device, dtype), failure or "")
+
+
+def forget_verdicts() -> None:
+    """Forget what this process knows; the file stays. For tests."""
+    with _lock:
+        _known.clear()
+
+
+def _not_now() -> bool:
+    """Whether somebody looks at or rewrites the calls of this thread: a mode, a transform, a trace, a graph capture."""
+    return (
+        torch._C._functorch.maybe_current_level() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _in_a_fresh_thread(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
+    """(why it failed or "", whether that is worth keeping), untouched by the caller's autocast, modes and stream."""
+    from swintormer_kernels.selfcheck import check
+
+    found: list[tuple[str, bool]] = []
+
+    def run() -> None:
+        try:
+            row = check(op, backend, dtype, device)
+            # What does not fit the memory now may fit it next time.
+            found.append((row.failure or row.not_served or "", row.not_served is None and not row.out_of_memory))
+        except Exception as error:  # a fault of the check itself: not trusted, and tried again by the next process
+            found.append((f"the check itself failed: {error!r}", False))
+
+    thread = threading.Thread(target=run, name="swintormer_kernels selfcheck")
+    thread.start()
+    thread.join()
+    return found[0] if found else ("the check ended without a result", False)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def cache_file() -> Path:
+    """Where verdicts are kept: in $SWINTORMER_CACHE, else in swintormer_kernels/ of $XDG_CACHE_HOME or ~/.cache."""
+    folder = os.environ.get("SWINTORMER_CACHE")
+    if folder:
+        return Path(folder) / "selfcheck.json"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "swintormer_kernels" / "selfcheck.json"
+
+
+def _read() -> dict[str, str]:
+    """What the file holds; nothing if it is absent or damaged."""
+    try:
+        held = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(held, dict):
+        return {}
+    return {key: value for key, value in held.items() if isinstance(value, str)}
+
+
+def _write(key: str, verdict: str) -> None:
+    """Add one verdict, replacing the file as a whole; where that cannot be done, the next process checks again."""
+    file = cache_file()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                json.dump({**_read(), key: verdict}, out, indent=1, sort_keys=True)
+            os.replace(name, file)
+        except OSError:
+            os.unlink(name)
+            raise
+
+
+def _file_key(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    return " | ".join([op, backend, str(dtype).removeprefix("torch."), _device_name(device), *versions()])
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    architecture = getattr(properties, "gcnArchName", None) or f"sm_{properties.major}{properties.minor}"
+    return f"{properties.name} {architecture}"
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> tuple[str, ...]:
+    """What a verdict depends on beside the device: torch, triton, this package and the kernels' own sources."""
+    installed = []
+    for package in ("triton", "swintormer-kernels"):
+        try:
+            installed.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            found = importlib.util.find_spec(package.replace("-", "_"))
+            installed.append(f"{package} {'of unknown version' if found else 'absent'}")
+    sources = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("backends/*/*.py")):
+        sources.update(file.read_bytes())
+    return (f"torch {torch.__version__}", *installed, f"kernels {sources.hexdigest()[:12]}")
