@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-FAILED = 1
+from swintormer.cli.messages import FAILED
 
 
 def selfcheck() -> None:
