@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from swintormer_kernels.backends.reference.transforms import transform_at_work
+
 
 class _State(NamedTuple):
     """Of a source when something was derived from it."""
@@ -41,6 +43,7 @@ class _State(NamedTuple):
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (state of all sources, derived)}
 _lock = threading.Lock()
+_generation = [0]  # calls of `forget`; a list because it is written from a function
 
 
 def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -48,6 +51,8 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
 
     Runs without gradients and without autocast. `key` tells apart what is derived from the same first source.
     """
+    if transform_at_work() is not None:  # the sources may be wrappers, or hold tangents that the result must carry on
+        return make()
     if any(source.is_inference() for source in sources):
         with torch.no_grad(), _without_autocast(sources[0]):
             return make()
@@ -75,8 +80,17 @@ def forget(model: nn.Module) -> None:
     Needed after writes that torch's version counter does not see, those through `parameter.data`.
     """
     with _lock:
+        _generation[0] += 1
         for source in (*model.parameters(), *model.buffers()):
             _kept.pop(source, None)
+
+
+def generation() -> int:
+    """How often `forget` was called in this process: part of the key of a captured graph.
+
+    A graph holds packed weights by address; a call of `forget` may have freed them, so the graph must be captured anew.
+    """
+    return _generation[0]
 
 
 def _without_autocast(source: Tensor) -> AbstractContextManager[object]:

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 import torch
 
 from swintormer_kernels import native, trust
+from swintormer_kernels.backends.reference.transforms import transform_at_work
 from swintormer_kernels.backends.triton import layout as triton_tensors
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -150,8 +151,9 @@ class Op:
         """None if `backend` can serve these arguments, else the reason."""
         if backend in self.absent:
             return self.absent[backend]
-        lacks = machine_lacks(backend)
-        return self.serves[backend](*args, **kwargs) if lacks is None else lacks
+        if backend == "reference":
+            return self.serves[backend](*args, **kwargs)
+        return machine_lacks(backend) or transform_at_work() or self.serves[backend](*args, **kwargs)
 
     def why_slower(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """None, or why automatic selection passes over `backend` although it can serve."""

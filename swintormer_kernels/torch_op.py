@@ -87,7 +87,7 @@ def define_block_op(
     cost: Callable[..., Cost],
     like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
 ) -> Callable[..., Tensor]:
-    """Registers swintormer::<op> and swintormer::<op>_backward; returns the former (see `call_op`).
+    """Registers swintormer::<op> and swintormer::<op>_backward; returns the former.
 
     Args:
         op: whose name and implementations are used.
@@ -120,13 +120,6 @@ def define_block_op(
 
     torch.library.register_autograd(name, backward, setup_context=setup_context)
 
-    @torch.library.register_vmap(name)
-    def _vmap(*_: Any) -> tuple[Tensor, int]:
-        raise NotImplementedError(
-            f"{op.name}: torch.vmap is not supported; put the mapped dimension into x's batch, which this op takes at "
-            "any size, or use swintormer_kernels.use_backend('reference')"
-        )
-
     packet = getattr(getattr(torch.ops, NAMESPACE), op.name)
     _define_autocast(name, packet)
 
@@ -154,37 +147,6 @@ def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
     if isinstance(argument, Tensor) and argument.is_floating_point() and argument.dtype != torch.float64:
         return argument.to(dtype)
     return argument
-
-
-def call_op(op: Op, signature: Signature, packet: Callable[..., Tensor], backend: str, *public: Any) -> Tensor:
-    """torch.ops.swintormer.<op> of these public arguments, or its implementation where nobody would see the difference.
-
-    What torch.library does for autograd, autocast, tracing and modes costs 10 us a call, as much as the work of a res
-    block at an 8x8 latent on one core; in a sampling loop none of these is at hand.
-    """
-    flat = signature.flat(*public)
-    tensors = [t for t in flat if isinstance(t, Tensor)]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if recorded or _somebody_looks() or any(type(t) not in _PLAIN for t in tensors):
-        return packet(*flat, backend)
-    return op.implementation(backend)(*public)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _somebody_looks() -> bool:
-    """Whether autocast, a transform, a mode, a trace or the profiler has to see the call."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-    )
 
 
 def _define_backward(

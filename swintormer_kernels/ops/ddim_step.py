@@ -215,19 +215,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
 
-@torch.library.register_vmap(NAME)
-def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-    # Elementwise: the mapped dimension comes first everywhere, and a tensor that is not mapped is expanded.
-    def batched(x: Tensor | None, dim: int | None) -> Tensor | None:
-        if x is None:
-            return None
-        return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-    mapped = (0, 1, 5, 6)  # z, noise_pred, noise, unconditional
-    args = tuple(batched(x, in_dims[i]) if i in mapped else x for i, x in enumerate(args))
-    return torch.ops.swintormer.ddim_step(*args), 0
-
-
 # ---- for tests and benches -------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from swintormer_kernels.backends.reference.group_norm_silu import group_norm_sil
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, gradients_wanted
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, gradients_wanted
 
 
 class GroupNormWeights(NamedTuple):
@@ -87,7 +87,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float =
     backend = OP.select(x, norm, groups, eps)
     if backend == "reference":
         return _reference(x, norm, groups, eps)
-    return call_op(OP, _SIGNATURE, _run, backend, x, norm, groups, eps)
+    return _run(*_SIGNATURE.flat(x, norm, groups, eps), backend)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> None:

@@ -19,7 +19,7 @@ from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class LinearWeights(NamedTuple):
@@ -70,7 +70,7 @@ def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, gr
     backend = OP.select(x, norm, linear, groups, eps)
     if backend == "reference":
         return _reference(x, norm, linear, groups, eps)
-    return call_op(OP, _SIGNATURE, _run, backend, x, norm, linear, groups, eps)
+    return _run(*_SIGNATURE.flat(x, norm, linear, groups, eps), backend)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float) -> None:

@@ -21,7 +21,7 @@ from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class ConvWeights(NamedTuple):
@@ -96,7 +96,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     backend = OP.select(x, norm, conv, groups, eps)
     if backend == "reference":
         return _reference(x, norm, conv, groups, eps)
-    return call_op(OP, _SIGNATURE, _run, backend, x, norm, conv, groups, eps)
+    return _run(*_SIGNATURE.flat(x, norm, conv, groups, eps), backend)
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> None:

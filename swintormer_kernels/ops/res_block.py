@@ -19,7 +19,7 @@ from swintormer_kernels.backends.reference.res_block import res_block_gradients
 from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class ResBlockWeights(NamedTuple):
@@ -96,7 +96,7 @@ def fused_res_block(x: Tensor, block: ResBlockWeights, norms: Norms) -> Tensor |
     """`res_block`, or None where these arguments get the reference: for callers that have something better then."""
     check_input(x, block, norms)
     backend = OP.select(x, block, *norms)
-    return None if backend == "reference" else call_op(OP, _SIGNATURE, _run, backend, x, block, *norms)
+    return None if backend == "reference" else _run(*_SIGNATURE.flat(x, block, *norms), backend)
 
 
 def check_input(x: Tensor, block: ResBlockWeights, norms: Norms) -> None:

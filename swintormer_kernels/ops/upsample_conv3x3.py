@@ -19,7 +19,7 @@ from swintormer_kernels.ops.group_norm_silu import LAYOUTS
 from swintormer_kernels.ops.norm_silu_conv3x3 import used_products
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, call_op, define_block_op, float32_or_autocast, slower_with_gradients
+from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 class UpsampleWeights(NamedTuple):
@@ -71,7 +71,7 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     backend = OP.select(x, conv)
     if backend == "reference":
         return _reference(x, conv)
-    return call_op(OP, _SIGNATURE, _run, backend, x, conv)
+    return _run(*_SIGNATURE.flat(x, conv), backend)
 
 
 def check_input(x: Tensor, conv: UpsampleWeights) -> None:

@@ -139,12 +139,10 @@ def test_vmap(dims, extension):
         guided = Prediction("epsilon", unconditional, 3.0)
         return ddim_step(z, noise_pred, **SCHEDULE, eta=0.5, clip=1.0, noise=noise, prediction=guided)
 
-    with use_backend("cpu"):
-        out = torch.vmap(step, in_dims=dims)(*mapped)
-        one_by_one = [
-            step(*(x if dim is None else x.select(dim, i) for x, dim in zip(mapped, dims, strict=True)))
-            for i in range(2)
-        ]
+    out = torch.vmap(step, in_dims=dims)(*mapped)
+    one_by_one = [
+        step(*(x if dim is None else x.select(dim, i) for x, dim in zip(mapped, dims, strict=True))) for i in range(2)
+    ]
     assert torch.equal(out, torch.stack(one_by_one))
 
 
@@ -160,5 +158,5 @@ def test_functional_gradients_go_to_the_reference(extension):
     assert torch.equal(torch.func.grad(loss)(z, noise_pred), leaf.grad)
     assert torch.equal(torch.vmap(torch.func.grad(loss))(z, noise_pred), leaf.grad)
     assert torch.equal(torch.func.grad(lambda x: torch.vmap(loss)(x, noise_pred).sum())(z), leaf.grad)
-    with use_backend("cpu"), pytest.raises(BackendError, match=r"torch\.func\.grad"):
+    with use_backend("cpu"), pytest.raises(BackendError, match=r"torch\.func"):
         torch.func.grad(loss)(z, noise_pred)

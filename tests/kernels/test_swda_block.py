@@ -336,12 +336,6 @@ def test_autocast_computes_and_returns_float32(extension):
     assert sk.explain(sk.gated_ffn, x.bfloat16(), block.ffn.weights(block.norm2)).backend == "reference"
 
 
-def test_vmap_is_refused_in_one_sentence(extension):
-    arguments, _ = next(case for case in gated_ffn.cases() if case.name == "window 8, C 16").make(0)
-    with sk.use_backend("cpu"), pytest.raises(NotImplementedError, match=r"vmap is not supported; put the mapped"):
-        torch.vmap(lambda x: sk.gated_ffn(x, arguments[1]))(arguments[0][None])
-
-
 @pytest.mark.parametrize(("op", "case"), SMALL_CASES)
 def test_flops_are_those_of_the_references_products(op, case, extension):
     arguments, _ = case.make(0)

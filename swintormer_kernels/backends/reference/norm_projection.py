@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swintormer_kernels.backends.reference.group_norm_silu import group_norm
+
 if TYPE_CHECKING:
     from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
     from swintormer_kernels.ops.norm_projection import LinearWeights
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float) -> Tensor:
     """Linear map of every pixel of group_norm(x) * (1 + scale) + shift. (B, C, H, W) -> (B, H W, C_out)."""
-    y = torch.group_norm(x, groups, norm.weight, norm.bias, eps)
+    y = group_norm(x, groups, norm.weight, norm.bias, eps)
     if norm.scale is not None:
         y = y * (1 + norm.scale[:, :, None, None])
     if norm.shift is not None:

@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swintormer_kernels.backends.reference.group_norm_silu import group_norm
+
 if TYPE_CHECKING:
     from swintormer_kernels.ops.res_block import ResBlockWeights
 
 
 def res_block(x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps1: float, eps2: float) -> Tensor:
     """Norm, SiLU, 3x3 convolution, the time; norm, SiLU, 3x3 convolution, the skip. x: (B, C, H, W)."""
-    y = F.silu(torch.group_norm(x, groups1, block.norm1_weight, block.norm1_bias, eps1))
+    y = F.silu(group_norm(x, groups1, block.norm1_weight, block.norm1_bias, eps1))
     y = F.conv2d(y, block.conv1, block.conv1_bias, padding=1)
     if block.embedding is not None:
         y = y + block.embedding[:, :, None, None]
-    y = torch.group_norm(y, groups2, block.norm2_weight, block.norm2_bias, eps2)
+    y = group_norm(y, groups2, block.norm2_weight, block.norm2_bias, eps2)
     if block.scale is not None:
         y = y * (1 + block.scale[:, :, None, None])
     if block.shift is not None:

@@ -7,8 +7,6 @@ import os
 import torch
 from torch import Tensor
 
-from swintormer_kernels.functional import functional_gradient
-
 # Triton reads the variable when it is imported, for itself and for every kernel; runtime.py checks that both agree.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 """Whether kernels run in Triton's interpreter, on CPU tensors: for tests, thousands of times slower than a GPU."""
@@ -37,7 +35,7 @@ def dense_on_gpu(*tensors: Tensor | None) -> str | None:
     pixels = x.shape[0] * x.shape[2] * x.shape[3] if x.ndim == 4 else 0
     if pixels > MOST_PIXELS:
         return f"the triton backend takes at most {MOST_PIXELS} pixels, found {pixels}"
-    return functional_gradient()
+    return None
 
 
 def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
