@@ -41,6 +41,12 @@ class _State(NamedTuple):
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (state of all sources, derived)}
 _lock = threading.Lock()
+_generation = 0
+
+
+def generation() -> int:
+    """How often `forget` was called: what holds addresses of derived tensors, such as a CUDA graph, compares it."""
+    return _generation
 
 
 def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -67,7 +73,9 @@ def forget(model: nn.Module) -> None:
 
     Needed after writes that torch's version counter does not see, those through `parameter.data`.
     """
+    global _generation  # noqa: PLW0603 - a counter of the process
     with _lock:
+        _generation += 1
         for source in (*model.parameters(), *model.buffers()):
             _kept.pop(source, None)
 

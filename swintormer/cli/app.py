@@ -134,6 +134,14 @@ _Seed = Annotated[
         min=0, metavar="N", rich_help_panel=_RESULT, help="Of the prior, 0 by default: the same, the same picture."
     ),
 ]
+_Deterministic = Annotated[
+    bool,
+    _option(
+        _RESULT,
+        "Sample the prior so that the number of CPU threads changes no bit of the picture; slower.",
+        "--deterministic",
+    ),
+]
 _Device = Annotated[str, _option(_SPEED, "auto, cpu, cuda, or cuda:1 for the second GPU.", metavar="NAME")]
 _Backend = Annotated[str, _option(_SPEED, "Kernels to use, as `swintormer info` lists them.", metavar="NAME")]
 _Quiet = Annotated[bool, _option(_SPEED, "Say nothing but errors.", "--quiet", "-q")]
@@ -174,6 +182,7 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     prior: _Prior = None,
     steps: _Steps = None,
     seed: _Seed = None,
+    deterministic: _Deterministic = False,
     device: _Device = "auto",
     backend: _Backend = "auto",
     quiet: _Quiet = False,
@@ -190,7 +199,7 @@ def deblur(  # noqa: PLR0913, PLR0917 - one parameter for each option
     settings = Settings(
         weights, parse_tile(tile), stride, blend or None, parse_memory(memory), batch, window, device, backend
     )
-    settings = replace(settings, prior=prior, steps=steps, seed=seed)
+    settings = replace(settings, prior=prior, steps=steps, seed=seed, deterministic=deterministic)
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
 
@@ -285,7 +294,7 @@ def evaluate(
         raise SwintormerError("Pairs need both folders, --blurred and --sharp.")
     import swintormer.evaluation.scores as measure
     from swintormer.checkpoint.checkpoint import default_weights
-    from swintormer.cli.deblur import Settings, make_deblurrer
+    from swintormer.cli.deblur import Settings, read_weights
 
     if prior and weights is not None:
         raise SwintormerError(
@@ -297,7 +306,7 @@ def evaluate(
         code = measure.main([part for name, path in words.items() if path for part in (name, str(path))])
         raise typer.Exit(code)
     # 16 bits, so that rounding to a file's 8 does not enter the measure.
-    methods = measure.network_methods(make_deblurrer(Settings(weights)).net, levels=65535)
+    methods = measure.network_methods(read_weights(Settings(weights)), levels=65535)
     scores = list(measure.folder_scores(methods, blurred, sharp))
     if csv is not None:
         measure.write_csv(scores, csv)

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from swintormer.backend import backend_scope
 from swintormer.cli.plan import Job
-from swintormer.errors import SwintormerError
+from swintormer.errors import SwintormerError, counted
 from swintormer.images.files import prepare_folder
 from swintormer.images.io import Image, Samples, check_target, read_image, write_image
 from swintormer.signals import stoppable
-from swintormer.words import counted
 
 if TYPE_CHECKING:
+    from swintormer.checkpoint.checkpoint import Checkpoint
     from swintormer.inference.deblurrer import Deblurrer
-    from swintormer.model.network import Swintormer
-    from swintormer.prior.guide import Guidance
+    from swintormer.prior.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Settings:
         window: side of the attention windows, for weights that do not say.
         backend: of the ops; "auto" takes the best of each.
         prior: whether the prior takes part; None where the weights hold one.
-        steps, seed: of the prior's sampler.
+        steps, seed, deterministic: of the prior's sampler.
     """
 
     weights: Path | None = None
@@ -51,6 +50,7 @@ class Settings:
     prior: bool | None = None
     steps: int | None = None
     seed: int | None = None
+    deterministic: bool = False
 
 
 @dataclass
@@ -73,8 +73,9 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     outcome = Outcome()
     keep_freed_memory()  # tile after tile takes the same: 8 % faster on two AVX-512 cores, tiles of 256
     with backend_scope(settings.backend), reporter:
-        deblurrer = make_deblurrer(settings, dual_pixel=jobs[0].right is not None)
-        if note := window_note(settings.weights, deblurrer.net, settings.window):
+        checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        deblurrer = make_deblurrer(settings, checkpoint)
+        if note := window_note(settings.weights, checkpoint, settings.window):
             reporter.say(note)
         with stoppable() as caught:
             try:
@@ -89,49 +90,63 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     return outcome
 
 
-def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
-    """The network and its tiling, loaded and on its device.
+def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
+    """The network, and its prior unless that is to be left out.
 
     Raises:
-        SwintormerError: unusable weights or settings, or a network for another number of views.
+        SwintormerError: unusable weights, or a network for another number of views.
     """
-    from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint
-    from swintormer.inference.deblurrer import Deblurrer
+    from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
 
     weights = settings.weights or default_weights("small-prior" if settings.prior else "small")
-    net = load_checkpoint(weights, window_size=settings.window)
-    if dual_pixel and net.config.in_channels == net.config.out_channels:
+    checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
+    config = checkpoint.net.config
+    if dual_pixel and config.in_channels == config.out_channels:
         raise SwintormerError(f"{weights} restores single pictures: leave out --right, or name dual-pixel --weights.")
-    if not dual_pixel and net.config.in_channels == 2 * net.config.out_channels:
+    if not dual_pixel and config.in_channels == 2 * config.out_channels:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
+    return checkpoint
+
+
+def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> Deblurrer:
+    """The network and its tiling, on its device; `checkpoint` is None for what the settings name.
+
+    Raises:
+        SwintormerError: unusable weights or settings.
+    """
+    from swintormer.inference.deblurrer import Deblurrer
+
+    checkpoint = checkpoint or read_weights(settings)
     chosen = {name: getattr(settings, name) for name in ("tile", "stride", "blend", "memory", "batch", "device")}
-    return Deblurrer(
-        net, **{name: value for name, value in chosen.items() if value is not None}, prior=_prior(net, settings)
-    )
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 
 
-def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
-    """What the pipeline is told of the prior. Settings of a sampler that does not run are refused."""
-    from swintormer.prior.guide import Guidance
+def _sampler(checkpoint: Checkpoint, settings: Settings) -> Sampler | None:
+    """How the prior is sampled; None for no prior. Settings of a sampler that does not run are refused."""
+    from swintormer.prior.sampling import Sampler
 
-    wanted = net.prior is not None if settings.prior is None else settings.prior
-    if wanted:
-        return Guidance(steps=settings.steps, seed=settings.seed or 0)
-    if settings.steps is not None or settings.seed is not None:
-        raise SwintormerError(
-            "No prior takes part, so --steps and --seed have nothing to act on: leave them out, or add --prior "
-            "(and name weights that hold one, if you name any)."
+    if checkpoint.prior is not None:
+        return Sampler(
+            checkpoint.prior, steps=settings.steps, seed=settings.seed or 0, deterministic=settings.deterministic
         )
-    return False
+    if settings.prior:
+        raise SwintormerError("These weights hold no prior: leave out --prior, or name weights that hold one.")
+    if settings.steps is not None or settings.seed is not None or settings.deterministic:
+        raise SwintormerError(
+            "No prior takes part, so --steps, --seed and --deterministic have nothing to act on: leave them out, or "
+            "add --prior (and name weights that hold one, if you name any)."
+        )
+    return None
 
 
-def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str:
-    """What to tell where the window is an assumption; it stands in no tensor's shape, so a wrong one shows nowhere."""
-    if net.describes_itself or asked is not None:
+def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None) -> str:
+    """What to tell where the window is an assumption; no tensor's shape depends on it, so a wrong one shows nowhere."""
+    if checkpoint.describes_itself or asked is not None:
         return ""
     return (
-        f"Note: {weights} does not say how wide its windows are: {net.config.window_size} pixels are assumed, and "
-        "--window names another."
+        f"Note: {weights} does not say how wide its windows are: {checkpoint.net.config.window_size} pixels are "
+        "assumed, and --window names another."
     )
 
 

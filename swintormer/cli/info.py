@@ -7,8 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swintormer.errors import SwintormerError
-from swintormer.words import counted
+from swintormer.errors import SwintormerError, counted
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import CheckpointInfo

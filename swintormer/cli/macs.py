@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from swintormer.errors import counted
 from swintormer.model.config import NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
-from swintormer.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

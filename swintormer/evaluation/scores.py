@@ -18,13 +18,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.classical import CLASSICAL
 from swintormer.evaluation.metrics import mae, psnr, ssim
 from swintormer.images.files import replacing
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.model.network import Swintormer
 
 Array: TypeAlias = NDArray[np.float32]
 Restore: TypeAlias = Callable[[Array], Array]
@@ -57,11 +57,11 @@ def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
     return restore
 
 
-def network_methods(net: Swintormer, levels: int = 255) -> dict[str, Restore]:
+def network_methods(checkpoint: Checkpoint, levels: int = 255) -> dict[str, Restore]:
     """The network as it restores, and where its weights came with a prior also without: what z_0 is worth."""
-    methods = {NETWORK: network_method(Deblurrer(net), levels)}
-    if net.prior is not None:
-        methods[NO_PRIOR] = network_method(Deblurrer(net, prior=False), levels)
+    methods = {NETWORK: network_method(Deblurrer(checkpoint), levels)}
+    if checkpoint.prior is not None:
+        methods[NO_PRIOR] = network_method(Deblurrer(checkpoint, prior=False), levels)
     return methods
 
 
@@ -195,7 +195,7 @@ def sharp_scores(restore: Restore, side: int = heldout.SIDE) -> list[Score]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m swintormer.evaluation.scores`."""
-    from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint
+    from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
 
     parser = argparse.ArgumentParser(prog="python -m swintormer.evaluation.scores", description=__doc__)
     parser.add_argument("--weights", type=Path, help="checkpoint; without it the one that ships")
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network-only", action="store_true", help="leave out classical deconvolution, the slow part")
     options = parser.parse_args(arguments)
     try:
-        networks = network_methods(load_checkpoint(options.weights or default_weights()))
+        networks = network_methods(read_checkpoint(options.weights or default_weights()))
         methods = networks | ({} if options.network_only else CLASSICAL)
         scores = list(heldout_scores(methods, side=options.side))
         if options.csv:
