@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swintormer.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+    from swintormer.checkpoint.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from swintormer.errors import SwintormerError
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.model.config import PRESETS, NetworkConfig
@@ -13,21 +13,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "Checkpoint",
     "Deblurrer",
     "NetworkConfig",
     "Swintormer",
     "SwintormerError",
     "load_checkpoint",
+    "read_checkpoint",
     "save_checkpoint",
 ]
 
 _HOME = {
     "PRESETS": "model.config",
+    "Checkpoint": "checkpoint.checkpoint",
     "Deblurrer": "inference.deblurrer",
     "NetworkConfig": "model.config",
     "Swintormer": "model.network",
     "SwintormerError": "errors",
     "load_checkpoint": "checkpoint.checkpoint",
+    "read_checkpoint": "checkpoint.checkpoint",
     "save_checkpoint": "checkpoint.checkpoint",
 }
 

@@ -35,14 +35,6 @@ TINY = PriorConfig(
     scheduler=PRIORS["compact"].scheduler,
     sampling=Sampling(steps=2, piece=8, stride=6),
 )
-# The same, of the detail latent, which has eight channels.
-DETAIL = TINY.model_copy(
-    update={
-        "autoencoder": AUTOENCODER | {"latent_channels": 8},
-        "denoiser": DENOISER | {"in_channels": 16, "out_channels": 8},
-        "sampling": TINY.sampling.model_copy(update={"latent": "detail"}),
-    }
-)
 NETWORK = NetworkConfig(
     in_channels=3,
     dim=4,

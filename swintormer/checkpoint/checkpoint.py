@@ -7,25 +7,20 @@ A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConf
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import struct
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
+from swintormer.checkpoint.tensors import bare_name, read_tensors
 from swintormer.errors import SwintormerError
-from swintormer.images.files import reason, replacing
+from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.prior import checkpoint as prior_weights
@@ -34,18 +29,25 @@ from swintormer.prior.config import PriorConfig
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior
 
-_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
-_LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with what came in its file.
 
-class _Nothing:
-    """Stands for a class that a training program left beside the weights, and does nothing."""
+    Attributes:
+        net: the network.
+        prior: the prior in the same file; None where there is none, or where it was left out.
+        training_tile: side in pixels of the crops it was trained on; None where the file does not say.
+        card: summary of the model card; empty where the file has none.
+        describes_itself: whether the sizes of `net` are from the file's metadata. If not, they were read off the
+            tensors' shapes, and the window is the caller's or the released 16.
+    """
 
-
-# What CompVis' checkpoints name beside numbers: a key in the list of Lightning's callbacks.
-_HARMLESS: list[Any] = [(_Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
-_EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
+    net: Swintormer
+    prior: LatentPrior | None = None
+    training_tile: int | None = None
+    card: Mapping[str, str] = field(default_factory=dict)
+    describes_itself: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class CheckpointInfo:
 
 
 def save_checkpoint(
-    net: Swintormer,
+    net: Swintormer | Checkpoint,
     path: str | Path,
     *,
     training_tile: int | None = None,
@@ -80,27 +82,29 @@ def save_checkpoint(
     """Write a network as safetensors; whatever stood at `path` is replaced only once the new file is complete.
 
     Args:
-        net: a network, or what torch.compile made of one.
-        training_tile: side in pixels of the training crops; None for the one that `net` was loaded with, if any.
-        card: the model card in short, as name and text pairs; a string alone becomes its `summary`; None for the one
-            that `net` was loaded with, if any, and an empty one for none.
-        prior: goes into the same file, for a network that takes it in; None for the one attached to `net`, if any.
+        net: a network, what torch.compile made of one, or a `Checkpoint`, of which all is kept that is not given here.
+        training_tile: side in pixels of the training crops.
+        card: the model card in short, as name and text pairs; a string alone becomes its `summary`; an empty one is
+            left out.
+        prior: goes into the same file, for a network that takes it in.
 
     Raises:
         SwintormerError: the file cannot be written, the training tile is not positive, or the prior has other channels
             than the network takes.
     """
-    training_tile = getattr(net, "training_tile", None) if training_tile is None else training_tile
+    if isinstance(net, Checkpoint):
+        training_tile = net.training_tile if training_tile is None else training_tile
+        card = net.card if card is None else card
+        prior = net.prior if prior is None else prior
+        net = net.net
     metadata = {"format": "pt", "swintormer.config": net.config.model_dump_json()}
     if training_tile is not None:
         if training_tile < 1:
             raise SwintormerError(f"The training tile must be at least 1 pixel, found {training_tile}.")
         metadata["swintormer.training_tile"] = str(training_tile)
-    card = getattr(net, "card", None) if card is None else card
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
-    state = {_strip(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    prior = prior or getattr(net, "_orig_mod", net).prior
+    state = {bare_name(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     if prior is not None:
         check_channels(net.config, prior.latent_channels)
         metadata[prior_weights.METADATA] = prior_weights.config_of(prior).model_dump_json()
@@ -109,50 +113,55 @@ def save_checkpoint(
         file.write(save(state, metadata))
 
 
-def load_checkpoint(
-    path: str | Path, *, device: str | torch.device = "cpu", window_size: int | None = None
-) -> Swintormer:
-    """The network of a checkpoint, in evaluation mode.
+def read_checkpoint(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    window_size: int | None = None,
+    prior: bool = True,
+) -> Checkpoint:
+    """All that a checkpoint holds: the network and its prior, in evaluation mode, the training tile and the model card.
 
     Reads files of `save_checkpoint`, the released layout as `.pth` (a dict with `params_ema` or `params`, the former
     preferred, or a bare state dict; prefixes of wrappers stripped) and as safetensors without metadata. The kind is
     told by the content, not by the name. Pickles go through the restricted unpickler: nothing in a file is ever run.
 
     Args:
-        window_size: w for files that do not describe themselves, as it stands in no shape; None for the released 16.
-
-    Returns:
-        The network on `device`, with the file's prior attached, if it holds one (`net.prior`; made at its first use).
-        Its attribute `training_tile` holds the training crop in pixels, or None; `card` the model card;
-        `describes_itself` whether the configuration is the file's own: if not, the window is `window_size`.
+        device: of the network and the prior.
+        window_size: w for files that do not describe themselves, as no shape depends on it; None for the released 16.
+        prior: False leaves the file's prior out, which does not need diffusers then.
 
     Raises:
-        SwintormerError: there is no such file, it holds anything else, or it names another window; says what was found
-            and what was expected.
+        SwintormerError: there is no such file, it holds anything else, or it names another window; the prior cannot be
+            made. The sentence says what was found and what was expected.
     """
     path = Path(path)
     state, metadata = read_tensors(path)
     info = _describe(path, state, metadata, window_size)
-    net = Swintormer(info.config)
     own, others = _parted(state)
+    net = Swintormer(info.config)
     net.load_state_dict(own)
-    if info.prior is not None:
-        net.attach_prior(partial(prior_weights.prior_from, info.prior, others))
-    # type: ignore, because nn.Module annotates its attributes as modules and tensors only
-    net.training_tile = info.training_tile  # type: ignore[assignment]
-    net.card = info.card  # type: ignore[assignment]
-    net.describes_itself = info.describes_itself  # type: ignore[assignment]
-    return net.to(device).eval()
+    made = None
+    if prior and info.prior is not None:
+        made = prior_weights.prior_from(info.prior, others).to(device)
+    return Checkpoint(net.to(device).eval(), made, info.training_tile, info.card, info.describes_itself)
+
+
+def load_checkpoint(
+    path: str | Path, *, device: str | torch.device = "cpu", window_size: int | None = None
+) -> Swintormer:
+    """The network of a checkpoint alone, in evaluation mode: `read_checkpoint(path, prior=False).net`."""
+    return read_checkpoint(path, device=device, window_size=window_size, prior=False).net
 
 
 def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> CheckpointInfo:
     """What a checkpoint holds, without building the network.
 
     Args:
-        window_size: as for `load_checkpoint`.
+        window_size: as for `read_checkpoint`.
 
     Raises:
-        SwintormerError: as for `load_checkpoint`.
+        SwintormerError: as for `read_checkpoint`.
     """
     path = Path(path)
     return _describe(path, *read_tensors(path), window_size)
@@ -240,105 +249,3 @@ def _parsed_card(text: str) -> dict[str, str]:
         return {name: str(value) for name, value in card.items()}
     except RecursionError:
         raise ValueError("the model card is nested too deeply") from None
-
-
-def read_tensors(
-    path: Path, wanted: Callable[[str], bool] = lambda _: True
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by bare name, all of finite floating-point numbers, and metadata; only of names that are `wanted`."""
-    if _kind(path) == "safetensors":
-        with _open_safetensors(path) as file:
-            tensors: Mapping[Any, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    else:
-        tensors, metadata = _load_pickle(path), {}
-    state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = _strip(str(name))
-        if not wanted(bare):
-            continue
-        if strange := _strangeness(tensor):
-            raise SwintormerError(
-                f"{path} holds {bare!r} {strange}, where a dense floating-point tensor of 16 to 64 bits was expected."
-            )
-        if bare in state:
-            raise SwintormerError(f"{path} holds {bare!r} twice once the prefixes of wrappers are stripped.")
-        if not torch.isfinite(tensor).all():
-            raise SwintormerError(f"{path} holds values that are not finite in {bare!r}: its training went wrong.")
-        state[bare] = tensor
-    return state, metadata
-
-
-def _strangeness(tensor: object) -> str | None:
-    """In words what sets it apart from a plain tensor of numbers; None for a plain one."""
-    if not isinstance(tensor, Tensor):
-        return f"of type {type(tensor).__name__}"
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return f"in a {'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')} layout"
-    if tensor.device.type != "cpu":  # map_location leaves meta tensors, which hold no numbers, where they are
-        return f"on the device {tensor.device.type}"
-    if tensor.dtype not in _DTYPES:
-        return f"of type {tensor.dtype}"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number said to be 2**60
-        return f"of shape {tuple(tensor.shape)}, more elements than it stores"
-    return None
-
-
-def _kind(path: Path) -> str:
-    """ "safetensors" or "pickle", by the first bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise SwintormerError(f"There is no checkpoint {path}.") from None
-    except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
-    if not head:
-        raise SwintormerError(f"{path} is empty; {_EXPECTED}.")
-    header = struct.unpack("<Q", head[:8])[0] if head[8:] == b"{" else None
-    if header is not None and header <= _LONGEST_HEADER:
-        if header + 8 > size:
-            raise SwintormerError(f"{path} is cut off: its header alone needs {header + 8} bytes and it has {size}.")
-        return "safetensors"
-    if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of protocol 2 and up
-        return "pickle"
-    raise SwintormerError(f"{path} is no checkpoint: it begins with {head[:8]!r}; {_EXPECTED}.")
-
-
-def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise SwintormerError(f"{path} is a damaged or cut-off safetensors file ({error}).") from error
-    except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
-
-
-def _load_pickle(path: Path) -> Mapping[Any, Any]:
-    """The state dict in a `.pth`, without ever running code from it."""
-    try:
-        # A file object, because of a path torch.load would judge by its ending. It warns of unusual pickle protocols.
-        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))  # "Unsupported global: GLOBAL os.system was not an allowed ..."
-        found = f"would run the code {wanted[1]} to load" if wanted else "is damaged or no PyTorch file"
-        raise SwintormerError(f"{path} {found}; {_EXPECTED}.") from error
-    except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
-    except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damage
-        first = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
-        raise SwintormerError(f"{path} cannot be read as a PyTorch file ({first}).") from error
-    for name in ("params_ema", "params", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            return found[name]
-    if not isinstance(found, Mapping):
-        raise SwintormerError(f"{path} holds one object of type {type(found).__name__}, no state dict; {_EXPECTED}.")
-    return found
-
-
-def _strip(name: str) -> str:
-    """A key without what DataParallel, torch.compile and activation checkpointing add, wherever it stands."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -18,11 +18,11 @@ from swintormer.images.files import prepare_folder
 from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
+    from swintormer.checkpoint.checkpoint import Checkpoint
     from swintormer.cli.plan import Job
     from swintormer.images.io import Image, Samples
     from swintormer.inference.deblurrer import Deblurrer
-    from swintormer.model.network import Swintormer
-    from swintormer.prior.guide import Guidance
+    from swintormer.prior.sampling import Sampler
 
 DEBLUR = (
     "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
@@ -89,6 +89,10 @@ def deblur(
         int | None,
         _option(_PRIOR, "Random seed (default: 0). The same seed gives the same picture.", min=0, metavar="N"),
     ] = None,
+    deterministic: Annotated[
+        bool,
+        _option(_PRIOR, "Same picture to the bit on any number of CPU threads; slower.", "--deterministic"),
+    ] = False,
     weights: Annotated[
         Path | None, _option(_RARE, "Network to use instead of the installed one (.safetensors, .pth).", metavar="FILE")
     ] = None,
@@ -132,6 +136,7 @@ def deblur(
         prior=prior,
         steps=steps,
         seed=seed,
+        deterministic=deterministic,
     )
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
@@ -197,7 +202,7 @@ class Settings:
         window: size of the attention windows, for weights that do not store it.
         backend: of the ops; "auto" takes the best one for each op.
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
-        steps, seed: of the prior's sampler.
+        steps, seed, deterministic: of the prior's sampler.
     """
 
     weights: Path | None = None
@@ -212,6 +217,7 @@ class Settings:
     prior: bool | None = None
     steps: int | None = None
     seed: int | None = None
+    deterministic: bool = False
 
 
 @dataclass
@@ -234,8 +240,9 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     outcome = Outcome()
     keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256
     with _on_backend(settings.backend), reporter:
-        deblurrer = make_deblurrer(settings, dual_pixel=jobs[0].right is not None)
-        if note := window_note(settings.weights, deblurrer.net, settings.window):
+        checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        deblurrer = make_deblurrer(settings, checkpoint)
+        if note := window_note(settings.weights, checkpoint, settings.window):
             reporter.say(note)
         with stoppable() as caught:
             try:
@@ -261,49 +268,63 @@ def _on_backend(name: str) -> AbstractContextManager[None]:
     return use_backend(name)
 
 
-def make_deblurrer(settings: Settings, dual_pixel: bool = False) -> Deblurrer:
-    """The network and its tiling, loaded and on its device.
+def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
+    """The network, and its prior unless that is to be left out.
 
     Raises:
-        SwintormerError: unusable weights or settings, or a network for another number of views.
+        SwintormerError: unusable weights, or a network for another number of views.
     """
-    from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint
-    from swintormer.inference.deblurrer import Deblurrer
+    from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
 
     weights = settings.weights or default_weights("small-prior" if settings.prior else "small")
-    net = load_checkpoint(weights, window_size=settings.window)
-    if dual_pixel and net.config.in_channels == net.config.out_channels:
+    checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
+    config = checkpoint.net.config
+    if dual_pixel and config.in_channels == config.out_channels:
         raise SwintormerError(f"{weights} restores single pictures: leave out --right, or name dual-pixel --weights.")
-    if not dual_pixel and net.config.in_channels == 2 * net.config.out_channels:
+    if not dual_pixel and config.in_channels == 2 * config.out_channels:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
+    return checkpoint
+
+
+def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> Deblurrer:
+    """The network and its tiling, on its device; `checkpoint` is None for what the settings name.
+
+    Raises:
+        SwintormerError: unusable weights or settings.
+    """
+    from swintormer.inference.deblurrer import Deblurrer
+
+    checkpoint = checkpoint or read_weights(settings)
     chosen = {name: getattr(settings, name) for name in ("tile", "stride", "blend", "memory", "batch", "device")}
-    return Deblurrer(
-        net, **{name: value for name, value in chosen.items() if value is not None}, prior=_prior(net, settings)
-    )
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 
 
-def _prior(net: Swintormer, settings: Settings) -> bool | Guidance:
-    """The prior's settings for the pipeline. Settings of a sampler that does not run are refused."""
-    from swintormer.prior.guide import Guidance
+def _sampler(checkpoint: Checkpoint, settings: Settings) -> Sampler | None:
+    """How the prior is sampled; None for no prior. Settings of a sampler that does not run are refused."""
+    from swintormer.prior.sampling import Sampler
 
-    wanted = net.prior is not None if settings.prior is None else settings.prior
-    if wanted:
-        return Guidance(steps=settings.steps, seed=settings.seed or 0)
-    if settings.steps is not None or settings.seed is not None:
-        raise SwintormerError(
-            "--steps and --seed need the prior: add --prior, or leave them out. Weights given with --weights must "
-            "contain one."
+    if checkpoint.prior is not None:
+        return Sampler(
+            checkpoint.prior, steps=settings.steps, seed=settings.seed or 0, deterministic=settings.deterministic
         )
-    return False
+    if settings.prior:
+        raise SwintormerError("These weights hold no prior: leave out --prior, or name weights that hold one.")
+    if settings.steps is not None or settings.seed is not None or settings.deterministic:
+        raise SwintormerError(
+            "--steps, --seed and --deterministic need the prior: add --prior, or leave them out. Weights given with "
+            "--weights must contain one."
+        )
+    return None
 
 
-def window_note(weights: Path | None, net: Swintormer, asked: int | None) -> str:
+def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None) -> str:
     """A note that the window size is assumed, or "". No tensor's shape shows it, so a wrong one raises no error."""
-    if net.describes_itself or asked is not None:
+    if checkpoint.describes_itself or asked is not None:
         return ""
     return (
-        f"Note: {weights} does not store its window size: {net.config.window_size} pixels are assumed; --window sets "
-        "another."
+        f"Note: {weights} does not store its window size: {checkpoint.net.config.window_size} pixels are assumed; "
+        "--window sets another."
     )
 
 

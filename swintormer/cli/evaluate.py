@@ -12,8 +12,8 @@ import typer
 from swintormer.errors import SwintormerError
 
 if TYPE_CHECKING:
+    from swintormer.checkpoint.checkpoint import Checkpoint
     from swintormer.evaluation.scores import Score
-    from swintormer.model.network import Swintormer
 
 
 def evaluate(
@@ -72,10 +72,10 @@ def _heldout(weights: Path, csv: Path | None, side: int | None, network_only: bo
     return "\n\n".join([scores.table(shown, "degradation"), scores.table(shown, "picture"), *_sharp(sharp)])
 
 
-def _load(weights: Path) -> Swintormer:
-    from swintormer.cli.deblur import Settings, make_deblurrer
+def _load(weights: Path) -> Checkpoint:
+    from swintormer.cli.deblur import Settings, read_weights
 
-    return make_deblurrer(Settings(weights)).net
+    return read_weights(Settings(weights))
 
 
 def _sharp(scores: list[Score]) -> list[str]:

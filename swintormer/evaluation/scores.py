@@ -13,13 +13,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.classical import CLASSICAL
 from swintormer.evaluation.metrics import mae, psnr, ssim
 from swintormer.images.files import replacing
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.model.network import Swintormer
 
 Array: TypeAlias = NDArray[np.float32]
 Restore: TypeAlias = Callable[[Array], Array]
@@ -56,11 +56,11 @@ def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
     return restore
 
 
-def network_methods(net: Swintormer, levels: int = 255) -> dict[str, Restore]:
+def network_methods(checkpoint: Checkpoint, levels: int = 255) -> dict[str, Restore]:
     """The network; with and without prior if its weights contain one, which shows what z_0 is worth."""
-    methods = {NETWORK: network_method(Deblurrer(net), levels)}
-    if net.prior is not None:
-        methods[NO_PRIOR] = network_method(Deblurrer(net, prior=False), levels)
+    methods = {NETWORK: network_method(Deblurrer(checkpoint), levels)}
+    if checkpoint.prior is not None:
+        methods[NO_PRIOR] = network_method(Deblurrer(checkpoint, prior=False), levels)
     return methods
 
 

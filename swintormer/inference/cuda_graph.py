@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from swintormer.errors import first_line
+from swintormer_kernels.packed import generation
 from swintormer_kernels.registry import asked_backend
 
 Forward: TypeAlias = Callable[..., Tensor]
@@ -65,23 +66,29 @@ class GraphedForward:
         self._batch = 0
         self._replay: Forward | None = None
 
-    def __call__(self, *inputs: Tensor, settings: tuple[Hashable, ...] = ()) -> Tensor:
+    def __call__(
+        self, *inputs: Tensor, settings: tuple[Hashable, ...] = (), progress: Callable[[], None] | None = None
+    ) -> Tensor:
         """`function(*inputs, *settings)`.
 
         Args:
             inputs: each with the batch first; what of them the batch does not change belongs to the shape.
             settings: what a graph is made for; another one makes another graph.
+            progress: goes to the function as an argument of this name where it runs plainly. A replay calls nothing.
         """
         first = inputs[0]
+        following = {} if progress is None else {"progress": progress}
         if first.device.type != self._device or torch.is_grad_enabled() or not len(first):
-            return self._function(*inputs, *settings)
+            return self._function(*inputs, *settings, **following)
         key = (self._state(first), [_kind(x) for x in inputs], settings)
         if key != self._key or len(first) > self._batch:
             self._key, self._batch, self._replay, self.reason = key, len(first), None, None
-            return self._function(*inputs, *settings)
+            return self._function(*inputs, *settings, **following)
         if self._replay is None and self.reason is None and len(first) == self._batch:
             self._take(inputs, settings)
-        return self._function(*inputs, *settings) if self._replay is None else self._replay(*inputs)
+        if self._replay is None:
+            return self._function(*inputs, *settings, **following)
+        return self._replay(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the graph, which holds addresses of this one's tensors."""
@@ -101,7 +108,8 @@ class GraphedForward:
         )
         # What `sk.optimize` swaps or another denoiser brings is another class, with the same parameters.
         classes = tuple(type(module) for module in self.net.modules())
-        return versions, classes, settings
+        # `forget` lets go of packed weights whose addresses a graph holds, and changes no version.
+        return versions, classes, settings, generation()
 
     def _take(self, inputs: tuple[Tensor, ...], settings: tuple[Hashable, ...]) -> None:
         """Capture at the inputs' shapes, and use it if it agrees with a plain run on other data."""
@@ -111,7 +119,7 @@ class GraphedForward:
             return
         try:
             replay = self._capture(function, *inputs)
-            other = [torch.rand_like(x) if x.is_floating_point() else x for x in inputs]
+            other = [_other(x) for x in inputs]
             replayed = replay(*other)
             plain = function(*other)
             with _counting(self.net) as passes:  # apart: parts with hooks may run through other kernels
@@ -127,6 +135,13 @@ class GraphedForward:
 
 def _with_settings(function: Forward, settings: tuple[Hashable, ...], *inputs: Tensor) -> Tensor:
     return function(*inputs, *settings)
+
+
+def _other(x: Tensor) -> Tensor:
+    """Numbers in [0, 1) for floating point, drawn without touching torch's own generators; else `x` itself."""
+    if not x.is_floating_point():
+        return x
+    return torch.empty_like(x).uniform_(generator=torch.Generator(x.device).manual_seed(0))
 
 
 def _kind(x: Tensor) -> Any:

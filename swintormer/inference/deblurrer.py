@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from torch import Tensor
 
+from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
 from swintormer.errors import SwintormerError, first_line
+from swintormer.inference.band import Band
 from swintormer.inference.cuda_graph import GraphedForward
-from swintormer.inference.memory import available_bytes, resident_bytes
+from swintormer.inference.memory import (
+    available_bytes,
+    packed_bytes,
+    packed_convolution_bytes,
+    resident_bytes,
+)
 from swintormer.inference.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.model.network import Swintormer
-from swintormer.prior.guide import Guidance, Guide, ImageLatent
+from swintormer.prior.sampling import ImageLatent, Sampler
 
-T = TypeVar("T")
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
@@ -69,10 +75,11 @@ class Deblurrer:
     `Deblurrer(net, tile=256, stride=220, blend="uniform")` is the paper's inference (arXiv 2401.05907).
 
     Args:
-        net: moved to the device once, and run in evaluation mode without gradients.
+        net: a network, or a `Checkpoint` with what belongs to it; moved to the device once, and run in evaluation mode
+            without gradients.
         tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
-            up to 512. None is the tile that the network was trained on (`net.training_tile`, 256 where unknown), which
-            is the paper's train/inference consistency; together with a memory budget it means "auto".
+            up to 512. None is the tile that the network was trained on (the checkpoint's `training_tile`; 256 where
+            unknown), which is the paper's train/inference consistency; together with a memory budget it means "auto".
         stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An automatic
             tile is at least as long, unless one tile covers the image.
         blend: "uniform" or "feather", see `tiling.make_grid`.
@@ -80,25 +87,26 @@ class Deblurrer:
             128, 1 of 256), elsewhere up to 16 tiles. The result does not depend on it beyond rounding: two batch sizes
             differ by at most twice the network's own largest float32 error against float64 (tests/test_pipeline.py);
             measured for the preset `small`: 6e-7.
-        memory: budget in bytes for the tiles at work, beside the image, its result and the network's weights. None is
-            half of what is free on the device when an image comes.
+        memory: budget in bytes for the tiles at work and the copies of weights that the kernels make for themselves,
+            beside the image, its result and the weights. None is half of what is free on the device when an image
+            comes.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
-        prior: whether z_0 is sampled, once for each image: True where the network's weights came with a prior, False
-            never, a `Guidance` always and as it says. z_0 of a picture stays in memory beside it: for the prior
-            `compact` half a byte for each pixel.
+        prior: where z_0 comes from, which is sampled once for each image: True for the checkpoint's prior, if it has
+            one, with the prior's own settings and seed 0; False for none; or a `Sampler`. z_0 of a picture stays in
+            memory beside it: for the prior `compact` half a byte for each pixel.
 
     Attributes:
-        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`graphs.GraphedForward`, whose
+        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`, whose
             `reason` says why not, if not).
 
     Raises:
-        SwintormerError: a size or budget below one, an unknown blend, a device that is not there, or a prior that is
-            not there or does not fit.
+        SwintormerError: a size or budget below one, an unknown blend, a device that is not there, or a prior that
+            does not fit the network.
     """
 
     def __init__(
         self,
-        net: Swintormer,
+        net: Swintormer | Checkpoint,
         *,
         tile: int | Literal["auto"] | None = None,
         stride: int | None = None,
@@ -106,10 +114,11 @@ class Deblurrer:
         batch: int | None = None,
         memory: int | None = None,
         device: str | torch.device | None = None,
-        prior: bool | Guidance = True,
+        prior: bool | Sampler = True,
     ) -> None:
+        checkpoint = net if isinstance(net, Checkpoint) else Checkpoint(net)
         if tile is None:
-            tile = "auto" if memory is not None else getattr(net, "training_tile", None) or PAPER_TILE
+            tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
             raise SwintormerError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
         for name, value in (("batch", batch), ("memory budget", memory)):
@@ -118,8 +127,8 @@ class Deblurrer:
         largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
         check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
         self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
-        self.net = _moved(net, device)
-        weight = next(net.parameters())
+        self.net = _moved(checkpoint.net, device)
+        weight = next(self.net.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         # The GPU's convolutions and the Triton kernels both take channels_last without copies.
         self._layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
@@ -127,9 +136,15 @@ class Deblurrer:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
         if isinstance(prior, bool):
-            self.guide = Guide(net, Guidance(), self.device) if prior and getattr(net, "prior", None) else None
+            self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
         else:
-            self.guide = Guide(net, prior, self.device)
+            self.sampler = prior
+        if self.sampler is not None:
+            check_channels(self.net.config, self.sampler.prior.latent_channels)
+            self.sampler.prior.to(self.device).eval()
+            if self.device.type == "cuda":
+                self.sampler.prior.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._packed = self._packed_bytes()
 
     def plan(self, height: int, width: int) -> Plan:
         """How an image of height x width pixels is cut.
@@ -241,7 +256,7 @@ class Deblurrer:
     def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
         """Every tile of every image through the network, in the band's order; what is finished goes to `ends.emit`."""
         grid = plan.grid
-        band = _Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
+        band = Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
         total, done = images * len(grid), 0
         latents: dict[int, ImageLatent] = {}
@@ -250,8 +265,8 @@ class Deblurrer:
                 spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
                 cuts = [ends.cut(*span) for span in spans]
                 cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
-                tick = partial(progress, done, total) if progress is not None else _nothing
-                guidance = self._guidance(spans, partial(self._latent, ends, grid, tick), latents)
+                sampled = None if progress is None else partial(progress, done, total)
+                guidance = self._guidance(spans, partial(self._latent, ends, grid, sampled), latents)
                 restored = self.forward(cut, *guidance).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
@@ -260,9 +275,11 @@ class Deblurrer:
                 if progress is not None:
                     progress(done, total)
 
-    def _latent(self, ends: _Ends, grid: Grid, tick: Callable[[], None], image: int) -> ImageLatent:
-        assert self.guide is not None
-        return self.guide.sample(partial(ends.cut, image), grid.rows.length, grid.columns.length, tick)
+    def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
+        """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
+        assert self.sampler is not None
+        height, width = grid.rows.length, grid.columns.length
+        return self.sampler.sample(lambda rows, columns: ends.cut(image, rows, columns)[:3], height, width, progress)
 
     def _guidance(
         self,
@@ -271,7 +288,7 @@ class Deblurrer:
         latents: dict[int, ImageLatent],
     ) -> tuple[Tensor, ...]:
         """z_0 of tiles, as the network's second argument; `latents` keeps that of the images being restored."""
-        if self.guide is None:
+        if self.sampler is None:
             return ()
         for passed in [image for image in latents if image < spans[0][0]]:
             del latents[passed]
@@ -284,8 +301,8 @@ class Deblurrer:
     def _fit(self, height: int, width: int) -> tuple[int, int]:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
-        if self.guide is not None and self.guide.sampling_bytes(height, width) > budget:
-            need = decimal(self.guide.sampling_bytes(height, width))
+        if self.sampler is not None and self.sampler.sampling_bytes(height, width) > budget:
+            need = decimal(self.sampler.sampling_bytes(height, width))
             raise SwintormerError(
                 f"{decimal(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
                 "give more, or restore without the prior."
@@ -316,26 +333,29 @@ class Deblurrer:
         most = self._most_tiles(tile)
         return tile, max(b for b in range(1, most + 1) if self._cost(tile, b, height, width) <= budget)
 
+    def _packed_bytes(self) -> int:
+        """What the C++ kernels keep of weights in their own layout; nothing where they do not run."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return 0
+        denoiser = () if self.sampler is None else self.sampler.prior.denoiser.parameters()
+        return packed_bytes(self.net.config) + packed_convolution_bytes(denoiser)
+
     def _most_tiles(self, tile: int) -> int:
         """Tiles of an automatic batch that still pay off; see `CPU_BATCH_PIXELS`."""
         fill = CPU_BATCH_PIXELS // tile**2 if self.device.type == "cpu" else LARGEST_AUTO_BATCH
         return min(max(fill, 1), LARGEST_AUTO_BATCH)
 
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
-        """Bytes of a batch of tiles at work, and on a CPU the band, with a tile on its way into it or out of it."""
+        """Bytes of a batch of tiles at work and of packed weights; on a CPU also the band, with a tile on its way."""
         config = self.net.config
         rows, columns = min(tile, height), min(tile, width)
         padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
-        cost = resident_bytes(config, batch * padded, self.dtype.itemsize)
+        cost = resident_bytes(config, batch * padded, self.dtype.itemsize) + self._packed
         across = min(tile, max(height, width)) * min(height, width) + rows * columns
         if self.device.type != "cpu":
             return cost
-        latents = self.guide.latent_bytes(height, width) if self.guide is not None else 0
+        latents = self.sampler.latent_bytes(height, width) if self.sampler is not None else 0
         return cost + 4 * config.out_channels * across + latents
-
-
-def _nothing() -> None:
-    """Called where nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -350,57 +370,6 @@ class _Ends:
     cut: Callable[[int, slice, slice], Tensor]
     emit: Callable[[int, slice, slice, Tensor], None]
     device: torch.device
-
-
-class _Band:
-    """The part of one image's output that tiles still add to, one tile deep.
-
-    It lies across the image's shorter side and moves along the longer one: down an image that is higher than wide, to
-    the right over one that is wider. 30000x300 pixels so take what 300x30000 take: with tiles of 256, 0.9 MB.
-    """
-
-    def __init__(self, grid: Grid, channels: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.turned = grid.columns.length > grid.rows.length
-        self.along, self.across = self._turn(grid.rows, grid.columns)
-        height, width = self._turn(self.along.tile, self.across.length)
-        self.pixels = torch.zeros(channels, height, width, dtype=dtype, device=device)  # (C_out, H, tile) if turned
-        self.along_weights, self.across_weights = (
-            torch.from_numpy(axis.weights).to(self.pixels) for axis in (self.along, self.across)
-        )
-
-    def walk(self) -> Iterator[tuple[int, int]]:
-        """(row, column) of every tile, in the order in which the band takes them."""
-        for along, across in product(range(len(self.along.origins)), range(len(self.across.origins))):
-            yield self._turn(along, across)
-
-    def add(self, tile: Tensor, row: int, column: int) -> None:
-        """Add one restored tile (C_out, h, w), weighted."""
-        along, across = self._turn(row, column)
-        region = self._upright(self.pixels)[:, :, self.across.span(across)]
-        region.addcmul_(self._upright(tile) * self.along_weights[along][:, None], self.across_weights[across])
-
-    def flush(self, row: int, column: int, emit: Callable[[slice, slice, Tensor], None]) -> None:
-        """After the last tile across, hand out what no later tile touches, in pieces as long as a tile; move along."""
-        along, across = self._turn(row, column)
-        if across < len(self.across.origins) - 1:
-            return
-        pixels, depth = self._upright(self.pixels), self.along.tile
-        origin, finished = self.along.origins[along], self.along.finished(along)
-        for start in range(0, self.across.length, self.across.tile):
-            piece = slice(start, min(start + self.across.tile, self.across.length))
-            emit(*self._turn(slice(origin, origin + finished), piece), self._upright(pixels[:, :finished, piece]))
-        for start in range(0, depth - finished, finished):  # in steps that do not overlap, so that no copy is needed
-            end = min(start + finished, depth - finished)
-            pixels[:, start:end] = pixels[:, start + finished : end + finished]
-        pixels[:, depth - finished :] = 0
-
-    def _turn(self, first: T, second: T) -> tuple[T, T]:
-        """Rows and columns as along and across, or back."""
-        return (second, first) if self.turned else (first, second)
-
-    def _upright(self, pixels: Tensor) -> Tensor:
-        """(C, rows, columns) as (C, along, across), or back."""
-        return pixels.mT if self.turned else pixels
 
 
 def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 import torch
+from torch import Tensor
 
 from swintormer.model.config import NetworkConfig
 
@@ -17,10 +19,17 @@ from swintormer.model.config import NetworkConfig
 _SLACK = 1.5
 _SCRATCH = 32 * 2**20
 
-_GROUP = Path("/sys/fs/cgroup")  # version 2
+# Rows that packed weights are padded to: of a register tile, and of a convolution's panel at most.
+_TILE = 12
+_PANEL = 32
+
+# Control groups: the file that names this process's own, and where they are mounted.
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 # Where the system does not tell what is free.
 _ASSUMED_AVAILABLE = 2 * 2**30
+_UNLIMITED = 2**62
 
 
 def live_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
@@ -64,6 +73,46 @@ def resident_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int
     return int(_SLACK * live_bytes(config, pixels, itemsize)) + _SCRATCH
 
 
+def packed_bytes(config: NetworkConfig) -> int:
+    """Bytes of the network's weights in the layout of the C++ kernels, kept beside the weights: an upper bound.
+
+    Rows are padded to the height of a register tile, those of q, k and v head by head.
+    """
+    levels = [*zip(config.num_blocks, config.heads, range(4), strict=True)]
+    window = config.window_size
+    # (blocks, heads, channels): the encoder with the deepest level, the decoder's two lower levels, and what works on
+    # 2D channels at 1/2 of the resolution.
+    stages = [(blocks, heads, config.dim * 2**level) for blocks, heads, level in levels]
+    stages += [(blocks, heads, config.dim * 2**level) for blocks, heads, level in levels[1:3]]
+    stages.append((config.num_blocks[0] + config.num_refinement_blocks, config.heads[0], 2 * config.dim))
+    numbers = 0
+    for blocks, heads, channels in stages:
+        hidden = int(channels * config.ffn_expansion)
+        rows = 2 * heads * _padded(3 * (channels // 2 // heads))
+        attention = rows * (channels + 9) + _padded(channels) * channels
+        feed_forward = 2 * _padded(hidden) * channels + _padded(channels) * hidden
+        table = heads * (2 * window - 1) ** 2
+        # Windows narrower than a vector keep the bias of every pair of places.
+        places = heads * (window**2 * max(window**2, 32) if window < 16 else (2 * window - 1) ** 2)
+        numbers += blocks * (attention + feed_forward + table + places)
+    return 4 * numbers
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // _TILE) * _TILE
+
+
+def packed_convolution_bytes(weights: Iterable[Tensor]) -> int:
+    """The same of a denoiser's weights: 3x3 convolutions take 16 numbers for every 9, others the same."""
+    numbers = 0
+    for weight in weights:
+        if weight.ndim < 2:
+            continue
+        winograd = tuple(weight.shape[2:]) == (3, 3)
+        numbers += -(-weight.shape[0] // _PANEL) * _PANEL * weight[0].numel() * 16 // (9 if winograd else 16)
+    return 4 * numbers
+
+
 def available_bytes(device: torch.device) -> int:
     """Memory that is free now on the device; for the CPU the least of what the system and the control group grant."""
     if device.type == "cuda":
@@ -85,14 +134,46 @@ def _system_available() -> int:
 
 
 def _group_available() -> int:
-    """What the control group (a container's limit) leaves; without one, more than any machine has.
+    """What the control groups (a container's limit) leave; without a limit, more than any machine has.
 
-    The file cache counts as used there but gives way when memory is asked for.
+    A group's parents limit it too. Where a container sees its own group as the root, the path that the process is told
+    may not exist below the mount: what does exist of it is asked.
     """
     try:
-        limit = int((_GROUP / "memory.max").read_text())
-        used = int((_GROUP / "memory.current").read_text())
-        statistics = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(statistics["inactive_file"]))
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:  # not Linux
+        return _UNLIMITED
+    left = _UNLIMITED
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts, read = [_GROUPS, _GROUPS / "unified"], _left_in_version_2
+        elif "memory" in controllers.split(","):
+            mounts, read = [_GROUPS / "memory"], _left_in_version_1
+        else:
+            continue
+        own = PurePosixPath(path.lstrip("/"))
+        left = min(left, *(read(mount / part) for mount in mounts for part in (own, *own.parents)))
+    return left
+
+
+def _left_in_version_2(group: Path) -> int:
+    return _left(group / "memory.max", group / "memory.current", group / "memory.stat", "inactive_file")
+
+
+def _left_in_version_1(group: Path) -> int:
+    return _left(
+        group / "memory.limit_in_bytes",
+        group / "memory.usage_in_bytes",
+        group / "memory.stat",
+        "total_inactive_file",
+    )
+
+
+def _left(limit: Path, used: Path, statistics: Path, cache: str) -> int:
+    """The limit less what is used. The file cache counts as used there but gives way when memory is asked for."""
+    try:
+        found = dict(line.split() for line in statistics.read_text().splitlines())
+        return max(0, int(limit.read_text()) - int(used.read_text()) + int(found[cache]))
     except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
-        return 2**62
+        return _UNLIMITED

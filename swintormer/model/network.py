@@ -5,19 +5,13 @@ The resolution falls from 1/2 to 1/16 and back while channels go D, 2D, 4D, 8D; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.model.config import NetworkConfig
 from swintormer.model.fusion import PriorFusion, over_image
+from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.nn import Block
-
-if TYPE_CHECKING:
-    from swintormer.prior.model import LatentPrior
 
 
 class Swintormer(nn.Module):
@@ -64,23 +58,6 @@ class Swintormer(nn.Module):
             nn.Conv2d(2 * d, 4 * config.out_channels, 3, padding=1, bias=bias), nn.PixelShuffle(2)
         )
         self.prior_fusion = PriorFusion(d, config.prior_channels) if config.prior_channels else None
-
-    @property
-    def prior(self) -> LatentPrior | None:
-        """The prior that came with the weights, or that `attach_prior` gave; None for none.
-
-        Not one of the network's modules: its state dict holds the network alone.
-        """
-        held: Any = self.__dict__.get("_prior")
-        if held is not None and not isinstance(held, nn.Module):
-            with torch.inference_mode(False):  # whoever asks first: it may be trained, and graphed, afterwards
-                held = self.__dict__["_prior"] = held()
-        prior: LatentPrior | None = held
-        return prior
-
-    def attach_prior(self, prior: LatentPrior | Callable[[], LatentPrior] | None) -> None:
-        """Keep a prior beside the network, or what makes it when it is first asked for."""
-        self.__dict__["_prior"] = prior
 
     def _stage(self, level: int, count: int, channels: int) -> nn.Sequential:
         """Blocks of one resolution; the shift alternates, starting with 0."""
@@ -218,23 +195,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """`pad_to` the next multiples."""
-    h, w = x.shape[2:]
-    return pad_to(x, h + -h % multiple, w + -w % multiple)
-
-
-def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Pad below and on the right, by reflection as far as the side allows, then by replication.
-
-    Reflection can add at most side - 1 pixels; what is still missing repeats the last row or column.
-    """
-    h, w = x.shape[2:]
-    right, below = width - w, height - h
-    if not (right or below):
-        return x
-    reflect_right, reflect_below = min(right, w - 1), min(below, h - 1)
-    x = F.pad(x, (0, reflect_right, 0, reflect_below), mode="reflect")
-    return F.pad(x, (0, right - reflect_right, 0, below - reflect_below), mode="replicate")

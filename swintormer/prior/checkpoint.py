@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
+from swintormer.checkpoint.tensors import read_tensors
 from swintormer.errors import SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
@@ -34,22 +35,27 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     They are diffusers' own classes, so `sk.optimize` need not check them first.
 
     Raises:
-        SwintormerError: diffusers is missing, or makes no such parts; parts that do not fit each other.
+        SwintormerError: diffusers is not installed, or cannot make these parts; parts that do not fit each other.
     """
     from swintormer.prior.model import LatentPrior
 
     try:
         from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DModel, VQModel
-    except ImportError as error:
-        raise SwintormerError(f"The prior needs diffusers ({error}): install it, or use --no-prior.") from error
-    kinds = {"AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel}
-    try:
+
+        kinds = {"AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel}
         autoencoder: Any = kinds[config.autoencoder_kind](**config.autoencoder)
         denoiser: Any = UNet2DModel(**config.denoiser)
         optimize(denoiser, verify=False)
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
-    except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
-        raise SwintormerError(f"No prior can be made of its configuration: {first_line(error)}.") from error
+    except Exception as error:  # whatever another version of diffusers raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
+            raise SwintormerError(
+                'The prior needs diffusers: pip install "swintormer-kernels[prior]", or restore with --no-prior.'
+            ) from error
+        raise SwintormerError(
+            f"No prior can be made of its configuration ({type(error).__name__}: {first_line(error)}): "
+            "install another version of diffusers, or restore with --no-prior."
+        ) from error
 
 
 def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
@@ -124,8 +130,6 @@ def load_prior(path: str | Path, device: str | torch.device = "cpu") -> LatentPr
     Raises:
         SwintormerError: no such file, or none with a prior.
     """
-    from swintormer.checkpoint.checkpoint import read_tensors
-
     path = Path(path)
     state, metadata = read_tensors(path)
     if METADATA not in metadata:

@@ -16,8 +16,7 @@ class Sampling(BaseModel):
         steps: DDIM steps. eta: share of fresh noise, 0 to 1.
         condition: what the denoiser sees beside z_t: the blurred image's "latent", or the "image" itself in [-1, 1],
             which puts z_0 at the image's own resolution.
-        latent: what z_0 is a sample of: the sharp image's latent of the "autoencoder", or the "detail" that the blurred
-            one lacks (detail.py).
+        latent: what z_0 is a sample of: the sharp image's latent of the "autoencoder". Files name it.
         piece, stride: side and distance of the pieces, in latent positions, of an image that does not fit in one.
         clip: bound of |x_0|; None for no bound.
     """
@@ -27,7 +26,7 @@ class Sampling(BaseModel):
     steps: Annotated[int, Field(ge=1, le=1000)] = 4
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     condition: Literal["latent", "image"] = "latent"
-    latent: Literal["autoencoder", "detail"] = "autoencoder"
+    latent: Literal["autoencoder"] = "autoencoder"
     piece: Count = 64
     stride: Count = 48
     clip: Annotated[float, Field(gt=0)] | None = None
@@ -107,7 +106,6 @@ _COMPACT = PriorConfig(
 
 PRIORS: dict[str, PriorConfig] = {
     "compact": _COMPACT,
-    "detail": _COMPACT.model_copy(update={"sampling": _COMPACT.sampling.model_copy(update={"latent": "detail"})}),
     # The release's configuration, CompVis' super-resolution model: VQ-f4 (z of 3 channels, 8192 codes, no attention but
     # in the middle) and a U-Net of 113,622,563 parameters. It sees the blurred image itself beside z_t: 49 pieces of
     # 128x128 over a 512x512 crop.

@@ -1,25 +1,16 @@
-"""The latent diffusion prior: from a blurred image and a seed, the latent z_0 that tells the network what detail fits.
+"""The latent diffusion prior: the networks that take noise and a blurred image to the latent z_0 of what it shows.
 
 The denoiser (a diffusers U-Net) sees z_t beside the blurred image's latent, or beside the image itself, and DDIM takes
-it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used undecoded.
-
-Same seed, same z_0, on the CPU to the bit, whatever the number of threads, of images at once, or of pieces at once:
-noise is drawn on the CPU for the whole image, every image and piece passes through the networks alone and without
-autocast, and on the CPU each pass runs on one thread, because oneDNN chooses its blocking, and with it the order of its
-sums, by batch and thread count (1e-6 apart, torch 2.13). Threads take pieces instead. On CUDA all steps of an image in
-one piece are one graph, and so is a pass over a piece of a larger image: see `LatentPrior.loop`.
+it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used undecoded. `sampling`
+samples z_0 of images of any size.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from math import isqrt
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,49 +19,14 @@ from torch import Tensor, nn
 from swintormer.errors import SwintormerError
 from swintormer.inference.cuda_graph import GraphedForward
 from swintormer.inference.tiling import Grid, make_grid
-from swintormer.model.network import pad_to
 from swintormer.prior.config import Sampling
-from swintormer.prior.detail import CHANNELS as DETAIL_CHANNELS
-from swintormer.prior.detail import detail_latent
-from swintormer.prior.threads import Each, alone
+from swintormer.prior.sampling import Sampler, Step, step_times
 from swintormer_kernels import Prediction, ddim_step
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DModel
 
-Cut: TypeAlias = Callable[[slice, slice], Tensor]
-"""(rows, columns) of the image in pixels -> (3, rows, columns) in [0, 1]."""
-
-# Bytes of the condition's part of the first convolution that are kept for all pieces; where all take more, each piece's
-# is made again in every step, from its condition. 100 megapixels of the compact prior: 382 MB.
-CONDITION_CACHE = 256 * 2**20
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-
-
-def _nothing() -> None:
-    pass
-
-
-# Called after every step of an image in one piece. No argument of the loop: a graph is made for the arguments.
-_TICK: ContextVar[Callable[[], None]] = ContextVar("called after every step", default=_nothing)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One update, t -> s: the time that the denoiser is told, and alpha-bar at both."""
-
-    time: int
-    alpha_bar_t: float
-    alpha_bar_s: float
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Settings of one sample: the updates, the seed of the noise, and the share of fresh noise."""
-
-    schedule: tuple[Step, ...]
-    seed: int
-    eta: float
 
 
 class LatentPrior(nn.Module):
@@ -117,10 +73,6 @@ class LatentPrior(nn.Module):
         self.patch = isqrt(int(sizes["in_channels"]) // 3)
         if sizes["in_channels"] != 3 * self.patch**2:
             raise ValueError(f"an autoencoder of {sizes['in_channels']} channels takes no RGB image, unshuffled or not")
-        if sampling.latent == "detail" and (self.latent_channels != DETAIL_CHANNELS or sampling.condition != "latent"):
-            raise ValueError(
-                f"the detail latent has {DETAIL_CHANNELS} channels, at the resolution of the condition's latent"
-            )
         if self.scheduler.config["prediction_type"] not in PREDICTIONS:
             raise ValueError(f"the scheduler must predict one of {', '.join(PREDICTIONS)}")
         widths = sizes.get("encoder_block_out_channels")
@@ -150,10 +102,6 @@ class LatentPrior(nn.Module):
     def condition(self, image: Tensor) -> Tensor:
         """What the denoiser sees of a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
         return self.encode(image) if self.sampling.condition == "latent" else 2 * image - 1
-
-    def truth(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """What z_0 is to be, of a pair (B, 3, H, W) in [0, 1], sides multiples of `encoder_factor`: (B, Cz, h, w)."""
-        return detail_latent(blurred, sharp, self.factor) if self.sampling.latent == "detail" else self.encode(sharp)
 
     def schedule(self, steps: int) -> tuple[Step, ...]:
         """The updates of that many steps, as diffusers' DDIMScheduler makes them.
@@ -186,8 +134,7 @@ class LatentPrior(nn.Module):
         Returns:
             (B, Cz, h, w): noise, x_0 or v, as the scheduler's configuration says.
         """
-        with split(part):
-            predicted: Tensor = self.denoiser(z, time, return_dict=False)[0]
+        predicted: Tensor = self.denoiser(torch.cat((z, part), dim=1), time, return_dict=False)[0]
         return predicted
 
     def condition_part(self, condition: Tensor) -> Tensor:
@@ -205,11 +152,19 @@ class LatentPrior(nn.Module):
         schedule = self.schedule(steps)
         drawn = [torch.randn_like(noise) for _ in schedule] if eta > 0 else []
         fresh = torch.stack(drawn, dim=1) if drawn else noise.new_empty(len(noise), 0)
-        times = _times(schedule, noise.device).expand(len(noise), -1)
+        times = step_times(schedule, noise.device).expand(len(noise), -1)
         return self.all_steps(noise, self.condition_part(condition), times, fresh, schedule, eta)
 
     def all_steps(
-        self, z: Tensor, part: Tensor, times: Tensor, fresh: Tensor, schedule: tuple[Step, ...], eta: float, *_: object
+        self,
+        z: Tensor,
+        part: Tensor,
+        times: Tensor,
+        fresh: Tensor,
+        schedule: tuple[Step, ...],
+        eta: float,
+        *_: object,
+        progress: Callable[[], None] | None = None,
     ) -> Tensor:
         """From noise to z_0 in one piece, without a tensor made of a number, so that a graph can hold it.
 
@@ -218,17 +173,18 @@ class LatentPrior(nn.Module):
             part: `condition_part` of the condition.
             times: of the schedule, (B, steps).
             fresh: the noise of each step, (B, steps, Cz, h, w); not read if eta is 0.
+            progress: on a CPU called after every step; what it raises ends the run.
         """
-        tick = _TICK.get()
         for index, step in enumerate(schedule):
             # Laid out as z, so that z stays as it was: the bits of a convolution depend on how its input lies.
             predicted = self.predict(z.to(part), times[:, index], part).to(z).contiguous()
-            z = self._update(z, predicted, step, eta, fresh[:, index] if eta > 0 else None)
-            if z.device.type == "cpu":  # elsewhere the step is only on its way
-                tick()
+            z = self.update(z, predicted, step, eta, fresh[:, index] if eta > 0 else None)
+            if progress is not None and z.device.type == "cpu":  # elsewhere the step is only on its way
+                progress()
         return z
 
-    def _update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
+    def update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
+        """z_t, what the denoiser predicted, and fresh noise (None if eta is 0) -> z_s."""
         return ddim_step(
             z,
             predicted,
@@ -240,14 +196,21 @@ class LatentPrior(nn.Module):
             prediction=Prediction(self.scheduler.config["prediction_type"]),
         )
 
-    def sample(self, image: Tensor, steps: int | None = None, seed: int = 0, eta: float | None = None) -> Tensor:
+    def sample(
+        self,
+        image: Tensor,
+        steps: int | None = None,
+        seed: int = 0,
+        eta: float | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> Tensor:
         """Sample z_0 for each image of a batch.
 
         Args:
             image: (B, 3, H, W) in [0, 1], any H and W from 1 up.
-            steps: DDIM steps; None for `sampling.steps`.
-            seed: of the noise; every image of the batch gets the same noise, as if it came alone.
-            eta: share of fresh noise in [0, 1]; None for `sampling.eta`.
+            steps, seed, eta, deterministic: see `Sampler`. Every image of the batch gets the same noise, as if it came
+                alone.
 
         Returns:
             (B, Cz, ceil(H / factor), ceil(W / factor)) of the prior's dtype, on the image's device.
@@ -260,180 +223,41 @@ class LatentPrior(nn.Module):
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
             raise ValueError(f"expected an image of shape (B, 3, H, W) with H, W >= 1, found {tuple(image.shape)}")
         height, width = image.shape[2:]
-        draws = self.draws(steps, seed, eta)
+        sampler = Sampler(self, steps=steps, seed=seed, eta=eta, deterministic=deterministic)
 
         def latent(picture: Tensor) -> Tensor:
-            return self.sample_from(lambda rows, columns: picture[:, rows, columns], height, width, draws)
+            return sampler.sample(lambda rows, columns: picture[:, rows, columns], height, width).latent
 
         sides = -(-height // self.factor), -(-width // self.factor)
         weight = next(self.denoiser.parameters())
         latents = [latent(picture).to(image.device) for picture in image]
         return torch.stack(latents) if latents else weight.new_empty(0, self.latent_channels, *sides)
 
-    def draws(self, steps: int | None = None, seed: int = 0, eta: float | None = None) -> Draws:
-        """Settings of a sample, checked, with the defaults filled in; SwintormerError for what is out of range."""
-        steps, eta = self.sampling.steps if steps is None else steps, self.sampling.eta if eta is None else eta
-        if not 0 <= eta <= 1:
-            raise SwintormerError(f"The share of fresh noise (eta) must lie in [0, 1], found {eta}.")
-        if not 0 <= seed < 2**63:
-            raise SwintormerError(f"The seed must be a whole number from 0 to 2**63 - 1, found {seed}.")
-        return Draws(self.schedule(steps), seed, eta)
-
-    @torch.inference_mode()
-    def sample_from(
-        self, cut: Cut, height: int, width: int, draws: Draws, tick: Callable[[], None] = _nothing
-    ) -> Tensor:
-        """Sample z_0 for one image that is read piece by piece.
-
-        Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
-        release does). `sampling_bytes` is what this holds. `tick` is called after every piece, and on a CPU after every
-        step of an image in one piece; what it raises ends the run.
-
-        Returns:
-            (Cz, ceil(height / factor), ceil(width / factor)) on the CPU.
-        """
-        weight = next(self.denoiser.parameters())
-        grid = self.grid(height, width)
-        generator = torch.Generator("cpu").manual_seed(draws.seed)
-        sides = grid.rows.length, grid.columns.length
-        z = torch.empty(1, self.latent_channels, *sides, dtype=torch.float32, device="cpu").normal_(generator=generator)
-        with alone(weight.device) as each:
-            kept = []
-            for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
-                kept.append(piece)
-                tick()
-            if len(grid) == 1:
-                loop = partial(self._in_one_piece, z, kept[0], draws, generator)
-                (z,) = each(loop, [tick])
-            else:
-                z = self._in_pieces(z, partial(self._predict_pieces, kept, grid, each), draws, generator, tick)
-        z = z[0, :, : -(-height // self.factor), : -(-width // self.factor)]
-        return torch.empty(z.shape, dtype=weight.dtype, device="cpu").copy_(
-            z
-        )  # z may be a graph's, which writes there again
-
-    def _in_one_piece(
-        self, z: Tensor, part: Tensor, draws: Draws, generator: torch.Generator, tick: Callable[[], None]
-    ) -> Tensor:
-        """All steps through `loop`, on the prior's device; their noise is drawn before the first."""
-        fresh = z.new_empty(1, len(draws.schedule) if draws.eta > 0 else 0, *z.shape[1:])
-        for index in range(fresh.shape[1]):
-            fresh[:, index].normal_(generator=generator)
-        inputs = z.to(part.device), part, _times(draws.schedule, part.device), fresh.to(part.device)
-        read = self.sampling.clip, self.scheduler.config["prediction_type"]  # by every update
-        token = _TICK.set(tick)
-        try:
-            return self.loop(*inputs, settings=(draws.schedule, draws.eta, *read))
-        finally:
-            _TICK.reset(token)
-
-    def _in_pieces(
-        self,
-        z: Tensor,
-        predict: Callable[[Tensor, Tensor], Iterator[tuple[slice, slice, Tensor]]],
-        draws: Draws,
-        generator: torch.Generator,
-        tick: Callable[[], None],
-    ) -> Tensor:
-        """All steps on the CPU, each with the predictions of all pieces."""
-        times = _times(draws.schedule, next(self.denoiser.parameters()).device)
-        predicted, noise = torch.empty_like(z), torch.empty_like(z) if draws.eta > 0 else None
-        for index, step in enumerate(draws.schedule):
-            predicted.zero_()
-            for rows, columns, part in predict(z, times[:, index]):
-                predicted[:, :, rows, columns].add_(part)
-                tick()
-            if noise is not None:
-                noise.normal_(generator=generator)
-            z = self._update(z, predicted, step, draws.eta, noise)
-        return z
-
     def grid(self, height: int, width: int) -> Grid:
         """How the latent of an image of that many pixels is cut; in one piece where it fits."""
         rows, columns = (-(-side // (self.factor * self.align)) * self.align for side in (height, width))
         return make_grid(rows, columns, self.sampling.piece, self.sampling.stride, "feather")
 
-    def _piece(self, cut: Cut, height: int, width: int, grid: Grid, place: tuple[int, int]) -> Tensor:
-        """A piece's part of the first convolution, or its condition alone where all of them would take too much."""
-        f, spans = self.factor, (grid.rows.span(place[0]), grid.columns.span(place[1]))
-        rows, columns = (
-            slice(f * span.start, min(f * span.stop, side)) for span, side in zip(spans, (height, width), strict=True)
-        )
-        weight = next(self.denoiser.parameters())
-        image = cut(rows, columns)[None].to(weight)
-        condition = self.condition(pad_to(image, f * grid.rows.tile, f * grid.columns.tile))
-        return self.condition_part(condition) if self._keeps_parts(grid) else condition
-
-    def _keeps_parts(self, grid: Grid) -> bool:
-        conv = self.denoiser.conv_in
-        positions = len(grid) * grid.rows.tile * grid.columns.tile
-        return len(grid) == 1 or bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
-
-    def _predict_pieces(
-        self, kept: list[Tensor], grid: Grid, each: Each, z: Tensor, time: Tensor
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """(rows, columns, prediction) of every piece, weighted so that they add up to the whole."""
-        keeps = self._keeps_parts(grid)
-
-        def predict(piece: tuple[tuple[int, int], Tensor]) -> Tensor:
-            (row, column), held = piece
-            part = held if keeps else self.condition_part(held)
-            return self.piece_pass(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
-
-        rows, columns = (torch.from_numpy(axis.weights) for axis in (grid.rows, grid.columns))
-        pieces = zip(grid, kept, strict=True)
-        for (row, column), prediction in zip(grid, each(predict, pieces), strict=True):
-            weighted = prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
-            yield grid.rows.span(row), grid.columns.span(column), weighted
-
-    def sampling_bytes(self, height: int, width: int, draws: Draws | None = None) -> int:
-        """What `sample_from` holds beside the weights and the denoiser's own tensors of a piece: an upper bound.
-
-        That is z up to four times, and in one piece the noise of all steps; at most CONDITION_CACHE bytes of the
-        condition's part, or the pieces' conditions; and a graph's own copy of its inputs. `draws`: None for defaults.
-        """
-        draws, grid = draws or self.draws(), self.grid(height, width)
-        conv, piece = self.denoiser.conv_in, grid.rows.tile * grid.columns.tile
-        held = conv.out_channels if self._keeps_parts(grid) else conv.in_channels - self.latent_channels
-        fresh = len(draws.schedule) if draws.eta > 0 and len(grid) == 1 else 0
-        whole = (4 + fresh) * self.latent_channels * grid.rows.length * grid.columns.length
-        graph = ((1 + fresh) * self.latent_channels + conv.out_channels) * piece
-        return int(4 * (whole + held * len(grid) * piece + graph * (conv.weight.device.type != "cpu")))
-
-
-def _times(schedule: tuple[Step, ...], device: torch.device) -> Tensor:
-    return torch.tensor([[step.time for step in schedule]], device=device)
-
-
-# ---- the first convolution, split ------------------------------------------------------------------------------------
-
-_PART: ContextVar[Tensor | None] = ContextVar("condition part of the first convolution", default=None)
-
-
-@contextmanager
-def split(part: Tensor) -> Iterator[None]:
-    """Inside, in this thread, a `SplitConv` takes z alone and adds `part`."""
-    token = _PART.set(part)
-    try:
-        yield
-    finally:
-        _PART.reset(token)
-
 
 class SplitConv(nn.Conv2d):
     """conv(cat(z, c)) = conv_z(z) + conv_c(c), so that the condition's half is computed once and not in every step.
 
-    Parameters are those of the convolution it is made of, under the same names. Outside of `split` it is that
-    convolution.
+    Parameters are those of the convolution it is made of, under the same names. Its input is cat(z, c), as that one's,
+    or cat(z, `condition_part(c)`); the number of channels tells which.
 
     Args:
         conv: of z and the condition, concatenated in this order.
         latent_channels: of z.
+
+    Raises:
+        ValueError: as many channels out as the condition has, so that the two inputs could not be told apart.
     """
 
     def __init__(self, conv: nn.Conv2d, latent_channels: int):
         sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         super().__init__(conv.in_channels, conv.out_channels, *sizes, device="meta")  # type: ignore[arg-type]
+        if conv.out_channels == conv.in_channels - latent_channels:
+            raise ValueError(f"the first convolution has {conv.out_channels} channels, as many as the condition")
         self.weight, self.bias = conv.weight, conv.bias
         self.latent_channels = latent_channels
 
@@ -442,7 +266,8 @@ class SplitConv(nn.Conv2d):
         return self._conv_forward(condition, self.weight[:, self.latent_channels :], self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        part = _PART.get()
-        if part is None:
+        if x.shape[1] == self.in_channels:
             return super().forward(x)
-        return self._conv_forward(x, self.weight[:, : self.latent_channels], None) + part
+        z, part = x.split((self.latent_channels, self.out_channels), dim=1)
+        y = self._conv_forward(z, self.weight[:, : self.latent_channels], None)
+        return y + part.to(y.dtype)  # the concatenation may have widened it under autocast

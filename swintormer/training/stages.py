@@ -6,13 +6,11 @@ step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of lat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.data import SyntheticPairs
@@ -102,70 +100,6 @@ class DenoiserRun(AutoencoderRun):
             return self.net.decode(z), self.net.decode(self.net.encode(blurred))
 
 
-class DetailRun(AutoencoderRun):
-    """Encoder and denoiser on fresh pairs: from the blurred picture and noise to the pair's detail latent.
-
-    Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is. It is
-    made to estimate the latent itself. Without that it stayed at 2 % of the noise's spread beside it, and after 800
-    steps the denoiser's first prediction was still the mean over all pictures.
-    """
-
-    def build(self) -> nn.Module:
-        prior = make_prior(self.config.prior) if self.config.prior_weights is None else _given_prior(self.config)
-        _check_crop(self.config, prior.factor * prior.align)
-        prior.autoencoder.decoder.requires_grad_(False)  # nothing decodes this latent
-        return prior
-
-    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        truth = self.net.truth(blurred, sharp)
-        with self.autocast():
-            condition = self.net.condition(blurred)
-            part = self.net.condition_part(condition)
-        return denoising_loss(self, self.net, truth, part) + F.mse_loss(condition.float(), truth)
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """How near z_0 from the sampler comes to the truth, and zeros do: mean square error, in dB below 1."""
-        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side, stream=1)
-        sampled, zeros = [], []
-        with self.averaged():
-            for index in range(self.config.validation):
-                blurred, sharp = (t[None].to(self.device) for t in pairs[index])
-                truth = self.net.truth(blurred, sharp)
-                latent = self.net.sample(blurred).to(truth)
-                sampled.append((latent - truth).square().mean())
-                zeros.append(truth.square().mean())
-        return _decibels(sampled), _decibels(zeros)
-
-
-class TruthRun(Run):
-    """The network with the truth's own latent in place of a sample: what the best denoiser there is could be worth."""
-
-    def __init__(self, config: TrainConfig, device: torch.device):
-        super().__init__(config, device)
-        given = make_prior(config.prior) if config.prior_weights is None else _given_prior(config)
-        _check_crop(config, given.encoder_factor)
-        self.prior = given.requires_grad_(False).eval().to(device)
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
-
-    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        dropped = float(torch.rand(())) < self.config.prior_dropout
-        with self.autocast():
-            output = self.net(blurred, prior=None if dropped else self.prior.truth(blurred, sharp))
-        return self.image_loss(output, sharp)
-
-    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """With the truth's latent, and without."""
-        with self.autocast():
-            return self.net(blurred, prior=self.prior.truth(blurred, sharp)), self.net(blurred)
-
-
-def _decibels(errors: list[Tensor]) -> float:
-    return -10 * math.log10(float(torch.stack(errors).mean()))
-
-
 class Joint(nn.Module):
     """Network and prior side by side."""
 
@@ -179,8 +113,7 @@ class JointRun(Run):
 
     The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
     one: after 9 minutes of the first stage the two latents differ by 0.1 % of their variance. As the latent's truth
-    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes. The detail latent needs
-    no encoder: its truth is the same in both stages.
+    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes.
     """
 
     net: Joint
@@ -214,7 +147,7 @@ class JointRun(Run):
         dropped = float(torch.rand(())) < self.config.prior_dropout
         with self.autocast():
             with torch.no_grad():
-                truth = self.before.truth(blurred, sharp)
+                truth = self.before.encode(sharp)
             z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
             output = self.net.network(blurred, prior=None if dropped else z)
         loss = self.image_loss(output, sharp)
@@ -258,7 +191,5 @@ def _given_prior(config: TrainConfig) -> LatentPrior:
 STAGES: dict[str, type[Run]] = {
     "autoencoder": AutoencoderRun,
     "denoiser": DenoiserRun,
-    "detail": DetailRun,
-    "truth": TruthRun,
     "joint": JointRun,
 }

@@ -17,7 +17,7 @@ import torch
 from cli_files import TINY, default_signals, files, make_bad, nobody, photo
 from typer.testing import CliRunner
 
-from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
+from swintormer import Deblurrer, Swintormer, load_checkpoint, read_checkpoint, save_checkpoint
 from swintormer.cli import plan as cli_plan
 from swintormer.cli.app import app
 from swintormer.cli.deblur import parse_format, parse_memory, parse_tile
@@ -127,7 +127,7 @@ def test_dual_pixel_pairs(run, dual_weights):
     photo("right/a.png", seed=2)
     run("deblur", "left/a.png", "--right", "right/a.png", "-o", "one.png", "--weights", dual_weights)
     left, right = (read_image(f"{side}/a.png").pixels for side in ("left", "right"))
-    expected = Deblurrer(load_checkpoint(dual_weights)).restore_array(left, right=right)
+    expected = Deblurrer(read_checkpoint(dual_weights)).restore_array(left, right=right)
     np.testing.assert_array_equal(read_image("one.png").pixels, expected)
     run("deblur", "left", "--right", "right", "-o", "out", "--weights", dual_weights)
     np.testing.assert_array_equal(read_image("out/a.png").pixels, expected)
@@ -219,8 +219,8 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--right", "missing.png"], "There is no file or folder missing.png (--right)"),
         (["deep", "-o", "out", "--right", "a.png"], "a.png is one file, but deep is a folder"),
         (["a.png", "-o", "out", "--right", "b.png"], "restores single pictures: leave out --right"),
-        (["a.png", "-o", "out", "--seed", "0"], "--steps and --seed need the prior"),
-        (["a.png", "-o", "out", "--steps", "4"], "--steps and --seed need the prior"),
+        (["a.png", "-o", "out", "--seed", "0"], "--steps, --seed and --deterministic need the prior"),
+        (["a.png", "-o", "out", "--steps", "4"], "--steps, --seed and --deterministic need the prior"),
         (["a.png", "-o", "out", "--tile", "big"], "--tile takes a number of pixels or auto, found 'big'"),
         (["a.png", "-o", "out", "--stride", "99"], "stride must be 1 to 32"),
         (["a.png", "-o", "out", "--blend", "magic"], "blend must be one of uniform, feather"),

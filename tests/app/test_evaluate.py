@@ -11,7 +11,13 @@ from priors import tiny as tiny_prior
 from skimage.io import imsave
 from typer.testing import CliRunner
 
-from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint, save_checkpoint
+from swintormer.checkpoint.checkpoint import (
+    Checkpoint,
+    default_weights,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from swintormer.cli.app import app
 from swintormer.data.blurs import RADIUS, blur, disc_kernel
 from swintormer.errors import SwintormerError
@@ -258,16 +264,15 @@ def test_command_line(tmp_path, tiny):
 
 def test_a_prior_is_measured_beside_doing_without(folders):
     net = Swintormer(NETWORK_WITH_PRIOR).eval()
-    net.attach_prior(tiny_prior())
     for projection in net.prior_fusion.children():
         torch.nn.init.normal_(projection.weight)
-    methods = network_methods(net, levels=65535)
+    checkpoint = Checkpoint(net, tiny_prior())
+    methods = network_methods(checkpoint, levels=65535)
     assert list(methods) == [NETWORK, NO_PRIOR]
     image = np.random.default_rng(0).random((16, 20, 3), dtype=np.float32)
     assert not np.array_equal(methods[NETWORK](image), methods[NO_PRIOR](image))
-    assert np.array_equal(methods[NO_PRIOR](image), network_method(Deblurrer(net, prior=False), 65535)(image))
-    net.attach_prior(None)
-    assert list(network_methods(net)) == [NETWORK]
+    assert np.array_equal(methods[NO_PRIOR](image), network_method(Deblurrer(net), 65535)(image))
+    assert list(network_methods(Checkpoint(net))) == [NETWORK]
 
 
 def test_shipped_weights_restore():
@@ -306,7 +311,7 @@ def test_shipped_prior_is_worth_something():
 
     Here on the middle 128 pixels of six photographs.
     """
-    methods = network_methods(load_checkpoint(default_weights("small-prior")))
+    methods = network_methods(read_checkpoint(default_weights("small-prior")))
     scores = list(heldout_scores(methods, photographs=heldout.PHOTOGRAPHS[:6], side=128))
     gained = gains(scores)
     worth = [value - gains(scores, NO_PRIOR)[key] for key, value in gained.items()]

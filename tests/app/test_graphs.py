@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swintormer import Deblurrer, NetworkConfig, Swintormer
 from swintormer.inference.cuda_graph import Forward, GraphedForward, capture_graph
-from swintormer_kernels import ddim_step, use_backend
+from swintormer_kernels import ddim_step, forget, use_backend
 
 TINY = NetworkConfig(
     in_channels=3, dim=8, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=2
@@ -102,6 +102,28 @@ def test_what_changes_is_seen(change):
         assert capture.captures == 2
         return
     assert capture.replays == before
+
+
+def test_forget_reaches_what_was_captured():
+    """A graph holds addresses of packed weights, which `forget` frees; a write through `.data` changes no version."""
+    forward, net, capture = graphed()
+    x = torch.rand(2, 3)
+    forward(x), forward(x)
+    net.weight.data.mul_(2)
+    assert torch.equal(forward(x), 2 * x)  # as documented: the graph does not see the write
+    forget(net)
+    assert torch.equal(forward(x), 4 * x)
+    assert torch.equal(forward(x), 4 * x)
+    assert capture.captures == 2
+
+
+def test_torchs_random_state_is_left_alone():
+    forward, _, capture = graphed()
+    x = torch.rand(2, 3)
+    before = torch.get_rng_state()
+    forward(x), forward(x)
+    assert capture.captures == 1
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_capture_that_fails_is_told_and_not_tried_again():

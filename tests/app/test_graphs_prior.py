@@ -18,6 +18,7 @@ import swintormer_kernels as sk
 from swintormer.inference.cuda_graph import Forward, GraphedForward
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.model import LatentPrior
+from swintormer.prior.sampling import Sampler
 from swintormer_kernels.testing.timing import peak_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,12 +172,12 @@ def test_the_loop_keeps_the_cpu_out_of_it() -> None:
                 self.seen.append(str(op))
             return op(*args, **kwargs or {})
 
-    prior, draws = tiny(), tiny().draws(steps=3, eta=0.5)
+    prior, schedule = tiny(), tiny().schedule(3)
     z, fresh, times = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 4, 8, 8), torch.tensor([[999, 500, 1]])
     with torch.inference_mode(), sk.use_backend("reference"):
         part = prior.condition_part(torch.randn(1, 4, 8, 8))
         with Watch() as watch:
-            prior.all_steps(z, part, times, fresh, draws.schedule, draws.eta)
+            prior.all_steps(z, part, times, fresh, schedule, 0.5)
         assert watch.seen == []
         with Watch() as watch:
             prior.predict(z, 999, part)  # what the loop must not do
@@ -185,8 +186,8 @@ def test_the_loop_keeps_the_cpu_out_of_it() -> None:
 
 def test_every_step_of_one_piece_is_told_and_may_be_the_last() -> None:
     prior, ticks = tiny(), []
-    x, draws = image()[0], prior.draws(steps=5)
-    prior.sample_from(lambda rows, columns: x[:, rows, columns], 48, 64, draws, lambda: ticks.append(1))
+    x, sampler = image()[0], Sampler(prior, steps=5)
+    sampler.sample(lambda rows, columns: x[:, rows, columns], 48, 64, lambda: ticks.append(1))
     assert len(ticks) == 1 + 5
 
     def stop() -> None:
@@ -195,7 +196,7 @@ def test_every_step_of_one_piece_is_told_and_may_be_the_last() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prior.sample_from(lambda rows, columns: x[:, rows, columns], 48, 64, draws, stop)
+        sampler.sample(lambda rows, columns: x[:, rows, columns], 48, 64, stop)
     prior.sample(x[None])
     assert len(ticks) == 9  # nobody listens any more
 
@@ -222,20 +223,20 @@ def test_estimate_covers_the_noise_of_all_steps() -> None:
     noise = 4 * 4 * 32 * 32  # bytes of a step's
 
     def peak(steps: int, eta: float) -> int:
-        draws = prior.draws(steps, eta=eta)
+        sampler = Sampler(prior, steps=steps, eta=eta)
         z, generator = torch.randn(1, 4, 32, 32), torch.Generator()
         with torch.inference_mode():
             part = prior.condition_part(torch.randn(1, 4, 32, 32))
-            return peak_memory(lambda: prior._in_one_piece(z, part, draws, generator, lambda: None))
+            return peak_memory(lambda: sampler._in_one_piece(z, part, generator, lambda: None))
 
     peak(1, 0.0)  # makes what is made once
     for steps in (10, 50):
         more = peak(steps, 1.0) - peak(steps, 0.0)
-        bare, estimate = (prior.sampling_bytes(256, 256, prior.draws(steps, eta=eta)) for eta in (0.0, 1.0))
+        bare, estimate = (Sampler(prior, steps=steps, eta=eta).sampling_bytes(256, 256) for eta in (0.0, 1.0))
         assert more >= steps * noise
         assert estimate == bare + steps * noise
         assert more <= estimate
-    assert prior.sampling_bytes(256, 256) == bare
+    assert Sampler(prior).sampling_bytes(256, 256) == bare
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

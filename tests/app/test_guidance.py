@@ -11,31 +11,30 @@ from cli_files import photo
 from priors import NETWORK, tiny
 from typer.testing import CliRunner
 
-from swintormer import Deblurrer, Swintormer, save_checkpoint
+from swintormer import Checkpoint, Deblurrer, Swintormer, save_checkpoint
 from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.images.io import read_image
-from swintormer.prior.guide import Guidance, ImageLatent
-from swintormer.prior.model import LatentPrior
+from swintormer.inference.memory import packed_convolution_bytes
+from swintormer.prior.sampling import ImageLatent, Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def net() -> Swintormer:
+def net() -> Checkpoint:
     """A network that the prior moves, with its prior."""
     torch.manual_seed(0)
     made = Swintormer(NETWORK).eval()
     for parameter in made.prior_fusion.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    made.attach_prior(tiny(piece=64, stride=48))
-    return made
+    return Checkpoint(made, tiny(piece=64, stride=48), training_tile=32)
 
 
 @pytest.fixture
 def weights(net, tmp_path) -> Path:
     path = tmp_path / "both.safetensors"
-    save_checkpoint(net, path, training_tile=32)
+    save_checkpoint(net, path)
     return path
 
 
@@ -46,8 +45,8 @@ def picture(height: int = 48, width: int = 96, count: int = 1) -> torch.Tensor:
 def test_one_tile_is_the_network_with_its_prior(net) -> None:
     x = picture(45, 61)
     with torch.inference_mode():
-        expected = net(x, prior=net.prior.sample(x, seed=5, steps=3))
-    deblur = Deblurrer(net, tile=64, prior=Guidance(seed=5, steps=3))
+        expected = net.net(x, prior=net.prior.sample(x, seed=5, steps=3))
+    deblur = Deblurrer(net, tile=64, prior=Sampler(net.prior, seed=5, steps=3))
     assert torch.equal(deblur(x), expected)
     assert not torch.equal(Deblurrer(net, tile=64)(x), expected)  # another seed
 
@@ -55,23 +54,21 @@ def test_one_tile_is_the_network_with_its_prior(net) -> None:
 def test_without_prior(net) -> None:
     x = picture(45, 61)
     with torch.inference_mode():
-        assert torch.equal(Deblurrer(net, tile=64, prior=False)(x), net(x))
+        assert torch.equal(Deblurrer(net, tile=64, prior=False)(x), net.net(x))
     plain = Swintormer(NETWORK, prior_channels=0).eval()
     assert Deblurrer(plain, tile=64)(x).shape == x.shape
-    with pytest.raises(SwintormerError, match="hold no prior"):
-        Deblurrer(plain, prior=Guidance())
     three = Swintormer(NETWORK, prior_channels=3)
     with pytest.raises(SwintormerError, match="the network takes 3"):
-        Deblurrer(three, prior=Guidance(net.prior))
+        Deblurrer(three, prior=Sampler(net.prior))
 
 
 def test_every_tile_gets_its_crop_of_one_sample(net, monkeypatch) -> None:
     x = picture(40, 96, count=2)
     sampled = []
-    original = LatentPrior.sample_from
-    monkeypatch.setattr(LatentPrior, "sample_from", lambda *a: sampled.append(1) or original(*a))
+    original = Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda *a: sampled.append(1) or original(*a))
     given = []
-    hook = net.register_forward_pre_hook(lambda _, args: given.append(args[1]))
+    hook = net.net.register_forward_pre_hook(lambda _, args: given.append(args[1]))
     Deblurrer(net, tile=32, stride=16, batch=3)(x)
     hook.remove()
     assert len(sampled) == 2  # once for each image
@@ -104,24 +101,25 @@ def test_pictures_from_files_are_the_same_each_time(net) -> None:
         assert np.abs(again.astype(int) - first).max() <= 1  # tiles in another batch round differently
     torch.set_num_threads(1)
     assert np.array_equal(Deblurrer(net, tile=32).restore_array(pixels), first)
-    other = Deblurrer(net, tile=32, prior=Guidance(seed=1)).restore_array(pixels)
+    other = Deblurrer(net, tile=32, prior=Sampler(net.prior, seed=1)).restore_array(pixels)
     assert np.abs(other.astype(int) - first).max() > 1
 
 
 def test_a_dual_pixel_pair_is_seen_by_the_view_that_is_restored(net) -> None:
     dual = Swintormer(NETWORK, in_channels=6).eval()
-    dual.load_state_dict(net.state_dict() | {"patch_embed.proj2.weight": torch.randn(4, 24, 3, 3)})
+    dual.load_state_dict(net.net.state_dict() | {"patch_embed.proj2.weight": torch.randn(4, 24, 3, 3)})
     x = torch.rand(1, 6, 32, 32)
     with torch.inference_mode():
         expected = dual(x, prior=net.prior.sample(x[:, :3]))
-    assert torch.equal(Deblurrer(dual, tile=32, prior=Guidance(net.prior))(x), expected)
+    assert torch.equal(Deblurrer(dual, tile=32, prior=Sampler(net.prior))(x), expected)
 
 
 def test_budget_counts_the_prior(net) -> None:
     with_it = Deblurrer(net, tile=32, memory=2**40)
     without = Deblurrer(net, tile=32, memory=2**40, prior=False)
     latent = 4 * 4 * 50 * 25  # bytes of four channels at 1/8
-    assert with_it._cost(32, 1, 400, 200) - without._cost(32, 1, 400, 200) == latent
+    packed = packed_convolution_bytes(net.prior.denoiser.parameters())
+    assert with_it._cost(32, 1, 400, 200) - without._cost(32, 1, 400, 200) == latent + packed
     with pytest.raises(SwintormerError, match=r"do not hold the prior of 20000x10000 pixels .* without the prior"):
         Deblurrer(net, tile=32, memory=60 * 2**20).plan(10_000, 20_000)
 
@@ -153,7 +151,7 @@ def test_command_line(run, weights, net, tmp_path) -> None:
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     without = Deblurrer(net, tile=32, prior=False).restore_array(pixels)
     assert np.array_equal(restored("3.png", "--no-prior"), without)
-    drawn = Deblurrer(net, tile=32, prior=Guidance(seed=4, steps=3)).restore_array(pixels)
+    drawn = Deblurrer(net, tile=32, prior=Sampler(net.prior, seed=4, steps=3)).restore_array(pixels)
     assert np.array_equal(restored("4.png", "--seed", "4", "--steps", "3"), drawn)
     assert not np.array_equal(drawn, default)
 
@@ -173,7 +171,7 @@ def test_command_line_refuses_settings_without_a_prior(run, weights, tmp_path) -
 
 def test_an_interrupt_ends_the_sampling(net) -> None:
     """Ctrl-C is noticed after every piece, not only between tiles; threads are put back."""
-    deblur, calls = Deblurrer(net, tile=32, prior=Guidance(tiny(piece=8, stride=6))), []
+    deblur, calls = Deblurrer(net, tile=32, prior=Sampler(tiny(piece=8, stride=6))), []
 
     def stop(done: int, total: int) -> None:
         calls.append((done, total))

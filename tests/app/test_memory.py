@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from swintormer.errors import SwintormerError
 from swintormer.inference import memory
-from swintormer.inference.memory import available_bytes, live_bytes, resident_bytes
-from swintormer.model.config import NetworkConfig
+from swintormer.inference.deblurrer import Deblurrer
+from swintormer.inference.memory import (
+    available_bytes,
+    live_bytes,
+    packed_bytes,
+    packed_convolution_bytes,
+    resident_bytes,
+)
+from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.model.network import Swintormer
-from swintormer_kernels import use_backend
+from swintormer.prior.checkpoint import make_prior
+from swintormer.prior.config import PRIORS
+from swintormer_kernels import packed, use_backend
 from swintormer_kernels.testing.timing import peak_memory
 
 # Two blocks where tokens are most, so that one of them is shifted and has a mask.
@@ -63,11 +75,99 @@ def test_available_memory_of_this_machine() -> None:
     assert 2**20 < available_bytes(torch.device("cpu")) < 2**62
 
 
-def test_control_group_limits_what_is_available(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 200000\n")
-    monkeypatch.setattr(memory, "_GROUP", tmp_path)
-    assert available_bytes(torch.device("cpu")) == 500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(torch.device("cpu")) > 2**20
+@pytest.fixture
+def groups(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where control groups are mounted, with none in it; `groups / "own"` tells the process its own."""
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "_system_available", lambda: 10**9)
+    return tmp_path
+
+
+def write_group(folder: Path, limit: object, used: int, cache: int, version: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    key = "inactive_file" if version == 2 else "total_inactive_file"
+    (folder / "memory.stat").write_text(f"anon 400000\n{key} {cache}\n")
+
+
+def available() -> int:
+    return available_bytes(torch.device("cpu"))
+
+
+def test_the_process_s_own_control_group_limits_what_is_available(groups: Path) -> None:
+    (groups / "own").write_text("0::/user/job\n")
+    write_group(groups / "user" / "job", 1_000_000, 700_000, 200_000)
+    assert available() == 500_000
+    write_group(groups / "user", 900_000, 800_000, 0)  # a parent's limit holds too
+    assert available() == 100_000
+    write_group(groups / "user", "max", 800_000, 0)
+    write_group(groups / "user" / "job", "max", 700_000, 0)
+    assert available() == 10**9
+
+
+def test_control_groups_of_version_1(groups: Path) -> None:
+    (groups / "own").write_text("5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")
+    write_group(groups / "memory" / "docker" / "abc", 1_000_000, 700_000, 200_000, version=1)
+    write_group(groups / "memory", 2**63 - 4096, 900_000, 0, version=1)  # no limit
+    assert available() == 500_000
+
+
+def test_a_container_sees_its_own_control_group_as_the_root(groups: Path) -> None:
+    (groups / "own").write_text("4:memory:/docker/abc\n0::/docker/abc\n")
+    write_group(groups / "memory", 1_000_000, 900_000, 0, version=1)
+    assert available() == 100_000
+    write_group(groups, 1_000_000, 950_000, 0)
+    assert available() == 50_000
+
+
+def test_without_control_groups(groups: Path) -> None:
+    assert available() == 10**9
+    (groups / "own").write_text("0::/gone\n")
+    assert available() == 10**9
+
+
+def kept_bytes(model: torch.nn.Module) -> int:
+    """What is kept of the model's weights in other layouts, and of that again."""
+    found: dict[int, int] = {}
+    sources = [*model.parameters(), *model.buffers()]
+    while sources:
+        for _, made in packed._kept.get(sources.pop(), {}).values():
+            found[made.untyped_storage().data_ptr()] = made.untyped_storage().nbytes()
+            sources.append(made)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        PRESETS["small"].model_dump(),
+        {"in_channels": 3, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1},  # the released channels
+        SHALLOW | {"dim": 48, "window_size": 4},
+    ],
+    ids=["small", "released channels", "window 4"],
+)
+def test_estimate_covers_packed_weights(sizes: dict, extension: object) -> None:
+    config = NetworkConfig(**sizes)
+    net = Swintormer(config).eval()
+    with torch.inference_mode(), use_backend("cpu"):
+        net(torch.rand(1, 3, 32, 32))
+    assert 0 < kept_bytes(net) <= packed_bytes(config) <= 1.25 * kept_bytes(net)
+
+
+def test_estimate_covers_a_denoisers_packed_weights(extension: object) -> None:
+    prior = make_prior(PRIORS["compact"]).eval()
+    prior.sample(torch.rand(1, 3, 128, 128), steps=1)
+    estimate = packed_convolution_bytes(prior.denoiser.parameters())
+    assert 0 < kept_bytes(prior) <= estimate <= 1.7 * kept_bytes(prior)
+
+
+def test_a_budget_holds_the_packed_weights() -> None:
+    net = Swintormer(**(SHALLOW | {"dim": 16, "window_size": 4}))
+    cost = Deblurrer(net)._cost(64, 1, 64, 64)
+    assert cost >= resident_bytes(net.config, 64 * 64) + packed_bytes(net.config)
+    assert len(Deblurrer(net, tile=64, memory=cost).plan(64, 64).grid) == 1
+    with pytest.raises(SwintormerError, match="do not hold"):
+        Deblurrer(net, tile=64, memory=cost - 1).plan(64, 64)

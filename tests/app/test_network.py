@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 import swintormer_kernels as sk
 from swintormer import PRESETS, NetworkConfig, Swintormer
-from swintormer.model.network import pad_to_multiple
+from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 
 GOLDEN_CONFIG = NetworkConfig(dim=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=2, window_size=8)
@@ -205,16 +205,6 @@ def test_moved_in_inference_mode_it_can_still_be_trained(tiny):
         net.double().float()
     assert not net.latent[0].attn.coordinates.is_inference()
     assert torch.equal(net.latent[0].attn.coordinates, coordinates)
-
-
-def test_a_prior_first_made_in_inference_mode_can_still_be_trained(tiny):
-    net = Swintormer(tiny.config)
-    net.attach_prior(lambda: torch.nn.Linear(2, 2))
-    with torch.inference_mode():
-        prior = net.prior
-    assert not any(parameter.is_inference() for parameter in prior.parameters())
-    prior(torch.ones(1, 2)).sum().backward()
-    assert net.prior is prior
 
 
 def test_gradients_reach_every_parameter(tiny):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
 from swintormer.inference import deblurrer as pipeline
 from swintormer.inference.deblurrer import Deblurrer
@@ -256,9 +257,7 @@ def test_pictures_that_do_not_fit_are_one_sentence(channels: int, arguments: tup
 def test_default_tile_is_the_training_tile_else_the_papers(tiny: Swintormer) -> None:
     assert Deblurrer(tiny).plan(1120, 1680).tile == 256
     assert len(Deblurrer(tiny).plan(1120, 1680).grid) == 40
-    net = Stub()
-    net.training_tile = 128
-    plan = Deblurrer(net).plan(1000, 1000)
+    plan = Deblurrer(Checkpoint(Stub(), training_tile=128)).plan(1000, 1000)
     assert (plan.tile, plan.stride, plan.batch) == (128, 110, 4)
 
 

@@ -14,10 +14,11 @@ from priors import AUTOENCODER, DENOISER, TINY, tiny
 import swintormer_kernels as sk
 from swintormer.errors import SwintormerError
 from swintormer.inference.tiling import make_grid
-from swintormer.prior import model as module
+from swintormer.prior import model, sampling
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.config import PRIORS, PriorConfig, Sampling
-from swintormer.prior.model import SplitConv, split
+from swintormer.prior.model import SplitConv
+from swintormer.prior.sampling import Sampler, one_thread_each
 from swintormer_kernels.registry import asked_backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,15 +88,49 @@ def test_schedule_of_the_release() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_bits_depend_on_image_and_seed_alone(prior, height: int, width: int, eta: float) -> None:
     pictures = image(height, width, count=2)
-    whole = prior.sample(pictures, seed=7, eta=eta)
-    assert torch.equal(whole, prior.sample(pictures, seed=7, eta=eta))
-    assert torch.equal(whole[1:], prior.sample(pictures[1:], seed=7, eta=eta))
+    whole = prior.sample(pictures, seed=7, eta=eta, deterministic=True)
+    assert torch.equal(whole, prior.sample(pictures, seed=7, eta=eta, deterministic=True))
+    assert torch.equal(whole[1:], prior.sample(pictures[1:], seed=7, eta=eta, deterministic=True))
     for threads in (2, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(whole, prior.sample(pictures, seed=7, eta=eta))
+        assert torch.equal(whole, prior.sample(pictures, seed=7, eta=eta, deterministic=True))
         assert torch.get_num_threads() == threads  # put back
     torch.set_num_threads(1)
-    assert not torch.equal(whole, prior.sample(pictures, seed=8, eta=eta))
+    assert not torch.equal(whole, prior.sample(pictures, seed=8, eta=eta, deterministic=True))
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_bits_do_not_depend_on_threads_where_a_pass_is_large_enough_to_be_split(pieces: int) -> None:
+    """The preset `compact`, whose convolutions oneDNN blocks by thread count at this size."""
+    torch.manual_seed(0)
+    config = PRIORS["compact"]
+    if pieces == 4:
+        config = config.model_copy(update={"sampling": Sampling(steps=2, piece=48, stride=32)})
+    prior, picture = make_prior(config).eval(), image(512, 512)
+    assert len(prior.grid(512, 512)) == pieces
+    expected = prior.sample(picture, steps=2, deterministic=True)
+    torch.set_num_threads(2)
+    assert torch.equal(prior.sample(picture, steps=2, deterministic=True), expected)
+    by_default = prior.sample(picture, steps=2)
+    assert torch.equal(prior.sample(picture, steps=2), by_default)  # same seed, same number of threads
+    torch.testing.assert_close(by_default, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_each_call_has_one_of_torchs_threads() -> None:
+    torch.set_num_threads(2)
+    with one_thread_each(torch.device("cpu")) as each:
+        assert set(each(lambda _: torch.get_num_threads(), range(6))) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_by_default_one_piece_runs_on_all_threads(prior, monkeypatch) -> None:
+    counts = []
+    encode = prior.encode
+    monkeypatch.setattr(prior, "encode", lambda x: counts.append(torch.get_num_threads()) or encode(x))
+    torch.set_num_threads(2)
+    prior.sample(image())
+    prior.sample(image(), deterministic=True)
+    assert counts == [2, 1]
 
 
 def test_random_state_is_left_alone(prior) -> None:
@@ -112,7 +147,7 @@ def test_condition_parts_are_made_once_or_where_they_do_not_fit_each_step(prior,
     pieces = len(prior.grid(100, 131))
     assert pieces == 6
     assert len(made) == pieces
-    monkeypatch.setattr(module, "CONDITION_CACHE", 0)
+    monkeypatch.setattr(sampling, "CONDITION_CACHE", 0)
     assert torch.equal(kept, prior.sample(picture, steps=3))
     assert len(made) == pieces + 3 * pieces
 
@@ -162,7 +197,7 @@ def test_pieces_are_blended_in_every_step(prior) -> None:
                     torch.from_numpy(grid.rows.weights[row]), torch.from_numpy(grid.columns.weights[column])
                 )
                 blended[:, :, rows, columns] += weights * predicted
-            z = prior._update(z, blended, step, 0.0, None)
+            z = prior.update(z, blended, step, 0.0, None)
     difference = (prior.sample(picture, steps=2, seed=1) - z).abs().max()
     # Both sum the same products in another order; the update divides by sqrt(1 - alpha-bar), 0.69 at the last step.
     assert float(difference) <= 2 * 40 * math.sqrt(9 * 32) * EPSILON * float(z.abs().max()) / 0.69
@@ -188,17 +223,20 @@ def test_split_convolution_is_the_convolution() -> None:
     z, c = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
     whole = conv(torch.cat((z, c), dim=1))
     assert torch.equal(ours(torch.cat((z, c), dim=1)), whole)
-    with split(ours.condition_part(c)):
-        halves = ours(z)
+    halves = ours(torch.cat((z, ours.condition_part(c)), dim=1))
     truth = conv.double()(torch.cat((z, c), dim=1).double())
     error = float((whole - truth).abs().max())
     assert float((halves - truth).abs().max()) <= 2 * error + 63 * EPSILON  # another order of 63 terms near 1
-    assert torch.equal(ours.float()(torch.cat((z, c), dim=1)), conv.float()(torch.cat((z, c), dim=1)))  # outside again
+
+
+def test_split_convolution_tells_its_two_inputs_apart() -> None:
+    with pytest.raises(ValueError, match="4 channels, as many as the condition"):
+        SplitConv(torch.nn.Conv2d(7, 4, 3, padding=1), latent_channels=3)
 
 
 def test_update_runs_through_the_kernel(prior, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(module, "ddim_step", lambda *a, **k: calls.append(k) or sk.ddim_step(*a, **k))
+    monkeypatch.setattr(model, "ddim_step", lambda *a, **k: calls.append(k) or sk.ddim_step(*a, **k))
     prior.sample(image(), steps=3)
     assert [call["alpha_bar_s"] for call in calls][-1] == 1.0
     assert len(calls) == 3
@@ -217,11 +255,11 @@ def test_backend_reaches_the_threads(prior, monkeypatch) -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (100, 131)])
 def test_autocast_takes_no_part(prior, size: tuple[int, int]) -> None:
-    plain = prior.sample(image(*size))
+    plain = prior.sample(image(*size), deterministic=True)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(prior.sample(image(*size)), plain)
+            assert torch.equal(prior.sample(image(*size), deterministic=True), plain)
 
 
 @pytest.mark.parametrize("setting", [torch.float64, "meta"])
@@ -245,11 +283,15 @@ def test_several_threads_may_sample_at_once(prior) -> None:
     """Each its own steps and its own picture; and torch's thread counts are afterwards what they were."""
     torch.set_num_threads(2)
     pictures = [image(100, 131, seed=seed) for seed in range(6)]
-    expected = [prior.sample(picture, steps=1 + index % 3) for index, picture in enumerate(pictures)]
+    expected = [
+        prior.sample(picture, steps=1 + index % 3, deterministic=True) for index, picture in enumerate(pictures)
+    ]
     with ThreadPoolExecutor(3) as pool:
         everybody = Barrier(3)
         assert list(pool.map(lambda _: (everybody.wait() and 0) or torch.get_num_threads(), range(3))) == [2, 2, 2]
-        found = list(pool.map(lambda index: prior.sample(pictures[index], steps=1 + index % 3), range(6)))
+        found = list(
+            pool.map(lambda index: prior.sample(pictures[index], steps=1 + index % 3, deterministic=True), range(6))
+        )
         counts = set(pool.map(lambda _: torch.get_num_threads(), range(6)))
     assert all(map(torch.equal, found, expected))
     with ThreadPoolExecutor(1) as later:
@@ -329,7 +371,7 @@ def test_estimate_covers_what_sampling_holds(prior, monkeypatch) -> None:
     picture = image(256, 320)
     one_piece = peak_memory(lambda: prior.sample(image(64, 64)))
     measured = peak_memory(lambda: prior.sample(picture))
-    assert measured - one_piece <= prior.sampling_bytes(256, 320) <= 2 * measured
-    parts = prior.sampling_bytes(256, 320)
-    monkeypatch.setattr(module, "CONDITION_CACHE", 0)
-    assert prior.sampling_bytes(256, 320) <= parts
+    assert measured - one_piece <= Sampler(prior).sampling_bytes(256, 320) <= 2 * measured
+    parts = Sampler(prior).sampling_bytes(256, 320)
+    monkeypatch.setattr(sampling, "CONDITION_CACHE", 0)
+    assert Sampler(prior).sampling_bytes(256, 320) <= parts

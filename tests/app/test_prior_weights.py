@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 
+import diffusers
 import pytest
 import torch
 from priors import NETWORK, TINY, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
+from swintormer import Deblurrer, Swintormer, load_checkpoint, read_checkpoint, save_checkpoint
 from swintormer.checkpoint.checkpoint import checkpoint_info
 from swintormer.errors import SwintormerError
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
@@ -60,8 +61,10 @@ def test_alone(tmp_path, prior) -> None:
 
 
 def test_beside_a_network(together, prior, tmp_path) -> None:
-    net = load_checkpoint(together)
-    assert same(net.prior.state_dict(), prior.state_dict())
+    found = read_checkpoint(together)
+    net = found.net
+    assert same(found.prior.state_dict(), prior.state_dict())
+    assert found.training_tile == 32
     assert same(load_prior(together).state_dict(), prior.state_dict())
     info = checkpoint_info(together)
     assert info.prior.sampling == TINY.sampling
@@ -70,30 +73,63 @@ def test_beside_a_network(together, prior, tmp_path) -> None:
     assert info.parameters == sum(both)
     # The network's own state dict and parameters are the network's alone, and what is saved again is whole.
     assert net.state_dict().keys() == Swintormer(NETWORK).state_dict().keys()
-    save_checkpoint(net, tmp_path / "again.safetensors")
+    save_checkpoint(found, tmp_path / "again.safetensors")
     assert same(load_file(tmp_path / "again.safetensors"), load_file(together))
     picture = torch.rand(1, 3, 32, 48)
-    restored = Deblurrer(net)(picture)
-    assert torch.equal(restored, Deblurrer(load_checkpoint(tmp_path / "again.safetensors"))(picture))
+    restored = Deblurrer(found)(picture)
+    assert torch.equal(restored, Deblurrer(read_checkpoint(tmp_path / "again.safetensors"))(picture))
 
 
-def test_the_prior_is_made_when_it_is_asked_for(together) -> None:
-    """Importing diffusers takes seconds: neither importing this package nor loading a network does it."""
+def test_without_the_prior_diffusers_is_not_imported(together) -> None:
+    """Importing it takes seconds: neither importing this package nor loading a network does it."""
     code = (
         "import sys, swintormer, swintormer.cli.app, swintormer.inference.deblurrer, swintormer.training.loop\n"
-        f"net = swintormer.load_checkpoint({str(together)!r})\n"
-        "swintormer.Deblurrer(net, prior=False)\n"
+        f"swintormer.Deblurrer(swintormer.load_checkpoint({str(together)!r}))\n"
+        f"checkpoint = swintormer.read_checkpoint({str(together)!r}, prior=False)\n"
+        "assert checkpoint.prior is None and swintormer.Deblurrer(checkpoint).sampler is None\n"
         "assert 'diffusers' not in sys.modules\n"
-        "assert net.prior is net.prior is not None\n"
+        f"assert swintormer.read_checkpoint({str(together)!r}).prior is not None\n"
         "assert 'diffusers' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("error", [AttributeError, KeyError, OSError, ZeroDivisionError, ImportError])
+def test_a_prior_that_cannot_be_made_is_an_error(together, monkeypatch, error: type[Exception]) -> None:
+    """Another version of diffusers may raise anything: the prior is never left out in silence."""
+
+    def renamed(*_: object, **__: object) -> None:
+        raise error("renamed in this version")
+
+    monkeypatch.setattr(diffusers, "UNet2DModel", renamed)
+    with pytest.raises(SwintormerError, match="renamed in this version") as found:
+        read_checkpoint(together)
+    assert "\n" not in str(found.value)
+    assert read_checkpoint(together, prior=False).prior is None
+
+
+def test_without_diffusers_the_command_is_named(together, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "diffusers")
+    monkeypatch.setattr(sys, "meta_path", [_NoDiffusers(), *sys.meta_path])
+    with pytest.raises(SwintormerError, match=r'pip install "swintormer-kernels\[prior\]"') as found:
+        read_checkpoint(together)
+    assert "\n" not in str(found.value)
+    assert load_checkpoint(together).config == NETWORK
+
+
+class _NoDiffusers:
+    """Finds nothing under that name."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "diffusers":
+            raise ModuleNotFoundError("No module named 'diffusers'", name="diffusers")
+
+
 def test_a_network_without_prior_has_none(tmp_path) -> None:
     plain = NETWORK.model_copy(update={"prior_channels": 0})
     save_checkpoint(Swintormer(plain), tmp_path / "plain.safetensors")
-    assert load_checkpoint(tmp_path / "plain.safetensors").prior is None
+    assert read_checkpoint(tmp_path / "plain.safetensors").prior is None
     with pytest.raises(SwintormerError, match="holds no prior"):
         load_prior(tmp_path / "plain.safetensors")
 
@@ -130,9 +166,9 @@ def test_damaged_metadata(together, text: str, complaint: str) -> None:
 def test_tensors_of_another_prior(together) -> None:
     wider = TINY.model_copy(update={"denoiser": {**TINY.denoiser, "block_out_channels": [8, 32]}})
     changed(together, **{"swintormer.prior": wider.model_dump_json()})
-    net = load_checkpoint(together)  # the prior is made at its first use
     with pytest.raises(SwintormerError, match=r"has the shape .* expected"):
-        _ = net.prior
+        read_checkpoint(together)
+    assert load_checkpoint(together).config == NETWORK  # needs no prior
 
 
 def test_tensors_without_a_description(together) -> None:

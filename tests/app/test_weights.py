@@ -16,7 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swintormer.checkpoint import checkpoint as weights
-from swintormer.checkpoint.checkpoint import checkpoint_info, default_weights, load_checkpoint, save_checkpoint
+from swintormer.checkpoint.checkpoint import (
+    checkpoint_info,
+    default_weights,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from swintormer.checkpoint.infer import check_shapes, config_from_shapes
 from swintormer.errors import SwintormerError
 from swintormer.images import io as images
@@ -52,10 +58,12 @@ def assert_same(found: Swintormer, expected: Swintormer) -> None:
 def test_round_trip(net: Swintormer, tmp_path: Path) -> None:
     path = tmp_path / "made" / "here.safetensors"
     save_checkpoint(net, path, training_tile=128, card={"data": "dead leaves", "steps": "3"})
-    loaded = load_checkpoint(path)
-    assert_same(loaded, net)
-    assert loaded.training_tile == 128
-    assert not loaded.training
+    found = read_checkpoint(path)
+    assert_same(found.net, net)
+    assert_same(load_checkpoint(path), net)
+    assert (found.training_tile, found.prior, found.describes_itself) == (128, None, True)
+    assert found.card == {"data": "dead leaves", "steps": "3"}
+    assert not found.net.training
     info = checkpoint_info(path)
     assert (info.config, info.training_tile, info.describes_itself) == (TINY, 128, True)
     assert info.card == {"data": "dead leaves", "steps": "3"}
@@ -65,13 +73,15 @@ def test_round_trip(net: Swintormer, tmp_path: Path) -> None:
 
 def test_what_a_file_says_of_itself_survives_loading_and_saving_again(net: Swintormer, tmp_path: Path) -> None:
     save_checkpoint(net, tmp_path / "a", training_tile=96, card="Trained for a test.")
-    loaded = load_checkpoint(tmp_path / "a")
-    save_checkpoint(loaded, tmp_path / "b")
-    save_checkpoint(torch.compile(loaded), tmp_path / "c", card={"summary": "Another."})  # type: ignore[arg-type]
-    save_checkpoint(loaded, tmp_path / "d", card="")
-    assert checkpoint_info(tmp_path / "b").training_tile == 96
-    cards = [checkpoint_info(tmp_path / name).card.get("summary") for name in "abcd"]
-    assert cards == ["Trained for a test.", "Trained for a test.", "Another.", None]
+    found = read_checkpoint(tmp_path / "a")
+    save_checkpoint(found, tmp_path / "b")
+    save_checkpoint(found, tmp_path / "c", card={"summary": "Another."}, training_tile=64)
+    save_checkpoint(found, tmp_path / "d", card="")
+    save_checkpoint(found.net, tmp_path / "e")
+    tiles = [checkpoint_info(tmp_path / name).training_tile for name in "abcde"]
+    assert tiles == [96, 96, 64, 96, None]
+    cards = [checkpoint_info(tmp_path / name).card.get("summary") for name in "abcde"]
+    assert cards == ["Trained for a test.", "Trained for a test.", "Another.", None, None]
 
 
 def test_a_compiled_network_saves_as_the_network(net: Swintormer, tmp_path: Path) -> None:
@@ -109,9 +119,9 @@ def test_training_tile_must_be_positive(net: Swintormer, tmp_path: Path) -> None
 def test_released_layout(net: Swintormer, tmp_path: Path, wrap, legacy: bool) -> None:
     path = tmp_path / "net_g.pth"
     torch.save(wrap(net.state_dict()), path, _use_new_zipfile_serialization=not legacy)
-    loaded = load_checkpoint(path, window_size=4)
-    assert_same(loaded, net)
-    assert loaded.training_tile is None
+    found = read_checkpoint(path, window_size=4)
+    assert_same(found.net, net)
+    assert found.training_tile is None
     info = checkpoint_info(path)
     assert info.config == TINY.model_copy(update={"window_size": 16})
     assert not info.describes_itself
@@ -119,16 +129,16 @@ def test_released_layout(net: Swintormer, tmp_path: Path, wrap, legacy: bool) ->
 
 def test_window_is_the_released_one_where_neither_file_nor_caller_says(net: Swintormer, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "a.pth")
-    loaded = load_checkpoint(tmp_path / "a.pth")
-    assert loaded.config.window_size == 16
-    assert loaded.describes_itself is False
-    assert load_checkpoint(tmp_path / "a.pth", window_size=4).describes_itself is False
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found.net.config.window_size == 16
+    assert found.describes_itself is False
+    assert read_checkpoint(tmp_path / "a.pth", window_size=4).describes_itself is False
     assert checkpoint_info(tmp_path / "a.pth", window_size=4).config == TINY
 
 
 def test_window_that_contradicts_the_file_is_refused(net: Swintormer, tmp_path: Path) -> None:
     save_checkpoint(net, tmp_path / "a")
-    assert load_checkpoint(tmp_path / "a").describes_itself is True
+    assert read_checkpoint(tmp_path / "a").describes_itself is True
     assert_same(load_checkpoint(tmp_path / "a", window_size=4), net)
     for read in (load_checkpoint, checkpoint_info):
         with pytest.raises(SwintormerError, match=r"says that its window is 4.*not 8") as error:
