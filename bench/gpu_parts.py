@@ -21,6 +21,7 @@ from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
 from swintormer.inference.cuda_graph import capture_graph
 from swintormer_kernels.ops import swda_block
+from swintormer_kernels.testing.cases import cases_of
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
 OP_TILES = 8  # tiles whose blocks an op gets at once
@@ -85,7 +86,7 @@ def op_modules() -> list[ModuleType]:
 def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
     """Every timed case, forward and both, Triton and eager in turn."""
     op = getattr(module, module.OP.name)
-    for case in module.cases():
+    for case in cases_of(module.OP.name):
         if not case.timed:
             continue
         for dtype in DTYPES:
@@ -242,7 +243,7 @@ def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: 
 
 def time_compiled_block(meter: Meter, name: str, tiles: int = OP_TILES) -> None:
     """One block's reference through torch.compile(mode="max-autotune"), bfloat16: minutes less than the network."""
-    case = next(case for case in swda_block.cases() if case.name == name)
+    case = next(case for case in cases_of("swda_block") if case.name == name)
     arguments, keywords = on_device(case.make(0), meter.device, torch.bfloat16, tiles)
     compiled = torch.compile(sk.swda_block, mode=compile_mode(meter.device))
     copies = rotated(arguments, meter.device)

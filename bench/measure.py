@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
-from swintormer_kernels.testing.cases import Case
+from swintormer_kernels.testing.case import Case
 from swintormer_kernels.testing.timing import in_turn, peak_memory, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
-from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.gated_ffn import gated_ffn
+from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
 from swintormer_kernels.packed import derived
+from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import asked_backend
 
 

@@ -16,8 +16,10 @@ from priors import TINY as TINY_PRIOR
 import swintormer_kernels as sk
 from swintormer import NetworkConfig
 from swintormer_kernels.backends.triton import layout as tensors
-from swintormer_kernels.ops import ddim_step, gated_ffn, group_norm_silu, norm_silu_conv3x3, swda_attention
-from swintormer_kernels.testing.cases import Case
+from swintormer_kernels.ops import ddim_step, gated_ffn, group_norm_silu, norm_silu_conv3x3
+from swintormer_kernels.testing.case import Case
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread", "language_patched_once")
 TINY = NetworkConfig(
@@ -119,11 +121,11 @@ def meter(tmp_path, monkeypatch):
 def test_ops_on_a_latent_are_timed_as_they_are(op, meter, tmp_path, monkeypatch):
     if sk.backends()["triton"] is not None or not tensors.INTERPRETED:
         pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
-    x, norm = torch.randn(1, 4, 3, 5), group_norm_silu.make_weights(1, 4)
+    x, norm = torch.randn(1, 4, 3, 5), norm_weights(1, 4)
     arguments = {
         "group_norm_silu": (x, norm, 2),
         "ddim_step": (x, x.clone()),
-        "norm_silu_conv3x3": (x, norm, norm_silu_conv3x3.make_weights(1, 4, 4, (3, 5)), 2),
+        "norm_silu_conv3x3": (x, norm, conv_weights(1, 4, 4, (3, 5)), 2),
     }[op.OP.name]
     keywords = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4} if op is ddim_step else {}
     monkeypatch.setattr(op, "cases", lambda: [Case("small", lambda seed: (arguments, keywords))])
@@ -151,7 +153,7 @@ def test_the_denoisers_bench_says_that_it_needs_a_gpu(tmp_path):
 def test_an_op_is_timed_with_eager_beside_it_in_both_passes(meter, tmp_path, monkeypatch):
     if sk.backends()["triton"] is not None or not tensors.INTERPRETED:
         pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
-    small = next(case for case in gated_ffn.cases() if case.name == "window 2, C 2")
+    small = next(case for case in cases_of("gated_ffn") if case.name == "window 2, C 2")
     monkeypatch.setattr(
         gated_ffn, "cases", lambda: [Case("small", small.make), Case("untimed", small.make, timed=False)]
     )
@@ -174,7 +176,7 @@ def test_an_op_is_timed_with_eager_beside_it_in_both_passes(meter, tmp_path, mon
 
 
 def test_the_attention_core_stands_beside_swda_attention(meter, tmp_path):
-    arguments, _ = next(case for case in swda_attention.cases() if case.name == "window 8, C 16").make(0)
+    arguments, _ = next(case for case in cases_of("swda_attention") if case.name == "window 8, C 16").make(0)
     tool("gpu_parts").time_sdpa(meter, "small", arguments)
     (row,) = tool("gpu").read_rows(tmp_path)
     pixels, half, tokens = 2 * 16 * 24, 8, 64

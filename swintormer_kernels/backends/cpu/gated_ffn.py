@@ -11,7 +11,7 @@ from swintormer_kernels.backends.cpu.packing import pack_ffn
 from swintormer_kernels.backends.cpu.window_engine import run
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.records import FFNWeights
 
 
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:

@@ -18,7 +18,7 @@ from swintormer_kernels.backends.cpu.layout import View
 from swintormer_kernels.backends.cpu.scratch import Scratch
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.records import GroupNormWeights
 
 
 def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> Tensor:

@@ -14,8 +14,7 @@ from swintormer_kernels.backends.cpu.scratch import Scratch
 from swintormer_kernels.backends.cpu.winograd import in_panels, layout, rows_of_channels
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-    from swintormer_kernels.ops.norm_projection import LinearWeights
+    from swintormer_kernels.records import GroupNormWeights, LinearWeights
 
 
 def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float) -> Tensor:

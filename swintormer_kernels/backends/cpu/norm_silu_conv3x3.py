@@ -20,8 +20,7 @@ from swintormer_kernels.backends.cpu.winograd import (
 )
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+    from swintormer_kernels.records import ConvWeights, GroupNormWeights
 
 
 def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> Tensor:

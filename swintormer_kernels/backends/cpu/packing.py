@@ -15,8 +15,7 @@ from swintormer_kernels import native
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 Packed = list[Tensor]
 """Dense float32 tensors in the order in which csrc/native.cpp takes them."""

@@ -21,7 +21,7 @@ from swintormer_kernels.backends.cpu.winograd import (
 )
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.res_block import ResBlockWeights
+    from swintormer_kernels.records import ResBlockWeights
 
 
 def res_block(x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps1: float, eps2: float) -> Tensor:

@@ -11,7 +11,7 @@ from swintormer_kernels.backends.cpu.packing import pack_attention
 from swintormer_kernels.backends.cpu.window_engine import run
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights
 
 
 def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:

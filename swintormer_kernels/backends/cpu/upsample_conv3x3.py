@@ -20,7 +20,7 @@ from swintormer_kernels.backends.cpu.winograd import (
 )
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights
+    from swintormer_kernels.records import UpsampleWeights
 
 
 def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:

@@ -113,7 +113,7 @@ def test_an_empty_batch_has_gradients_of_zero():
 
 
 def test_sums_by_offset_are_those_by_index():
-    from swintormer_kernels.backends.reference.layers import relative_position_index
+    from swintormer_kernels.backends.reference.blocks import relative_position_index
 
     window, heads = 5, 3
     pairs = torch.randn(heads, window**2, window**2, dtype=torch.float64)
