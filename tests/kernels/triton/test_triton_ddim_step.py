@@ -10,6 +10,7 @@ import swintormer_kernels as sk
 from swintormer_kernels import Prediction
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.ops.ddim_step import PREDICTIONS
+from swintormer_kernels.testing.cases import cases_of
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import ddim_step as backend
