@@ -158,7 +158,7 @@ def remade_coordinates(window: int, before: Tensor, after: Tensor) -> Tensor:
     """The buffer of a module whose `_apply` made `after` of `before`.
 
     The coordinates stand in no file and `to_empty` leaves garbage, which nothing tells from a copy: so every new tensor
-    is filled anew. One that stayed itself stays, shared memory and what is derived from it too.
+    is filled anew. A tensor that is still the same object is kept, with its shared memory and its packed weights.
     """
     if after is before or after.is_meta:
         return after

@@ -175,7 +175,7 @@ def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]
         own = op.own_backward(backend)
         tensors: list[Any] = []
         for tensor, need in zip(rest, needed, strict=False):
-            # Its own backward gets the parameters themselves where it can, so that it finds what was derived from them.
+            # Its own backward gets the parameters themselves where it can, so that it finds their packed weights.
             keep = tensor is None or (own is not None and tensor.requires_grad == need)
             tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
         public = signature.public(*tensors, *rest[len(tensors) :])
