@@ -41,9 +41,7 @@ class _State(NamedTuple):
         return same and self.offset == source.storage_offset() and self.storage.cdata == source.untyped_storage()._cdata
 
 
-_kept: WeakTensorKeyDictionary = (
-    WeakTensorKeyDictionary()
-)  # first source -> {key: (sources' states, packed tensor)}
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (sources' states, packed tensor)}
 _lock = threading.Lock()
 _generation = [0]  # calls of `forget`; a list because it is written from a function
 
@@ -72,7 +70,8 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
 def forget(model: nn.Module) -> None:
     """Drop the packed weights of `model`, computed from its parameters and buffers; the next call makes them anew.
 
-    Needed after writes that torch's version counter does not see, those through `parameter.data`. `generation` counts it.
+    Needed after writes that torch's version counter does not see, those through `parameter.data`.
+    Raises `generation()`.
     """
     with _lock:
         _generation[0] += 1

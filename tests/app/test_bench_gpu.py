@@ -128,7 +128,7 @@ def test_ops_on_a_latent_are_timed_as_they_are(op, meter, tmp_path, monkeypatch)
         "norm_silu_conv3x3": (x, norm, conv_weights(1, 4, 4, (3, 5)), 2),
     }[op.OP.name]
     keywords = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4} if op is ddim_step else {}
-    monkeypatch.setattr(op, "cases", lambda: [Case("small", lambda seed: (arguments, keywords))])
+    monkeypatch.setattr(tool("gpu_parts"), "cases_of", lambda name: [Case("small", lambda seed: (arguments, keywords))])
     tool("gpu_parts").time_op(meter, op, tiles=1)
     rows = tool("gpu").read_rows(tmp_path)
     assert [row.by for row in rows] == 2 * ["eager", "eager", "triton", "triton"]
@@ -154,9 +154,8 @@ def test_an_op_is_timed_with_eager_beside_it_in_both_passes(meter, tmp_path, mon
     if sk.backends()["triton"] is not None or not tensors.INTERPRETED:
         pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
     small = next(case for case in cases_of("gated_ffn") if case.name == "window 2, C 2")
-    monkeypatch.setattr(
-        gated_ffn, "cases", lambda: [Case("small", small.make), Case("untimed", small.make, timed=False)]
-    )
+    given = [Case("small", small.make), Case("untimed", small.make, timed=False)]
+    monkeypatch.setattr(tool("gpu_parts"), "cases_of", lambda name: given)
     tool("gpu_parts").time_op(meter, gated_ffn, tiles=2)
     rows = tool("gpu").read_rows(tmp_path)
     by = [(row.dtype, row.by, row.passes) for row in rows]
