@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure import cases_of, measure_op, op_modules
+from bench.measure import measure_op, op_modules
+from swintormer_kernels.testing.cases import cases_of
 
 BACKEND = "cpu"
 CASES = [

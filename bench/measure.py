@@ -27,7 +27,7 @@ import swintormer_kernels as sk
 import swintormer_kernels.ops
 from swintormer_kernels import native
 from swintormer_kernels.packed import kept_bytes
-from swintormer_kernels.testing.cases import Case
+from swintormer_kernels.testing.case import Case
 from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -79,11 +79,6 @@ def op_modules(backend: str) -> list[ModuleType]:
     names = [module.name for module in pkgutil.iter_modules(swintormer_kernels.ops.__path__)]
     modules = [importlib.import_module(f"swintormer_kernels.ops.{name}") for name in names]
     return [module for module in modules if backend in module.OP.serves]
-
-
-def cases_of(name: str) -> list[Case]:
-    """The cases of the op `name`."""
-    return importlib.import_module(f"swintormer_kernels.ops.{name}").cases()
 
 
 def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> Row:

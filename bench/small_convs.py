@@ -15,7 +15,8 @@ import torch
 
 import swintormer_kernels as sk
 from bench.measure import print_worst
-from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3, upsample_conv3x3
+from swintormer_kernels.ops import norm_silu_conv3x3, upsample_conv3x3
+from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
 SIDES, CHANNELS, OUTS, BATCHES = (1, 2, 3, 4, 6, 8, 16, 32), (4, 16, 32, 64, 160, 640), (3, 8, 16, 32, 64, 640), (1, 4)
 
@@ -26,8 +27,8 @@ def calls() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         if batch * side**2 * channels * out > 32 * 32 * 64 * 64:
             continue  # enough work for every backend
         x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
-        norm = group_norm_silu.make_weights(batch, channels)
-        conv = norm_silu_conv3x3.make_weights(batch, channels, out, (side, side))
+        norm = norm_weights(batch, channels)
+        conv = conv_weights(batch, channels, out, (side, side))
         conv = conv._replace(
             weight=conv.weight.contiguous(memory_format=torch.channels_last),
             skip=conv.skip.contiguous(memory_format=torch.channels_last),

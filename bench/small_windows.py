@@ -15,6 +15,7 @@ import torch
 
 from bench.measure import print_worst
 from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
+from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
 
 SIDES, CHANNELS, HEADS, WINDOWS, BATCHES = (2, 3, 4, 5, 6, 7, 8), (8, 16, 64, 128, 384), (1, 4), (1, 8), (1, 4)
 
@@ -25,8 +26,8 @@ def calls() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         if batch * across > 8 and channels > 64:
             continue  # enough work for every backend
         x = torch.randn(batch, channels, across * side, across * side).contiguous(memory_format=torch.channels_last)
-        attention = swda_attention.make_weights(channels, heads, side, False)
-        ffn = gated_ffn.make_weights(channels, int(channels * 2.66), False)
+        attention = attention_weights(channels, heads, side, False)
+        ffn = ffn_weights(channels, int(channels * 2.66), False)
         name = f"window {side}, C {channels}, heads {heads}, {across}x{across} windows, batch {batch}"
         yield f"swda_attention, {name}", swda_attention.swda_attention, (x, attention, side, side // 2)
         yield f"swda_block, {name}", swda_block.swda_block, (x, attention, ffn, side, side // 2)

@@ -4,23 +4,33 @@ import swintormer_kernels as sk
 
 sk.explain(sk.ddim_step, z, e, alpha_bar_t=.2, alpha_bar_s=.5)   # the backend these inputs get, and each rejection
 sk.backends()                                  # what this machine has, and why not the rest
-with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
+with sk.use_backend("reference"): ...          # or "cpu", "triton"; scoped
 report = sk.optimize(model)                    # blocks of any model through the ops, in place; says what and why not
 sk.restore(model)
 print(sk.selfcheck())                          # every op and backend against the reference, on this machine's devices
 """
 
-from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
-from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
-from swintormer_kernels.ops.norm_projection import LinearWeights, norm_projection
-from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
-from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
-from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.ddim_step import ddim_step
+from swintormer_kernels.ops.gated_ffn import gated_ffn
+from swintormer_kernels.ops.group_norm_silu import group_norm_silu
+from swintormer_kernels.ops.norm_projection import norm_projection
+from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
+from swintormer_kernels.ops.res_block import res_block
+from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
-from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
 from swintormer_kernels.packed import forget
 from swintormer_kernels.patch.released import optimize, restore
+from swintormer_kernels.records import (
+    AttentionWeights,
+    ConvWeights,
+    FFNWeights,
+    GroupNormWeights,
+    LinearWeights,
+    Prediction,
+    ResBlockWeights,
+    UpsampleWeights,
+)
 from swintormer_kernels.registry import BACKENDS, BackendError, backends, explain, use_backend
 from swintormer_kernels.selfcheck import selfcheck
 

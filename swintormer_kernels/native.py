@@ -32,11 +32,6 @@ def why_absent() -> str | None:
     return f"the native extension is absent: {reason}; {BUILD_COMMAND} builds it"
 
 
-def why_no_cuda() -> str | None:
-    """None if the extension holds CUDA kernels, else that it does not."""
-    return None if getattr(_extension, "has_cuda", False) else "the native extension was built without CUDA kernels"
-
-
 def peak_gflops(dtype: str = "float32", threads: int = 1) -> float | None:
     """Billions of operations a second that `threads` cores reach in multiply-adds of registers, measured in 0.2 s.
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
-from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.gated_ffn import gated_ffn
+from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
 from swintormer_kernels.packed import derived
+from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import asked_backend
 
 
@@ -157,7 +158,7 @@ def remade_coordinates(window: int, before: Tensor, after: Tensor) -> Tensor:
     """The buffer of a module whose `_apply` made `after` of `before`.
 
     The coordinates stand in no file and `to_empty` leaves garbage, which nothing tells from a copy: so every new tensor
-    is filled anew. One that stayed itself stays, shared memory and what is derived from it too.
+    is filled anew. A tensor that is still the same object is kept, with its shared memory and its packed weights.
     """
     if after is before or after.is_meta:
         return after

@@ -1,9 +1,9 @@
-"""Tensors that follow from parameters (packed weights, position bias), made once for each version of them.
+"""Packed weights: tensors computed from parameters, in a kernel's layout for instance, and kept until one changes.
 
-A derived tensor lives as long as its first source and serves until the version counter or storage of a source changes:
-an in-place update is seen, a dead model leaves nothing behind, and results are the same whether it was there or not.
-Tensors made in inference mode have no version counter, so what follows from them is made anew each time. Writing
-through `parameter.data` (`p.data.mul_(0.99)`) leaves no trace in the counter: write under `torch.no_grad()` instead
+A packed tensor lives as long as its first source and is used until the version counter or the storage of a source
+changes: an in-place update is seen, a deleted model leaves nothing behind, and results do not depend on what is kept.
+Tensors made in inference mode have no version counter, so what is computed from them is computed anew each time.
+Writing through `parameter.data` (`p.data.mul_(0.99)`) does not raise the counter: write under `torch.no_grad()` instead
 (`p.mul_(0.99)`), or call `forget` afterwards.
 """
 
@@ -24,7 +24,7 @@ from swintormer_kernels.backends.reference.transforms import transform_at_work
 
 
 class _State(NamedTuple):
-    """Of a source when something was derived from it."""
+    """State of a source when something was computed from it."""
 
     tensor: weakref.ref[Tensor]
     version: int
@@ -41,7 +41,7 @@ class _State(NamedTuple):
         return same and self.offset == source.storage_offset() and self.storage.cdata == source.untyped_storage()._cdata
 
 
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (state of all sources, derived)}
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (sources' states, packed tensor)}
 _lock = threading.Lock()
 _generation = [0]  # calls of `forget`; a list because it is written from a function
 
@@ -49,7 +49,7 @@ _generation = [0]  # calls of `forget`; a list because it is written from a func
 def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """`make()`, or what it returned before for the same `sources` in the same state and the same `key`.
 
-    Runs without gradients and without autocast. `key` tells apart what is derived from the same first source.
+    Runs without gradients and without autocast. `key` tells apart what is computed from the same first source.
     """
     if transform_at_work() is not None:  # the sources may be wrappers, or hold tangents that the result must carry on
         return make()
@@ -75,9 +75,10 @@ def kept_bytes(sources: Iterable[Tensor]) -> int:
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of everything derived from the parameters and buffers of `model`; the next call makes it anew.
+    """Drop the packed weights of `model`, computed from its parameters and buffers; the next call makes them anew.
 
     Needed after writes that torch's version counter does not see, those through `parameter.data`.
+    Raises `generation()`.
     """
     with _lock:
         _generation[0] += 1

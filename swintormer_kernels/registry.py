@@ -5,7 +5,7 @@ error text and `explain()` all read that one answer, so they cannot disagree.
 
 Adding an op: make one `Op` in ops/<op>.py; its public function calls `OP.select(...)` with its own arguments:
 
-    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "not written: ...", "cuda": "..."})
+    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "not written: ..."})
 
     @OP.public
     def ddim_step(z, noise_pred, ...):
@@ -14,8 +14,8 @@ Adding an op: make one `Op` in ops/<op>.py; its public function calls `OP.select
             return reference(...)        # plain torch: autograd, vmap and inductor see through it
         return torch.ops.swintormer.ddim_step(..., backend)
 
-The implementation of a pair is the function named after the op in backends/<backend>/<op>.py, or in the file that
-`_MODULES` names, imported when first used.
+The implementation of a pair is the function named after the op in backends/<backend>/<op>.py, or in the module that
+`MODULES` names, imported when first used.
 """
 
 from __future__ import annotations
@@ -36,22 +36,18 @@ from swintormer_kernels import native, trust
 from swintormer_kernels.backends.reference.transforms import transform_at_work
 from swintormer_kernels.backends.triton import layout as triton_tensors
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 """Every backend, the preferred first. The reference serves whatever the op is defined for."""
 
-_MODULES: Mapping[str, Mapping[str, str]] = {
-    "cpu": {
-        "gated_ffn": "block",
-        "group_norm_silu": "denoiser",
-        "norm_projection": "denoiser",
-        "norm_silu_conv3x3": "denoiser",
-        "res_block": "denoiser",
-        "swda_attention": "block",
-        "swda_block": "block",
-        "upsample_conv3x3": "denoiser",
-    },
+_BLOCK = ("swda_attention", "gated_ffn", "swda_block")
+_DENOISER = ("group_norm_silu", "norm_silu_conv3x3", "res_block", "norm_projection", "upsample_conv3x3")
+
+MODULES: Mapping[str, Mapping[str, str]] = {
+    "reference": {**dict.fromkeys(_BLOCK, "blocks"), **dict.fromkeys(_DENOISER, "denoiser")},
+    "cpu": {**dict.fromkeys(_BLOCK, "block"), **dict.fromkeys(_DENOISER, "denoiser")},
+    "triton": {},
 }
-"""backend -> op -> the file of backends/<backend> that holds it, where that is not <op>.py."""
+"""backend -> op -> its module in backends/<backend>/; one that is not listed has a module of its own name."""
 
 Predicate = Callable[..., "str | None"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -74,7 +70,7 @@ _choice = _Choice()
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ops called inside take the backend `name` ("reference", "cpu", "triton" or "cuda") or raise BackendError.
+    """Ops called inside take the backend `name` ("reference", "cpu" or "triton") or raise BackendError.
 
     Scoped to the block and to the calling thread; nests; restored when an exception leaves the block.
 
@@ -102,21 +98,17 @@ def machine_lacks(backend: str) -> str | None:
         return None
     if backend == "cpu":
         return native.why_absent()
-    if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed; `pip install triton` brings it"
-        runs = torch.cuda.is_available() or triton_tensors.INTERPRETED
-        return None if runs else "torch sees no CUDA device, which the Triton kernels need"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    return native.why_absent() or native.why_no_cuda()
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; `pip install triton` brings it"
+    runs = torch.cuda.is_available() or triton_tensors.INTERPRETED
+    return None if runs else "torch sees no CUDA device, which the Triton kernels need"
 
 
 class Op:
     """One op: the predicates of the backends that it has, and the reasons for those that it has not.
 
     Args:
-        name: the op's name, and the file name in every backend.
+        name: the op's name, and that of its function in every backend.
         serves: backend -> predicate. It takes the public function's arguments and returns None, or in one sentence
             without full stop why these cannot be served. "reference" may be left out: it then serves everything.
         absent: backend -> why this pair does not exist. Every backend stands in exactly one of the two.
@@ -129,12 +121,12 @@ class Op:
         name: str,
         *,
         serves: Mapping[str, Predicate],
-        absent: Mapping[str, str],
+        absent: Mapping[str, str] | None = None,
         slower: Mapping[str, Predicate] | None = None,
     ) -> None:
         self.name = name
         self.serves = {"reference": _serves_everything, **serves}
-        self.absent = dict(absent)
+        self.absent = dict(absent or {})
         self.slower = dict(slower or {})
         self._implementations: dict[str, Callable[..., Any]] = {}
         if sorted([*self.serves, *self.absent]) != sorted(BACKENDS):
@@ -193,7 +185,7 @@ class Op:
         return getattr(self._module(backend), f"{self.name}_backward", None)
 
     def _module(self, backend: str) -> ModuleType:
-        module = _MODULES.get(backend, {}).get(self.name, self.name)
+        module = MODULES.get(backend, {}).get(self.name, self.name)
         return importlib.import_module(f"swintormer_kernels.backends.{backend}.{module}")
 
 

@@ -15,9 +15,23 @@ from torch.utils.flop_counter import register_flop_formula
 
 from swintormer_kernels.backends.cpu.layout import float32_on_cpu
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Cost
 
 NAMESPACE = "swintormer"
+
+
+class Cost(NamedTuple):
+    """Work of one forward call: the least that the formula needs, whatever a backend does."""
+
+    macs: int
+    """Multiply-accumulates."""
+    bytes: int
+    """Memory traffic if every input is read once and the output written once."""
+
+
+def element_bytes(elements: int, *weights: Tensor | None) -> int:
+    """Bytes of `elements` and of the weights, all in the weights' dtype."""
+    present = [weight for weight in weights if weight is not None]
+    return (elements + sum(weight.numel() for weight in present)) * present[0].element_size()
 
 
 def float32_or_autocast(*tensors: Tensor | None) -> str | None:
@@ -83,7 +97,6 @@ class Signature(NamedTuple):
 def define_block_op(
     op: Op,
     signature: Signature,
-    gradients: Callable[..., list[Tensor]] | None,
     cost: Callable[..., Cost],
     like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
 ) -> Callable[..., Tensor]:
@@ -92,13 +105,11 @@ def define_block_op(
     Args:
         op: whose name and implementations are used.
         signature: what it takes.
-        gradients: (grad, *public arguments) -> gradients of those tensors among them that require one, in order, for
-            backends without a function `<op>_backward` of the same form beside `<op>`. None if all have one.
         cost: work of a call with these public arguments.
         like_output: an uninitialised result, from the arguments of torch.ops.
     """
     name = f"{NAMESPACE}::{op.name}"
-    differentiate = _define_backward(op, signature, gradients)
+    differentiate = _define_backward(op, signature)
     torch.library.define(name, f"({signature.schema()}, str backend) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
     @torch.library.impl(name, "CompositeExplicitAutograd")
@@ -149,9 +160,7 @@ def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
     return argument
 
 
-def _define_backward(
-    op: Op, signature: Signature, gradients: Callable[..., list[Tensor]] | None
-) -> Callable[..., list[Tensor]]:
+def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]]:
     # An op of its own, or torch.compile would trace its loops over bands of windows into the graph.
     name = f"{op.name}_backward"
     full, schema = (
@@ -166,7 +175,7 @@ def _define_backward(
         own = op.own_backward(backend)
         tensors: list[Any] = []
         for tensor, need in zip(rest, needed, strict=False):
-            # Its own backward gets the parameters themselves where it can, so that it finds what was derived from them.
+            # Its own backward gets the parameters themselves where it can, so that it finds their packed weights.
             keep = tensor is None or (own is not None and tensor.requires_grad == need)
             tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
         public = signature.public(*tensors, *rest[len(tensors) :])
@@ -175,9 +184,8 @@ def _define_backward(
             if own is not None:
                 found = own(grad, *public)
             else:
-                assert gradients is not None, f"{op.name} has no backward on {backend}"
                 with _autograd_sees():
-                    found = gradients(grad, *public)
+                    found = _reference_gradients(op, grad, public, tensors)
         wanted = (tensor for tensor, need in zip(rest, needed, strict=False) if need)
         return [_laid_out_like(tensor, value) for tensor, value in zip(wanted, found, strict=True)]
 
@@ -194,6 +202,14 @@ def _define_backward(
 
     torch.library.register_autograd(full, refuse)
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def _reference_gradients(op: Op, grad: Tensor, public: tuple[Any, ...], tensors: list[Any]) -> list[Tensor]:
+    """Gradients of those `tensors` that require one, in order, by autograd through the reference."""
+    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    # Autocast once more: `_autograd_sees` replaces the set of dispatch keys in which the caller switched it off.
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        return list(torch.autograd.grad(op.implementation("reference")(*public), wanted, grad))
 
 
 def _autograd_sees() -> Any:

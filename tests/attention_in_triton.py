@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from swintormer_kernels.backends.triton import layout as triton_tensors
-from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
 
 DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
 
@@ -19,14 +19,14 @@ def mapped(function, arguments):
 
 
 def attention_arguments(shape, dtype=torch.float32):
-    weights = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
+    weights = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
     return mapped(lambda t: t.to(DEVICE, dtype), (shape.image(), weights, shape.window, shape.shift))
 
 
 def with_ffn(arguments, shape):
     """Arguments of swda_block, made of those of swda_attention."""
     x, attention, *rest = arguments
-    ffn = gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias)
+    ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
     return [x, attention, *mapped(lambda t: t.to(DEVICE, x.dtype), [ffn]), *rest]
 
 

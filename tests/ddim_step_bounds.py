@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_sigma
+from swintormer_kernels.backends.reference.ddim_step import ddim_sigma
 from swintormer_kernels.ops.ddim_step import ddim_step
+from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import use_backend
 
 SCHEDULE = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4}

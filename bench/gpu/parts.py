@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_map
 import swintormer_kernels as sk
 from bench.gpu.rows import Row, append
 from bench.gpu.timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
-from bench.measure import cases_of, op_modules
+from bench.measure import op_modules
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
 from swintormer.inference.cuda_graph import capture_graph
 from swintormer_kernels.ops import swda_block
+from swintormer_kernels.testing.cases import cases_of
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
 OP_TILES = 8  # tiles whose blocks an op gets at once

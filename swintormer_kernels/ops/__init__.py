@@ -1,1 +1,1 @@
-"""One file per op: what it computes, its checks, and the door through which a backend is chosen."""
+"""One file for each op: its public function, its checks, its cost, and which backends serve it."""

@@ -14,18 +14,18 @@ FlopCounterMode counts no elementwise op, so there is no formula for it here; `c
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swintormer_kernels.backends.cpu.layout import float32_on_cpu
-from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_step_backward, guided
 from swintormer_kernels.backends.reference.ddim_step import ddim_step as _reference
+from swintormer_kernels.backends.reference.ddim_step import ddim_step_backward, guided
 from swintormer_kernels.backends.triton.layout import MOST_PIXELS, dense_on_gpu
+from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
+from swintormer_kernels.torch_op import Cost, gradients_wanted
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _NOISE = Prediction()
@@ -51,7 +51,7 @@ def _cpu_slower(
     # bench/bench_ddim_step.py, two threads, reference / cpu: 4096 elements 0.6 to 0.8, 118000 1.5 to 1.7; forward and
     # backward 118000 0.8 to 0.9, 1.5 M 1.2.
     tensors = (z, noise_pred, noise, prediction.unconditional)
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    wanted = gradients_wanted(*tensors)
     if z.numel() < (1 << 20 if wanted else 1 << 16):
         return f"{z.numel()} elements are less work than a call of the cpu backend" + " with gradients" * wanted
     return None
@@ -61,9 +61,6 @@ OP = Op(
     "ddim_step",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
     slower={"cpu": _cpu_slower},
-    absent={
-        "cuda": "not written yet: one elementwise pass, which torch.compile fuses from the reference",
-    },
 )
 
 
@@ -215,9 +212,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(
     z: Tensor,
     noise_pred: Tensor,
@@ -231,48 +225,3 @@ def cost(
     extra = (eta > 0) + (prediction.unconditional is not None)
     macs = 2 + 2 * (clip is not None) + extra
     return Cost(macs * z.numel(), (3 + extra) * z.numel() * z.element_size())
-
-
-def cases() -> list[Case]:
-    """Latents of a 256x256 tile and of whole images at 1/8, with and without bound and noise; unusual layouts."""
-
-    def case(name: str, shape: tuple[int, ...], layout: str = "contiguous", **options: Any) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            generator = torch.Generator().manual_seed(seed)
-            z, noise_pred, noise = (_LAYOUTS[layout](torch.randn(shape, generator=generator)) for _ in range(3))
-            kind, scale = options.get("kind", "epsilon"), options.get("guidance_scale")
-            second = None if scale is None else _LAYOUTS[layout](torch.randn(shape, generator=generator))
-            given = {name: value for name, value in options.items() if name in ("eta", "clip")}
-            prediction = Prediction(kind, second, 1.0 if scale is None else scale)
-            return (z, noise_pred), {
-                **schedule, **given, "noise": noise if options.get("eta") else None, "prediction": prediction,
-            }  # fmt: skip
-
-        elements = math.prod(shape)
-        return Case(name, make, timed=elements >= 4096, tested=elements < 2_000_000)
-
-    schedule = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4}
-    return [
-        case("tile 4x32x32", (1, 4, 32, 32)),
-        case("tile 4x32x32, eta 1, clip", (1, 4, 32, 32), eta=1.0, clip=1.0),
-        case("image 4x140x210", (1, 4, 140, 210), clip=1.0),
-        case("24 MP image 4x500x750, eta 1, clip", (1, 4, 500, 750), eta=1.0, clip=1.0),
-        case("100 MP image 4x1024x1536", (1, 4, 1024, 1536)),
-        case("100 MP image 4x1024x1536, eta 1, clip", (1, 4, 1024, 1536), eta=1.0, clip=1.0),
-        case("100 MP image, channels_last", (1, 4, 1024, 1536), layout="channels_last"),
-        case("100 MP image, transposed", (1, 4, 1024, 1536), layout="transposed"),
-        case("image 4x140x210, x0", (1, 4, 140, 210), clip=1.0, kind="sample"),
-        case("image 4x140x210, v, guided", (1, 4, 140, 210), eta=1.0, kind="v_prediction", guidance_scale=7.5),
-        case("odd sizes, sliced, x0, guided", (3, 5, 7, 9), layout="sliced", kind="sample", guidance_scale=-2.0),
-        case("empty batch", (0, 4, 8, 8), eta=0.5),
-        case("one number", (), clip=0.5),
-        case("odd sizes, sliced", (3, 5, 7, 9), layout="sliced", eta=0.5, clip=0.5),
-    ]
-
-
-_LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
-    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-}

@@ -6,20 +6,18 @@ activation, the product of the halves is the gate (arXiv 2401.05907). MACs per p
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.gated_ffn import gated_ffn as _reference
+from swintormer_kernels.backends.reference.blocks import gated_ffn as _reference
 from swintormer_kernels.backends.triton.layout import MOST_CHANNELS, dense_on_gpu
+from swintormer_kernels.records import FFNWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.block_cases import BLOCK_SHAPES, Shape, element_bytes
-from swintormer_kernels.testing.cases import Case, Cost
 from swintormer_kernels.torch_op import (
+    Cost,
     Signature,
     check_shapes,
     define_block_op,
+    element_bytes,
     float32_or_autocast,
     slower_with_gradients,
 )
@@ -52,20 +50,8 @@ def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
 OP = Op(
     "gated_ffn",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
-    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
-
-
-class FFNWeights(NamedTuple):
-    """Parameters of `gated_ffn`; hid hidden channels."""
-
-    norm_weight: Tensor  # (C,)
-    norm_bias: Tensor  # (C,)
-    project_in: Tensor  # (2 hid, C, 1, 1)
-    project_out: Tensor  # (C, hid, 1, 1)
-    project_in_bias: Tensor | None = None  # (2 hid,)
-    project_out_bias: Tensor | None = None  # (C,)
 
 
 @OP.public
@@ -103,44 +89,11 @@ def check_input(x: Tensor, weights: FFNWeights) -> None:
     check_shapes(weights, wanted | {"project_in_bias": (2 * hidden,), "project_out_bias": (channels,)})
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, weights: FFNWeights) -> Cost:
     """Work of `gated_ffn` with these arguments."""
     hidden = weights.project_out.shape[1]
     return Cost(3 * x.numel() * hidden, element_bytes(2 * x.numel(), *weights))
 
 
-def make_weights(channels: int, hidden: int, bias: bool = False) -> FFNWeights:
-    """Random weights that keep the size of what passes through them."""
-
-    def randn(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(shape) * scale
-
-    return FFNWeights(
-        1 + randn(channels, scale=0.2),
-        randn(channels, scale=0.2),
-        randn(2 * hidden, channels, 1, 1, scale=channels**-0.5),
-        randn(channels, hidden, 1, 1, scale=hidden**-0.5),
-        randn(2 * hidden) if bias else None,
-        randn(channels) if bias else None,
-    )
-
-
-def cases() -> list[Case]:
-    """The shapes of the released network at one 256x256 tile, and unusual ones."""
-
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return (shape.image(), make_weights(shape.channels, shape.hidden, shape.bias)), {}
-
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items() if "shifted" not in name]
-
-
 _SIGNATURE = Signature((FFNWeights,), ())
-_run = define_block_op(OP, _SIGNATURE, None, cost)
+_run = define_block_op(OP, _SIGNATURE, cost)

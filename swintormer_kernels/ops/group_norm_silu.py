@@ -12,26 +12,13 @@ FlopCounterMode counts none of this, so the formula for it is 0; `cost()` has th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.group_norm_silu import group_norm_silu as _reference
-from swintormer_kernels.backends.reference.group_norm_silu import group_norm_silu_gradients
+from swintormer_kernels.backends.reference.denoiser import group_norm_silu as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.records import GroupNormWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, gradients_wanted
-
-
-class GroupNormWeights(NamedTuple):
-    """Parameters of a GroupNorm and the modulation after it."""
-
-    weight: Tensor | None = None  # (C,), 1 where it is None
-    bias: Tensor | None = None  # (C,), 0 where it is None
-    scale: Tensor | None = None  # (B, C), 0 where it is None
-    shift: Tensor | None = None  # (B, C), 0 where it is None
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast, gradients_wanted
 
 
 def _cpu_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
@@ -62,7 +49,6 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-
 OP = Op(
     "group_norm_silu",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
-    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -105,78 +91,11 @@ def check_input(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> N
             raise ValueError(f"{name} must be {shape} with x {tuple(x.shape)}, found {tuple(tensor.shape)}")
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> Cost:
     """Work of `group_norm_silu`: no products to speak of, and x and y once each."""
     small = sum(tensor.numel() for tensor in norm if tensor is not None)
     return Cost(0, (2 * x.numel() + small) * x.element_size())
 
 
-def make_weights(batch: int, channels: int, modulated: bool = False) -> GroupNormWeights:
-    """Random weights of the size that a trained network has."""
-    scale, shift = (0.3 * torch.randn(2, batch, channels)).unbind() if modulated else (None, None)
-    return GroupNormWeights(1 + 0.2 * torch.randn(channels), 0.2 * torch.randn(channels), scale, shift)
-
-
-def cases() -> list[Case]:
-    """Shapes of the released denoiser's res blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
-
-    def case(
-        name: str, shape: tuple[int, int, int, int], groups: int, layout: str = "channels_last", **options: Any
-    ) -> Case:
-        tags = {"modulated": False, "affine": True, "offset": 0.0, "timed": False, **options}
-
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = LAYOUTS[layout](torch.randn(shape) + tags["offset"])
-                norm = make_weights(*shape[:2], modulated=tags["modulated"])
-            return (x, norm if tags["affine"] else GroupNormWeights(), groups), {}
-
-        return Case(name, make, timed=tags["timed"], tested=x_elements(shape) < 1_000_000)
-
-    def x_elements(shape: tuple[int, int, int, int]) -> int:
-        return shape[0] * shape[1] * shape[2] * shape[3]
-
-    released = {"160x128x128": (160, 128), "320x64x64": (320, 64), "640x16x16": (640, 16), "960x32x32": (960, 32)}
-    compact = {"32x32x32": (32, 32), "64x16x16": (64, 16), "96x8x8": (96, 8)}
-    timed = [
-        case(f"{name}, {layout}", (1, channels, side, side), groups, layout, timed=True)
-        for sizes, groups in ((released, 32), (compact, 8))
-        for name, (channels, side) in sizes.items()
-        for layout in ("channels_last", "contiguous")
-    ]
-    return [
-        *timed,
-        case("modulated 320x64x64", (1, 320, 64, 64), 32, modulated=True, timed=True),
-        case("modulated, batch 3", (3, 40, 9, 7), 4, modulated=True),
-        case("modulated, batch 3, NCHW", (3, 40, 9, 7), 4, "contiguous", modulated=True),
-        case("no affine", (2, 24, 5, 6), 3, affine=False),
-        case("mean 1000", (2, 24, 33, 31), 3, offset=1000.0),
-        case("mean 1000, NCHW", (2, 24, 33, 31), 3, "contiguous", offset=1000.0),
-        case("one group, long", (1, 6, 150, 131), 1, "contiguous"),
-        case("one group, rows", (1, 6, 150, 131), 1),
-        case("a group for each channel", (2, 7, 5, 9), 7),
-        case("one pixel", (2, 12, 1, 1), 3),
-        case("columns apart", (2, 12, 5, 9), 3, "sliced"),
-        case("channels of a larger image", (2, 12, 5, 9), 3, "channels of more"),
-        case("rows of more channels", (2, 12, 5, 9), 3, "rows of more"),
-        case("one channel of rows of more", (2, 1, 5, 9), 1, "rows of more"),
-        case("one image for the batch", (3, 12, 5, 9), 3, "expanded"),
-        case("empty batch", (0, 12, 5, 9), 3),
-    ]
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-    "channels of more": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
-    "rows of more": lambda x: torch.cat([x, x, x], 1).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]],
-    "expanded": lambda x: x[:1].expand(x.shape),
-}
-
 _SIGNATURE = Signature((GroupNormWeights,), ("groups",), ("eps",))
-_run = define_block_op(OP, _SIGNATURE, group_norm_silu_gradients, cost)
+_run = define_block_op(OP, _SIGNATURE, cost)

@@ -8,25 +8,15 @@ made. MACs per pixel: C_in C_out. A fused backend reads x twice (once for the st
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.norm_projection import norm_projection as _reference
-from swintormer_kernels.backends.reference.norm_projection import norm_projection_gradients
+from swintormer_kernels.backends.reference.denoiser import norm_projection as _reference
 from swintormer_kernels.ops import group_norm_silu
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+from swintormer_kernels.records import GroupNormWeights, LinearWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
-
-
-class LinearWeights(NamedTuple):
-    """Parameters of a linear map."""
-
-    weight: Tensor  # (C_out, C_in)
-    bias: Tensor | None = None  # (C_out,)
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 def _cpu_serves(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> str | None:
@@ -44,7 +34,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups
 OP = Op(
     "norm_projection",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    absent={"triton": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -87,9 +77,6 @@ def _like_output(x: Tensor, *tensors: Any) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2] * x.shape[3], weight.shape[0]))
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> Cost:
     """Work of `norm_projection`: the products; x, weights and out once each."""
     out, pixels = linear.weight.shape[0], x.numel() // max(1, x.shape[1])
@@ -97,39 +84,5 @@ def cost(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, 
     return Cost(x.numel() * out, (x.numel() + pixels * out + weights) * x.element_size())
 
 
-def cases() -> list[Case]:
-    """Queries, keys and values of the compact U-Net at latents of 32 and 128, of the released one, and unusual ones."""
-
-    def case(name: str, shape: tuple[int, ...], out: int, groups: int, layout: str = "", **options: Any) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = group_norm_silu.LAYOUTS[layout or "channels_last"](torch.randn(shape) + options.get("offset", 0.0))
-                norm = group_norm_silu.make_weights(shape[0], shape[1], modulated=options.get("modulated", False))
-                weight = torch.randn(out, shape[1]) / shape[1] ** 0.5
-                linear = LinearWeights(weight, torch.randn(out) if options.get("bias", True) else None)
-            return (x, norm, linear, groups), {}
-
-        return Case(name, make, timed=options.get("timed", False), tested=x_elements(shape) * out < 50_000_000)
-
-    def x_elements(shape: tuple[int, ...]) -> int:
-        return shape[0] * shape[1] * shape[2] * shape[3]
-
-    timed = [(64, 16, 8), (64, 64, 8), (320, 32, 32), (640, 8, 32), (640, 16, 32), (512, 64, 32)]
-    return [
-        *(case(f"{c}, {s}x{s}", (1, c, s, s), 3 * c, groups, timed=True) for c, s, groups in timed),
-        case("modulated, batch 3", (3, 40, 9, 7), 33, 4, modulated=True),
-        case("NCHW, no bias", (2, 24, 14, 17), 5, 3, "contiguous", bias=False),
-        case("mean 1000", (2, 24, 14, 17), 72, 3, offset=1000.0),
-        case("columns apart", (2, 12, 5, 9), 36, 3, "sliced"),
-        case("rows of more channels", (2, 12, 5, 9), 36, 3, "rows of more"),
-        case("one image for the batch", (3, 12, 5, 9), 36, 3, "expanded"),
-        case("one pixel", (2, 12, 1, 1), 7, 3),
-        case("one column", (2, 12, 50, 1), 70, 3, "rows of more"),
-        case("one channel", (2, 1, 6, 5), 3, 1),
-        case("empty batch", (0, 12, 5, 9), 36, 3),
-    ]
-
-
 _SIGNATURE = Signature((GroupNormWeights, LinearWeights), ("groups",), ("eps",))
-_run = define_block_op(OP, _SIGNATURE, norm_projection_gradients, cost, _like_output)
+_run = define_block_op(OP, _SIGNATURE, cost, _like_output)

@@ -9,28 +9,17 @@ image and a channel; skip is what the whole res block adds. MACs per pixel: 9 C_
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3 as _reference
-from swintormer_kernels.backends.reference.norm_silu_conv3x3 import norm_silu_conv3x3_gradients
+from swintormer_kernels.backends.reference.denoiser import norm_silu_conv3x3 as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import group_norm_silu
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+from swintormer_kernels.records import ConvWeights, GroupNormWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
-
-
-class ConvWeights(NamedTuple):
-    """Parameters of the 3x3 convolution, and what is added to its result."""
-
-    weight: Tensor  # (C_out, C_in, 3, 3)
-    bias: Tensor | None = None  # (C_out,)
-    embedding: Tensor | None = None  # (B, C_out)
-    skip: Tensor | None = None  # (B, C_out, H, W), any strides
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 def _cpu_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
@@ -70,7 +59,6 @@ def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups:
 OP = Op(
     "norm_silu_conv3x3",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
-    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -116,9 +104,6 @@ def _like_output(x: Tensor, *tensors: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:])).to(memory_format=torch.channels_last)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> Cost:
     """Work of `norm_silu_conv3x3`: the products of a direct convolution; x, skip, weights and out once each."""
     out = conv.weight.shape[0]
@@ -128,56 +113,5 @@ def cost(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps:
     return Cost(pixels * 9 * x.shape[1] * out, elements * x.element_size())
 
 
-def make_weights(batch: int, channels: int, out: int, side: tuple[int, int], plain: bool = False) -> ConvWeights:
-    """Random weights that keep the size of what passes through; `plain`: without bias, embedding and skip."""
-    weight = torch.randn(out, channels, 3, 3) / (3 * channels**0.5)
-    if plain:
-        return ConvWeights(weight)
-    return ConvWeights(weight, torch.randn(out), torch.randn(batch, out), torch.randn(batch, out, *side))
-
-
-def cases() -> list[Case]:
-    """Res blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
-
-    def case(
-        name: str, shape: tuple[int, int, int, int], out: int, groups: int, layout: str = "", **options: Any
-    ) -> Case:
-        tags = {"modulated": False, "plain": False, "timed": False, **options}
-        arrange = group_norm_silu.LAYOUTS[layout or "channels_last"]
-
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = arrange(torch.randn(shape))
-                norm = group_norm_silu.make_weights(*shape[:2], modulated=tags["modulated"])
-                conv = make_weights(shape[0], shape[1], out, shape[2:], tags["plain"])
-                if conv.skip is not None:
-                    conv = conv._replace(skip=arrange(conv.skip))
-            return (x, norm, conv, groups), {}
-
-        return Case(name, make, timed=tags["timed"], tested=shape[1] * out * shape[2] * shape[3] < 20_000_000)
-
-    released = [(160, 160, 128), (320, 320, 64), (320, 320, 32), (640, 640, 16), (320, 160, 128), (1280, 640, 16)]
-    compact = [(32, 32, 32), (64, 64, 16), (96, 96, 8), (64, 32, 32)]
-    timed = [
-        case(f"{channels} to {out}, {side}x{side}", (1, channels, side, side), out, groups, timed=True)
-        for sizes, groups in ((released, 32), (compact, 8))
-        for channels, out, side in sizes
-    ]
-    return [
-        *timed,
-        case("320 to 320, 64x64, NCHW", (1, 320, 64, 64), 320, 32, "contiguous", timed=True),
-        case("modulated, batch 3", (3, 40, 9, 7), 24, 4, modulated=True),
-        case("plain, NCHW", (2, 24, 14, 17), 5, 3, "contiguous", plain=True),
-        case("several blocks, odd sizes", (1, 70, 31, 37), 50, 7),
-        case("columns apart", (2, 12, 5, 9), 33, 3, "sliced"),
-        case("rows of more channels", (2, 12, 5, 9), 16, 3, "rows of more"),
-        case("one image for the batch", (3, 12, 5, 9), 12, 3, "expanded"),
-        case("one pixel", (2, 12, 1, 1), 7, 3),
-        case("one channel", (2, 1, 6, 5), 1, 1),
-        case("empty batch", (0, 12, 5, 9), 8, 3),
-    ]
-
-
 _SIGNATURE = Signature((GroupNormWeights, ConvWeights), ("groups",), ("eps",))
-_run = define_block_op(OP, _SIGNATURE, norm_silu_conv3x3_gradients, cost, _like_output)
+_run = define_block_op(OP, _SIGNATURE, cost, _like_output)

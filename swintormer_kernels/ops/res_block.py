@@ -9,44 +9,16 @@ For small images, where what a call costs beside its work is as long as the work
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.res_block import res_block as _reference
-from swintormer_kernels.backends.reference.res_block import res_block_gradients
-from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3
+from swintormer_kernels.backends.reference.denoiser import res_block as _reference
+from swintormer_kernels.ops import norm_silu_conv3x3
+from swintormer_kernels.records import Norms, ResBlockWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
-
-
-class ResBlockWeights(NamedTuple):
-    """Parameters of a res block, and what the time embedding adds."""
-
-    conv1: Tensor  # (C_mid, C_in, 3, 3)
-    conv2: Tensor  # (C_out, C_mid, 3, 3)
-    conv1_bias: Tensor | None = None  # (C_mid,)
-    conv2_bias: Tensor | None = None  # (C_out,)
-    norm1_weight: Tensor | None = None  # (C_in,), 1 where it is None
-    norm1_bias: Tensor | None = None  # (C_in,), 0 where it is None
-    norm2_weight: Tensor | None = None  # (C_mid,)
-    norm2_bias: Tensor | None = None  # (C_mid,)
-    embedding: Tensor | None = None  # (B, C_mid), added to conv1's result
-    scale: Tensor | None = None  # (B, C_mid), of norm2's result
-    shift: Tensor | None = None  # (B, C_mid)
-    shortcut: Tensor | None = None  # (C_out, C_in, 1, 1); x itself is added where it is None
-    shortcut_bias: Tensor | None = None  # (C_out,)
-
-
-class Norms(NamedTuple):
-    """Groups of the two norms, and what is added to their variances."""
-
-    groups1: int
-    groups2: int
-    eps1: float = 1e-5
-    eps2: float = 1e-5
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 def _cpu_serves(x: Tensor, block: ResBlockWeights, *norms: float) -> str | None:
@@ -64,7 +36,7 @@ def _cpu_slower(x: Tensor, block: ResBlockWeights, *norms: float) -> str | None:
 OP = Op(
     "res_block",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "two norm_silu_conv3x3 and a captured graph do it", "cuda": "not written yet"},
+    absent={"triton": "two norm_silu_conv3x3 and a captured graph do it"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -127,9 +99,6 @@ def _like_output(x: Tensor, *tensors: Any) -> Tensor:
     return x.new_empty((x.shape[0], tensors[1].shape[0], *x.shape[2:])).to(memory_format=torch.channels_last)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, block: ResBlockWeights, *norms: float) -> Cost:
     """Work of `res_block`: the products of direct convolutions; x, weights and out once each."""
     pixels, out = x.numel() // max(1, x.shape[1]), block.conv2.shape[0]
@@ -139,72 +108,5 @@ def cost(x: Tensor, block: ResBlockWeights, *norms: float) -> Cost:
     return Cost(pixels * products, (x.numel() + pixels * out + weights) * x.element_size())
 
 
-def make_weights(batch: int, channels: int, middle: int, out: int, modulated: bool = False) -> ResBlockWeights:
-    """Random weights that keep the size of what passes through; with a shortcut where the channels differ."""
-    norms = [group_norm_silu.make_weights(batch, c, modulated=modulated) for c in (channels, middle)]
-    shortcut = None if out == channels else torch.randn(out, channels, 1, 1) / channels**0.5
-    return ResBlockWeights(
-        torch.randn(middle, channels, 3, 3) / (3 * channels**0.5),
-        torch.randn(out, middle, 3, 3) / (3 * middle**0.5),
-        torch.randn(middle),
-        torch.randn(out),
-        *norms[0][:2],
-        *norms[1][:2],
-        None if modulated else torch.randn(batch, middle),
-        *norms[1][2:],
-        shortcut,
-        None if shortcut is None else torch.randn(out),
-    )
-
-
-def cases() -> list[Case]:
-    """Res blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
-
-    def case(
-        name: str,
-        shape: tuple[int, int, int, int],
-        sizes: tuple[int, int],
-        groups: int,
-        layout: str = "",
-        **options: Any,
-    ) -> Case:
-        arrange = group_norm_silu.LAYOUTS[layout or "channels_last"]
-        plain = options.get("plain", False)
-
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = arrange(torch.randn(shape))
-                block = make_weights(shape[0], shape[1], *sizes, options.get("modulated", False))
-            if plain:
-                block = ResBlockWeights(block.conv1, block.conv2, shortcut=block.shortcut)
-            return (x, block, groups, groups), {}
-
-        small = shape[2] * shape[3] * shape[1] * sizes[0] < 10_000_000
-        return Case(name, make, timed=options.get("timed", False), tested=small)
-
-    compact = [(32, 32, 32), (64, 64, 16), (128, 64, 16), (96, 32, 32)]
-    released = [(160, 160, 128), (320, 320, 32), (960, 320, 32)]
-    timed = [
-        case(f"{channels} to {out}, {side}x{side}", (1, channels, side, side), (out, out), groups, timed=True)
-        for sizes, groups in ((compact, 8), (released, 32))
-        for channels, out, side in sizes
-    ]
-    return [
-        *timed,
-        case("modulated, batch 3", (3, 40, 9, 7), (24, 33), 4, modulated=True),
-        case("plain, NCHW", (2, 24, 14, 17), (6, 5), 3, "contiguous", plain=True),
-        case("plain, no shortcut", (2, 24, 14, 17), (48, 24), 3, plain=True),
-        case("several blocks, odd sizes", (1, 70, 31, 37), (35, 50), 7),
-        case("columns apart", (2, 12, 5, 9), (33, 12), 3, "sliced"),
-        case("rows of more channels", (2, 12, 5, 9), (12, 16), 3, "rows of more"),
-        case("one column of more channels", (2, 12, 7, 1), (12, 16), 3, "rows of more"),
-        case("one image for the batch", (3, 12, 5, 9), (12, 12), 3, "expanded"),
-        case("one pixel", (2, 12, 1, 1), (9, 7), 3),
-        case("one channel", (2, 1, 6, 5), (1, 1), 1),
-        case("empty batch", (0, 12, 5, 9), (12, 8), 3),
-    ]
-
-
 _SIGNATURE = Signature((ResBlockWeights,), ("groups1", "groups2"), ("eps1", "eps2"))
-_run = define_block_op(OP, _SIGNATURE, res_block_gradients, cost, _like_output)
+_run = define_block_op(OP, _SIGNATURE, cost, _like_output)

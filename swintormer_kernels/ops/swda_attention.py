@@ -13,17 +13,20 @@ MACs per pixel: 3C^2 (qkv) + 27C (depth-wise) + C N (window half) + C d (channel
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.swda_attention import swda_attention as _reference
+from swintormer_kernels.backends.reference.blocks import swda_attention as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.records import AttentionWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.block_cases import BLOCK_SHAPES, Shape, element_bytes
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, check_shapes, define_block_op, float32_or_autocast
+from swintormer_kernels.torch_op import (
+    Cost,
+    Signature,
+    check_shapes,
+    define_block_op,
+    element_bytes,
+    float32_or_autocast,
+)
 
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
@@ -64,24 +67,8 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 OP = Op(
     "swda_attention",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
-    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
-
-
-class AttentionWeights(NamedTuple):
-    """Parameters of `swda_attention`; the number of heads is read off `logit_scale`."""
-
-    norm_weight: Tensor  # (C,)
-    norm_bias: Tensor  # (C,)
-    qkv: Tensor  # (3C, C, 1, 1)
-    dwconv: Tensor  # (3C, 1, 3, 3)
-    proj: Tensor  # (C, C, 1, 1)
-    logit_scale: Tensor  # (heads, 1, 1)
-    bias_table: Tensor  # ((2w-1)^2, heads), before 16 * sigmoid; row difference first
-    qkv_bias: Tensor | None = None  # (3C,)
-    dwconv_bias: Tensor | None = None  # (3C,)
-    proj_bias: Tensor | None = None  # (C,)
 
 
 @OP.public
@@ -135,9 +122,6 @@ def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
     check_shapes(weights, wanted)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Cost:
     """Work of `swda_attention` with these arguments; the MACs are those of the products, which stand above."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
@@ -146,39 +130,5 @@ def cost(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Cost:
     return Cost(pixels * macs, element_bytes(2 * x.numel(), *weights))
 
 
-def make_weights(channels: int, heads: int, window: int, bias: bool = False) -> AttentionWeights:
-    """Random weights of the size that a trained network has: logits, bias and clamp all matter."""
-
-    def randn(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(shape) * scale
-
-    biases = [randn(3 * channels), randn(3 * channels), randn(channels)] if bias else [None] * 3
-    return AttentionWeights(
-        1 + randn(channels, scale=0.2),
-        randn(channels, scale=0.2),
-        randn(3 * channels, channels, 1, 1, scale=channels**-0.5),
-        randn(3 * channels, 1, 3, 3, scale=1 / 3),
-        randn(channels, channels, 1, 1, scale=channels**-0.5),
-        2 + 2 * randn(heads, 1, 1),  # some above ln 100, where the clamp holds them
-        randn((2 * window - 1) ** 2, heads),
-        *biases,
-    )
-
-
-def cases() -> list[Case]:
-    """The blocks' shapes of the released network at one 256x256 tile, and unusual ones."""
-
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                weights = make_weights(shape.channels, shape.heads, shape.window, shape.bias)
-                return (shape.image(), weights, shape.window, shape.shift), {}
-
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
-
-
 _SIGNATURE = Signature((AttentionWeights,), ("window", "shift"))
-_run = define_block_op(OP, _SIGNATURE, None, cost)
+_run = define_block_op(OP, _SIGNATURE, cost)

@@ -5,20 +5,14 @@ A fused backend reads x once and writes the result once: 2 * B * C * H * W eleme
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.swda_block import swda_block as _reference
+from swintormer_kernels.backends.reference.blocks import swda_block as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import gated_ffn, swda_attention
-from swintormer_kernels.ops.gated_ffn import FFNWeights
-from swintormer_kernels.ops.swda_attention import AttentionWeights
+from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.block_cases import BLOCK_SHAPES, Shape
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
@@ -37,7 +31,6 @@ def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
 OP = Op(
     "swda_block",
     serves={"cpu": _cpu_serves, "triton": _triton_serves},
-    absent={"cuda": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -66,30 +59,11 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     return _run(*_SIGNATURE.flat(x, attention, ffn, window, shift), backend)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Cost:
     """Work of `swda_block` with these arguments: the sum of its halves, with one image read and one written."""
     first, second = swda_attention.cost(x, attention, window, shift), gated_ffn.cost(x, ffn)
     return Cost(first.macs + second.macs, first.bytes + second.bytes - 2 * x.numel() * x.element_size())
 
 
-def cases() -> list[Case]:
-    """The blocks of the released network at one 256x256 tile, and unusual ones."""
-
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                attention = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
-                ffn = gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias)
-                return (shape.image(), attention, ffn, shape.window, shape.shift), {}
-
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
-
-
 _SIGNATURE = Signature((AttentionWeights, FFNWeights), ("window", "shift"))
-_run = define_block_op(OP, _SIGNATURE, None, cost)
+_run = define_block_op(OP, _SIGNATURE, cost)

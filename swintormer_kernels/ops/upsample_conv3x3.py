@@ -8,25 +8,16 @@ F(2x2, 3x3) needs 9 of its 16 products, a quarter of the direct convolution's.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.upsample_conv3x3 import upsample_conv3x3 as _reference
-from swintormer_kernels.backends.reference.upsample_conv3x3 import upsample_conv3x3_gradients
-from swintormer_kernels.ops.group_norm_silu import LAYOUTS
+from swintormer_kernels.backends.reference.denoiser import upsample_conv3x3 as _reference
 from swintormer_kernels.ops.norm_silu_conv3x3 import used_products
+from swintormer_kernels.records import UpsampleWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.testing.cases import Case, Cost
-from swintormer_kernels.torch_op import Signature, define_block_op, float32_or_autocast, slower_with_gradients
-
-
-class UpsampleWeights(NamedTuple):
-    """Parameters of `upsample_conv3x3`."""
-
-    weight: Tensor  # (C_out, C_in, 3, 3)
-    bias: Tensor | None = None  # (C_out,)
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast, slower_with_gradients
 
 
 def _cpu_serves(x: Tensor, conv: UpsampleWeights) -> str | None:
@@ -48,7 +39,7 @@ def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
 OP = Op(
     "upsample_conv3x3",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet", "cuda": "not written yet"},
+    absent={"triton": "not written yet"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -90,9 +81,6 @@ def _like_output(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0], 2 * height, 2 * width)).to(memory_format=torch.channels_last)
 
 
-# ---- for tests and benches -------------------------------------------------------------------------------------------
-
-
 def cost(x: Tensor, conv: UpsampleWeights) -> Cost:
     """Work of `upsample_conv3x3`: the products of a direct convolution; x, weights and out once each."""
     pixels = 4 * x.numel() // max(1, x.shape[1])
@@ -101,30 +89,5 @@ def cost(x: Tensor, conv: UpsampleWeights) -> Cost:
     return Cost(pixels * conv.weight[0].numel() * conv.weight.shape[0], elements * x.element_size())
 
 
-def cases() -> list[Case]:
-    """The steps up of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
-
-    def case(name: str, shape: tuple[int, int, int, int], out: int, layout: str = "", **options: Any) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = LAYOUTS[layout or "channels_last"](torch.randn(shape))
-                weight = torch.randn(out, shape[1], 3, 3) / (3 * shape[1] ** 0.5)
-                return (x, UpsampleWeights(weight, torch.randn(out) if options.get("bias", True) else None)), {}
-
-        small = shape[1] * out * shape[2] * shape[3] < 5_000_000
-        return Case(name, make, timed=options.get("timed", False), tested=small)
-
-    released, compact = [(640, 16), (320, 32), (320, 64)], [(96, 8), (64, 16)]
-    return [
-        *(case(f"{c}, {s}x{s}", (1, c, s, s), c, timed=True) for c, s in (*released, *compact)),
-        case("batch 3, odd sizes", (3, 40, 7, 13), 24),
-        case("NCHW, no bias", (2, 24, 7, 9), 5, "contiguous", bias=False),
-        case("columns apart", (2, 12, 5, 9), 33, "sliced"),
-        case("one pixel", (2, 12, 1, 1), 7),
-        case("empty batch", (0, 12, 5, 9), 8),
-    ]
-
-
 _SIGNATURE = Signature((UpsampleWeights,), ())
-_run = define_block_op(OP, _SIGNATURE, upsample_conv3x3_gradients, cost, _like_output)
+_run = define_block_op(OP, _SIGNATURE, cost, _like_output)

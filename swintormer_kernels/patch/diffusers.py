@@ -14,17 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
+from swintormer_kernels.ops.group_norm_silu import group_norm_silu
 from swintormer_kernels.ops.norm_projection import OP as NORM_PROJECTION_OP
-from swintormer_kernels.ops.norm_projection import LinearWeights, norm_projection
+from swintormer_kernels.ops.norm_projection import norm_projection
 from swintormer_kernels.ops.norm_silu_conv3x3 import OP as CONV_OP
-from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
-from swintormer_kernels.ops.res_block import Norms, ResBlockWeights, fused_res_block
-from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
+from swintormer_kernels.ops.res_block import fused_res_block
+from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
 from swintormer_kernels.packed import derived
 from swintormer_kernels.patch import probe_unet, recognise_unet
 from swintormer_kernels.patch.recognise import has_hooks, runs_the_same_code
 from swintormer_kernels.patch.swap import SwappedModule, swapped_class
+from swintormer_kernels.records import (
+    ConvWeights,
+    GroupNormWeights,
+    LinearWeights,
+    Norms,
+    ResBlockWeights,
+    UpsampleWeights,
+)
 from swintormer_kernels.registry import Explanation, asked_backend, explain
 
 _SIDE = 32  # of the latent that the report speaks of

@@ -28,12 +28,11 @@ from swintormer_kernels.nn import (
     position_bias,
     remade_coordinates,
 )
-from swintormer_kernels.ops.gated_ffn import FFNWeights
-from swintormer_kernels.ops.swda_attention import AttentionWeights
 from swintormer_kernels.ops.swda_block import swda_block
 from swintormer_kernels.patch import diffusers as unet
 from swintormer_kernels.patch import probe, recognise, recognise_unet
 from swintormer_kernels.patch.swap import SwappedModule, swapped_class
+from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Explanation, explain
 
 _COORDINATES = "_swda_coordinates"

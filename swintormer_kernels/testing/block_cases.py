@@ -1,11 +1,15 @@
-"""Shapes of blocks worth testing and timing, which the three ops of a block share."""
+"""Cases of the three ops of a block, which share their shapes, and random weights for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from swintormer_kernels.records import AttentionWeights, FFNWeights
+from swintormer_kernels.testing.case import Case
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,81 @@ BLOCK_SHAPES = {
 }
 
 
-def element_bytes(elements: int, *weights: Tensor | None) -> int:
-    """Bytes of `elements` and of the weights, all in the weights' dtype."""
-    present = [weight for weight in weights if weight is not None]
-    return (elements + sum(weight.numel() for weight in present)) * present[0].element_size()
+def attention_weights(channels: int, heads: int, window: int, bias: bool = False) -> AttentionWeights:
+    """Random weights of the size that a trained network has: logits, bias and clamp all matter."""
+
+    def randn(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape) * scale
+
+    biases = [randn(3 * channels), randn(3 * channels), randn(channels)] if bias else [None] * 3
+    return AttentionWeights(
+        1 + randn(channels, scale=0.2),
+        randn(channels, scale=0.2),
+        randn(3 * channels, channels, 1, 1, scale=channels**-0.5),
+        randn(3 * channels, 1, 3, 3, scale=1 / 3),
+        randn(channels, channels, 1, 1, scale=channels**-0.5),
+        2 + 2 * randn(heads, 1, 1),  # some above ln 100, where the clamp holds them
+        randn((2 * window - 1) ** 2, heads),
+        *biases,
+    )
+
+
+def ffn_weights(channels: int, hidden: int, bias: bool = False) -> FFNWeights:
+    """Random weights that keep the size of what passes through them."""
+
+    def randn(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape) * scale
+
+    return FFNWeights(
+        1 + randn(channels, scale=0.2),
+        randn(channels, scale=0.2),
+        randn(2 * hidden, channels, 1, 1, scale=channels**-0.5),
+        randn(channels, hidden, 1, 1, scale=hidden**-0.5),
+        randn(2 * hidden) if bias else None,
+        randn(channels) if bias else None,
+    )
+
+
+def swda_attention_cases() -> list[Case]:
+    """The blocks' shapes of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                weights = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+                return (shape.image(), weights, shape.window, shape.shift), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
+
+
+def gated_ffn_cases() -> list[Case]:
+    """The shapes of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return (shape.image(), ffn_weights(shape.channels, shape.hidden, shape.bias)), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items() if "shifted" not in name]
+
+
+def swda_block_cases() -> list[Case]:
+    """The blocks of the released network at one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Shape) -> Case:
+        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                attention = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+                ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
+                return (shape.image(), attention, ffn, shape.window, shape.shift), {}
+
+        return Case(name, make, timed=shape.timed, tested=shape.tested)
+
+    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]

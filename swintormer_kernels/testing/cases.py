@@ -1,33 +1,36 @@
-"""What every op module offers to tests and benches: `cases()`, inputs worth running, and `cost(...)` of a call."""
+"""Cases of every op, for tests and benches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from swintormer_kernels.testing import block_cases, denoiser_cases
+from swintormer_kernels.testing.case import Case
+
+_CASES = {
+    "swda_attention": block_cases.swda_attention_cases,
+    "gated_ffn": block_cases.gated_ffn_cases,
+    "swda_block": block_cases.swda_block_cases,
+    "group_norm_silu": denoiser_cases.group_norm_silu_cases,
+    "norm_silu_conv3x3": denoiser_cases.norm_silu_conv3x3_cases,
+    "res_block": denoiser_cases.res_block_cases,
+    "norm_projection": denoiser_cases.norm_projection_cases,
+    "upsample_conv3x3": denoiser_cases.upsample_conv3x3_cases,
+    "ddim_step": denoiser_cases.ddim_step_cases,
+}
 
 
-class Cost(NamedTuple):
-    """Work of one forward call: the least that the formula needs, whatever a backend does."""
+def cases_of(name: str) -> list[Case]:
+    """Inputs worth running of the op of this name, such as "swda_block".
 
-    macs: int
-    """Multiply-accumulates."""
-    bytes: int
-    """Memory traffic if every input is read once and the output written once."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Inputs of an op's public function, made anew by each call of `make`.
-
-    Attributes:
-        name: what is special about it, for test ids and table rows.
-        make: seed -> (args, kwargs), float32 tensors of random data on the CPU.
-        timed: whether the benches time it (they check it first).
-        tested: whether the tests run it; too large for a test run where not.
+    Raises:
+        KeyError: there is no such op.
     """
+    return _CASES[name]()
 
-    name: str
-    make: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
-    timed: bool = True
-    tested: bool = True
+
+def case_of(op: str, name: str) -> Case:
+    """The case of this op and name.
+
+    Raises:
+        KeyError: there is no such op or case.
+    """
+    return {case.name: case for case in cases_of(op)}[name]

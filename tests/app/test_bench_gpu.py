@@ -14,7 +14,7 @@ from bench.gpu import denoiser, main, parts, rows, timing
 from bench.measure import op_modules
 from swintormer import NetworkConfig
 from swintormer_kernels.backends.triton.layout import INTERPRETED
-from swintormer_kernels.testing.cases import Case
+from swintormer_kernels.testing.case import Case
 
 pytestmark = pytest.mark.usefixtures("one_thread", "language_patched_once")
 TINY = NetworkConfig(

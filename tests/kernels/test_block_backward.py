@@ -11,12 +11,14 @@ from test_swda_block import EPS, OPS, error, gradients, mapped, tensors
 
 import swintormer_kernels as sk
 from swintormer_kernels.nn import Block
-from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
+from swintormer_kernels.ops import swda_block
+from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
+from swintormer_kernels.testing.cases import cases_of
 from swintormer_kernels.testing.timing import peak_memory
 
 
 def small(op: str = "swda_block"):
-    return next(case for case in OPS[op].cases() if case.name == "window 8, C 16").make(0)[0]
+    return next(case for case in cases_of(op) if case.name == "window 8, C 16").make(0)[0]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -100,7 +102,7 @@ def test_memory_is_bounded_whichever_way_the_image_grows(batch, height, width, e
 
     part = 1 << 20
     monkeypatch.setattr(block_backward, "_PART_BYTES", part)
-    attention, ffn = swda_attention.make_weights(16, 1, 8), gated_ffn.make_weights(16, 42)
+    attention, ffn = attention_weights(16, 1, 8), ffn_weights(16, 42)
     x = torch.randn(batch, 16, height, width).contiguous(memory_format=torch.channels_last)
     leaves = mapped(lambda t: t.clone().requires_grad_(), (x, attention, ffn, 8, 4))
     grad = torch.randn_like(x)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from ddim_step_bounds import EPS, SCHEDULE, double, exact, latents
 
-from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_step_backward
 from swintormer_kernels.backends.reference.ddim_step import ddim_step as reference
+from swintormer_kernels.backends.reference.ddim_step import ddim_step_backward
 from swintormer_kernels.ops.ddim_step import PREDICTIONS, ddim_step
+from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import BackendError, use_backend
 
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import swintormer_kernels as sk
-from swintormer_kernels.backends.reference.gated_ffn import ffn_branch
-from swintormer_kernels.backends.reference.swda_attention import attention_branch
+from swintormer_kernels.backends.reference.blocks import attention_branch, ffn_branch
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 from swintormer_kernels.nn import Block
 
@@ -28,7 +27,7 @@ STORED = torch.finfo(torch.float32).eps / 2
 
 def device_of(backend: str) -> str:
     """Where the backend's tensors lie; the interpreter's lie on the CPU."""
-    return "cuda" if backend in ("triton", "cuda") and not INTERPRETED else "cpu"
+    return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
 
 
 def relative_error(value: torch.Tensor, golden: torch.Tensor) -> float:

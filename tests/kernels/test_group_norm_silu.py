@@ -14,10 +14,13 @@ import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import group_norm_silu as module
-from swintormer_kernels.ops.group_norm_silu import LAYOUTS, GroupNormWeights, group_norm_silu
+from swintormer_kernels.ops.group_norm_silu import group_norm_silu
+from swintormer_kernels.records import GroupNormWeights
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import LAYOUTS, norm_weights
 
-CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+CASES = [pytest.param(case, id=case.name) for case in cases_of("group_norm_silu") if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "no affine", "columns apart")]
 on, assert_as_good_as_the_reference = comparing(group_norm_silu)
 
@@ -45,7 +48,7 @@ def any_arguments(data):
     groups = data.draw(st.integers(1, 5))
     batch, channels = data.draw(st.integers(0, 3)), groups * data.draw(st.integers(1, 9))
     x = any_strides(data, (batch, channels, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70))))
-    norm = module.make_weights(batch, channels, modulated=data.draw(st.booleans()))
+    norm = norm_weights(batch, channels, modulated=data.draw(st.booleans()))
     present = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
     norm = GroupNormWeights(*(tensor if keep else None for tensor, keep in zip(norm, present, strict=True)))
     return x, norm, groups, data.draw(st.sampled_from([1e-6, 1e-5, 0.1]))
@@ -104,7 +107,7 @@ def test_nan_stays_in_its_group(layout, extension):
 def test_same_bits_for_any_thread_count_and_batch(layout, groups, isa, engine):
     engine.use_isa(isa)
     x = torch.randn(1, 96, 41, 33).contiguous(memory_format=layout)
-    norm = module.make_weights(1, 96, modulated=True)
+    norm = norm_weights(1, 96, modulated=True)
     outs = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -183,7 +186,7 @@ def test_gradients_of_any_shape_and_strides(data):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_results_in_any_layout(layout, grad, extension):
     x = LAYOUTS[layout](torch.randn(3, 12, 5, 9))
-    norm = module.make_weights(3, 12, modulated=True)
+    norm = norm_weights(3, 12, modulated=True)
     dense = torch.randn(3, 12, 1, 1).expand(x.shape) if grad == "expanded" else torch.randn(x.shape)
     given = {"channels_last": lambda: LAYOUTS["channels_last"](dense), "transposed": lambda: dense.mT.contiguous().mT}
     passed = given.get(grad, lambda: dense)()
@@ -200,7 +203,7 @@ def test_gradients_of_results_in_any_layout(layout, grad, extension):
 def test_gradients_have_the_same_bits_for_any_thread_count(layout, groups, isa, engine):
     engine.use_isa(isa)
     x, grad = (t.contiguous(memory_format=layout) for t in torch.randn(2, 2, 96, 71, 63).unbind())
-    norm, found = module.make_weights(2, 96, modulated=True), []
+    norm, found = norm_weights(2, 96, modulated=True), []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
         found.append(gradients("cpu", (x, norm, groups), grad))
@@ -235,7 +238,7 @@ def test_gradients_beside_a_large_mean(extension):
 def test_automatic_selection_takes_it_in_training_where_it_wins(extension):
     def chosen(shape, layout="contiguous", modulated=False):
         x = LAYOUTS[layout](torch.empty(1).expand(shape)).requires_grad_()
-        return explain(group_norm_silu, x, module.make_weights(*shape[:2], modulated=modulated), 32).backend
+        return explain(group_norm_silu, x, norm_weights(*shape[:2], modulated=modulated), 32).backend
 
     large, medium, small = (1, 320, 64, 64), (1, 320, 32, 32), (1, 640, 16, 16)
     assert [chosen(shape) for shape in (large, medium, small)] == ["cpu", "reference", "reference"]

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import dense, view
-from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import norm_projection as module
-from swintormer_kernels.ops.norm_projection import GroupNormWeights, LinearWeights, norm_projection
+from swintormer_kernels.ops.norm_projection import norm_projection
+from swintormer_kernels.records import GroupNormWeights, LinearWeights
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import LAYOUTS, norm_weights
 
-CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+CASES = [pytest.param(case, id=case.name) for case in cases_of("norm_projection") if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "NCHW, no bias", "columns apart")]
 on, assert_as_good_as_the_reference = comparing(norm_projection)
 
@@ -41,10 +43,8 @@ def test_any_shape_and_strides(data):
     groups = data.draw(st.integers(1, 4))
     channels, out = groups * data.draw(st.integers(1, 40)), data.draw(st.integers(1, 100))
     batch, sides = data.draw(st.integers(0, 2)), (data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21)))
-    x = group_norm_silu.LAYOUTS[data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))](
-        torch.randn(batch, channels, *sides)
-    )
-    norm = group_norm_silu.make_weights(batch, channels, modulated=data.draw(st.booleans()))
+    x = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))](torch.randn(batch, channels, *sides))
+    norm = norm_weights(batch, channels, modulated=data.draw(st.booleans()))
     bias = torch.randn(out) if data.draw(st.booleans()) else None
     assert_as_good_as_the_reference((x, norm, LinearWeights(torch.randn(out, channels), bias), groups))
 
@@ -54,7 +54,7 @@ def test_any_shape_and_strides(data):
 def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
     """Whole blocks of 48 pixels for each worker, and blocks that workers share."""
     engine.use_isa(isa)
-    x, norm = torch.randn(1, 96, *sides), group_norm_silu.make_weights(1, 96)
+    x, norm = torch.randn(1, 96, *sides), norm_weights(1, 96)
     linear, outs = LinearWeights(torch.randn(150, 96), torch.randn(150)), []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)

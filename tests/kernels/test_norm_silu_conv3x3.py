@@ -13,20 +13,22 @@ import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.backends.cpu.winograd import winograd_weight
-from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import norm_silu_conv3x3 as module
-from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, GroupNormWeights, norm_silu_conv3x3
+from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
+from swintormer_kernels.records import ConvWeights, GroupNormWeights
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import LAYOUTS, conv_weights, norm_weights
 
-CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+CASES = [pytest.param(case, id=case.name) for case in cases_of("norm_silu_conv3x3") if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "plain, NCHW", "columns apart")]
 on, assert_as_good_as_the_reference = comparing(norm_silu_conv3x3)
 
 
 def random_call(batch, channels, out, sides, groups, layout="channels_last"):
-    x = group_norm_silu.LAYOUTS[layout](torch.randn(batch, channels, *sides))
-    norm = group_norm_silu.make_weights(batch, channels, modulated=True)
-    return x, norm, module.make_weights(batch, channels, out, sides), groups
+    x = LAYOUTS[layout](torch.randn(batch, channels, *sides))
+    norm = norm_weights(batch, channels, modulated=True)
+    return x, norm, conv_weights(batch, channels, out, sides), groups
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ def test_any_shape_and_strides(data):
     groups = data.draw(st.integers(1, 4))
     channels, out = groups * data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
     sides = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21))
-    layout = data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))
+    layout = data.draw(st.sampled_from(list(LAYOUTS)))
     arguments = random_call(data.draw(st.integers(0, 2)), channels, out, sides, groups, layout)
     keep = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
     conv = arguments[2]

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import dense, view
-from swintormer_kernels.ops import group_norm_silu
 from swintormer_kernels.ops import res_block as module
-from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
+from swintormer_kernels.ops.res_block import res_block
+from swintormer_kernels.records import ResBlockWeights
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import LAYOUTS, res_block_weights
 
-CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+CASES = [pytest.param(case, id=case.name) for case in cases_of("res_block") if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "plain, NCHW", "columns apart")]
 on, assert_as_good_as_the_reference = comparing(res_block)
 
@@ -43,10 +45,8 @@ def test_any_shape_and_strides(data):
     channels, middle = groups * data.draw(st.integers(1, 20)), groups * data.draw(st.integers(1, 15))
     out = data.draw(st.sampled_from([channels, data.draw(st.integers(1, 70))]))
     batch, sides = data.draw(st.integers(0, 2)), (data.draw(st.integers(1, 17)), data.draw(st.integers(1, 21)))
-    x = group_norm_silu.LAYOUTS[data.draw(st.sampled_from(list(group_norm_silu.LAYOUTS)))](
-        torch.randn(batch, channels, *sides)
-    )
-    block = module.make_weights(batch, channels, middle, out, modulated=data.draw(st.booleans()))
+    x = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))](torch.randn(batch, channels, *sides))
+    block = res_block_weights(batch, channels, middle, out, modulated=data.draw(st.booleans()))
     keep = dict(zip(ResBlockWeights._fields, data.draw(st.lists(st.booleans(), min_size=13, max_size=13)), strict=True))
     keep |= {"conv1": True, "conv2": True, "shortcut": True}
     block = ResBlockWeights(*(t if keep[name] else None for name, t in block._asdict().items()))
@@ -57,7 +57,7 @@ def test_any_shape_and_strides(data):
 @pytest.mark.parametrize("sides", [(16, 16), (37, 50)])
 def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
     engine.use_isa(isa)
-    x, block = torch.randn(1, 96, *sides), module.make_weights(1, 96, 32, 70, modulated=True)
+    x, block = torch.randn(1, 96, *sides), res_block_weights(1, 96, 32, 70, modulated=True)
     outs = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -71,7 +71,7 @@ def test_same_bits_for_any_thread_count_and_batch(sides, isa, engine):
 
 def test_same_bits_as_its_two_halves(extension):
     """Where there is no shortcut it is the same code in the same order."""
-    x, block = torch.randn(2, 32, 14, 18), module.make_weights(2, 32, 48, 32)
+    x, block = torch.randn(2, 32, 14, 18), res_block_weights(2, 32, 48, 32)
     with torch.no_grad(), use_backend("cpu"):
         norm1, norm2 = sk.GroupNormWeights(*block[4:6]), sk.GroupNormWeights(*block[6:8])
         first = sk.ConvWeights(block.conv1, block.conv1_bias, block.embedding)
@@ -81,7 +81,7 @@ def test_same_bits_as_its_two_halves(extension):
 
 
 def test_every_weight_change_is_seen(extension):
-    x, block = torch.randn(1, 8, 6, 6), module.make_weights(1, 8, 4, 12)
+    x, block = torch.randn(1, 8, 6, 6), res_block_weights(1, 8, 4, 12)
     for name, tensor in block._asdict().items():
         if tensor is not None:
             before = on("cpu", (x, block, 2, 2))
@@ -140,12 +140,12 @@ def test_flops_are_those_of_direct_convolutions(backend, extension):
 
 def test_automatic_selection(extension):
     def chosen(channels, middle, side):
-        arguments = torch.randn(1, channels, side, side), module.make_weights(1, channels, middle, middle), 4, 4
+        arguments = torch.randn(1, channels, side, side), res_block_weights(1, channels, middle, middle), 4, 4
         return explain(res_block, *arguments)
 
     assert chosen(32, 32, 32).backend == chosen(96, 64, 16).backend == "cpu"
     assert chosen(8, 32, 32).backend == chosen(64, 64, 1).backend == chosen(32, 4, 32).backend == "reference"
-    arguments = torch.randn(1, 32, 32, 32, requires_grad=True), module.make_weights(1, 32, 32, 32), 4, 4
+    arguments = torch.randn(1, 32, 32, 32, requires_grad=True), res_block_weights(1, 32, 32, 32), 4, 4
     assert "computes the forward again" in explain(res_block, *arguments).reasons["cpu"]
 
 
@@ -230,5 +230,5 @@ def test_it_is_public():
 
 def test_one_channel_through_a_shortcut(extension):
     """Less work than a vector for each row of the product: it was divided by."""
-    x, block, *groups = next(c for c in module.cases() if c.name == "one channel").make(1)[0]
+    x, block, *groups = next(c for c in cases_of("res_block") if c.name == "one channel").make(1)[0]
     assert_as_good_as_the_reference((x, block._replace(shortcut=torch.randn(1, 1, 1, 1)), *groups))

@@ -17,7 +17,8 @@ from swintormer_kernels import native
 from swintormer_kernels import packed as derived_module
 from swintormer_kernels.nn import Block
 from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
-from swintormer_kernels.testing.block_cases import Shape
+from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
+from swintormer_kernels.testing.cases import cases_of
 
 OPS = {"swda_block": swda_block, "swda_attention": swda_attention, "gated_ffn": gated_ffn}
 ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
@@ -25,7 +26,7 @@ EPS = torch.finfo(torch.float32).eps
 CASES = [
     pytest.param(getattr(module, name), case, id=f"{name}, {case.name}")
     for name, module in OPS.items()
-    for case in module.cases()
+    for case in cases_of(module.OP.name)
     if case.tested
 ]
 SMALL = {"window 8, C 16", "one window, odd shift", "window 3, d 1, odd sizes"}
@@ -109,8 +110,8 @@ def test_any_shape_and_strides(shape, isa, threads):
     try:
         extension.use_isa(isa)
         torch.set_num_threads(threads)
-        attention = swda_attention.make_weights(shape.channels, shape.heads, shape.window, shape.bias)
-        ffn = gated_ffn.make_weights(shape.channels, shape.hidden, shape.bias)
+        attention = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+        ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
         assert_as_good_as_the_reference(sk.swda_block, (shape.image(), attention, ffn, shape.window, shape.shift))
     finally:
         extension.use_isa(before)
@@ -121,13 +122,13 @@ def test_any_shape_and_strides(shape, isa, threads):
 def test_masked_pairs_can_still_win(isa, engine):
     """Logits reach 100 + 16, so -100 must be added and not stand for minus infinity."""
     engine.use_isa(isa)
-    weights = swda_attention.make_weights(8, 1, 16)
+    weights = attention_weights(8, 1, 16)
     weights = weights._replace(logit_scale=torch.full((1, 1, 1), 9.0))
     assert_as_good_as_the_reference(sk.swda_attention, (Shape(8, 1, 32, 32).image(), weights, 16, 8))
 
 
 def test_nan_stays_in_its_window(engine):
-    arguments, _ = next(case for case in swda_block.cases() if case.name == "window 8, C 16").make(0)
+    arguments, _ = next(case for case in cases_of("swda_block") if case.name == "window 8, C 16").make(0)
     arguments[0][0, 3, 5, 6] = float("nan")
     spoilt = on("cpu", sk.swda_block, arguments).isnan()
     assert torch.equal(spoilt, on("reference", sk.swda_block, arguments).isnan())
@@ -138,7 +139,7 @@ def test_nan_stays_in_its_window(engine):
 def test_same_bits_for_any_thread_count_batch_and_layout(isa, engine):
     """3 windows split over their insides when threads are many; 6 do not."""
     engine.use_isa(isa)
-    arguments, _ = swda_block.cases()[5].make(0)
+    arguments, _ = cases_of("swda_block")[5].make(0)
     x, *rest = arguments
     x = x[:, :, :32, :48]
     outs = []
@@ -280,7 +281,7 @@ def test_the_cores_gradients_have_the_same_bits_for_any_thread_count(engine):
     from swintormer_kernels.backends.cpu.block_backward import _Core, _Tokens
     from swintormer_kernels.backends.cpu.packing import pack_core
 
-    core = _Core(pack_core(swda_attention.make_weights(24, 2, 8), 8), 2, 8, 3)
+    core = _Core(pack_core(attention_weights(24, 2, 8), 8), 2, 8, 3)
     tokens = _Tokens(torch.randn(2 * 16 * 24, 24), (2, 16, 24), (True, True))
     u, results = torch.randn(tokens.rows.shape[0], 72), []
     for threads in (1, 2, 3):
@@ -291,7 +292,7 @@ def test_the_cores_gradients_have_the_same_bits_for_any_thread_count(engine):
 
 def test_equal_logits_share_the_maximums_gradient(extension):
     """Windows of equal tokens: all logits of a row tie where no position bias tells them apart, as in torch's amax."""
-    weights = swda_attention.make_weights(8, 1, 4)._replace(bias_table=torch.zeros(49, 1))
+    weights = attention_weights(8, 1, 4)._replace(bias_table=torch.zeros(49, 1))
     weights = weights._replace(dwconv=weights.dwconv * torch.eye(3)[1].outer(torch.eye(3)[1]))
     arguments = (torch.randn(1, 8, 1, 1).expand(1, 8, 4, 8).clone(), weights, 4, 0)
     grad = torch.randn(1, 8, 4, 8)
@@ -349,7 +350,7 @@ def test_flops_are_those_of_the_references_products(op, case, extension):
 
 @pytest.mark.parametrize(("change", "reason"), [(torch.Tensor.double, "takes float32"), (torch.Tensor.half, "float32")])
 def test_other_dtypes_go_to_the_reference(change, reason, extension):
-    arguments, _ = next(case for case in gated_ffn.cases() if case.name == "window 8, C 16").make(0)
+    arguments, _ = next(case for case in cases_of("gated_ffn") if case.name == "window 8, C 16").make(0)
     arguments = mapped(change, arguments)
     explanation = sk.explain(sk.gated_ffn, *arguments)
     assert explanation.backend == "reference"
@@ -383,18 +384,18 @@ def test_the_binding_refuses_weights_of_other_windows(engine):
     from swintormer_kernels.backends.cpu.packing import pack_attention
 
     x, scratch = view(torch.zeros(1, 16, 12, 12)), dense(torch.zeros(1 << 20))
-    attention = pack_attention(swda_attention.make_weights(16, 1, 8), 8, 0)
+    attention = pack_attention(attention_weights(16, 1, 8), 8, 0)
     call = functools.partial(engine.swda_attention, out=x, x=x, scratch=scratch, threads=1)
     with pytest.raises(ValueError, match="window must divide the sides"):
         call(attention=attention, shift=0)
     with pytest.raises(ValueError, match="heads must divide"):
-        call(attention=pack_attention(swda_attention.make_weights(18, 3, 4), 4, 0), shift=0)
+        call(attention=pack_attention(attention_weights(18, 3, 4), 4, 0), shift=0)
     with pytest.raises(ValueError, match="shift must be"):
-        call(attention=pack_attention(swda_attention.make_weights(16, 1, 4), 4, 0), shift=4)
+        call(attention=pack_attention(attention_weights(16, 1, 4), 4, 0), shift=4)
 
 
 def test_where_vectors_stay_empty_the_reference_is_chosen(extension):
-    attention, ffn = swda_attention.make_weights(128, 1, 4, False), gated_ffn.make_weights(128, 340, False)
+    attention, ffn = attention_weights(128, 1, 4, False), ffn_weights(128, 340, False)
     small, large = torch.randn(1, 128, 4, 4), torch.randn(1, 128, 8, 8)
     block = sk.explain(sk.swda_block, large, attention, ffn, 4, 0)
     assert block.backend == "reference"

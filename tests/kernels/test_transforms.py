@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 import swintormer_kernels as sk
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.cases import cases_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "extension")
 
@@ -28,7 +29,7 @@ OPS = {
 def call(request, monkeypatch):
     """(function of x alone, its x, the public op, all its arguments); the cpu backend is what it gets outside."""
     module = importlib.import_module(f"swintormer_kernels.ops.{request.param}")
-    case = next(case for case in module.cases() if case.name == OPS[request.param])
+    case = next(case for case in cases_of(module.OP.name) if case.name == OPS[request.param])
     (x, *rest), options = case.make(0)
     op = getattr(sk, request.param)
     monkeypatch.setattr(op.op, "slower", {})  # however small, the cpu backend is preferred

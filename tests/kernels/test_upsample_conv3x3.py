@@ -15,11 +15,13 @@ import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.ops import upsample_conv3x3 as module
-from swintormer_kernels.ops.group_norm_silu import LAYOUTS
-from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
+from swintormer_kernels.records import UpsampleWeights
 from swintormer_kernels.registry import use_backend
+from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.denoiser_cases import LAYOUTS
 
-CASES = [pytest.param(case, id=case.name) for case in module.cases() if case.tested]
+CASES = [pytest.param(case, id=case.name) for case in cases_of("upsample_conv3x3") if case.tested]
 SMALL = [case for case in CASES if case.values[0].name in ("batch 3, odd sizes", "NCHW, no bias", "columns apart")]
 on, assert_as_good_as_the_reference = comparing(upsample_conv3x3)
 

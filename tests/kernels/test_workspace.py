@@ -18,6 +18,7 @@ import swintormer_kernels as sk
 from swintormer_kernels.backends.cpu import scratch as workspace
 from swintormer_kernels.backends.cpu.scratch import Scratch, times_grown
 from swintormer_kernels.ops import group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3
+from swintormer_kernels.testing.cases import cases_of
 
 OPS = [group_norm_silu, norm_projection, norm_silu_conv3x3, upsample_conv3x3, res_block]
 FLOAT = torch.finfo(torch.float32).bits // 8
@@ -39,7 +40,7 @@ def calls():
     }
     for module in OPS:
         name = wanted.get(module.OP.name, "64, 16x16")
-        case = next(case for case in module.cases() if case.name == name)
+        case = next(case for case in cases_of(module.OP.name) if case.name == name)
         args, kwargs = case.make(0)
         yield functools.partial(getattr(module, module.OP.name), *args, **kwargs)
 

@@ -13,8 +13,7 @@ from swintormer_kernels.backends.cpu.layout import Buffer, dense, view
 from swintormer_kernels.backends.cpu.packing import pack_attention, pack_ffn
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 
 def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:

@@ -25,8 +25,7 @@ from swintormer_kernels.backends.cpu.packing import MAX_LOG_SCALE, pack_core
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 _PART_BYTES = 64 << 20
 """Of a part's intermediate tensors, unless a single window takes more. That is 8000 tokens at C = 96: torch's products

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import view
-from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_sigma, root
+from swintormer_kernels.backends.reference.ddim_step import ddim_sigma, root
+from swintormer_kernels.records import Prediction
 
 
 def ddim_step(

@@ -25,11 +25,13 @@ from swintormer_kernels.backends.cpu.winograd import (
 )
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-    from swintormer_kernels.ops.norm_projection import LinearWeights
-    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
-    from swintormer_kernels.ops.res_block import ResBlockWeights
-    from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights
+    from swintormer_kernels.records import (
+        ConvWeights,
+        GroupNormWeights,
+        LinearWeights,
+        ResBlockWeights,
+        UpsampleWeights,
+    )
 
 
 def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> Tensor:

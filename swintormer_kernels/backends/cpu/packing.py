@@ -16,8 +16,7 @@ from swintormer_kernels.backends.cpu.layout import Buffer, dense
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 

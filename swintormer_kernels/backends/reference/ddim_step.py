@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Prediction(NamedTuple):
-    """What the network predicts, and a second prediction to be guided away from."""
-
-    kind: str = "epsilon"  # or "sample" (x0), or "v_prediction": diffusers' names
-    unconditional: Tensor | None = None  # the prediction without the condition; None for no guidance
-    guidance_scale: float = 1.0  # g of unconditional + g (conditional - unconditional)
+from swintormer_kernels.records import Prediction
 
 
 def ddim_step(

@@ -24,7 +24,7 @@ from swintormer_kernels.backends.triton.window_parts import Buffers, Sizes, Weig
 from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights
 
 # One window of 16x16 takes 0.5 MB at C = 48, 4 MB at C = 384 in bfloat16 and twice that in float32, so a band has some
 # 480 units in bfloat16 (244 at d = 48) and half as many in float32; an H100 has 132 processors.

@@ -20,7 +20,7 @@ from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, p
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.records import FFNWeights
 
 HIDDEN_MULTIPLE = 64  # every BLOCK_H divides it, so loops over hidden channels need no mask
 BAND_BYTES = 64 * 2**20  # of what is kept for the weights' gradients: 35000 pixels at C = 96 in bfloat16
@@ -269,7 +269,7 @@ def ahead_of_time(
 
     Yields (configuration, a forward and a backward on two images of `side` pixels a side, on `device`).
     """
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
+    from swintormer_kernels.records import FFNWeights
 
     for channels, bias, layout in (
         *((channels, False, torch.channels_last) for channels in (24, 48, 96, 192, 384)),

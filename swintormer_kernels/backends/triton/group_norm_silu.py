@@ -17,7 +17,7 @@ from swintormer_kernels.backends.triton import group_norm_kernels as kernels
 from swintormer_kernels.backends.triton.runtime import Tuning, launch
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.records import GroupNormWeights
 
 # Elements of the tile in which `whole` keeps a group: 32 float32 values for each of 512 threads. The group's channels
 # are padded to a power of two, and its pixels may be fewer than fit: 1024 at the 10 channels of 320 in 32 groups.
@@ -259,7 +259,7 @@ def ahead_of_time(
     dtype: torch.dtype, device: str = "cpu", side: int = 32
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Configurations for aot.py: levels of the released denoiser and of a compact one, and NCHW."""
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
+    from swintormer_kernels.records import GroupNormWeights
 
     for channels, groups, times, layout in (
         (32, 8, 1, torch.channels_last),

@@ -31,8 +31,7 @@ from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, p
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+    from swintormer_kernels.records import ConvWeights, GroupNormWeights
 
 # What a chunk of the activation costs beside its products, in output channels: an exponential and a division of 16 a
 # clock each, and 3 products a channel on tensor cores of 1024 (sm_80) to 2048 (sm_90) a clock.
@@ -162,8 +161,7 @@ def ahead_of_time(
     dtype: torch.dtype, device: str = "cpu", side: int = 32
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Configurations for aot.py: levels of the released denoiser and of a compact one, with all that can be added."""
-    from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-    from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+    from swintormer_kernels.records import ConvWeights, GroupNormWeights
 
     for channels, groups in ((32, 8), (160, 32), (320, 32)):
         x = torch.empty(1, channels, side, side, dtype=dtype, device=device).to(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from swintormer_kernels.backends.triton.runtime import Tuning
 from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights
 
 TUNED = {
     "swda_attention": Tuning(
@@ -64,7 +64,7 @@ def ahead_of_time(
     Yields (configuration, a forward and a backward on two images of `side` pixels a side, on `device`). Channels and
     heads only count loops, so that one number of channels stands for each head size.
     """
-    from swintormer_kernels.ops.swda_attention import AttentionWeights, make_weights
+    from swintormer_kernels.records import AttentionWeights
 
     for channels, window, bias, layout in (
         (48, 16, False, torch.channels_last),
@@ -72,9 +72,15 @@ def ahead_of_time(
         (24, 8, True, torch.contiguous_format),
     ):
         x = torch.randn(2, channels, side, side, dtype=dtype, device=device).contiguous(memory_format=layout)
-        made = make_weights(channels, 1, window, bias)
-        moved = {name: t.to(device, dtype).requires_grad_() for name, t in made._asdict().items() if t is not None}
-        weights = AttentionWeights(**moved)
+        shapes = {
+            "norm_weight": (channels,), "norm_bias": (channels,), "qkv": (3 * channels, channels, 1, 1),
+            "dwconv": (3 * channels, 1, 3, 3), "proj": (channels, channels, 1, 1), "logit_scale": (1, 1, 1),
+            "bias_table": ((2 * window - 1) ** 2, 1),
+        }  # fmt: skip
+        if bias:
+            shapes |= {"qkv_bias": (3 * channels,), "dwconv_bias": (3 * channels,), "proj_bias": (channels,)}
+        made = {name: torch.randn(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+        weights = AttentionWeights(**{name: tensor.requires_grad_() for name, tensor in made.items()})
 
         def call(x: Tensor = x, weights: AttentionWeights = weights, window: int = window) -> None:
             with torch.no_grad():

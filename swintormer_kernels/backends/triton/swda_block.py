@@ -17,8 +17,7 @@ from swintormer_kernels.backends.triton.gated_ffn import gated_ffn, gated_ffn_ba
 from swintormer_kernels.backends.triton.swda_attention import swda_attention, swda_attention_backward
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.gated_ffn import FFNWeights
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 
 def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:

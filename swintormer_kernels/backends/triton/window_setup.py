@@ -14,7 +14,7 @@ from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
-    from swintormer_kernels.ops.swda_attention import AttentionWeights
+    from swintormer_kernels.records import AttentionWeights
 
 
 def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Sizes:

@@ -14,7 +14,8 @@ import swintormer_kernels as sk
 from swintormer_kernels import packed as derived_module
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.ops import gated_ffn as module
-from swintormer_kernels.ops.gated_ffn import FFNWeights, make_weights
+from swintormer_kernels.records import FFNWeights
+from swintormer_kernels.testing.block_cases import ffn_weights
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import gated_ffn as backend
@@ -40,7 +41,7 @@ class Sample(NamedTuple):
             "expanded": lambda: torch.randn(1, c, h, w).expand(b, -1, -1, -1),
             "turned": lambda: torch.randn(b, c, w, h).mT,
         }[self.layout]()
-        weights = make_weights(c, int(c * 2.66), self.bias)
+        weights = ffn_weights(c, int(c * 2.66), self.bias)
         return x.to(DEVICE, dtype), FFNWeights(*(t if t is None else t.to(DEVICE, dtype) for t in weights))
 
 
@@ -213,7 +214,7 @@ def test_nan_stays_in_its_pixel():
     [(48, 3, 16, 128), (96, 3, 32, 256), (192, 3, 64, 512), (384, 3, 128, 1024), (24, 1, 32, 64), (320, 3, 128, 896)],
 )
 def test_what_is_padded(channels, pieces, piece, hidden):
-    sizes = backend.sizes_of(make_weights(channels, int(channels * 2.66)))
+    sizes = backend.sizes_of(ffn_weights(channels, int(channels * 2.66)))
     assert sizes == {"C": channels, "HIDDEN": hidden, "PIECES": pieces, "PIECE": piece}
 
 

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_map
 import swintormer_kernels as sk
 from swintormer_kernels import Prediction
 from swintormer_kernels.backends.triton import layout as triton_tensors
-from swintormer_kernels.ops.ddim_step import PREDICTIONS, cases
+from swintormer_kernels.ops.ddim_step import PREDICTIONS
+from swintormer_kernels.testing.cases import cases_of
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import ddim_step as backend
@@ -18,7 +19,7 @@ from swintormer_kernels.backends.triton import runtime
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICE = torch.device("cpu" if triton_tensors.INTERPRETED else "cuda")
 SCHEDULE = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.4}
-SMALL = [pytest.param(case, id=case.name) for case in cases() if case.make(0)[0][0].numel() < 200_000]
+SMALL = [pytest.param(case, id=case.name) for case in cases_of("ddim_step") if case.make(0)[0][0].numel() < 200_000]
 
 
 def cast(arguments, dtype):

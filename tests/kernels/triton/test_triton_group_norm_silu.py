@@ -11,7 +11,8 @@ from torch import Tensor
 import swintormer_kernels as sk
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.ops import group_norm_silu as module
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, make_weights
+from swintormer_kernels.records import GroupNormWeights
+from swintormer_kernels.testing.denoiser_cases import norm_weights
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import group_norm_silu as backend
@@ -41,7 +42,7 @@ class Sample(NamedTuple):
             "channels of more": lambda: torch.randn(b, c + 3, h, w)[:, 2 : c + 2],
             "rows of more": lambda: torch.randn(b, h, w, c + 3).permute(0, 3, 1, 2)[:, 2 : c + 2],
         }[self.layout]()
-        norm = make_weights(b, c, modulated=True)
+        norm = norm_weights(b, c, modulated=True)
         kept = (t.to(DEVICE, dtype) if name in self.present else None for name, t in norm._asdict().items())
         return x.to(DEVICE, dtype), GroupNormWeights(*kept), self.groups
 
@@ -192,7 +193,7 @@ def test_only_needed_gradients_are_made_and_zero_strides_are_taken():
 
 @pytest.mark.parametrize("shape", [(0, 12, 4, 4), (2, 12, 0, 4)])
 def test_empty(shape):
-    x, norm = torch.empty(shape, device=DEVICE), make_weights(shape[0], 12)
+    x, norm = torch.empty(shape, device=DEVICE), norm_weights(shape[0], 12)
     norm = GroupNormWeights(*(t if t is None else t.to(DEVICE) for t in norm))
     assert on("triton", x, norm, 3).shape == shape
     assert all(g.count_nonzero() == 0 for g in gradients("triton", x, norm, 3, x))

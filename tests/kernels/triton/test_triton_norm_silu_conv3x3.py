@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels.backends.triton import layout as triton_tensors
-from swintormer_kernels.ops import group_norm_silu, norm_silu_conv3x3
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights
-from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights
+from swintormer_kernels.ops import norm_silu_conv3x3
+from swintormer_kernels.records import ConvWeights, GroupNormWeights
+from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
 pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import norm_silu_conv3x3 as backend
@@ -46,8 +46,8 @@ class Sample(NamedTuple):
                 "rows of more": lambda: torch.randn(b, h, w, channels + 3).permute(0, 3, 1, 2)[:, 2 : channels + 2],
             }[self.layout]()
 
-        norm = group_norm_silu.make_weights(b, c, modulated=True)
-        conv = norm_silu_conv3x3.make_weights(b, c, self.outputs, (h, w), self.plain)
+        norm = norm_weights(b, c, modulated=True)
+        conv = conv_weights(b, c, self.outputs, (h, w), self.plain)
         if not self.plain:
             conv = conv._replace(skip=laid(self.outputs))
         arguments = (laid(c), GroupNormWeights() if self.plain else norm, conv, self.groups)
@@ -170,7 +170,7 @@ def test_what_lies_outside_counts_as_zero(sample):
 @pytest.mark.parametrize("shape", [(0, 12, 4, 4), (2, 12, 0, 4)])
 def test_empty(shape):
     batch, _, *sides = shape
-    conv = norm_silu_conv3x3.make_weights(batch, 12, 8, tuple(sides))
+    conv = conv_weights(batch, 12, 8, tuple(sides))
     arguments = (torch.empty(shape, device=DEVICE), GroupNormWeights(), tree_map(lambda t: t.to(DEVICE), conv), 3)
     out = on("triton", *arguments)
     assert out.shape == (batch, 8, *sides)
