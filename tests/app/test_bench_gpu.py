@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import math
 import sys
 from pathlib import Path
@@ -68,13 +67,10 @@ def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
     assert text.count("ZeroDivisionError") == 1
 
 
-def test_every_test_file_runs_by_itself_and_compilers_beside(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    tests, compilers = tool("gpu").tests_and_compilers()
-    files = {Path(command[-1]).name for command in tests}
+def test_every_test_file_runs_by_itself():
+    files = {Path(command[-1]).name for command in tool("gpu").tests()}
     assert {"test_gated_ffn.py", "test_golden_blocks.py", "test_graphs.py", "test_runtime.py"} <= files
-    assert not files & {"test_aot.py", "test_swda_block.py"}
-    assert [command[-1] for command in compilers] == ["float32 sm_90", "bfloat16 sm_90"]
+    assert not files & {"test_compile.py", "test_swda_block.py"}
 
 
 def rows_of(**ms):
@@ -219,90 +215,3 @@ def test_copies_are_of_their_own():
     assert torch.equal(first[0], x)
     assert first[2] == 5
     assert len({t.data_ptr() for t in (x, first[0], first[1][0], second[0])}) == 4
-
-
-# ---- tune.py ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tuning(tmp_path, monkeypatch):
-    pytest.importorskip("triton")
-    aot = importlib.import_module("swintormer_kernels.backends.triton.aot")
-    runtime = importlib.import_module("swintormer_kernels.backends.triton.runtime")
-    backend = importlib.import_module("swintormer_kernels.backends.triton.gated_ffn")
-    monkeypatch.setattr(runtime, "CHOICES", tmp_path)
-    return aot, runtime, backend
-
-
-def test_sizes_are_read_off_a_configuration():
-    tune = tool("tune")
-    assert tune.sizes_of("C 48") == {"C": 48}
-    assert tune.sizes_of("C 48, heads 2") == {"C": 48, "heads": 2}
-    assert tune.sizes_of("C 48, NCHW, bias") is None
-
-
-@pytest.mark.parametrize(
-    ("spills", "shared", "programs", "picked"),
-    [
-        *(([0, 0, 0], [1, 1, 1], [1, 1, 1], 0), ([8, 0, 0], [1, 1, 1], [1, 1, 1], 1)),
-        *(([0, 0, 0], [10**6, 1, 1], [1, 1, 1], 1), ([0, 0, 0], [1, 1, 1], [1, 1, 2], 0)),
-        *(([9, 9, 3], [1, 1, 1], [1, 2, 1], 2), ([3, 3, 9], [1, 1, 1], [1, 2, 1], 1)),
-    ],
-)
-def test_the_first_candidate_that_fits_is_taken(tuning, monkeypatch, spills, shared, programs, picked):
-    aot, _, backend = tuning
-    tried = []
-
-    def row(key, launch):
-        tried.append(launch.constants["BLOCK_P"])
-        at = len(tried) - 1
-        return aot.Row(*key, "", 100, spills[at], shared[at], programs[at])
-
-    monkeypatch.setattr(aot, "row", row)
-    monkeypatch.setattr(backend, "gated_ffn_backward", lambda *_: None)
-    candidates = [
-        {"BLOCK_P": p, "BLOCK_H": 16, "num_warps": w, "num_stages": 1} for p, w in ((64, 8), (32, 8), (16, 8))
-    ]
-    offered = backend.TUNED["gated_ffn"]._replace(candidates=candidates)
-    _, call = next(backend.ahead_of_time(torch.float32))
-    assert tool("tune").first_that_fits("gated_ffn", offered, call, "sm_90") == candidates[picked]
-    assert tried == [64, 32, 16][: len(tried)]
-
-
-def test_only_what_was_tuned_is_replaced(tuning, tmp_path, monkeypatch):
-    aot, _, _ = tuning
-    tune = tool("tune")
-    old = [{"architectures": [name], "dtypes": [], "sizes": {}, "choice": {"old": 1}} for name in ("sm_80", "sm_90")]
-    for name in ("gated_ffn", "gated_ffn_backward", "gated_ffn_weights"):
-        tune.write(name, "", old)
-    monkeypatch.setattr(aot, "refuse_interpreter", lambda: None)
-    monkeypatch.setattr(
-        tune, "tune", lambda module, name, tuning, architecture, timed: [{"architectures": [architecture]}]
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    tune.main(["gated_ffn", "--architectures", "sm_90"])
-    written = json.loads((tmp_path / "gated_ffn_backward.json").read_text())
-    assert written["choices"] == [old[0], {"architectures": ["sm_90"]}]
-    assert written["about"] == tune.BY_RESOURCES
-
-
-def test_on_a_gpu_the_fastest_is_taken_and_one_that_cannot_run_passed_over(tuning, monkeypatch):
-    _, runtime, backend = tuning
-    times = {64: 2.0, 32: 1.0}
-
-    def median_ms(call):
-        return times[call()]
-
-    monkeypatch.setattr(tool("gpu_timing"), "median_ms", median_ms)
-    call = lambda: runtime.choice("gated_ffn", {}, torch.empty(1))["BLOCK_P"]  # noqa: E731
-    offered = backend.TUNED["gated_ffn"]._replace(candidates=[{"BLOCK_P": p} for p in (128, 64, 32)])
-    assert tool("tune").fastest("gated_ffn", offered, call) == {"BLOCK_P": 32}
-
-
-def test_what_can_only_lose_is_not_compiled(tuning):
-    _, _, backend = tuning
-    hopeless = backend.TUNED["gated_ffn"].hopeless
-    large = {"BLOCK_P": 128, "BLOCK_H": 64, "num_warps": 8, "num_stages": 3}
-    assert hopeless(large, {"C": 384}, 2)
-    assert not hopeless(large, {"C": 96}, 2)
-    assert hopeless(large, {"C": 192}, 4)
