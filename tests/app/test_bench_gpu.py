@@ -1,4 +1,4 @@
-"""bench/gpu.py, bench/tune.py and what they stand on, as far as that goes without a GPU."""
+"""bench/gpu.py and what it stands on, as far as that goes without a GPU."""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import view
-from swintormer_kernels.backends.reference.ddim_step import Prediction, ddim_sigma, root
+from swintormer_kernels.backends.reference.ddim_step import Prediction, coefficients
 
 
 def ddim_step(
@@ -35,24 +33,3 @@ def ddim_step(
         torch.get_num_threads(),
     )
     return out
-
-
-def coefficients(
-    kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None
-) -> tuple[float, ...]:
-    """The fields of `DdimStepCoefficients` in csrc/ops/ddim_step.h, which gives their formulas, but the guidance."""
-    signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
-    sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
-    from_noise = root(1 - alpha_bar_s - sigma**2)
-    keep = from_noise / spread
-    if kind == "epsilon":
-        x0 = 1 / signal, -spread / signal
-        out = root(alpha_bar_s / alpha_bar_t), from_noise - root(alpha_bar_s * (1 - alpha_bar_t) / alpha_bar_t)
-    elif kind == "sample":
-        x0 = 0.0, 1.0
-        out = keep, signal_s - keep * signal
-    else:
-        x0 = signal, -spread
-        out = signal_s * signal + from_noise * spread, from_noise * signal - signal_s * spread
-    bound = math.inf if clip is None else clip
-    return (*x0, signal_s - keep * signal, out[0] if clip is None else keep, out[1], sigma, bound)

@@ -18,8 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swintormer_kernels.backends.cpu.ddim_step import coefficients
-from swintormer_kernels.backends.reference.ddim_step import Prediction
+from swintormer_kernels.backends.reference.ddim_step import Prediction, coefficients
 from swintormer_kernels.backends.triton.runtime import launch, narrow, widen
 
 # Eight elements for each of 128 threads: 16 bytes a load of bfloat16. A latent of 4x128x128 makes 64 programs.

@@ -16,6 +16,7 @@ from swintormer_kernels.backends.triton import ffn_backward_kernels, ffn_kernels
 from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.ffn_backward_kernels import Band
 from swintormer_kernels.backends.triton.ffn_kernels import PackedFFN
+from swintormer_kernels.backends.triton.layout import dense_layout, is_rows
 from swintormer_kernels.backends.triton.runtime import launch, precision
 from swintormer_kernels.packed import derived
 
@@ -133,19 +134,6 @@ def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
 
 
 # ---- layout ----------------------------------------------------------------------------------------------------------
-
-
-def is_rows(x: Tensor) -> bool:
-    """Whether the batch is one dense matrix (pixels, C)."""
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def dense_layout(x: Tensor) -> Tensor:
-    """x if it lies in channels_last or NCHW, else a copy in NCHW; in channels_last if an image has 2^31 elements."""
-    if is_rows(x):
-        return x
-    small = x.shape[1] * x.shape[2] * x.shape[3] < 2**31  # so offsets within an image fit 32 bits
-    return x.contiguous(memory_format=torch.contiguous_format if small else torch.channels_last)
 
 
 def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from swintormer_kernels.backends.triton import group_norm_kernels as kernels
+from swintormer_kernels.backends.triton.layout import dense, is_rows
 from swintormer_kernels.backends.triton.runtime import launch
 
 if TYPE_CHECKING:
@@ -183,11 +184,6 @@ def _gradients_of_norm(totals: Tensor, norm: GroupNormWeights) -> dict[str, Tens
 # ---- layout ----------------------------------------------------------------------------------------------------------
 
 
-def is_rows(x: Tensor) -> bool:
-    """Whether x is dealt with in rows of channels; what lies in neither layout is dealt with in planes."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 def image_of(x: Tensor, rows: bool) -> Image:
     """x, or a copy, in rows of channels or in planes."""
     pitch = pitch_of(x, rows)
@@ -198,11 +194,6 @@ def dense_like(image: Image) -> Tensor:
     """Uninitialised, densely in the image's layout."""
     layout = torch.channels_last if image.rows else torch.contiguous_format
     return torch.empty_like(image.tensor, memory_format=layout)
-
-
-def dense(norm: GroupNormWeights) -> GroupNormWeights:
-    """The record with contiguous tensors, without gradients."""
-    return type(norm)(*(tensor if tensor is None else tensor.detach().contiguous() for tensor in norm))
 
 
 def pitch_of(x: Tensor, rows: bool) -> int:

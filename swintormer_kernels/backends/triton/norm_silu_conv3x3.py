@@ -22,12 +22,12 @@ from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.conv_kernels import PackedConv
 from swintormer_kernels.backends.triton.group_norm_silu import (
     apply_norm,
-    dense,
     dense_like,
     group_norm_silu_backward,
     image_of,
     norm_table,
 )
+from swintormer_kernels.backends.triton.layout import dense
 from swintormer_kernels.backends.triton.runtime import launch, precision
 from swintormer_kernels.packed import derived
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swintormer_kernels.backends.triton.attention_forward import attend, project
 from swintormer_kernels.backends.triton.attention_gradients import attention_gradients
-from swintormer_kernels.backends.triton.gated_ffn import dense_layout
+from swintormer_kernels.backends.triton.layout import dense_layout
 from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels.backends.triton.blocks import blocks_for
-from swintormer_kernels.backends.triton.gated_ffn import is_rows
+from swintormer_kernels.backends.triton.layout import is_rows
 from swintormer_kernels.backends.triton.runtime import precision
 from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
 from swintormer_kernels.packed import derived

@@ -184,12 +184,12 @@ def test_golden_blocks_feed_forward_part(name, oracle):
 
 def test_layouts_that_the_kernels_take():
     image = torch.empty(2, 3, 4, 5)
-    assert backend.dense_layout(image) is image
-    assert backend.dense_layout(image[..., ::2]).is_contiguous()
+    assert triton_tensors.dense_layout(image) is image
+    assert triton_tensors.dense_layout(image[..., ::2]).is_contiguous()
     rows = image.to(memory_format=torch.channels_last)
-    assert backend.dense_layout(rows) is rows
+    assert triton_tensors.dense_layout(rows) is rows
     huge = torch.empty(1, 2, 2**15, 2**15, device="meta")
-    assert backend.is_rows(backend.dense_layout(huge)), "offsets in NCHW would not fit 32 bits"
+    assert triton_tensors.is_rows(triton_tensors.dense_layout(huge)), "offsets in NCHW would not fit 32 bits"
 
 
 def test_nan_stays_in_its_pixel():

@@ -55,6 +55,7 @@ SAMPLES = [
     Sample((2, 12, 1, 6), 3, "sliced"),
     Sample((3, 12, 2, 5), 3, "expanded", "scale"),
     Sample((2, 12, 1, 1), 3),
+    Sample((2, 1, 5, 7), 1, "contiguous"),  # dense rows and dense planes at once
 ]
 EACH = pytest.mark.parametrize(
     ("sample", "dtype"),
