@@ -26,8 +26,8 @@ from swintormer.images.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = "this bench needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch"
-# The C++ engine's own tests and the ahead-of-time table need no GPU and take minutes of its time.
-LEFT_OUT = ("test_aot.py", "test_swda_block.py")
+# The C++ engine's own tests and those that compile for other GPUs need no GPU and take minutes of its time.
+LEFT_OUT = ("test_compile.py", "test_swda_block.py")
 LIMITS = {"tests": 200, "ops": 130, "network": 110, "compile": 130}  # seconds, 570 in all
 SUMMARY = """\
 | released network, 40 tiles of 256 (an image of 1680x1120), bfloat16 | measured |
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     with (asked.out / "log.txt").open("w", encoding="utf-8") as log:
         print(machine(), file=log, flush=True)
-        outcomes = {"tests": run_together(*tests_and_compilers(), LIMITS["tests"], log)}
+        outcomes = {"tests": run_together(tests(), [], LIMITS["tests"], log)}
         if outcomes["tests"] == "done":
             for part in ("ops", "network", "compile"):
                 command = [sys.executable, "-m", "bench.gpu.main", "--out", str(asked.out), "--part", part]
@@ -72,18 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"wrote {asked.out}/gpu.csv ({len(rows)} rows), log.txt and notes.md")
 
 
-def tests_and_compilers() -> tuple[list[list[str]], list[list[str]]]:
-    """Commands to run at once: pytest for each file, and what fills Triton's cache for the parts that time.
-
-    Compiling takes a core two seconds a kernel, one after the other longer than all that is timed.
-    """
+def tests() -> list[list[str]]:
+    """Commands to run at once: pytest for each file."""
     folders = (ROOT / "tests" / "kernels" / "triton", ROOT / "tests" / "kernels")
     files = [f for folder in folders for f in sorted(folder.glob("test_*.py")) if f.name not in LEFT_OUT]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    aot = [sys.executable, "-m", "swintormer_kernels.backends.triton.aot"]
-    tests = [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests" / "app").glob("test_graphs*.py")))]
-    return tests, [[*aot, f"{dtype} {target}"] for dtype in ("float32", "bfloat16")]
+    return [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests" / "app").glob("test_graphs*.py")))]
 
 
 def run_together(commands: list[list[str]], helpers: list[list[str]], limit: float, log: TextIO) -> str:

@@ -10,8 +10,8 @@ from ddim_step_bounds import EPS, SCHEDULE, assert_exact_up_to_rounding, double,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swintormer_kernels.backends.cpu.ddim_step import Coefficients
 from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.reference.ddim_step import Coefficients
 from swintormer_kernels.ops.ddim_step import OP, PREDICTIONS, cost, ddim_step
 from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import BackendError, explain, use_backend

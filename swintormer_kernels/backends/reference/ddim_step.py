@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,3 +104,34 @@ def root(x: Any) -> Any:
 
 def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class Coefficients(NamedTuple):
+    """`DdimStepCoefficients` of csrc/denoiser/ddim_step.h, which gives the formulas, but the guidance."""
+
+    x0_from_z: float
+    x0_from_pred: float
+    out_from_x0: float
+    out_from_z: float
+    out_from_pred: float
+    out_from_fresh: float
+    clip: float
+
+
+def coefficients(kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None) -> Coefficients:
+    """The coefficients of one step, of float64; clip is infinity where there is no bound."""
+    signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
+    sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
+    from_noise = root(1 - alpha_bar_s - sigma**2)
+    keep = from_noise / spread
+    if kind == "epsilon":
+        x0 = 1 / signal, -spread / signal
+        out = root(alpha_bar_s / alpha_bar_t), from_noise - root(alpha_bar_s * (1 - alpha_bar_t) / alpha_bar_t)
+    elif kind == "sample":
+        x0 = 0.0, 1.0
+        out = keep, signal_s - keep * signal
+    else:
+        x0 = signal, -spread
+        out = signal_s * signal + from_noise * spread, from_noise * signal - signal_s * spread
+    bound = math.inf if clip is None else clip
+    return Coefficients(*x0, signal_s - keep * signal, out[0] if clip is None else keep, out[1], sigma, bound)

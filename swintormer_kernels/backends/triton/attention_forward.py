@@ -32,7 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swintormer_kernels.backends.triton.runtime import choice, launch, narrow, widen
+from swintormer_kernels.backends.triton.blocks import blocks_for
+from swintormer_kernels.backends.triton.runtime import launch, narrow, widen
 from swintormer_kernels.backends.triton.window_parts import (
     LOG2_E,
     NORM_FLOOR,
@@ -267,7 +268,7 @@ def attend(x: Tensor, weights: Weights, shift: int, S: Sizes) -> Tensor:
     """Attended channels (windows * N, C) of the whole image, windows in row-major order of the rolled map."""
     windows = x.shape[0] * (x.shape[2] // S.window) * (x.shape[3] // S.window)
     attended = x.new_empty(windows * S.area, S.channels)
-    tuned = choice("swda_attention", {"d": S.head}, x)
+    tuned = blocks_for("swda_attention", S.head, x.dtype)
     programs = min(windows * 2 * S.heads, tuned["programs"] * processors(x))
     launch_attention(x, weights, slots(x, programs, S, attended), shift, (0, windows), S)
     return attended
@@ -283,7 +284,7 @@ def launch_attention(
     x: Tensor, weights: Weights, buffers: Buffers, shift: int, windows: tuple[int, int], S: Sizes
 ) -> None:
     """Attended channels of the windows (first, how many), by as many programs as there are slots (an even number)."""
-    tuned = choice("swda_attention", {"d": S.head}, x)
+    tuned = blocks_for("swda_attention", S.head, x.dtype)
     options = {name: tuned[name] for name in ("num_warps", "num_stages")}
     programs = buffers.before.shape[0]
     launch(attention_forward, (programs,), x, weights, buffers, *x.shape[2:], shift, *windows, S=S, **options)

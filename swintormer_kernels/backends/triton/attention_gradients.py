@@ -18,7 +18,7 @@ from torch import Tensor
 from swintormer_kernels.backends.triton import attention_backward as kernels
 from swintormer_kernels.backends.triton.attention_backward import Gradients, NormGradient, Rows
 from swintormer_kernels.backends.triton.attention_forward import launch_attention, processors, slots
-from swintormer_kernels.backends.triton.gated_ffn import dense_layout
+from swintormer_kernels.backends.triton.layout import dense_layout
 from swintormer_kernels.backends.triton.runtime import launch
 from swintormer_kernels.backends.triton.window_parts import Buffers, Sizes, Weights
 from swintormer_kernels.backends.triton.window_setup import pack, sizes_of

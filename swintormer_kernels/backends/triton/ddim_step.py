@@ -13,21 +13,18 @@ MACs per element: 2, 2 more with a bound, 1 more each for n and u.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from swintormer_kernels.backends.cpu.ddim_step import coefficients
-from swintormer_kernels.backends.triton.runtime import Tuning, launch, narrow, widen
+from swintormer_kernels.backends.reference.ddim_step import coefficients
+from swintormer_kernels.backends.triton.runtime import launch, narrow, widen
 from swintormer_kernels.records import Prediction
 
 # Eight elements for each of 128 threads: 16 bytes a load of bfloat16. A latent of 4x128x128 makes 64 programs.
 BLOCK = 1024
 WARPS = 4
-TUNED: dict[str, Tuning] = {}
 
 
 def ddim_step(
@@ -90,19 +87,3 @@ def step(tensors, out, of_x0, of_out, n, BOUNDED: tl.constexpr, BLOCK: tl.conste
     if fresh is not None:
         result += out_from_fresh * widen(tl.load(fresh + place, valid, other=0))
     tl.store(out + place, narrow(result, out.dtype.element_ty), valid)
-
-
-# ---- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def ahead_of_time(
-    dtype: torch.dtype, device: str = "cpu", side: int = 32
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Configurations for aot.py: the plain step, and one with all that there is."""
-    z = torch.empty(1, 4, side, side, dtype=dtype, device=device)
-    for name, eta, clip, second in (("plain", 0.0, None, None), ("bound, noise, guidance", 1.0, 1.0, z)):
-
-        def call(eta: float = eta, clip: float | None = clip, second: Tensor | None = second) -> None:
-            ddim_step(z, z, 0.25, 0.4, eta, clip, z, Prediction("epsilon", second, 2.0))
-
-        yield name, call

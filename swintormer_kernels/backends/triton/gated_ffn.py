@@ -5,7 +5,6 @@ Memory beside the result: none forward; backward what `BAND_BYTES` says and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,11 @@ import triton
 from torch import Tensor
 
 from swintormer_kernels.backends.triton import ffn_backward_kernels, ffn_kernels
+from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.ffn_backward_kernels import Band
 from swintormer_kernels.backends.triton.ffn_kernels import PackedFFN
-from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, precision
+from swintormer_kernels.backends.triton.layout import dense_layout, is_rows
+from swintormer_kernels.backends.triton.runtime import launch, precision
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
@@ -28,54 +29,6 @@ BAND_BYTES = 64 * 2**20  # of what is kept for the weights' gradients: 35000 pix
 PROGRAMS = 264
 
 
-def _candidates(*listed: tuple[int, int, int, int]) -> tuple[dict[str, int], ...]:
-    names = ("BLOCK_P", "BLOCK_H", "num_warps", "num_stages")
-    return tuple(dict(zip(names, values, strict=True)) for values in listed)
-
-
-def _hopeless(operands: int) -> Callable[[dict[str, int], Mapping[str, int], int], bool]:
-    """Of a kernel that holds a block's sums and `operands` times as many elements of the tensors' dtype."""
-
-    def is_so(candidate: dict[str, int], sizes: Mapping[str, int], itemsize: int) -> bool:
-        block_p, block_h, threads = candidate["BLOCK_P"], candidate["BLOCK_H"], 32 * candidate["num_warps"]
-        rows = block_p if operands else block_h  # the sums over pixels are sums for hidden channels
-        held = rows * sizes["C"] / threads * (1 + operands * itemsize / 4) + 3 * block_p * block_h / threads
-        # A thread has 255 registers. Products of float32 are unrolled: 18000 of them take ptxas a minute.
-        unrolled = 3 * sizes["C"] * block_p * block_h / threads if itemsize == 4 else 0
-        return held > 208 or unrolled > 6144
-
-    return is_so
-
-
-# A larger BLOCK_P reads the weights less often from the L2 cache, stages hide that; a larger BLOCK_H asks for fewer
-# barriers. What binds is the registers.
-TUNED = {
-    "gated_ffn": Tuning(
-        "forward",
-        _candidates(
-            *((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2)),
-            *((64, 32, 8, 3), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 4, 2), (32, 16, 8, 2), (32, 16, 4, 2)),
-            *((32, 16, 8, 1), (16, 32, 4, 2), (16, 16, 4, 1)),
-        ),
-        _hopeless(1),
-    ),
-    "gated_ffn_backward": Tuning(
-        "backward",
-        _candidates(
-            *((128, 32, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 16, 8, 2), (32, 32, 4, 2)),
-            *((32, 32, 8, 2), (32, 16, 4, 2), (32, 16, 8, 2), (32, 16, 8, 1), (16, 32, 4, 2), (16, 16, 4, 1)),
-            (16, 16, 8, 1),
-        ),
-        _hopeless(2),
-    ),
-    "gated_ffn_weights": Tuning(
-        "weight_gradients",
-        _candidates((64, 64, 8, 3), (64, 64, 4, 3), (32, 64, 8, 3), (32, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2)),
-        _hopeless(0),
-    ),
-}
-
-
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
     """See `swintormer_kernels.ops.gated_ffn`."""
     out = torch.empty_like(x)
@@ -83,7 +36,7 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
         return out
     dense = dense_layout(x)
     result = out if out.stride() == dense.stride() else torch.empty_like(dense)
-    tuned = choice("gated_ffn", {"C": x.shape[1]}, x)
+    tuned = blocks_for("gated_ffn", x.shape[1], x.dtype)
     sizes = sizes_of(weights)
     pixels, blocks, programs = blocks_of(dense, tuned["BLOCK_P"])
     launch(
@@ -117,7 +70,7 @@ def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Ten
 def _run_backward(grad: Tensor, x: Tensor, of_x: Tensor, weights: FFNWeights, keep: bool) -> dict[str, Tensor]:
     """Fills `of_x`; returns float32 gradients of the weights by their names if they are to be kept."""
     channels, hidden = weights.project_out.shape[:2]
-    tuned, sizes, packed = choice("gated_ffn_backward", {"C": channels}, x), sizes_of(weights), pack(weights)
+    tuned, sizes, packed = blocks_for("gated_ffn_backward", channels, x.dtype), sizes_of(weights), pack(weights)
     pixels, blocks, programs = blocks_of(x, tuned["BLOCK_P"])
     padded, cp = sizes["HIDDEN"], sizes["PIECES"] * sizes["PIECE"]
     row_bytes = (3 * padded + 2 * cp) * x.element_size()
@@ -163,7 +116,7 @@ def _band(x: Tensor, blocks: int, rows: int, hidden: int, channels: int) -> Band
 def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
     """(3, HIDDEN, CP) float32: the band's part of the gradients of both projections."""
     rows, padded = band.hidden.shape[0], sizes["HIDDEN"]
-    tuned = choice("gated_ffn_weights", {"C": sizes["C"]}, band.hidden)
+    tuned = blocks_for("gated_ffn_weights", sizes["C"], band.hidden.dtype)
     tuned["BLOCK_P"] = min(block, tuned["BLOCK_P"])
     chunks = 3 * padded // tuned["BLOCK_H"]
     blocks_each = triton.cdiv(rows // block, triton.cdiv(PROGRAMS, chunks))
@@ -181,19 +134,6 @@ def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
 
 
 # ---- layout ----------------------------------------------------------------------------------------------------------
-
-
-def is_rows(x: Tensor) -> bool:
-    """Whether the batch is one dense matrix (pixels, C)."""
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def dense_layout(x: Tensor) -> Tensor:
-    """x if it lies in channels_last or NCHW, else a copy in NCHW; in channels_last if an image has 2^31 elements."""
-    if is_rows(x):
-        return x
-    small = x.shape[1] * x.shape[2] * x.shape[3] < 2**31  # so offsets within an image fit 32 bits
-    return x.contiguous(memory_format=torch.contiguous_format if small else torch.channels_last)
 
 
 def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
@@ -257,35 +197,3 @@ def _packed_in_bias(bias: Tensor, hidden: int, channels: int) -> Tensor:
     """(2 hid,) -> (2, HIDDEN)."""
     halves = bias.unflatten(0, (2, -1))
     return F.pad(halves, (0, hidden - halves.shape[1]))
-
-
-# ---- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def ahead_of_time(
-    dtype: torch.dtype, device: str = "cpu", side: int = 32
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Configurations for aot.py: the levels of the released network and of `small`, and NCHW with biases.
-
-    Yields (configuration, a forward and a backward on two images of `side` pixels a side, on `device`).
-    """
-    from swintormer_kernels.records import FFNWeights
-
-    for channels, bias, layout in (
-        *((channels, False, torch.channels_last) for channels in (24, 48, 96, 192, 384)),
-        (48, True, torch.contiguous_format),
-    ):
-        hidden = int(channels * 2.66)
-        x = torch.randn(2, channels, side, side, dtype=dtype, device=device).contiguous(memory_format=layout)
-        shapes = ((channels,), (channels,), (2 * hidden, channels, 1, 1), (channels, hidden, 1, 1))
-        biases = ((2 * hidden,), (channels,)) if bias else ()
-        weights = FFNWeights(
-            *(torch.randn_like(x[0, 0, 0, 0].expand(shape)).requires_grad_() for shape in (*shapes, *biases))
-        )
-
-        def call(x: Tensor = x, weights: FFNWeights = weights) -> None:
-            with torch.no_grad():
-                gated_ffn(x, weights)
-                gated_ffn_backward(x, x, weights)
-
-        yield f"C {channels}{', NCHW, bias' if bias else ''}", call

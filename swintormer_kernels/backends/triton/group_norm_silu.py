@@ -6,7 +6,6 @@ first. Gradients recompute the statistics and save nothing but the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,7 +13,8 @@ import triton
 from torch import Tensor
 
 from swintormer_kernels.backends.triton import group_norm_kernels as kernels
-from swintormer_kernels.backends.triton.runtime import Tuning, launch
+from swintormer_kernels.backends.triton.layout import dense, is_rows
+from swintormer_kernels.backends.triton.runtime import launch
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import GroupNormWeights
@@ -29,7 +29,6 @@ ONE_PROGRAM = 65536
 # Elements of all other tiles: 32 for each of 128 threads, registers for eight programs a multiprocessor and more.
 TILE = 4096
 TILE_WARPS = 4
-TUNED: dict[str, Tuning] = {}
 
 
 class Image(NamedTuple):
@@ -185,11 +184,6 @@ def _gradients_of_norm(totals: Tensor, norm: GroupNormWeights) -> dict[str, Tens
 # ---- layout ----------------------------------------------------------------------------------------------------------
 
 
-def is_rows(x: Tensor) -> bool:
-    """Whether x is dealt with in rows of channels; what lies in neither layout is dealt with in planes."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 def image_of(x: Tensor, rows: bool) -> Image:
     """x, or a copy, in rows of channels or in planes."""
     pitch = pitch_of(x, rows)
@@ -200,11 +194,6 @@ def dense_like(image: Image) -> Tensor:
     """Uninitialised, densely in the image's layout."""
     layout = torch.channels_last if image.rows else torch.contiguous_format
     return torch.empty_like(image.tensor, memory_format=layout)
-
-
-def dense(norm: GroupNormWeights) -> GroupNormWeights:
-    """The record with contiguous tensors, without gradients."""
-    return type(norm)(*(tensor if tensor is None else tensor.detach().contiguous() for tensor in norm))
 
 
 def pitch_of(x: Tensor, rows: bool) -> int:
@@ -250,29 +239,3 @@ def _tiles(image: Image) -> tuple[dict[str, int], tuple[int, int], int]:
     blocks = {"BLOCK_P": TILE // block, "BLOCK_C": block}
     chunks = triton.cdiv(image.pixels, blocks["BLOCK_P"])
     return blocks, (image.tensor.shape[0] * chunks, triton.cdiv(channels, block)), chunks
-
-
-# ---- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def ahead_of_time(
-    dtype: torch.dtype, device: str = "cpu", side: int = 32
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Configurations for aot.py: levels of the released denoiser and of a compact one, and NCHW."""
-    from swintormer_kernels.records import GroupNormWeights
-
-    for channels, groups, times, layout in (
-        (32, 8, 1, torch.channels_last),
-        (160, 32, 4, torch.channels_last),
-        (320, 32, 4, torch.contiguous_format),
-    ):
-        x = torch.empty(1, channels, times * side, times * side, dtype=dtype, device=device)
-        x = x.contiguous(memory_format=layout).requires_grad_()
-        norm = GroupNormWeights(*x.new_empty(2, channels).unbind(), *x.new_empty(2, 1, channels).unbind())
-
-        def call(x: Tensor = x, norm: GroupNormWeights = norm, groups: int = groups) -> None:
-            with torch.no_grad():
-                group_norm_silu(x, norm, groups, 1e-5)
-                group_norm_silu_backward(x, x, norm, groups, 1e-5)
-
-        yield f"C {channels}{', NCHW' if layout == torch.contiguous_format else ''}", call

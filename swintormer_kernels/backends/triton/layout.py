@@ -1,8 +1,9 @@
-"""Which tensors the Triton kernels take, and on which device they run. Imports no triton: selection asks here."""
+"""Which tensors the Triton kernels take, on which device, and in which memory layouts. Imports no triton."""
 
 from __future__ import annotations
 
 import os
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,3 +54,26 @@ def only_for_tests() -> str | None:
     if INTERPRETED:
         return "TRITON_INTERPRET is set: the kernels run in Triton's interpreter, which is for tests"
     return None
+
+
+_Record = TypeVar("_Record", bound="tuple[Any, ...]")
+
+
+def is_rows(x: Tensor) -> bool:
+    """Whether the batch is one dense matrix (pixels, C): channels_last, also where it is contiguous (NCHW) as well."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense_layout(x: Tensor) -> Tensor:
+    """x if it is dense in channels_last or NCHW, else a copy in NCHW; in channels_last from 2^31 elements an image."""
+    if is_rows(x):
+        return x
+    small = x.shape[1] * x.shape[2] * x.shape[3] < 2**31  # so offsets within an image fit 32 bits
+    return x.contiguous(memory_format=torch.contiguous_format if small else torch.channels_last)
+
+
+def dense(record: _Record) -> _Record:
+    """The record of weights with contiguous tensors, without gradients; fields that are None stay so."""
+    kind: Any = type(record)
+    found: _Record = kind(*(tensor if tensor is None else tensor.detach().contiguous() for tensor in record))
+    return found

@@ -9,7 +9,7 @@ it costs one pass over the image more than torch's own, and saves what that keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +18,17 @@ import triton
 from torch import Tensor
 
 from swintormer_kernels.backends.triton import conv_kernels
+from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.conv_kernels import PackedConv
 from swintormer_kernels.backends.triton.group_norm_silu import (
     apply_norm,
-    dense,
     dense_like,
     group_norm_silu_backward,
     image_of,
     norm_table,
 )
-from swintormer_kernels.backends.triton.runtime import Tuning, choice, launch, precision
+from swintormer_kernels.backends.triton.layout import dense
+from swintormer_kernels.backends.triton.runtime import launch, precision
 from swintormer_kernels.packed import derived
 
 if TYPE_CHECKING:
@@ -36,33 +37,6 @@ if TYPE_CHECKING:
 # What a chunk of the activation costs beside its products, in output channels: an exponential and a division of 16 a
 # clock each, and 3 products a channel on tensor cores of 1024 (sm_80) to 2048 (sm_90) a clock.
 PROLOGUE = 64
-_NAMES = ("BLOCK_P", "BLOCK_N", "BLOCK_C", "num_warps", "num_stages")
-
-
-def _hopeless(candidate: dict[str, int], sizes: Mapping[str, int], bytes_each: int) -> bool:
-    # In float32 operands wait in registers, too: with more than 48 sums a thread, or 32 channels at once, sm_90 spilled
-    # 96 and 288 bytes at C = 320.
-    threads = 32 * candidate["num_warps"]
-    sums = 3 * candidate["BLOCK_P"] * candidate["BLOCK_N"] // threads
-    return bytes_each == 4 and (sums > 48 or candidate["BLOCK_C"] > 16)
-
-
-# A larger BLOCK_N norms x less often, a larger BLOCK_P reads weights less often. What binds is the registers: three
-# sums of BLOCK_P * BLOCK_N.
-TUNED = {
-    "norm_silu_conv3x3": Tuning(
-        "forward",
-        tuple(
-            dict(zip(_NAMES, values, strict=True))
-            for values in (
-                *((128, 64, 32, 8, 3), (128, 64, 32, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 8, 2)),
-                *((64, 64, 32, 4, 2), (64, 64, 16, 8, 2), (64, 32, 16, 4, 2), (64, 32, 16, 8, 1)),
-                *((32, 32, 16, 4, 1), (16, 32, 16, 4, 1)),
-            )
-        ),
-        _hopeless,
-    ),
-}
 
 
 def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> Tensor:
@@ -76,7 +50,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     image = image_of(x, rows=True)
     table = norm_table(image, dense(norm), groups, eps)
     skip = None if conv.skip is None else image_of(conv.skip, rows=True)
-    tuned = choice("norm_silu_conv3x3", {"C": channels}, x)
+    tuned = blocks_for("norm_silu_conv3x3", channels, x.dtype)
     tuned["BLOCK_N"] = _outputs_of_a_program(outputs, tuned["BLOCK_N"])
     packed, sizes = _pack(conv, None if skip is None else skip.tensor, tuned)
     # In whole image rows nothing comes from beyond the run.
@@ -152,24 +126,3 @@ def _packed(weight: Tensor, channels: int, outputs: int) -> Tensor:
     """(OUT, C, 3, 3) -> (9, CP, OP)."""
     taps = weight.flatten(2).permute(2, 1, 0)
     return F.pad(taps, (0, outputs - taps.shape[2], 0, channels - taps.shape[1])).contiguous()
-
-
-# ---- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def ahead_of_time(
-    dtype: torch.dtype, device: str = "cpu", side: int = 32
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Configurations for aot.py: levels of the released denoiser and of a compact one, with all that can be added."""
-    from swintormer_kernels.records import ConvWeights, GroupNormWeights
-
-    for channels, groups in ((32, 8), (160, 32), (320, 32)):
-        x = torch.empty(1, channels, side, side, dtype=dtype, device=device).to(memory_format=torch.channels_last)
-        norm = GroupNormWeights(*x.new_empty(2, channels).unbind())
-        conv = ConvWeights(x.new_empty(channels, channels, 3, 3), x.new_empty(channels), x.new_empty(1, channels), x)
-
-        def call(x: Tensor = x, norm: GroupNormWeights = norm, conv: ConvWeights = conv, groups: int = groups) -> None:
-            with torch.no_grad():
-                norm_silu_conv3x3(x, norm, conv, groups, 1e-5)
-
-        yield f"C {channels}", call

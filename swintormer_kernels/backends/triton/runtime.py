@@ -1,7 +1,6 @@
-"""What every Triton kernel of this package needs around it: the device, the products' precision, tuned choices, launch.
+"""What every Triton kernel of this package needs around it: the device, the precision of products, the launch.
 
-    tuned = choice("gated_ffn", {"C": 48, "hidden": 127}, x)      # block sizes, num_warps, num_stages
-    launch(kernel, (programs,), x, out, x.stride(0), ..., C=48, PRECISION=precision(x), **tuned)
+    launch(kernel, (programs,), x, out, ..., C=48, PRECISION=precision(), **blocks_for("gated_ffn", 48, x.dtype))
 
 A kernel's sizes of the image (pixels, H, W, strides) are plain integers listed in its `do_not_specialize`: they are
 neither constants nor divisibility hints of the compiled code, so a second image size compiles nothing. What depends on
@@ -11,10 +10,7 @@ the weights or on the layout alone (C, hidden, window, whether channels lie dens
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +25,6 @@ if bool(triton.knobs.runtime.interpret) != INTERPRETED:
         "TRITON_INTERPRET changed after swintormer_kernels was imported; set it in the environment before Python starts"
     )
 
-CHOICES = Path(__file__).with_name("choices")
-ARCHITECTURES = ("sm_80", "sm_90", "default")
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
@@ -43,23 +37,18 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-class _Recording(NamedTuple):
-    launches: list[Launch]
-    architecture: str
-
-
-_recordings: list[_Recording] = []  # the innermost last
+_recordings: list[list[Launch]] = []  # the innermost last
 
 
 @contextlib.contextmanager
-def recording(architecture: str) -> Iterator[list[Launch]]:
-    """Inside, launches are written down and not run, with the choices of `architecture`, wherever the tensors are.
+def recording() -> Iterator[list[Launch]]:
+    """Inside, launches are written down and not run, wherever the tensors are. One thread at a time.
 
-    This is how the ahead-of-time table compiles what really runs (aot.py). One thread at a time.
+    Tests compile what really runs this way, for GPUs that are not there.
     """
-    _recordings.append(_Recording([], architecture))
+    _recordings.append([])
     try:
-        yield _recordings[-1].launches
+        yield _recordings[-1]
     finally:
         _recordings.pop()
 
@@ -75,7 +64,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if 0 in grid:
         return
     if _recordings:
-        _recordings[-1].launches.append(Launch(kernel, grid, arguments, constants))
+        _recordings[-1].append(Launch(kernel, grid, arguments, constants))
         return
     device = next(argument.device for argument in _flat(arguments) if isinstance(argument, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -142,93 +131,3 @@ else:
     def bound(x):
         """A scalar that depends on an argument, fit for the bounds of a `range`."""
         return x
-
-
-# ---- tuned choices ---------------------------------------------------------------------------------------------------
-
-
-def architecture(device: torch.device) -> str:
-    """Whose tuned choices serve `device`: sm_90 from there on, sm_80 itself, "default" (64 KB of shared memory)."""
-    if _recordings:
-        return _recordings[-1].architecture
-    if device.type != "cuda" or torch.version.hip is not None:
-        return "default"
-    # 8.6, 8.9 and 12.0 have 99 KB of shared memory for a program where 8.0 has 163 and 9.0 and 10.0 have 227.
-    return {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_90", (10, 3): "sm_90"}.get(_capability(device), "default")
-
-
-@functools.lru_cache(maxsize=64)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-class Tuning(NamedTuple):
-    """What may stand in choices/<name>.json for the launches of `kernel`."""
-
-    kernel: str
-    candidates: tuple[dict[str, int], ...]  # likely the best first
-    hopeless: Callable[[dict[str, int], Mapping[str, int], int], bool]
-    """(candidate, sizes, bytes of an element): whether it need not be compiled to know that it loses."""
-
-
-_tried: dict[str, dict[str, int]] = {}
-
-
-@contextlib.contextmanager
-def trying(kernel: str, candidate: dict[str, int]) -> Iterator[None]:
-    """Inside, `choice(kernel, ...)` is `candidate` (bench/tune.py). One thread at a time."""
-    _tried[kernel] = candidate
-    try:
-        yield
-    finally:
-        del _tried[kernel]
-
-
-def choice(kernel: str, sizes: Mapping[str, int], x: Tensor) -> dict[str, int]:
-    """Block sizes, num_warps and num_stages for `kernel` with these sizes, x's dtype and x's device.
-
-    choices/<kernel>.json holds {"about": where they come from, "choices": [entry, ...]}, an entry
-    {"architectures": [...], "dtypes": [...], "sizes": {...}, "choice": {...}}.
-
-    Args:
-        kernel: name of the file.
-        sizes: what of the weights' sizes decides: C, hidden, heads, window, never the image's.
-
-    Returns:
-        Among the architecture's entries, or the default ones where it has none, the one with these sizes, else the
-        nearest above, whose blocks fit as well, else the nearest below. An entry without a size takes any.
-
-    Raises:
-        FileNotFoundError, KeyError: there is no such file, or no entry for the dtype.
-    """
-    if kernel in _tried:
-        return dict(_tried[kernel])
-    key = (kernel, tuple(sizes.items()), str(x.dtype).removeprefix("torch."), architecture(x.device))
-    return dict(_choice(*key))
-
-
-@functools.lru_cache(maxsize=4096)
-def _choice(kernel: str, sizes: tuple[tuple[str, int], ...], dtype: str, arch: str) -> Mapping[str, int]:
-    entries = [entry for entry in choices(kernel) if dtype in entry["dtypes"]]
-    for name in dict.fromkeys((arch, "default")):
-        fitting = [entry for entry in entries if name in entry["architectures"]]
-        if fitting:
-            return min(fitting, key=lambda entry: _distance(entry["sizes"], dict(sizes)))["choice"]
-    raise KeyError(f"choices/{kernel}.json holds nothing for {dtype} on {arch} and nothing by default")
-
-
-def _distance(entry: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[tuple[bool, int], ...]:
-    steps = [entry.get(name, size) - size for name, size in sizes.items()]
-    return tuple((step < 0, abs(step)) for step in steps)
-
-
-@functools.lru_cache(maxsize=64)
-def choices(kernel: str) -> list[dict[str, Any]]:
-    """All entries of choices/<kernel>.json."""
-    return json.loads((CHOICES / f"{kernel}.json").read_text(encoding="utf-8"))["choices"]
-
-
-def forget_choices() -> None:
-    """To be called after a file of choices changed."""
-    choices.cache_clear()
-    _choice.cache_clear()

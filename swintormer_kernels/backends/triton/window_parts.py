@@ -52,12 +52,6 @@ class Sizes:
     precision: str
 
     @property
-    def tuned(self) -> dict[str, int]:
-        """The blocks, by the names that they have in the table of resources."""
-        names = ("tokens", "queries", "keys", "chunk", "outputs")
-        return {f"BLOCK_{name.upper()}": getattr(self, name) for name in names}
-
-    @property
     def head(self) -> int:
         """d, channels of a head."""
         return self.channels // 2 // self.heads

@@ -1,4 +1,4 @@
-"""From tensors to what the attention's kernels take: weights as pointers, and the sizes with tuned blocks."""
+"""From tensors to what the attention's kernels take: weights as pointers, and the sizes with the blocks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.triton.gated_ffn import is_rows
-from swintormer_kernels.backends.triton.runtime import choice, precision
+from swintormer_kernels.backends.triton.blocks import blocks_for
+from swintormer_kernels.backends.triton.layout import is_rows
+from swintormer_kernels.backends.triton.runtime import precision
 from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
 from swintormer_kernels.packed import derived
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Sizes:
     """All that the compiled code depends on."""
-    tuned = choice("swda_attention", {"d": x.shape[1] // 2 // weights.logit_scale.shape[0]}, x)
+    tuned = blocks_for("swda_attention", x.shape[1] // 2 // weights.logit_scale.shape[0], x.dtype)
     return Sizes(
         channels=x.shape[1],
         heads=weights.logit_scale.shape[0],

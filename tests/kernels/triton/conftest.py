@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,25 @@ def interpreter(language_patched_once: None) -> None:
 
 
 @pytest.fixture
-def large_blocks() -> Iterator[None]:
-    """In the interpreter an operation costs the same at any size, and the choices for GPUs make four times as many."""
-    from swintormer_kernels.backends.triton import layout as tensors
-    from swintormer_kernels.backends.triton import runtime
+def fixed_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, int]], None]:
+    """(kernel, blocks): that kernel takes these blocks, whatever its sizes and dtype."""
+    from swintormer_kernels.backends.triton import blocks
 
-    sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
-    with runtime.trying("swda_attention", sizes) if tensors.INTERPRETED else nullcontext():
-        yield
+    def fix(kernel: str, sizes: dict[str, int]) -> None:
+        always = ((2**31, tuple(sizes.values())),)
+        monkeypatch.setitem(blocks.SIZES, kernel, (tuple(sizes), {"float32": always, "half": always}))
+
+    return fix
+
+
+@pytest.fixture
+def large_blocks(fixed_blocks: Callable[[str, dict[str, int]], None]) -> None:
+    """In the interpreter an operation costs the same at any size, and the blocks for GPUs make four times as many."""
+    from swintormer_kernels.backends.triton.layout import INTERPRETED
+
+    if INTERPRETED:
+        sizes = {"tokens": 64, "queries": 64, "keys": 64, "chunk": 32, "programs": 2, "num_warps": 4, "num_stages": 1}
+        fixed_blocks("swda_attention", sizes)
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,10 @@ BLOCKS = {"BLOCK_P": 64, "BLOCK_N": 32, "BLOCK_C": 16, "num_warps": 4, "num_stag
 
 
 @pytest.fixture
-def chosen(monkeypatch):
+def chosen(monkeypatch, fixed_blocks):
     """Triton is chosen where it serves, in the interpreter, too, with small blocks."""
     monkeypatch.setattr(sk.registry.triton_tensors, "only_for_tests", lambda: None)
-    with runtime.trying("norm_silu_conv3x3", BLOCKS):
-        yield
+    fixed_blocks("norm_silu_conv3x3", BLOCKS)
 
 
 def unet(**options: object) -> nn.Module:
@@ -59,7 +58,7 @@ def test_an_optimized_unet_gives_what_the_untouched_one_gives(dtype, options, ch
         net = net.to(dtype)
         plain = net(z.to(dtype), time).sample
         report = str(sk.optimize(net))
-        with runtime.recording("default") as launches:
+        with runtime.recording() as launches:
             net(z.to(dtype), time)
         out = net(z.to(dtype), time).sample
     assert "-> triton" in report

@@ -60,18 +60,13 @@ if not triton_tensors.INTERPRETED:  # tuned blocks are larger than the samples a
 
 
 @pytest.fixture(autouse=True)
-def small_blocks():
+def small_blocks(fixed_blocks):
     """Interpreted, blocks of 32 pixels: the samples then have several, and full and partial ones."""
-    if not triton_tensors.INTERPRETED:
-        yield
-        return
-    blocks = {"BLOCK_P": 32, "BLOCK_H": 64, "num_warps": 4, "num_stages": 1}
-    with (
-        runtime.trying("gated_ffn", blocks),
-        runtime.trying("gated_ffn_backward", blocks),
-        runtime.trying("gated_ffn_weights", {**blocks, "BLOCK_P": 16}),
-    ):
-        yield
+    if triton_tensors.INTERPRETED:
+        blocks = {"BLOCK_P": 32, "BLOCK_H": 64, "num_warps": 4, "num_stages": 1}
+        fixed_blocks("gated_ffn", blocks)
+        fixed_blocks("gated_ffn_backward", blocks)
+        fixed_blocks("gated_ffn_weights", {**blocks, "BLOCK_P": 16})
 
 
 # float16 takes the way of bfloat16 in the kernels and an easier one in the interpreter: on two samples.
@@ -190,12 +185,12 @@ def test_golden_blocks_feed_forward_part(name, oracle):
 
 def test_layouts_that_the_kernels_take():
     image = torch.empty(2, 3, 4, 5)
-    assert backend.dense_layout(image) is image
-    assert backend.dense_layout(image[..., ::2]).is_contiguous()
+    assert triton_tensors.dense_layout(image) is image
+    assert triton_tensors.dense_layout(image[..., ::2]).is_contiguous()
     rows = image.to(memory_format=torch.channels_last)
-    assert backend.dense_layout(rows) is rows
+    assert triton_tensors.dense_layout(rows) is rows
     huge = torch.empty(1, 2, 2**15, 2**15, device="meta")
-    assert backend.is_rows(backend.dense_layout(huge)), "offsets in NCHW would not fit 32 bits"
+    assert triton_tensors.is_rows(triton_tensors.dense_layout(huge)), "offsets in NCHW would not fit 32 bits"
 
 
 def test_nan_stays_in_its_pixel():
@@ -256,7 +251,7 @@ def test_compile():
 
 def test_flops_are_the_formulas():
     x, weights = SAMPLES[0].make(torch.float32)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), runtime.recording("default"):
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), runtime.recording():
         on("triton", x, weights)
     assert counter.get_total_flops() == 2 * module.cost(x, weights).macs == 6 * x.numel() * 127
 
@@ -264,13 +259,13 @@ def test_flops_are_the_formulas():
 def test_bytes_are_what_the_header_counts():
     """Forward: x read and y written, nothing else allocated. Backward: a band's size as counted, and no more bands."""
     x, weights = SAMPLES[0].make(torch.bfloat16)
-    with runtime.recording("default") as launches:
+    with runtime.recording() as launches:
         on("triton", x, weights)
     assert [launch.kernel.__name__ for launch in launches] == ["forward"]
     image, out = launches[0].arguments[:2]
     assert image.data_ptr() == x.data_ptr()
     assert out.numel() * out.element_size() == 2 * x.numel()
-    with runtime.recording("default") as launches:
+    with runtime.recording() as launches:
         gradients("triton", x, weights, x)
     _, backward, products = launches
     band, rows = backward.arguments[4], products.arguments[2]

@@ -1,8 +1,7 @@
-"""What stands around every Triton kernel: who may run it, launches, the products' precision, tuned choices."""
+"""What stands around every Triton kernel: who may run it, launches, the products' precision, blocks."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import torch
 
 import swintormer_kernels as sk
 from swintormer_kernels import torch_op as block_op
+from swintormer_kernels.backends.triton import blocks
 from swintormer_kernels.backends.triton import layout as tensors
 
 triton = pytest.importorskip("triton")
@@ -42,13 +42,11 @@ def test_a_launch_runs_its_programs_and_an_empty_grid_none():
     assert torch.equal(out, 2 * x)
 
 
-def test_recorded_launches_do_not_run_and_take_the_choices_of_another_architecture():
+def test_recorded_launches_do_not_run():
     x = torch.empty(8, device="meta")
-    with runtime.recording("sm_90") as launches:
-        assert runtime.architecture(x.device) == "sm_90"
+    with runtime.recording() as launches:
         runtime.launch(_double, (1,), x, x, 8, BLOCK=8, num_warps=4)
     assert launches == [(_double, (1,), (x, x, 8), {"BLOCK": 8, "num_warps": 4})]
-    assert runtime.architecture(torch.device("cpu")) == "default"
 
 
 @pytest.mark.parametrize("dtype", tensors.DTYPES)
@@ -72,44 +70,12 @@ def test_tf32_only_where_the_user_allows_it():
     assert done.stdout.split() == ["ieee", "tf32", "ieee", "tf32"]
 
 
-@pytest.fixture
-def entries(tmp_path, monkeypatch):
-    """A folder of choices of its own, with one file."""
-
-    def entry(architectures, sizes, block, dtypes=("float32",)):
-        return {"architectures": architectures, "dtypes": dtypes, "sizes": sizes, "choice": {"BLOCK": block}}
-
-    listed = [
-        entry(["default"], {"C": 48}, 1),
-        entry(["default"], {"C": 96}, 2),
-        entry(["sm_90"], {}, 3),
-        entry(["sm_80"], {"C": 48}, 4, ["bfloat16"]),
-    ]
-    (tmp_path / "toy.json").write_text(json.dumps({"about": "a test", "choices": listed}))
-    monkeypatch.setattr(runtime, "CHOICES", tmp_path)
-    runtime.forget_choices()
-    yield
-    runtime.forget_choices()
-
-
-@pytest.mark.parametrize(
-    ("architecture", "channels", "dtype", "block"),
-    [
-        *(("default", 48, torch.float32, 1), ("default", 49, torch.float32, 2), ("default", 24, torch.float32, 1)),
-        *(("default", 400, torch.float32, 2), ("sm_90", 48, torch.float32, 3), ("sm_80", 96, torch.float32, 2)),
-        ("sm_80", 96, torch.bfloat16, 4),
-    ],
-)
-def test_choices_go_by_sizes_dtype_and_architecture(entries, architecture, channels, dtype, block):
-    with runtime.recording(architecture):
-        assert runtime.choice("toy", {"C": channels}, torch.empty(1, dtype=dtype)) == {"BLOCK": block}
-
-
-def test_a_choice_that_is_missing_is_an_error(entries):
-    with pytest.raises(KeyError, match="float16 on default"):
-        runtime.choice("toy", {"C": 48}, torch.empty(1, dtype=torch.float16))
-    with pytest.raises(FileNotFoundError):
-        runtime.choice("other", {"C": 48}, torch.empty(1))
+@pytest.mark.parametrize("kernel", blocks.SIZES)
+@pytest.mark.parametrize("dtype", tensors.DTYPES, ids=str)
+def test_there_are_blocks_for_every_size(kernel, dtype):
+    small, large = (blocks.blocks_for(kernel, size, dtype) for size in (1, 2000))
+    assert small.keys() == large.keys() >= {"num_warps", "num_stages"}
+    assert large.get("BLOCK_P", 0) <= small.get("BLOCK_P", 0)
 
 
 # ---- who may run -----------------------------------------------------------------------------------------------------

@@ -163,13 +163,13 @@ def test_what_is_allocated_is_what_is_counted(channels, dtype):
     x, weights, window, shift = attention_arguments(shape, dtype)
     S, element = window_setup.sizes_of(x, weights, window, shift), x.element_size()
     packed = window_setup.pack(weights)
-    with runtime.recording("default"), Allocated() as forward:
+    with runtime.recording(), Allocated() as forward:
         attention_forward.attend(x, packed, shift, S)
     slot = 6 * S.area * S.padded * element + 2 * S.area * 4
     programs = min(2 * 2 * S.heads, 2 * attention_forward.processors(x))
     assert forward.bytes == x.numel() * element + programs * slot
 
-    with runtime.recording("default"), Allocated() as backward:
+    with runtime.recording(), Allocated() as backward:
         band = attention_gradients._Band(x, packed, shift, S, (0, 2))
         rows, buffers = band._rows(x), band._forward()
         of_attended = rows.grad @ packed.proj.view(channels, channels)

@@ -75,12 +75,11 @@ EACH = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(request):
-    """Blocks of the sample's pixels, so that few pixels make several; where there is none, the tuned ones."""
+def small_blocks(request, fixed_blocks):
+    """Blocks of the sample's pixels, so that few pixels make several; else 64."""
     sample = getattr(request.node, "callspec", None) and request.node.callspec.params.get("sample")
     candidate = {"BLOCK_P": sample.block if sample else 64, "BLOCK_N": 32, "BLOCK_C": 16}
-    with runtime.trying("norm_silu_conv3x3", {**candidate, "num_warps": 4, "num_stages": 1}):
-        yield
+    fixed_blocks("norm_silu_conv3x3", {**candidate, "num_warps": 4, "num_stages": 1})
 
 
 def widened(arguments: Any) -> Any:
@@ -184,7 +183,7 @@ def test_empty(shape):
 def test_half_a_res_block_is_its_statistics_and_one_kernel(side, statistics):
     """And x, skip and out are all of their size that it touches, each once in a launch."""
     x, norm, conv, groups = Sample((1, 8, side, side), 8, 2).make(torch.bfloat16)
-    with runtime.recording("default") as launches:
+    with runtime.recording() as launches:
         out = on("triton", x, norm, conv, groups)
     assert [launch.kernel.__name__ for launch in launches] == [*statistics, "forward"]
     image, target, table, packed = launches[-1].arguments[:4]
