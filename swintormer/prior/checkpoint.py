@@ -31,8 +31,6 @@ METADATA = "swintormer.prior"
 def make_prior(config: PriorConfig) -> LatentPrior:
     """A prior with random weights, on torch's current default device; its denoiser's blocks run through the kernels.
 
-    They are diffusers' own classes, so `sk.optimize` need not check them first.
-
     Raises:
         SwintormerError: diffusers is missing, or makes no such parts; parts that do not fit each other.
     """
@@ -46,7 +44,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     try:
         autoencoder: Any = kinds[config.autoencoder_kind](**config.autoencoder)
         denoiser: Any = UNet2DModel(**config.denoiser)
-        optimize(denoiser, verify=False)
+        optimize(denoiser)
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         raise SwintormerError(f"No prior can be made of its configuration: {_first_line(error)}.") from error
