@@ -109,11 +109,13 @@ def optimize(model: nn.Module, *, verify: Tensor | Sequence[Any] | None = None) 
         What was swapped, what was kept and why; `print` it.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or `verify` no example; nothing is swapped then.
         RuntimeError: the outputs for the example differ by more than rounding explains; `model` is restored.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize takes a torch.nn.Module, found {type(model).__name__}")
+    if verify is not None and not isinstance(verify, Tensor | Sequence):
+        raise TypeError(f"verify takes an example input of the model, found {verify!r}")
     report = Report()
     blocks: dict[str, tuple[Any, int, int]] = {}
     for name, module, kind in released.candidates(model):

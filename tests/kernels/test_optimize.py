@@ -411,6 +411,13 @@ def test_verify_says_the_difference_and_leaves_the_random_state():
     assert len(sk.restore(model)) == 3
 
 
+def test_verify_takes_an_example_and_no_flag():
+    model = small_model()
+    with pytest.raises(TypeError, match="an example input"):
+        sk.optimize(model, verify=True)
+    assert sk.restore(model) == []
+
+
 def test_verify_refuses_a_block_that_computes_something_else():
     """Its names and shapes are those of a released block: only numbers tell."""
 

@@ -191,6 +191,10 @@ def test_the_report_names_the_op_that_serves_a_resnet_block(norm, extension):
     assert sk.optimize(model).swapped_before[name].explanation.op == "norm_silu_conv3x3", "with gradients"
 
 
+def test_verify_takes_all_arguments_of_a_network(model):
+    assert sk.optimize(model, verify=unet_inputs(model)).difference <= 2 * EPS * (9 * 64) ** 0.5 * 16
+
+
 ATTENTIONS = {
     "plain": {},
     "bias": {"bias": True, "dim_head": 16},
