@@ -49,7 +49,7 @@ def denoisers(sizes: dict[str, Any]) -> Denoisers:
     contiguous = diffusers.UNet2DModel(**sizes).eval()
     channels_last = copy.deepcopy(contiguous).to(memory_format=torch.channels_last)
     optimised = copy.deepcopy(channels_last)
-    report = sk.optimize(optimised, verify=False)
+    report = sk.optimize(optimised)
     assert not report.kept, report
     return {"contiguous": contiguous, "channels_last": channels_last, "optimised": optimised}
 

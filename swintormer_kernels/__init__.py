@@ -20,7 +20,7 @@ from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
 from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
 from swintormer_kernels.packed import forget
-from swintormer_kernels.patch.released import optimize, restore
+from swintormer_kernels.patch import optimize, restore
 from swintormer_kernels.records import (
     AttentionWeights,
     ConvWeights,

@@ -32,8 +32,6 @@ METADATA = "swintormer.prior"
 def make_prior(config: PriorConfig) -> LatentPrior:
     """A prior with random weights, on torch's current default device; its denoiser's blocks run through the kernels.
 
-    They are diffusers' own classes, so `sk.optimize` need not check them first.
-
     Raises:
         SwintormerError: diffusers is not installed, or cannot make these parts; parts that do not fit each other.
     """
@@ -45,7 +43,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
         kinds = {"AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel}
         autoencoder: Any = kinds[config.autoencoder_kind](**config.autoencoder)
         denoiser: Any = UNet2DModel(**config.denoiser)
-        optimize(denoiser, verify=False)
+        optimize(denoiser)
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except Exception as error:  # whatever another version of diffusers raises
         if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":

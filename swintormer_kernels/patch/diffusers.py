@@ -1,4 +1,7 @@
-"""Parts of diffusion U-Nets as the ops compute them; `optimize` swaps them in: see `recognise_unet` for which.
+"""Parts of diffusers' U-Nets and autoencoders: recognised by class, names and shapes, swapped for the ops.
+
+ResNet blocks, self-attention and upsample layers are taken only if they are of diffusers' own classes: the forward of
+any other class may compute anything, whatever its parts are. diffusers itself is not imported.
 
 What a swapped part cannot take (other arguments, hooks or other modules put on its inner parts later, dropout while
 training) goes to its own forward, as before.
@@ -6,9 +9,9 @@ training) goes to its own forward, as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +22,18 @@ from swintormer_kernels.ops.norm_projection import OP as NORM_PROJECTION_OP
 from swintormer_kernels.ops.norm_projection import norm_projection
 from swintormer_kernels.ops.norm_silu_conv3x3 import OP as CONV_OP
 from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
-from swintormer_kernels.ops.res_block import fused_res_block
+from swintormer_kernels.ops.res_block import fused_res_block, res_block
 from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
 from swintormer_kernels.packed import derived
-from swintormer_kernels.patch import probe_unet, recognise_unet
-from swintormer_kernels.patch.recognise import has_hooks, runs_the_same_code
-from swintormer_kernels.patch.swap import SwappedModule, swapped_class
+from swintormer_kernels.patch.swap import (
+    SwappedModule,
+    has_hooks,
+    swapped_class,
+    unwrapped,
+    why_forward_fixed,
+    why_hooked,
+    why_tensors_unfit,
+)
 from swintormer_kernels.records import (
     ConvWeights,
     GroupNormWeights,
@@ -36,6 +45,11 @@ from swintormer_kernels.records import (
 from swintormer_kernels.registry import Explanation, asked_backend, explain
 
 _SIDE = 32  # of the latent that the report speaks of
+_RESNET_BLOCK = {"norm1", "conv1", "norm2", "conv2"}
+_RESNET_BLOCK_MORE = {"nonlinearity", "time_emb_proj", "dropout", "conv_shortcut"}
+_ATTENTION = {"to_q", "to_k", "to_v", "to_out"}
+_ATTENTION_MORE = {"group_norm"}
+_PROCESSORS = {"AttnProcessor", "AttnProcessor2_0"}  # of diffusers: plain attention, by hand and by torch's function
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,8 @@ class _SwappedUnetPart(SwappedModule):
         return not any(has_hooks(part) for part in parts if isinstance(part, nn.Module))
 
 
-class SwappedResBlock(_SwappedUnetPart):
-    """A res block as one `res_block` where a backend has that, else as two `norm_silu_conv3x3`."""
+class SwappedResnetBlock(_SwappedUnetPart):
+    """A ResNet block as one `res_block` where a backend has that, else as two `norm_silu_conv3x3`."""
 
     norm1: Any  # parts are of the block's own classes
     conv1: Any
@@ -96,6 +110,13 @@ class SwappedResBlock(_SwappedUnetPart):
 
     def _in_one(self, x: Tensor, norm2: GroupNormWeights, embedding: Tensor | None) -> Tensor | None:
         """The whole block through `res_block`, or None where it would go to the reference."""
+        whole = self._whole(x, norm2, embedding)
+        return None if whole is None else fused_res_block(x, *whole)
+
+    def _whole(
+        self, x: Tensor, norm2: GroupNormWeights, embedding: Tensor | None
+    ) -> tuple[ResBlockWeights, Norms] | None:
+        """What `res_block` takes beside x, or None where it is not asked."""
         parts: Any = self._modules
         conv1, conv2, shortcut = parts["conv1"], parts["conv2"], parts.get("conv_shortcut")
         if not x.is_cpu or asked_backend() not in (None, "cpu") or (shortcut and not _is_pointwise(shortcut)):
@@ -107,8 +128,7 @@ class SwappedResBlock(_SwappedUnetPart):
             *(embedding, norm2.scale, norm2.shift),
             *((shortcut.weight, shortcut.bias) if shortcut else (None, None)),
         )
-        norms = Norms(norm1.num_groups, parts["norm2"].num_groups, norm1.eps, parts["norm2"].eps)
-        return fused_res_block(x, block, norms)
+        return block, Norms(norm1.num_groups, parts["norm2"].num_groups, norm1.eps, parts["norm2"].eps)
 
     def _in_two(self, input_tensor: Tensor, norm2: GroupNormWeights, embedding: Tensor | None) -> Tensor:
         conv1 = ConvWeights(self.conv1.weight, self.conv1.bias, embedding)
@@ -142,13 +162,15 @@ class SwappedResBlock(_SwappedUnetPart):
 
     def _time(self, temb: Tensor | None, batch: int) -> tuple[GroupNormWeights, Tensor | None]:
         """norm2 with the embedding's modulation, and the embedding that is added to conv1's result."""
-        parts: Any = self._modules
-        projection, norm = parts.get("time_emb_proj"), _weights(parts["norm2"])
+        projection: Any = self._modules.get("time_emb_proj")
         if projection is None or temb is None:
-            return norm, None
+            return self._modulated(None)
         active = temb if getattr(self, "skip_time_act", False) else F.silu(temb)
-        embedding = F.linear(active, projection.weight, projection.bias).expand(batch, -1)
-        if getattr(self, "time_embedding_norm", "default") == "default":
+        return self._modulated(F.linear(active, projection.weight, projection.bias).expand(batch, -1))
+
+    def _modulated(self, embedding: Tensor | None) -> tuple[GroupNormWeights, Tensor | None]:
+        norm = _weights(self._modules["norm2"])
+        if embedding is None or getattr(self, "time_embedding_norm", "default") == "default":
             return norm, embedding
         scale, shift = embedding.chunk(2, dim=1)
         return norm._replace(scale=scale, shift=shift), None
@@ -161,13 +183,19 @@ class SwappedResBlock(_SwappedUnetPart):
         )
 
     def describe(self) -> SwappedPart:
-        conv = self.conv1
-        x = conv.weight.new_empty(()).expand(1, conv.in_channels, _SIDE, _SIDE)
-        weights = ConvWeights(conv.weight, conv.bias)
-        explanation = explain(
-            norm_silu_conv3x3, x, _weights(self.norm1), weights, self.norm1.num_groups, self.norm1.eps
-        )
-        return SwappedPart(f"res block, {conv.in_channels} to {self.conv2.out_channels} channels", explanation)
+        x = self.conv1.weight.new_empty(()).expand(1, self.conv1.in_channels, _SIDE, _SIDE)
+        projection = self._modules.get("time_emb_proj")
+        embedding = None if projection is None else x.new_empty(()).expand(1, cast(Any, projection).out_features)
+        what = f"ResNet block, {self.conv1.in_channels} to {self.conv2.out_channels} channels"
+        norm2, embedding = self._modulated(embedding)
+        whole = self._whole(x, norm2, embedding)
+        if whole is not None:
+            explanation = explain(res_block, x, whole[0], *whole[1])
+            if explanation.backend != "reference":
+                return SwappedPart(what, explanation)
+        conv1 = ConvWeights(self.conv1.weight, self.conv1.bias, embedding)
+        arguments = x, _weights(self.norm1), conv1, self.norm1.num_groups, self.norm1.eps
+        return SwappedPart(what, explain(norm_silu_conv3x3, *arguments))
 
 
 class SwappedAttention(_SwappedUnetPart):
@@ -231,7 +259,7 @@ class SwappedAttention(_SwappedUnetPart):
         return SwappedPart(f"attention, {self.to_q.in_features} channels, {self.heads} heads", None)
 
 
-class SwappedUpsampling(_SwappedUnetPart):
+class SwappedUpsample(_SwappedUnetPart):
     """Nearest neighbours and a 3x3 convolution as one `upsample_conv3x3`."""
 
     conv: Any
@@ -248,46 +276,7 @@ class SwappedUpsampling(_SwappedUnetPart):
     def describe(self) -> SwappedPart:
         x = self.conv.weight.new_empty(()).expand(1, self.conv.in_channels, _SIDE, _SIDE)
         explanation = explain(upsample_conv3x3, x, UpsampleWeights(self.conv.weight, self.conv.bias))
-        return SwappedPart(f"upsampling, {self.conv.in_channels} channels", explanation)
-
-
-class SwappedNetwork(_SwappedUnetPart):
-    """A network of diffusers that knows its dtype.
-
-    It asks for it once a step, to cast the time's embedding. diffusers looks at every module first, by hasattr, which
-    fails slowly: 0.4 ms of 5 of a step of a small U-Net.
-    """
-
-    @classmethod
-    def name_of(cls, base: type[nn.Module]) -> str:
-        return base.__name__  # diffusers writes it into the configuration of a saved model
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the first floating point parameter, which is what diffusers' own property answers unless a hook casts."""
-        first = next(self.parameters(), None)
-        if first is None:  # a replica of DataParallel
-            return super().dtype  # type: ignore[misc]
-        plain = not getattr(self, "_keep_in_fp32_modules", None) and first.is_floating_point()
-        if torch.compiler.is_compiling() or not plain or _has_diffusers_hook(self):
-            return super().dtype  # type: ignore[misc]  # of diffusers' class, which comes next
-        return first.dtype
-
-    def unet_parts(self) -> tuple[Any, ...]:
-        return ()
-
-    def describe(self) -> SwappedPart:
-        return SwappedPart("the network's dtype, asked for in every step", None, "its first parameter's")
-
-
-def _has_diffusers_hook(module: nn.Module) -> bool:
-    left = [module]
-    while left:
-        state = left.pop().__dict__
-        if "_diffusers_hook" in state:
-            return True
-        left += [part for part in state["_modules"].values() if part is not None]
-    return False
+        return SwappedPart(f"upsample, {self.conv.in_channels} channels", explanation)
 
 
 class _SwappedInEnd(_SwappedUnetPart):
@@ -374,76 +363,242 @@ def _together(tensors: list[Tensor]) -> Tensor:
     return derived(tensors, "together", lambda: torch.cat(tensors))
 
 
-# ---- planning --------------------------------------------------------------------------------------------------------
+# ---- swapping --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A part that can be swapped. `name` is that of what the report calls swapped."""
-
-    name: str
-    kind: str
-    module: nn.Module
-
-    def swap(self) -> SwappedPart:
-        """Make it compute through the ops from now on."""
-        swapped = _swap(self.module, self.kind)
-        return swapped.describe()
+def why_not(module: Any, kind: str) -> str | None:
+    """None if what `candidates` found can be swapped, else the first difference."""
+    return {
+        "ResNet block": why_not_resnet_block,
+        "attention": why_not_attention,
+        "upsample": why_not_upsample,
+        "norm and SiLU": why_not_norm_and_silu,
+    }[kind](module)
 
 
-_WHY_NOT: dict[str, Callable[[Any], str | None]] = {
-    "res block": recognise_unet.why_not_res_block,
-    "attention": recognise_unet.why_not_attention,
-    "upsampling": recognise_unet.why_not_upsampling,
-    "network": recognise_unet.why_not_network,
-}
-_MIXINS: dict[str, type[_SwappedUnetPart]] = {
-    "res block": SwappedResBlock,
-    "attention": SwappedAttention,
-    "upsampling": SwappedUpsampling,
-    "network": SwappedNetwork,
-}
+def name_of(name: str, kind: str) -> str:
+    """What the report calls a candidate: for the end of a network, the name of its norm."""
+    return f"{name}.conv_norm_out".lstrip(".") if kind == "norm and SiLU" else name
 
 
-def plan(name: str, module: nn.Module, kind: str, verify: bool, plans: Iterable[Plan]) -> Plan | str:
-    """How to swap what `recognise_unet.candidates` found, or why not."""
-    if kind == "norm and SiLU":
-        reason = recognise_unet.why_not_norm_and_silu(module)
-        return reason if reason is not None else Plan(f"{name}.conv_norm_out".lstrip("."), kind, module)
-    reason = _WHY_NOT[kind](module)
-    if reason is not None:
-        return reason
-    if kind == "network":
-        return Plan(f"{name}.dtype".lstrip("."), kind, module)
-    checked = any(other.kind == kind and runs_the_same_code(other.module, module) for other in plans)
-    if verify and not checked:
-        difference = probe_unet.why_different(module, kind, lambda copied: _swap(copied, kind))
-        if difference is not None:
-            return difference
-    return Plan(name, kind, module)
+def swapped_before(module: Any, kind: str) -> SwappedPart | None:
+    """The description of a candidate that an earlier call swapped."""
+    part = module.conv_norm_out if kind == "norm and SiLU" else module
+    return part.describe() if isinstance(part, _SwappedUnetPart) else None
 
 
-def already(name: str, module: nn.Module, kind: str) -> tuple[str, SwappedPart] | None:
-    """Name and description if an earlier call swapped this candidate."""
-    part: Any = module
-    inside = {"norm and SiLU": "conv_norm_out", "network": "dtype"}.get(kind, "")
-    if kind == "norm and SiLU":
-        part = module.conv_norm_out
-    return (f"{name}.{inside}".strip("."), part.describe()) if isinstance(part, _SwappedUnetPart) else None
-
-
-def _swap(module: Any, kind: str) -> _SwappedUnetPart:
+def swap(module: Any, kind: str) -> SwappedPart:
+    """Make a candidate compute through the ops from now on."""
     if kind == "norm and SiLU":
         conv = module._modules.get("conv_out")
-        fits = recognise_unet.why_not_last_conv(conv, module.conv_norm_out.num_channels) is None
+        fits = why_not_last_conv(conv, module.conv_norm_out.num_channels) is None
         end = _End(module.conv_norm_out, module.conv_act, conv if fits else None)
         for part in end.parts:
             _change(part, _SwappedInEnd)._end = end
-        return end.parts[0]
-    return _change(module, _MIXINS[kind])
+        return end.describe()
+    mixins = {"ResNet block": SwappedResnetBlock, "attention": SwappedAttention, "upsample": SwappedUpsample}
+    return _change(module, mixins[kind]).describe()
 
 
 def _change(module: Any, mixin: type[_SwappedUnetPart]) -> Any:
     module.__class__ = swapped_class(mixin, type(module))
     module._unet_parts = tuple(map(type, module.unet_parts()))
     return module
+
+
+# ---- recognition -----------------------------------------------------------------------------------------------------
+
+
+def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(name, module, kind) of what resembles a part, one of those below.
+
+    "ResNet block", "attention", "upsample". "norm and SiLU": the module that holds the two as `conv_norm_out` and
+    `conv_act`; a `conv_out` after them goes with them if it can.
+    """
+    for name, module in model.named_modules():
+        parts = module._modules.keys()
+        if parts >= _RESNET_BLOCK:
+            yield name, module, "ResNet block"
+        elif parts >= _ATTENTION:
+            yield name, module, "attention"
+        elif "conv" in parts and hasattr(module, "use_conv_transpose"):
+            yield name, module, "upsample"
+        elif parts >= {"conv_norm_out", "conv_act"}:
+            yield name, module, "norm and SiLU"
+
+
+def why_not_resnet_block(block: Any) -> str | None:
+    """None if `block` can compute through two `norm_silu_conv3x3`, else the first difference."""
+    resampling = [name for name in ("upsample", "downsample") if getattr(block, name, None) is not None]
+    if resampling:
+        return f"it changes the resolution between norm and convolution ({resampling[0]})"
+    return (
+        _why_not_replaceable(block, _RESNET_BLOCK | _RESNET_BLOCK_MORE, "ResnetBlock2D")
+        or _why_norm_or_conv_differs(block)
+        or _why_time_differs(block)
+        or _why_dropout(block, getattr(block, "dropout", None))
+    )
+
+
+def why_not_attention(attention: Any) -> str | None:
+    """None if `attention` is self-attention over the pixels or tokens of one input, else the first difference."""
+    extra = [name for name, part in attention._modules.items() if part is not None and name.startswith("norm_")]
+    if getattr(attention, "spatial_norm", None) is not None:
+        return "it has a spatial norm, which depends on a second image"
+    if extra:
+        return f"it has a {extra[0]}, which no fused path has"
+    if getattr(attention, "is_cross_attention", False):
+        return "it is cross-attention: queries and keys come from different inputs, so there is no common product"
+    if getattr(attention, "add_k_proj", None) is not None:
+        return "it attends to a second sequence as well (add_k_proj)"
+    return (
+        _why_processor_differs(attention)
+        or _why_not_replaceable(attention, _ATTENTION | _ATTENTION_MORE, "Attention")
+        or _why_projections_differ(attention)
+        or _why_dropout(attention, attention.to_out[-1])
+    )
+
+
+def why_not_upsample(module: Any) -> str | None:
+    """None if `module` doubles the resolution by nearest neighbours and convolves the result, else why not."""
+    if module.use_conv_transpose:
+        return "it is a transposed convolution"
+    if getattr(module, "norm", None) is not None:
+        return "it has a norm before it changes the resolution"
+    if not getattr(module, "interpolate", True):
+        return "it does not change the resolution"
+    return _why_not_replaceable(module, {"conv"}, "Upsample2D") or _why_not_conv3x3("conv", unwrapped(module.conv))
+
+
+def why_not_norm_and_silu(owner: Any) -> str | None:
+    """None if `owner.conv_norm_out` and `owner.conv_act` can compute through one `group_norm_silu`."""
+    norm, act = owner.conv_norm_out, owner.conv_act
+    if norm is None or act is None:
+        return "one of the two is missing"
+    return (
+        _why_not_silu("conv_act", act)
+        or _why_not_group_norm("conv_norm_out", norm)
+        or why_hooked({"conv_norm_out": norm, "conv_act": act})
+    )
+
+
+def why_not_last_conv(conv: Any, channels: int) -> str | None:
+    """None if `conv`, which follows the norm and SiLU, can be computed with them."""
+    reason = _why_not_conv3x3("conv_out", conv) or why_hooked({"conv_out": conv})
+    if reason is None and conv.in_channels != channels:
+        return f"conv_out takes {conv.in_channels} channels, and the norm before it has {channels}"
+    return reason
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _why_class_differs(module: nn.Module, name: str) -> str | None:
+    """None if the class, or the one a compile wrapper or sharding derived from it, runs diffusers' own forward."""
+    cls = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), nn.Module)
+    if cls.__name__ == name and cls.__module__.partition(".")[0] == "diffusers":
+        return None
+    found = f"{cls.__module__}.{cls.__name__}"
+    return f"its forward is that of {found}, which may compute anything; known is diffusers' {name}"
+
+
+def _why_not_replaceable(module: nn.Module, known: set[str], name: str) -> str | None:
+    fixed = why_forward_fixed(module) or _why_class_differs(module, name)
+    if fixed is not None:
+        return fixed
+    extra = sorted(name for name, part in module._modules.items() if part is not None and name not in known)
+    if extra:
+        return f"its part {extra[0]} ({type(module._modules[extra[0]]).__name__}) has no place in it"
+    return why_tensors_unfit(module) or why_hooked({name: part for name, part in module.named_modules() if name})
+
+
+def _why_norm_or_conv_differs(block: Any) -> str | None:
+    convs = {name: unwrapped(getattr(block, name)) for name in ("conv1", "conv2")}
+    for name, conv in convs.items():
+        reason = _why_not_conv3x3(name, conv)
+        if reason is not None:
+            return reason
+    first, second = convs.values()
+    for name, conv in (("norm1", first), ("norm2", second)):
+        norm = getattr(block, name)
+        reason = _why_not_group_norm(name, norm)
+        if reason is not None:
+            return reason
+        if norm.num_channels != conv.in_channels:  # type: ignore[union-attr]
+            return f"{name} has {norm.num_channels} channels, and the convolution after it takes {conv.in_channels}"  # type: ignore[union-attr]
+    if getattr(block, "conv_shortcut", None) is None and first.in_channels != second.out_channels:  # type: ignore[union-attr]
+        return "its input and its output differ in channels, and there is no conv_shortcut"
+    return _why_not_silu("nonlinearity", getattr(block, "nonlinearity", None))
+
+
+def _why_not_conv3x3(name: str, conv: Any) -> str | None:
+    if type(conv) is not nn.Conv2d:
+        return f"{name} is a {type(conv).__name__}, not a plain Conv2d"
+    expected = {
+        "kernel size": ((3, 3), conv.kernel_size),
+        "stride": ((1, 1), conv.stride),
+        "padding": ((1, 1), {"same": (1, 1)}.get(str(conv.padding), conv.padding)),
+        "dilation": ((1, 1), conv.dilation),
+        "groups": (1, conv.groups),
+        "padding_mode": ("zeros", conv.padding_mode),
+    }
+    for what, (wanted, found) in expected.items():
+        if wanted != found:
+            return f"{name} has {what} {found}, and the op has {wanted}"
+    return None
+
+
+def _why_not_group_norm(name: str, norm: Any) -> str | None:
+    return None if type(norm) is nn.GroupNorm else f"{name} is a {type(norm).__name__}, not a plain GroupNorm"
+
+
+def _why_not_silu(name: str, act: Any) -> str | None:
+    return None if type(act) is nn.SiLU else f"{name} is a {type(act).__name__}, and the op has SiLU"
+
+
+def _why_time_differs(block: Any) -> str | None:
+    how = getattr(block, "time_embedding_norm", "default")
+    projection = getattr(block, "time_emb_proj", None)
+    if projection is None:  # an autoencoder's block, which has no time
+        return "its time_embedding_norm is 'scale_shift' without a time_emb_proj" if how == "scale_shift" else None
+    if how not in ("default", "scale_shift"):
+        return f"its time_embedding_norm is {how!r}, and the op has 'default' and 'scale_shift'"
+    if type(projection) is not nn.Linear:
+        return f"time_emb_proj is a {type(projection).__name__}, not a plain Linear"
+    wanted = block.norm2.num_channels * (1 if how == "default" else 2)
+    if projection.out_features != wanted:
+        return f"time_emb_proj gives {projection.out_features} numbers, and {how!r} takes {wanted}"
+    return None
+
+
+def _why_processor_differs(attention: Any) -> str | None:
+    """diffusers' Attention computes nothing itself; a module without a processor does."""
+    processor = getattr(attention, "processor", None)
+    cls = type(processor)
+    if processor is None or (cls.__name__ in _PROCESSORS and cls.__module__.partition(".")[0] == "diffusers"):
+        return None
+    known = " and ".join(sorted(_PROCESSORS))
+    return f"its processor is {cls.__module__}.{cls.__name__}, which may compute anything; known are diffusers' {known}"
+
+
+def _why_projections_differ(attention: Any) -> str | None:
+    for name in ("to_q", "to_k", "to_v"):
+        if type(getattr(attention, name)) is not nn.Linear:
+            return f"{name} is a {type(getattr(attention, name)).__name__}, not a plain Linear"
+    shapes = {getattr(attention, name).weight.shape for name in ("to_q", "to_k", "to_v")}
+    biases = {getattr(attention, name).bias is None for name in ("to_q", "to_k", "to_v")}
+    if len(shapes) > 1 or len(biases) > 1:
+        return f"to_q, to_k and to_v must be alike, found weights of {', '.join(str(tuple(s)) for s in sorted(shapes))}"
+    inner = attention.to_q.out_features
+    if not isinstance(attention.to_out, nn.ModuleList) or type(attention.to_out[0]) is not nn.Linear:
+        return "to_out must be a list that begins with a plain Linear"
+    if inner % attention.heads:
+        return f"its {attention.heads} heads do not divide its {inner} channels"
+    norm = getattr(attention, "group_norm", None)
+    return None if norm is None else _why_not_group_norm("group_norm", norm)
+
+
+def _why_dropout(module: nn.Module, dropout: Any) -> str | None:
+    if module.training and getattr(dropout, "p", 0.0) > 0.0:
+        return f"it drops values while training (p = {dropout.p}), and the op has no dropout; call model.eval() first"
+    return None

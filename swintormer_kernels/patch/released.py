@@ -1,27 +1,22 @@
-"""Swap known blocks of any model in place, and back.
+"""The released Swintormer block: recognised by its structure, swapped for `swda_block`.
 
-    report = sk.optimize(model)   # which parts now run through the ops, which stay and why, and on which backend
-    sk.restore(model)
-
-Known are the released Swintormer block, and of diffusion U-Nets and their autoencoders (diffusers' names) res blocks,
-self-attention, steps up, and the norm and SiLU that end them (`unet.py`).
-
-A swapped block is the same object with the same parts, parameters, hooks and attributes: only its class becomes a
-subclass of its own whose forward calls the op (as torch's parametrizations and fully_shard do it). So wrappers,
-optimizers, state dicts and other references to it go on working, and so do `isinstance`, `copy.deepcopy` and pickle.
+Recognition reads names of parts, shapes and attributes, never the block's class: the parts are named as in the
+released checkpoints, `norm1.body`, `norm2.body`, `ffn.{project_in,project_out}` and
+`attn.{logit_scale,cpb_mlp,qkv,qkv_dwconv,project_out}`. Every check answers with None or with the reason, for the
+report. What a forward computes beside its parts cannot be read: `optimize(model, verify=example)` compares numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swintormer_kernels.nn import (
-    Block,
     attention_weights,
     ffn_weights,
     log_spaced_coordinates,
@@ -29,13 +24,36 @@ from swintormer_kernels.nn import (
     remade_coordinates,
 )
 from swintormer_kernels.ops.swda_block import swda_block
-from swintormer_kernels.patch import diffusers as unet
-from swintormer_kernels.patch import probe, recognise, recognise_unet
-from swintormer_kernels.patch.swap import SwappedModule, swapped_class
+from swintormer_kernels.patch.swap import (
+    WRAPPERS,
+    SwappedModule,
+    has_hooks,
+    swapped_class,
+    unwrapped,
+    why_forward_fixed,
+    why_hooked,
+    why_tensors_unfit,
+)
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Explanation, explain
 
 _COORDINATES = "_swda_coordinates"
+_HALVES = {
+    "attention": ("norm1.", "attn."),
+    "feed-forward": ("norm2.", "ffn."),
+}
+_REQUIRED = {
+    *("norm1.body.weight", "norm1.body.bias", "attn.logit_scale"),
+    *("attn.cpb_mlp.0.weight", "attn.cpb_mlp.0.bias", "attn.cpb_mlp.2.weight"),
+    *("attn.qkv.weight", "attn.qkv_dwconv.weight", "attn.project_out.weight"),
+    *("norm2.body.weight", "norm2.body.bias", "ffn.project_in.weight", "ffn.project_out.weight"),
+}
+_OPTIONAL = {
+    *("attn.qkv.bias", "attn.qkv_dwconv.bias", "attn.project_out.bias"),
+    *("ffn.project_in.bias", "ffn.project_out.bias"),
+}
+_WINDOW_NAMES = ("window_size", "window_sizes", "win_size", "window", "ws")
+_SHIFT_NAMES = ("shift_size", "shift_sizes", "shift", "shifted")
 
 
 @dataclass(frozen=True)
@@ -57,144 +75,7 @@ class Swapped:
         return f"{sizes}, shift {self.shift} -> {self.explanation.backend}"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `optimize` did; `str()` tells it to a person. All names are as in `model.named_modules()`.
-
-    Attributes:
-        swapped: name -> what the block is and which backend it gets.
-        swapped_before: the same for blocks that an earlier call swapped.
-        kept: name -> why a module that resembles a released one stays as it is.
-        ours: names of blocks of this package, which need no swap.
-    """
-
-    swapped: dict[str, Swapped | unet.SwappedPart] = field(default_factory=dict)
-    swapped_before: dict[str, Swapped | unet.SwappedPart] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-    ours: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        groups = (
-            ("swapped", self.swapped),
-            ("swapped before", self.swapped_before),
-            ("kept", self.kept),
-            ("of this package already, which needs no swap", dict.fromkeys(self.ours, "")),
-        )
-        lines = []
-        if not any(group for _, group in groups):
-            return (
-                "nothing to swap: the model holds no attention, feed-forward part or block of the released kind, "
-                "and no res block, attention or norm and SiLU of a diffusion U-Net"
-            )
-        if not self.swapped:
-            lines.append("nothing swapped")
-        for title, group in groups:
-            if group:
-                lines.append(f"{len(group)} {title}:")
-                lines += [f"  {names}{text and '  '}{text}" for names, text in _grouped(group)]
-        parts = (*self.swapped.values(), *self.swapped_before.values())
-        explanations = {str(part.explanation) for part in parts if part.explanation is not None}
-        return "\n".join([*lines, *sorted(explanations)])
-
-
-def _grouped(entries: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Entries of one parent that say the same in one line: ("latent.{0,2,4,6}", text)."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, text in entries.items():
-        parent, dot, last = name.rpartition(".")
-        groups.setdefault((parent + dot, str(text)), []).append(last)
-    return [
-        (f"{parent}{{{','.join(lasts)}}}" if len(lasts) > 1 else (parent + lasts[0] or "the model itself"), text)
-        for (parent, text), lasts in groups.items()
-    ]
-
-
-def optimize(model: nn.Module, *, verify: bool = True) -> Report:
-    """Let every known part of `model` compute through the ops, in place.
-
-    Released Swintormer blocks go through `swda_block`; res blocks of diffusion U-Nets through `res_block` on a CPU and
-    through two `norm_silu_conv3x3` elsewhere, their steps up through `upsample_conv3x3`, their self-attention through
-    one product and scaled_dot_product_attention; `conv_norm_out`, `conv_act` and `conv_out` through one
-    `norm_silu_conv3x3`, or the first two through `group_norm_silu`. A whole network of diffusers knows its dtype
-    afterwards without the walk over all modules that diffusers does in each step.
-
-    Parts are recognised by structure, also inside DataParallel, torch.compile and checkpoint wrappers. Parameters,
-    state dict, hooks, mode, device and dtype stay as they are. Calls that the op does not take (further arguments,
-    sides that are not multiples of the window, dropout while training, hooks or other modules put on inner parts later)
-    go to the part's own forward, as before. Running it again changes nothing. Weights are packed once and packed again
-    when their version counter moves; after a write through `parameter.data`, which moves none, call
-    `swintormer_kernels.forget(model)`.
-
-    Args:
-        model: any module; a block itself, too.
-        verify: before the swap run a copy of each kind of part and compare outputs and gradients with the op
-            (`patch.probe`; 3 s of one core for the released network). Without it parts are swapped for
-            their structure alone, and kept where that leaves a doubt.
-
-    Returns:
-        What was swapped, what was kept and why; `print` it.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"optimize takes a torch.nn.Module, found {type(model).__name__}")
-    report = Report()
-    plans: dict[str, _Plan] = {}
-    for name, module, kind in recognise.candidates(model):
-        if isinstance(module, Block):
-            report.ours.append(name)
-        elif isinstance(module, SwappedBlock):
-            report.swapped_before[name] = _describe(module)
-        elif kind != "block":
-            report.kept[name] = f"{kind} of this kind alone: the op includes the norm before it and the residual"
-        else:
-            plan = _plan(module, verify, plans.values())
-            if isinstance(plan, str):
-                report.kept[name] = plan
-            else:
-                plans[name] = plan
-    for name, plan in plans.items():
-        _swap(plan.block, plan.window, plan.shift)
-        report.swapped[name] = _describe(plan.block)
-    _optimize_unet(model, verify, report)
-    return report
-
-
-def _optimize_unet(model: nn.Module, verify: bool, report: Report) -> None:
-    plans: list[unet.Plan] = []
-    for name, module, kind in recognise_unet.candidates(model):
-        before = unet.already(name, module, kind)
-        if before is not None:
-            report.swapped_before[before[0]] = before[1]
-            continue
-        plan = unet.plan(name, module, kind, verify, plans)
-        if isinstance(plan, str):
-            report.kept[name] = f"{kind}: {plan}"
-        else:
-            plans.append(plan)
-    for plan in plans:
-        report.swapped[plan.name] = plan.swap()
-
-
-def restore(model: nn.Module) -> list[str]:
-    """Undo `optimize`: every swapped block computes through its own class again, with the parameters of now.
-
-    Returns:
-        Names of the modules whose class was swapped.
-
-    Raises:
-        RuntimeError: something else changed the class of a swapped module since; nothing is restored then.
-    """
-    swapped = {name: module for name, module in model.named_modules() if isinstance(module, SwappedModule)}
-    for name, module in swapped.items():
-        if "_base" not in vars(type(module)):
-            raise RuntimeError(
-                f"{name or 'the model'} became a {type(module).__name__} after it was swapped; undo that first"
-            )
-    for module in swapped.values():
-        module.unswap()
-    return list(swapped)
-
-
-# ---- swapped blocks --------------------------------------------------------------------------------------------------
+# ---- the swapped block -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -225,7 +106,7 @@ class SwappedBlock(SwappedModule):
         if x.shape[2] % self._swda.window or x.shape[3] % self._swda.window:
             return False
         parts = _parts(self)
-        return tuple(map(type, parts)) == self._swda.parts and not any(map(recognise.has_hooks, parts))
+        return tuple(map(type, parts)) == self._swda.parts and not any(map(has_hooks, parts))
 
     def _weights(self) -> tuple[AttentionWeights, FFNWeights]:
         bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
@@ -253,7 +134,7 @@ def _parts(block: Any) -> tuple[Any, ...]:
     return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
 
 
-def _swap(block: Any, window: int, shift: int) -> None:
+def swap(block: Any, window: int, shift: int) -> None:
     like = block.attn.cpb_mlp[0].weight
     with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
         coordinates = log_spaced_coordinates(window).to(device=like.device, dtype=like.dtype)
@@ -262,52 +143,7 @@ def _swap(block: Any, window: int, shift: int) -> None:
     block.register_buffer(_COORDINATES, coordinates, persistent=False)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    block: nn.Module
-    window: int
-    shift: int
-
-
-def _plan(block: nn.Module, verify: bool, plans: Iterable[_Plan]) -> _Plan | str:
-    """How to swap `block`, or why not. A block that runs the same code as a planned one needs no check of its own."""
-    reason = recognise.why_not_block(block)
-    if reason is not None:
-        return reason
-    found = recognise.window_and_shifts(block)
-    if isinstance(found, str):
-        return found
-    same = (plan for plan in plans if recognise.runs_the_same_code(plan.block, block))
-    plan = next(same, None)
-    if plan is not None:
-        return _Plan(block, plan.window, plan.shift)
-    return _checked(block, *found) if verify else _trusted(block, *found)
-
-
-def _trusted(block: nn.Module, window: int, shifts: tuple[int, ...]) -> _Plan | str:
-    """The plan that the structure alone allows."""
-    if len(shifts) > 1:
-        return "its shift stands in no attribute, and only the check (verify=True) can find it"
-    extra = recognise.extra_parts(block)
-    if extra:
-        return f"{extra[0]} has no place in it; the check (verify=True) can tell if it matters"
-    return _Plan(block, window, shifts[0])
-
-
-def _checked(block: nn.Module, window: int, shifts: tuple[int, ...]) -> _Plan | str:
-    """The plan under which the op computes what the block computes."""
-    verdict = probe.compare(block, window, shifts, lambda copied, shift: _swap(copied, window, shift))
-    if isinstance(verdict, str):
-        return verdict
-    if verdict.shift is None:
-        return (
-            f"it computes something else: relative difference {verdict.error:.1e} in {verdict.dtype}, "
-            f"where rounding explains {verdict.tolerance:.1e}"
-        )
-    return _Plan(block, window, verdict.shift)
-
-
-def _describe(block: Any) -> Swapped:
+def describe(block: Any) -> Swapped:
     """Sizes and backend of a swapped block."""
     window, shift = block._swda.window, block._swda.shift
     attention, ffn = block._weights()
@@ -315,3 +151,232 @@ def _describe(block: Any) -> Swapped:
     x = attention.qkv.new_empty(()).expand(1, channels, 8 * window, 8 * window)  # one number, whatever the size
     explanation = explain(swda_block, x, attention, ffn, window, shift)
     return Swapped(channels, len(attention.logit_scale), hidden, window, shift, explanation)
+
+
+# ---- recognition -----------------------------------------------------------------------------------------------------
+
+
+def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(name, module, kind) of what resembles a released part; kind is "block", "attention" or "feed-forward".
+
+    The attention and feed-forward modules of a block do not come again by themselves.
+    """
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        kind = _kind(module)
+        if kind is None or id(module) in inside:
+            continue
+        if kind == "block":
+            inside |= {id(part) for part in module.modules()}
+        yield name, module, kind
+
+
+def _kind(module: nn.Module) -> str | None:
+    parts = module._modules
+    if _resembles_attention(unwrapped(parts.get("attn"))) or _resembles_ffn(unwrapped(parts.get("ffn"))):
+        return "block"
+    if _resembles_attention(module):
+        return "attention"
+    return "feed-forward" if _resembles_ffn(module) else None
+
+
+def _resembles_attention(module: nn.Module | None) -> bool:
+    return module is not None and {"qkv", "qkv_dwconv", "project_out"} <= module._modules.keys()
+
+
+def _resembles_ffn(module: nn.Module | None) -> bool:
+    return module is not None and {"project_in", "project_out"} <= module._modules.keys()
+
+
+# ---- structure -------------------------------------------------------------------------------------------------------
+
+
+def why_not_block(block: nn.Module) -> str | None:
+    """None if `block` has the structure of a released block, else the first difference of each half."""
+    fixed = why_forward_fixed(block)
+    if fixed is not None:
+        return fixed
+    if type(block).forward is nn.Module.forward:
+        return "it has no forward of its own, so something else computes it"
+    names = {_clean(name) for name, _ in block.named_parameters(remove_duplicate=False)}
+    outside = sorted(name for name in names if not name.startswith(tuple(sum(_HALVES.values(), ()))))
+    if outside:
+        return f"parameter {outside[0]} has no place in a released block"
+    found = {
+        "attention": _why_parameters_differ("attention", names) or _why_attention_differs(block),
+        "feed-forward": _why_parameters_differ("feed-forward", names) or _why_ffn_differs(block),
+    }
+    reasons = [reason for reason in found.values() if reason is not None]
+    if len(reasons) == 1:
+        fits = next(half for half, reason in found.items() if reason is None)
+        return f"only its {fits} half is of the released kind: {reasons[0]}"
+    return (
+        "; ".join(reasons)
+        or why_tensors_unfit(block)
+        or _why_dropout(block)
+        or why_hooked({name: part for name, part in block.named_modules() if name})
+        or _why_parts_unknown(block)
+    )
+
+
+def _clean(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(f"{wrapper}.", "")
+    return name
+
+
+def _why_parameters_differ(half: str, names: set[str]) -> str | None:
+    prefixes = _HALVES[half]
+    missing = sorted(name for name in _REQUIRED - names if name.startswith(prefixes))
+    if missing:
+        return f"it has no {missing[0]}"
+    extra = sorted(name for name in names - _REQUIRED - _OPTIONAL if name.startswith(prefixes))
+    return f"parameter {extra[0]} has no place in it" if extra else None
+
+
+def _why_attention_differs(block: Any) -> str | None:
+    attn = block.attn
+    channels, heads = attn.project_out.weight.shape[0], attn.logit_scale.shape[0]
+    if attn.logit_scale.shape != (heads, 1, 1) or heads < 1 or channels % (2 * heads):
+        return (
+            f"attn.logit_scale must be (heads, 1, 1) with 2 * heads dividing the {channels} channels, "
+            f"found {tuple(attn.logit_scale.shape)}"
+        )
+    hidden = attn.cpb_mlp[0].weight.shape[0]
+    shapes = tuple(attn.cpb_mlp[0].weight.shape), tuple(attn.cpb_mlp[2].weight.shape)
+    if shapes != ((hidden, 2), (heads, hidden)):
+        return f"attn.cpb_mlp must map 2 coordinates to {heads} heads, found weights {shapes[0]} and {shapes[1]}"
+    return (
+        _why_norm_differs("norm1", block.norm1, channels)
+        or _why_conv_differs("attn.qkv", attn.qkv, (3 * channels, channels, 1, 1))
+        or _why_conv_differs("attn.qkv_dwconv", attn.qkv_dwconv, (3 * channels, 1, 3, 3))
+        or _why_conv_differs("attn.project_out", attn.project_out, (channels, channels, 1, 1))
+    )
+
+
+def _why_ffn_differs(block: Any) -> str | None:
+    channels, hidden = block.ffn.project_out.weight.shape[:2]
+    return (
+        _why_norm_differs("norm2", block.norm2, channels)
+        or _why_conv_differs("ffn.project_in", block.ffn.project_in, (2 * hidden, channels, 1, 1))
+        or _why_conv_differs("ffn.project_out", block.ffn.project_out, (channels, hidden, 1, 1))
+    )
+
+
+def _why_norm_differs(name: str, norm: Any, channels: int) -> str | None:
+    if norm.body.weight.shape != (channels,) or norm.body.bias.shape != (channels,):
+        return f"{name}.body must have weight and bias of shape ({channels},), found {tuple(norm.body.weight.shape)}"
+    for owner in (norm, norm.body):
+        eps = getattr(owner, "eps", 1e-5)
+        if eps != 1e-5:
+            return f"{name} has eps {eps}, and the op computes with 1e-05"
+    return None
+
+
+def _why_conv_differs(name: str, conv: Any, shape: tuple[int, int, int, int]) -> str | None:
+    if type(conv) is not nn.Conv2d:
+        return f"{name} is a {type(conv).__name__}, not a plain Conv2d"
+    out, _, kernel, _ = shape
+    padding = {"same": (kernel // 2,) * 2, "valid": (0, 0)}.get(str(conv.padding), conv.padding)
+    expected = {
+        "weight": (shape, tuple(conv.weight.shape)),
+        "bias": ((out,), (out,) if conv.bias is None else tuple(conv.bias.shape)),
+        "stride": ((1, 1), conv.stride),
+        "padding": ((kernel // 2,) * 2, padding),
+        "dilation": ((1, 1), conv.dilation),
+        "groups": (out if kernel == 3 else 1, conv.groups),
+        "padding_mode": ("zeros" if kernel == 3 else conv.padding_mode, conv.padding_mode),
+    }
+    for what, (wanted, found) in expected.items():
+        if wanted != found:
+            return f"{name} has {what} {found}, a released block has {wanted}"
+    return None
+
+
+def _why_dropout(block: nn.Module) -> str | None:
+    for name, part in block.named_modules():
+        if getattr(part, "p", 0) and "dropout" in type(part).__name__.lower():
+            return f"{name} drops values while training (p = {part.p}), and the op has no dropout"
+    return None
+
+
+def _why_parts_unknown(block: nn.Module) -> str | None:
+    """None if every inner module is one that a released block has, or does nothing."""
+    known = {_clean(name).rpartition(".")[0] for name in _REQUIRED}
+    known |= {"", "norm1", "norm2", "attn", "ffn", "attn.cpb_mlp", "attn.cpb_mlp.1"}
+    for name, part in block.named_modules():
+        clean = _clean(f"{name}.").rstrip(".")
+        if clean not in known and not isinstance(part, nn.Identity | nn.Dropout):
+            return f"{clean} ({type(part).__name__}) has no place in it"
+    attn: Any = block.attn
+    act = attn.cpb_mlp[1]
+    return None if type(act) is nn.ReLU else f"attn.cpb_mlp.1 is a {type(act).__name__}, not a ReLU"
+
+
+# ---- what stands in no shape -----------------------------------------------------------------------------------------
+
+
+def window_and_shift(block: nn.Module) -> tuple[int, int] | str:
+    """The window's side from usual attribute names and from buffers, the shift from attributes; or why not."""
+    window = _window(block)
+    if isinstance(window, str):
+        return window
+    shifts = _attributes(block, _SHIFT_NAMES)
+    if isinstance(shifts, str):
+        return shifts
+    if not shifts:
+        return f"its shift stands in no attribute ({', '.join(_SHIFT_NAMES)})"
+    found = {window // 2 if shift is True else int(shift) for shift in shifts.values()}
+    if len(found) > 1 or not 0 <= min(found) < window:
+        return f"its shift is unclear for a window of {window}: {_listed(shifts)}"
+    return window, found.pop()
+
+
+def _window(block: nn.Module) -> int | str:
+    named = _attributes(block, _WINDOW_NAMES)
+    if isinstance(named, str):
+        return named
+    told = named | _windows_of_buffers(block)
+    if not told:
+        return f"its window stands in no attribute ({', '.join(_WINDOW_NAMES)}) and in no buffer"
+    if len(set(told.values())) > 1 or min(told.values()) < 2:
+        return f"its window is unclear: {_listed(told)}"
+    return next(iter(told.values()))
+
+
+def _listed(values: dict[str, int]) -> str:
+    return ", ".join(f"{name} says {value}" for name, value in values.items())
+
+
+def _attributes(block: Any, names: tuple[str, ...]) -> dict[str, int] | str:
+    """Attributes of the block and of its attention that hold a side: name -> int or bool; or a sentence."""
+    found: dict[str, int] = {}
+    for prefix, owner in (("", block), ("attn.", unwrapped(block.attn))):
+        for name in names:
+            value = getattr(owner, name, None)
+            if value is None or callable(value):
+                continue
+            if isinstance(value, Tensor):
+                value = value.tolist()
+            sides = set(value) if isinstance(value, tuple | list) else {value}
+            side = sides.pop() if sides else None
+            if sides or not isinstance(side, int):
+                return f"{prefix}{name} is {value}, and the op takes one whole number for both sides"
+            found[prefix + name] = side
+    return found
+
+
+def _windows_of_buffers(block: nn.Module) -> dict[str, int]:
+    """Windows told by relative coordinate tables ((2w-1)^2 pairs) and pair indices (N x N): buffer name -> w."""
+    found = {}
+    for name, buffer in block.named_buffers():
+        tail = name.rpartition(".")[2]
+        if "coord" in tail and buffer.ndim and buffer.shape[-1] == 2:
+            side = math.isqrt(buffer.numel() // 2)
+            if side**2 * 2 == buffer.numel() and side % 2:
+                found[name] = (side + 1) // 2
+        elif "index" in tail and buffer.ndim == 2 and buffer.shape[0] == buffer.shape[1]:
+            side = math.isqrt(buffer.shape[0])
+            if side**2 == buffer.shape[0]:
+                found[name] = side
+    return found

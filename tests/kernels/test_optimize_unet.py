@@ -156,7 +156,7 @@ def test_the_ops_really_compute_it(model, monkeypatch):
         op = getattr(swapped_unet, name)
         monkeypatch.setattr(swapped_unet, name, lambda *args, op=op, name=name: calls.append(name) or op(*args))
     model(*unet_inputs(model))
-    blocks = sum(isinstance(part, swapped_unet.SwappedResBlock) for part in model.modules())
+    blocks = sum(isinstance(part, swapped_unet.SwappedResnetBlock) for part in model.modules())
     assert blocks == 8
     assert calls.count("norm_silu_conv3x3") + calls.count("group_norm_silu") == 2 * blocks + 1
     assert calls.count("upsample_conv3x3") == 1
@@ -178,6 +178,21 @@ def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
         assert len(outs) == 8, "on another backend the halves choose for themselves"
     model(*inputs)
     assert outs[8:] == [None] * 8, "with gradients they do, too"
+
+
+@pytest.mark.parametrize("norm", ["default", "scale_shift"])
+def test_the_report_names_the_op_that_serves_a_resnet_block(norm, extension):
+    model = unet(block_out_channels=(32, 64), sample_size=32, resnet_time_scale_shift=norm)
+    name = "down_blocks.0.resnets.0"
+    with torch.no_grad():
+        assert sk.optimize(model).swapped[name].explanation.op == "res_block"
+        with sk.use_backend("reference"):
+            assert sk.optimize(model).swapped_before[name].explanation.op == "norm_silu_conv3x3"
+    assert sk.optimize(model).swapped_before[name].explanation.op == "norm_silu_conv3x3", "with gradients"
+
+
+def test_verify_takes_all_arguments_of_a_network(model):
+    assert sk.optimize(model, verify=unet_inputs(model)).difference <= 2 * EPS * (9 * 64) ** 0.5 * 16
 
 
 ATTENTIONS = {
@@ -206,21 +221,6 @@ def test_attention_with_and_without_the_fused_norm(name, channels, monkeypatch, 
     assert len(calls) == fused
     assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
     assert len(calls) == fused
-
-
-# ---- the network's own dtype -----------------------------------------------------------------------------------------
-
-
-def test_the_dtype_follows_the_parameters_and_hooks(model):
-    sk.optimize(model)
-    assert isinstance(model, swapped_unet.SwappedNetwork)
-    assert model.dtype == torch.float32
-    assert model.double().dtype == torch.float64
-    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    assert next(model.parameters()).dtype == torch.bfloat16
-    assert model.dtype == torch.float32
-    sk.restore(model)
-    assert type(model) is diffusers.UNet2DModel
 
 
 def test_a_swapped_network_saves_under_its_own_name(model, tmp_path):
@@ -257,7 +257,7 @@ def test_twice_is_once(model):
 
 def test_report_names_sizes_and_backends(model):
     text = str(sk.optimize(model))
-    assert "res block, 16 to 32 channels -> " in text
+    assert "ResNet block, 16 to 32 channels -> " in text
     assert "attention, 32 channels, 4 heads -> scaled_dot_product_attention" in text
     assert "conv_norm_out  norm, SiLU and convolution, 16 channels -> " in text
 
@@ -421,7 +421,7 @@ RELATIVES = {
         "conv2 has padding_mode reflect",
     ),
     "more": (lambda: with_part(resnet(), "adapter", nn.Linear(2, 2)), "its part adapter (Linear) has no place in it"),
-    "another order": (other_order, "it computes something else"),
+    "another order": (other_order, ".OtherOrder, which may compute anything"),
     "cross": (lambda: attention(cross_attention_dim=12), "it is cross-attention"),
     "query norm": (lambda: attention(qk_norm="layer_norm"), "it has a norm_q"),
     "spatial norm": (lambda: attention(spatial_norm_dim=3), "it has a spatial norm"),
@@ -474,15 +474,6 @@ def test_hooks_at_the_time_of_the_swap(model):
     assert "a hook hangs on to_v" in report.kept["mid_block.attentions.0"]
     assert "a hook hangs on conv" in report.kept["up_blocks.0.upsamplers.0"]
     assert "a hook hangs on conv_norm_out" in report.kept[""]
-
-
-def test_without_the_check_the_structure_decides(monkeypatch):
-    monkeypatch.setattr(swapped_unet.probe_unet, "why_different", lambda *_: pytest.fail("was asked not to check"))
-    model = unet()
-    put_processor(model)
-    report = sk.optimize(model, verify=False)
-    assert len(report.swapped) == 8 + 3 + 1 + 1 + 1
-    assert ".Twice, which may compute anything" in report.kept["mid_block.attentions.0"]
 
 
 def test_the_kernels_need_no_diffusers():
