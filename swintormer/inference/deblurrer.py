@@ -85,7 +85,7 @@ class Deblurrer:
         blend: "uniform" or "feather", see `tiling.make_grid`.
         batch: tiles at once; None is what the memory budget allows, on a CPU up to 256x256 pixels in all (4 tiles of
             128, 1 of 256), elsewhere up to 16 tiles. The result does not depend on it beyond rounding: two batch sizes
-            differ by at most twice the network's own largest float32 error against float64 (tests/test_pipeline.py);
+            differ by at most twice the network's own largest float32 error against float64 (test_pipeline.py);
             measured for the preset `small`: 6e-7.
         memory: budget in bytes for the tiles at work and the copies of weights that the kernels make for themselves,
             beside the image, its result and the weights. None is half of what is free on the device when an image
@@ -266,8 +266,11 @@ class Deblurrer:
                 cuts = [ends.cut(*span) for span in spans]
                 cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
                 sampled = None if progress is None else partial(progress, done, total)
-                guidance = self._guidance(spans, partial(self._latent, ends, grid, sampled), latents)
-                restored = self.forward(cut, *guidance).to(band.pixels)
+                if self.sampler is None:
+                    restored = self.forward(cut).to(band.pixels)
+                else:
+                    z = self._crops(spans, partial(self._latent, ends, grid, sampled), latents)
+                    restored = self.forward(cut, z, settings=(self.sampler.prior.factor,)).to(band.pixels)
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
                     band.flush(row, column, partial(ends.emit, image))
@@ -281,22 +284,20 @@ class Deblurrer:
         height, width = grid.rows.length, grid.columns.length
         return self.sampler.sample(lambda rows, columns: ends.cut(image, rows, columns)[:3], height, width, progress)
 
-    def _guidance(
+    def _crops(
         self,
         spans: list[tuple[int, slice, slice]],
         sample: Callable[[int], ImageLatent],
         latents: dict[int, ImageLatent],
-    ) -> tuple[Tensor, ...]:
-        """z_0 of tiles, as the network's second argument; `latents` keeps that of the images being restored."""
-        if self.sampler is None:
-            return ()
+    ) -> Tensor:
+        """z_0 of tiles, (B, Cz, h, w); `latents` keeps that of the images being restored."""
         for passed in [image for image in latents if image < spans[0][0]]:
             del latents[passed]
         for image, _, _ in spans:
             if image not in latents:
                 latents[image] = sample(image)
         crops = [latents[image].crop(rows, columns) for image, rows, columns in spans]
-        return (torch.stack(crops).to(self.device, self.dtype),)
+        return torch.stack(crops).to(self.device, self.dtype)
 
     def _fit(self, height: int, width: int) -> tuple[int, int]:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""

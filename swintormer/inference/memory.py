@@ -36,7 +36,7 @@ def live_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
     """Bytes of live tensors at the peak of one forward pass without gradients, an upper bound.
 
     For ten configurations it came to 1.08 to 1.39 times the measured peak of the plain PyTorch reference with two
-    threads, and up to 1.65 with one, where the library makes no blocked copies (tests/test_memory.py). The automatic
+    threads, and up to 1.65 with one, where the library makes no blocked copies (test_memory.py). The automatic
     backend keeps less alive where it is the C++ one: the estimate is 2.9 and 3.8 times its peak for the preset `small`
     at tiles of 256 and 512, and 1.35 times for the released size at 256. The bound is the reference's all the same, so
     that it holds whichever backend serves an op.

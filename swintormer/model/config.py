@@ -78,5 +78,5 @@ PRESETS: dict[str, NetworkConfig] = {
         in_channels=3, dim=24, num_blocks=(2, 2, 2, 2), num_refinement_blocks=2, heads=(1, 2, 4, 8), window_size=8
     ),
 }
-# The same, with the latent of the prior `compact` (prior_config.PRIORS).
+# The same, with the latent of the prior `compact` (swintormer.prior.config.PRIORS).
 PRESETS["small-prior"] = PRESETS["small"].model_copy(update={"prior_channels": 8})

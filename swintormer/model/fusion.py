@@ -60,21 +60,19 @@ def resample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return x
 
 
-def over_image(prior: Tensor, image: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+def over_image(prior: Tensor, image: tuple[int, int], padded: tuple[int, int], factor: int | None = None) -> Tensor:
     """z_0 of an image, continued over what the image is padded with below and on the right.
-
-    If one and the same power of two is a latent position's side in pixels, for both axes and rounded up at the end (as
-    `LatentPrior.sample` makes it), positions lie at its multiples. Any other z_0 is stretched over the image.
 
     Args:
         prior: (B, Cz, h, w).
         image: H and W in pixels.
         padded: the same, padded to multiples of 16 times the window.
+        factor: side in pixels of what a position covers, from the upper left corner, so that h = ceil(H / factor) and
+            w = ceil(W / factor). None: z_0 is stretched over the image.
 
     Returns:
         (B, Cz, h', w') that covers the padded image.
     """
-    factor = _factor(prior.shape[2:], image)
     if factor is None or padded[0] % factor or padded[1] % factor:
         if image == padded:
             return prior
@@ -82,10 +80,3 @@ def over_image(prior: Tensor, image: tuple[int, int], padded: tuple[int, int]) -
         prior = resample(prior, (-(-image[0] // 2), -(-image[1] // 2)))
     below, right = padded[0] // factor - prior.shape[2], padded[1] // factor - prior.shape[3]
     return F.pad(prior, (0, right, 0, below), mode="replicate") if below or right else prior
-
-
-def _factor(latent: torch.Size, image: tuple[int, int]) -> int | None:
-    for factor in (2**power for power in range(9)):
-        if all(-(-side // factor) == positions for side, positions in zip(image, latent, strict=True)):
-            return factor
-    return None

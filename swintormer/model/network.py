@@ -76,14 +76,16 @@ class Swintormer(nn.Module):
             )
         )
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, prior: Tensor | None = None, prior_factor: int | None = None) -> Tensor:
         """Restore a batch of images.
 
         Args:
             image: (B, in_channels, H, W) in [0, 1], any H and W from 1 up. Sides that are not multiples of
                 `config.stride` are padded inside and cropped at the end.
-            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution: see
-                `fusion.over_image`. None restores without it, as zeros would.
+            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution. None restores without
+                it, as zeros would.
+            prior_factor: side in pixels of what a position of z_0 covers (`LatentPrior.factor`): h is ceil(H / factor),
+                w likewise. None stretches z_0 over the image.
 
         Returns:
             (B, out_channels, H, W), around [0, 1] and not clamped.
@@ -99,12 +101,12 @@ class Swintormer(nn.Module):
             )
         self._check_dtype(image)
         h, w = image.shape[2:]
-        self._check_prior(image, prior)
+        self._check_prior(image, prior, prior_factor)
         if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
             return image[:, : self.config.out_channels]
         x = pad_to_multiple(2 * image - 1, self.config.stride)
         if prior is not None:
-            prior = over_image(prior.to(x.dtype), (h, w), (x.shape[2], x.shape[3]))
+            prior = over_image(prior.to(x.dtype), (h, w), (x.shape[2], x.shape[3]), prior_factor)
         y = self.restore_features(x, prior)[..., :h, :w]
         y = y + (2 * image[:, : self.config.out_channels] - 1)
         return (y + 1) / 2
@@ -122,7 +124,7 @@ class Swintormer(nn.Module):
             advice = f"divide it by its largest value, {torch.iinfo(found).max}"
         raise ValueError(f"expected an image of {own} in [0, 1], the network's dtype, found {found}: {advice}")
 
-    def _check_prior(self, image: Tensor, prior: Tensor | None) -> None:
+    def _check_prior(self, image: Tensor, prior: Tensor | None, factor: int | None) -> None:
         channels = self.config.prior_channels
         if prior is None:
             return
@@ -133,6 +135,12 @@ class Swintormer(nn.Module):
                 f"expected a prior of shape ({image.shape[0]}, {channels}, h, w) with h, w >= 1, "
                 f"found {tuple(prior.shape)}"
             )
+        if factor is not None:
+            expected = tuple(-(-side // factor) for side in image.shape[2:])
+            if tuple(prior.shape[2:]) != expected:
+                raise ValueError(
+                    f"expected a prior of {expected} positions of {factor} pixels, found {tuple(prior.shape[2:])}"
+                )
 
     def restore_features(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         """The U-Net: x in [-1, 1] at multiples of the stride -> the residual to add to it.

@@ -45,7 +45,7 @@ class LatentPrior(nn.Module):
     Attributes:
         factor: side in pixels of what one latent position covers.
         loop: all steps of an image in one piece; on CUDA a graph from the second image of its size on, for the same
-            steps and eta (`graphs.GraphedForward`, whose `reason` says why not, if not). A graph's tensors are shared:
+            steps and eta (`GraphedForward`, whose `reason` says why not, if not). A graph's tensors are shared:
             there, one thread at a time may sample from a prior.
         piece_pass: a pass of the denoiser over a piece of a larger image, a graph likewise, for all pieces and steps.
     """

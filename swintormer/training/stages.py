@@ -149,13 +149,14 @@ class JointRun(Run):
             with torch.no_grad():
                 truth = self.before.encode(sharp)
             z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
-            output = self.net.network(blurred, prior=None if dropped else z)
+            output = self.net.network(blurred, prior=None if dropped else z, prior_factor=prior.factor)
         loss = self.image_loss(output, sharp)
         return loss + self.config.latent * l1_loss(z, truth)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            return self.net.network(blurred, prior=self.net.prior.sample(blurred)), blurred
+            z = self.net.prior.sample(blurred)
+            return self.net.network(blurred, prior=z, prior_factor=self.net.prior.factor), blurred
 
     def write(self, path: Path, card: dict[str, str]) -> None:
         from swintormer.checkpoint.checkpoint import save_checkpoint

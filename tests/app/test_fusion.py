@@ -91,11 +91,11 @@ def test_gradients_flow_to_the_prior_and_the_fusion(net) -> None:
 def test_a_latent_keeps_its_place_in_an_image_that_is_padded() -> None:
     """Positions lie at multiples of 8 pixels; what the padding adds repeats the last."""
     z = torch.arange(12.0).reshape(1, 1, 3, 4)
-    placed = over_image(z, (20, 31), (32, 64))
+    placed = over_image(z, (20, 31), (32, 64), factor=8)
     assert torch.equal(
         placed[0, 0], torch.tensor([[*row, *[row[-1]] * 4] for row in [*z[0, 0].tolist(), [8, 9, 10, 11]]])
     )
-    assert over_image(z, (24, 32), (24, 32)) is z
+    assert over_image(z, (24, 32), (24, 32), factor=8) is z
 
 
 def test_a_latent_of_any_other_size_is_stretched_over_the_image() -> None:
@@ -106,6 +106,16 @@ def test_a_latent_of_any_other_size_is_stretched_over_the_image() -> None:
     assert torch.equal(placed[:, :, :10, :20], expected)
     assert torch.equal(placed[0, 0, 0, 20:], expected[0, 0, 0, -1].expand(12))
     assert over_image(ramp, (32, 64), (32, 64)) is ramp
+
+
+def test_what_a_position_covers_is_said_and_not_guessed(net) -> None:
+    """4x4 positions over 25x27 pixels: of 8 pixels each, or, unsaid, stretched over the image."""
+    picture, z = torch.rand(1, 3, 25, 27), torch.randn(1, 4, 4, 4)
+    with torch.inference_mode():
+        placed, stretched = net(picture, prior=z, prior_factor=8), net(picture, prior=z)
+    assert not torch.equal(placed, stretched)
+    with pytest.raises(ValueError, match=r"a prior of \(7, 7\) positions of 4 pixels, found \(4, 4\)"):
+        net(picture, prior=z, prior_factor=4)
 
 
 def test_resampling_keeps_constants_and_means() -> None:

@@ -45,7 +45,7 @@ def picture(height: int = 48, width: int = 96, count: int = 1) -> torch.Tensor:
 def test_one_tile_is_the_network_with_its_prior(net) -> None:
     x = picture(45, 61)
     with torch.inference_mode():
-        expected = net.net(x, prior=net.prior.sample(x, seed=5, steps=3))
+        expected = net.net(x, prior=net.prior.sample(x, seed=5, steps=3), prior_factor=8)
     deblur = Deblurrer(net, tile=64, prior=Sampler(net.prior, seed=5, steps=3))
     assert torch.equal(deblur(x), expected)
     assert not torch.equal(Deblurrer(net, tile=64)(x), expected)  # another seed
@@ -156,6 +156,16 @@ def test_command_line(run, weights, net, tmp_path) -> None:
     assert not np.array_equal(drawn, default)
 
 
+def test_command_line_asks_for_the_same_bits(run, weights, tmp_path, monkeypatch) -> None:
+    photo(tmp_path / "a.png", side=(40, 56))
+    asked = []
+    original = Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda self, *a: asked.append(self.deterministic) or original(self, *a))
+    for words in ((), ("--deterministic",)):
+        run("deblur", "a.png", "-o", "b.png", "--weights", weights, "--quiet", *words)
+    assert asked == [False, True]
+
+
 def test_command_line_refuses_settings_without_a_prior(run, weights, tmp_path) -> None:
     photo(tmp_path / "a.png", side=(40, 56))
     plain = tmp_path / "plain.safetensors"
@@ -163,6 +173,8 @@ def test_command_line_refuses_settings_without_a_prior(run, weights, tmp_path) -
     out = run("deblur", "a.png", "-o", "b.png", "--weights", plain, "--prior", code=1)
     assert "hold no prior" in out
     out = run("deblur", "a.png", "-o", "b.png", "--weights", weights, "--no-prior", "--steps", 3, code=1)
+    assert "leave them out" in out
+    out = run("deblur", "a.png", "-o", "b.png", "--weights", weights, "--no-prior", "--deterministic", code=1)
     assert "leave them out" in out
     out = run("deblur", "a.png", "-o", "b.png", "--weights", weights, "--steps", 5000, code=1)
     assert "1 to 1000 steps" in out
