@@ -259,12 +259,18 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over instead of going on where it stopped.")
     ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although settings differ from those it began with.")
+    ] = False,
 ) -> None:
     """Train a network. Ctrl-C stops it after the current step; the same command goes on from there."""
     from swintormer.training.loop import read_config
     from swintormer.training.loop import train as run
 
-    print(run(read_config(config), resume=not restart))
+    stopped_by: list[int] = []
+    print(run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by))
+    if stopped_by:
+        raise typer.Exit(SIGNALLED + stopped_by[0])
 
 
 @app.command(epilog="Example: swintormer evaluate --blurred test/blurred --sharp test/sharp")

@@ -124,18 +124,22 @@ class _Reporter:
             self.bar.stop()
 
 
-def train(config: TrainConfig, resume: bool = True) -> Path:
+def train(
+    config: TrainConfig, resume: bool = True, accept_changes: bool = False, stopped_by: list[int] | None = None
+) -> Path:
     """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         resume: continue from `out/state.safetensors` if it is there; False starts over.
+        accept_changes: resume also under settings other than those that the state was written under.
+        stopped_by: gets the number of the signal that interrupted the run.
 
     Returns:
         `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted.
 
     Raises:
-        SwintormerError: no such device; `out` cannot be made or written; a state that is unusable; a gradient that is
-            not finite.
+        SwintormerError: no such device; `out` cannot be made or written; a state that is unusable, or of other
+            settings; a gradient that is not finite.
     """
     device = pick_device(config.device)
     if config.threads:
@@ -144,7 +148,9 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     prepare_folder(state)
     run = make_run(config, device)
     if resume and exists(state):
-        run.load(state)
+        run.load(state, accept_changes)
+        if run.progress >= 1:
+            print(f"The run of {state} is complete after {run.step} steps: nothing is left to train.", file=sys.stderr)
     reporter = _Reporter(config, run.step)
     try:
         with backend_scope(config.backend), stoppable() as caught:
@@ -153,6 +159,8 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     finally:
         reporter.close()
     if run.progress < 1:
+        if stopped_by is not None:
+            stopped_by += caught
         print(f"Interrupted after step {run.step}; the same command continues from {state}.", file=sys.stderr)
         return state
     return _write_weights(run)
