@@ -18,15 +18,15 @@ from pydantic import (
     model_validator,
 )
 
+from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
 
-Stage = Literal["restoration", "autoencoder", "denoiser", "detail", "truth", "joint"]
-# Of the Fourier loss where it stands in for a perceptual loss without weights file: that of the recipes in configs/. A
-# residual of white noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so
-# L1 leads.
+Stage = Literal["restoration", "autoencoder", "denoiser", "joint"]
+# Default weight of the Fourier loss when it replaces a perceptual loss without weights file, as in configs/.
+# White noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so L1 leads.
 FREQUENCY = 0.5
 
 
@@ -35,8 +35,7 @@ class TrainConfig(BaseModel):
 
     Attributes:
         stage: what is trained: the restoration network alone; of the prior first the autoencoder, then the denoiser on
-            its latents, or in place of both "detail", a prior of the detail latent; then network and denoiser jointly,
-            through the sampler (train_prior.py). "truth" is joint with what z_0 is to be in place of z_0: the bound.
+            its latents; then network and denoiser jointly, through the sampler (stages.py).
         network: preset name, or sizes as in `NetworkConfig`.
         out: run folder.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
@@ -58,7 +57,7 @@ class TrainConfig(BaseModel):
         prior: preset name, or `PriorConfig`. prior_weights: file of the stage before, with the prior's weights.
         frequency, perceptual, latent: weights beside L1 of `losses.frequency_loss`, of `perceptual.PerceptualLoss`, and
             of z_0's distance from what it is to be, `LatentPrior.truth`.
-            The stages that compare latents, denoiser and detail, take no loss of images.
+            The denoiser's stage compares latents and takes no loss of images.
         vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it, with the Fourier
             loss: see `fourier`.
         pool: pairs whose latents the denoiser's stage makes once and draws from.
@@ -121,21 +120,25 @@ class TrainConfig(BaseModel):
         return FREQUENCY if stands_in else self.frequency
 
     @model_validator(mode="after")
+    def _check_scenes(self) -> TrainConfig:
+        needed = self.crop + MARGIN
+        if self.scene_side is not None and self.scene_side < needed:
+            raise ValueError(
+                f"scene_side {self.scene_side} is too small for crops of {self.crop} and their margins: "
+                f"set it to {needed} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_losses(self) -> TrainConfig:
         for name in ("frequency", "perceptual"):
-            if getattr(self, name) and self.stage in ("denoiser", "detail"):
+            if getattr(self, name) and self.stage == "denoiser":
                 raise ValueError(f"stage {self.stage} compares latents and has no image for `{name}`: leave it out")
         return self
 
     @model_validator(mode="after")
     def _check_latent(self) -> TrainConfig:
-        sampling = self.prior.sampling
-        if self.stage == "denoiser" and sampling.latent == "detail":
-            raise ValueError(
-                "stage denoiser keeps the encoder as it is, and a prior of the detail latent needs one that learns: "
-                "choose stage detail"
-            )
-        if self.stage in ("denoiser", "detail", "truth", "joint") and sampling.condition == "image":
+        if self.stage in ("denoiser", "joint") and self.prior.sampling.condition == "image":
             raise ValueError(
                 f"stage {self.stage} trains priors that see the blurred picture's latent, this one sees the picture "
                 "itself: choose another, such as the preset `compact`"
@@ -146,11 +149,7 @@ class TrainConfig(BaseModel):
     def _check_stage(self) -> TrainConfig:
         if self.stage in ("denoiser", "joint") and self.prior_weights is None:
             raise ValueError(f"stage {self.stage} needs `prior_weights`, the file of the stage before")
-        if self.stage == "detail" and self.prior.sampling.latent != "detail":
-            raise ValueError("stage detail trains a prior of the detail latent: choose the preset `detail`")
-        if self.stage == "truth" and self.prior.sampling.latent == "autoencoder" and self.prior_weights is None:
-            raise ValueError("stage truth needs `prior_weights`, unless the prior is of the detail latent")
-        if self.stage in ("joint", "truth") and self.network.prior_channels != self.prior.latent_channels:
+        if self.stage == "joint" and self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "
                 f"{self.prior.latent_channels}: set network.prior_channels"

@@ -18,6 +18,7 @@ from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
 from swintormer.training.config import TrainConfig
+from swintormer.training.data import batches
 from swintormer.training.losses import frequency_loss, l1_loss
 from swintormer.training.perceptual import PerceptualLoss
 from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
@@ -31,7 +32,7 @@ NO_VGG = (
 class Run:
     """What changes while training: network, average, optimiser, counters; saved and restored as one file.
 
-    This one trains the restoration network alone; other stages derive from it (train_prior.py).
+    This one trains the restoration network alone; other stages derive from it (stages.py).
 
     Attributes:
         net: everything that the state file holds, also what does not learn.
@@ -78,9 +79,7 @@ class Run:
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """From step `start` on, what `train_step` takes: pairs (blurred, sharp), each (B, 3, S, S)."""
-        from swintormer.training.loop import _batches
-
-        return _batches(self.config, self.device, start)
+        return batches(self.config, self.device, start)
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         """What a step makes smaller."""

@@ -6,8 +6,8 @@ step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of lat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from swintormer.model.network import Swintormer
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
 from swintormer.prior.model import LatentPrior
 from swintormer.training.config import TrainConfig
-from swintormer.training.denoising import denoising_loss
 from swintormer.training.losses import l1_loss, moment_loss
 from swintormer.training.run import Run, first_network
 
@@ -93,77 +92,13 @@ class DenoiserRun(AutoencoderRun):
         """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
         with self.autocast():
             part = self.net.condition_part(blurred)
-        return denoising_loss(self, self.net, sharp, part)
+        return denoising_loss(self.autocast(), self.net, sharp, part)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """z_0 from the sampler, decoded; the blurred picture through the autoencoder."""
         with self.autocast():
             z = self.net.sample(blurred)
             return self.net.decode(z), self.net.decode(self.net.encode(blurred))
-
-
-class DetailRun(AutoencoderRun):
-    """Encoder and denoiser on fresh pairs: from the blurred picture and noise to the pair's detail latent.
-
-    Here the encoder learns too, as DiffIR's does: an autoencoder's latent hardly shows how blurred a picture is. It is
-    made to estimate the latent itself. Without that it stayed at 2 % of the noise's spread beside it, and after 800
-    steps the denoiser's first prediction was still the mean over all pictures.
-    """
-
-    def build(self) -> nn.Module:
-        prior = make_prior(self.config.prior) if self.config.prior_weights is None else _given_prior(self.config)
-        _check_crop(self.config, prior.factor * prior.align)
-        prior.autoencoder.decoder.requires_grad_(False)  # nothing decodes this latent
-        return prior
-
-    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        truth = self.net.truth(blurred, sharp)
-        with self.autocast():
-            condition = self.net.condition(blurred)
-            part = self.net.condition_part(condition)
-        return denoising_loss(self, self.net, truth, part) + F.mse_loss(condition.float(), truth)
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """How near z_0 from the sampler comes to the truth, and zeros do: mean square error, in dB below 1."""
-        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side, stream=1)
-        sampled, zeros = [], []
-        with self.averaged():
-            for index in range(self.config.validation):
-                blurred, sharp = (t[None].to(self.device) for t in pairs[index])
-                truth = self.net.truth(blurred, sharp)
-                latent = self.net.sample(blurred).to(truth)
-                sampled.append((latent - truth).square().mean())
-                zeros.append(truth.square().mean())
-        return _decibels(sampled), _decibels(zeros)
-
-
-class TruthRun(Run):
-    """The network with the truth's own latent in place of a sample: what the best denoiser there is could be worth."""
-
-    def __init__(self, config: TrainConfig, device: torch.device):
-        super().__init__(config, device)
-        given = make_prior(config.prior) if config.prior_weights is None else _given_prior(config)
-        _check_crop(config, given.encoder_factor)
-        self.prior = given.requires_grad_(False).eval().to(device)
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
-
-    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        dropped = float(torch.rand(())) < self.config.prior_dropout
-        with self.autocast():
-            output = self.net(blurred, prior=None if dropped else self.prior.truth(blurred, sharp))
-        return self.image_loss(output, sharp)
-
-    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """With the truth's latent, and without."""
-        with self.autocast():
-            return self.net(blurred, prior=self.prior.truth(blurred, sharp)), self.net(blurred)
-
-
-def _decibels(errors: list[Tensor]) -> float:
-    return -10 * math.log10(float(torch.stack(errors).mean()))
 
 
 class Joint(nn.Module):
@@ -179,8 +114,7 @@ class JointRun(Run):
 
     The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
     one: after 9 minutes of the first stage the two latents differ by 0.1 % of their variance. As the latent's truth
-    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes. The detail latent needs
-    no encoder: its truth is the same in both stages.
+    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes.
     """
 
     net: Joint
@@ -255,10 +189,26 @@ def _given_prior(config: TrainConfig) -> LatentPrior:
     return prior
 
 
+def denoising_loss(autocast: AbstractContextManager[None], prior: LatentPrior, latent: Tensor, part: Tensor) -> Tensor:
+    """Mean square error of the denoiser on a latent (B, Cz, h, w) at random times; `part` as for `predict`."""
+    times = torch.randint(prior.scheduler.config["num_train_timesteps"], (len(latent),)).to(latent.device)
+    noise = torch.randn(latent.shape).to(latent.device)
+    z = prior.scheduler.add_noise(latent, noise, times)
+    with autocast:
+        predicted = prior.predict(z, times, part)
+    return F.mse_loss(predicted.float(), target(prior, latent, noise, times))
+
+
+def target(prior: LatentPrior, sharp: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the denoiser has to predict at these times: x_0, the noise, or the velocity."""
+    kind = prior.scheduler.config["prediction_type"]
+    if kind == "sample":
+        return sharp
+    return noise if kind == "epsilon" else prior.scheduler.get_velocity(sharp, noise, times)
+
+
 STAGES: dict[str, type[Run]] = {
     "autoencoder": AutoencoderRun,
     "denoiser": DenoiserRun,
-    "detail": DetailRun,
-    "truth": TruthRun,
     "joint": JointRun,
 }

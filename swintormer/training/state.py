@@ -56,13 +56,13 @@ def read_state(path: Path) -> tuple[State, dict[str, Tensor]]:
     if not isinstance(head, dict):
         raise fault(path, "its description is no table")
     step, seconds, settings = head.get("step"), head.get("seconds"), head.get("settings")
-    if type(step) is not int or step < 0:
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise fault(path, f"its step is {step!r}")
-    if type(seconds) not in (int, float) or not math.isfinite(seconds) or seconds < 0:
+    if not isinstance(seconds, float) or not math.isfinite(seconds) or seconds < 0:
         raise fault(path, f"its seconds are {seconds!r}")
     if settings is not None and not isinstance(settings, dict):
         raise fault(path, "its settings are no table")
-    return State(step, float(seconds), {}, {}, head.get("identity"), settings), tensors
+    return State(step, seconds, {}, {}, head.get("identity"), settings), tensors
 
 
 def sort_tensors(
@@ -104,10 +104,10 @@ def sort_tensors(
         if part != "optimizer":
             state.parts.setdefault(part, {})[name] = tensor
             continue
-        index, slot = name.split(".", 1)
+        number, slot = name.split(".", 1)
         if slot == "step" and not 0 <= float(tensor) <= state.step:
             raise fault(path, f"the counter {key!r} is {float(tensor):g} after {state.step} steps")
-        state.slots.setdefault(int(index), {})[slot] = tensor
+        state.slots.setdefault(int(number), {})[slot] = tensor
 
 
 def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.training import loop as trainer
+from swintormer.training.data import batches
 from swintormer.training.loop import Run, TrainConfig, read_config, train
 from swintormer.training.state import FREE
 
@@ -168,8 +169,8 @@ def test_minutes_end_a_run(config):
 
 
 def test_worker_process_makes_the_same_batches(config):
-    here = trainer._batches(config, torch.device("cpu"), start=2)
-    there = trainer._batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
+    here = batches(config, torch.device("cpu"), start=2)
+    there = batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
     for _ in range(2):
         for a, b in zip(next(here), next(there), strict=True):
             assert torch.equal(a, b)
@@ -340,6 +341,9 @@ def test_the_shipped_recipe_is_valid():
         ("out = 'x'\nsteps = 0", "`steps` to 0"),
         ("out = 'x'\ndtype = 'half'", "`dtype` to 'half'"),
         ("out = 'x'\n[network]\ndim = 3", "dim must be even"),
+        ("out = 'x'\ncrop = 32\nscene_side = 77", "scene_side 77 is too small for crops of 32 and their margins"),
+        ("out = 'x'\nscene_side = 0", "scene_side 0 is too small"),
+        ("out = 'x'\nstage = 'detail'", "`stage` to 'detail'"),
         ("steps = 5", "does not set `out`"),
         ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
         ("out = ", "not valid TOML"),

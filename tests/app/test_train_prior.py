@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from priors import DETAIL, NETWORK, TINY, tiny
+from priors import NETWORK, TINY, tiny
 from pydantic import ValidationError
 from safetensors import safe_open
 
@@ -18,20 +17,18 @@ from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS
-from swintormer.prior.checkpoint import load_prior, make_prior, save_prior
+from swintormer.prior.checkpoint import load_prior, save_prior
 from swintormer.prior.config import PRIORS
-from swintormer.prior.detail import detail_latent
 from swintormer.training.config import FREQUENCY, TrainConfig
-from swintormer.training.denoising import target
 from swintormer.training.loop import make_run, read_config, train
 from swintormer.training.losses import frequency_loss, l1_loss
 from swintormer.training.run import NO_VGG, Run
-from swintormer.training.stages import STAGES
+from swintormer.training.stages import STAGES, target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-OF_IMAGES = ["restoration", *(stage for stage in STAGES if stage not in ("denoiser", "detail"))]
+OF_IMAGES = ["restoration", *(stage for stage in STAGES if stage != "denoiser")]
 
 
 @pytest.fixture
@@ -44,12 +41,10 @@ def given(tmp_path) -> dict[str, Path]:
 
 
 def config(stage: str, out: Path, given: dict[str, Path], **changes: object) -> TrainConfig:
-    if stage == "detail":  # begins with no file of another stage
-        given, changes = {}, {"prior": DETAIL} | changes
     values = {"network": NETWORK, "prior": TINY, "out": out, "seed": 1, "steps": 4, "batch": 2, "crop": 32}
     values |= {"scene_side": 96, "lr": 1e-3, "clip": 1.0, "validation": 1, "log_every": 1, "checkpoint_every": 1}
     values |= {"pool": 20, "latent": 0.1, "device": "cpu", "validate_every": 2}
-    if stage not in ("denoiser", "detail"):  # those have no image for it
+    if stage != "denoiser":  # it has no image for it
         values["frequency"] = 0.1
     return TrainConfig(stage=stage, **values | given | changes)
 
@@ -107,54 +102,6 @@ def test_each_stage_hands_on_to_the_next(tmp_path, given) -> None:
     assert net.prior_fusion.latent.weight.any()
     picture = torch.rand(1, 3, 32, 32)
     assert not torch.equal(Deblurrer(net)(picture), Deblurrer(net, prior=False)(picture))
-
-
-def test_the_detail_latent_goes_from_stage_to_stage(tmp_path, given) -> None:
-    first = train(config("detail", tmp_path / "1", {}, steps=2))
-    network = NETWORK.model_copy(update={"prior_channels": 8})
-    files = {"initial": given["initial"], "prior_weights": first}
-    joint = config("joint", tmp_path / "2", files, steps=2, prior=DETAIL, network=network, prior_dropout=0.0)
-    net = load_checkpoint(train(joint))
-    assert net.prior.sampling.latent == "detail"
-    before, after = load_prior(first).state_dict(), net.prior.state_dict()
-    moved = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
-    assert "autoencoder.encoder" in moved
-    assert "autoencoder.decoder" not in moved
-    assert any(name.startswith("denoiser") for name in moved)
-
-
-def test_truth_shows_the_network_what_it_is_to_be(tmp_path, given) -> None:
-    """What reaches the fusion is the pair's own latent; a dropped step reaches none of it."""
-    run = make_run(config("truth", tmp_path, given, prior_dropout=0.0), CPU)
-    pair = torch.rand(2, 1, 3, 32, 32)
-    run.train_step(*pair)
-    assert all(p.grad.any() for p in run.net.prior_fusion.parameters())
-    with torch.no_grad():
-        output, without = run.shown(*pair)
-        assert torch.equal(output, run.net(pair[0], prior=load_prior(given["prior_weights"]).encode(pair[1])))
-        assert torch.equal(without, run.net(pair[0]))
-    run = make_run(config("truth", tmp_path, given, prior_dropout=0.999999), CPU)
-    run.train_step(*pair)
-    assert not any(p.grad is not None and p.grad.any() for p in run.net.prior_fusion.parameters())
-
-
-def test_what_z_is_to_be(tmp_path) -> None:
-    blurred, sharp = torch.rand(2, 1, 3, 32, 32)
-    detail, autoencoder = make_prior(DETAIL), make_prior(TINY)
-    assert torch.equal(detail.truth(blurred, sharp), detail_latent(blurred, sharp, 8))
-    assert torch.equal(autoencoder.truth(blurred, sharp), autoencoder.encode(sharp))
-
-
-def test_detail_is_validated_on_its_latent(tmp_path) -> None:
-    """A prior whose sample is the truth scores high; zeros score what the truth's own square says."""
-    run = make_run(config("detail", tmp_path, {}, validation=3), CPU)
-    pairs = SyntheticPairs(1, 32, 96, stream=1)
-    truths = [run.net.truth(*(picture[None] for picture in pairs[index])) for index in range(3)]
-    queue = iter([truth + 0.1 for truth in truths])
-    run.net.sample = lambda blurred: next(queue)
-    sampled, zeros = run.validate()
-    assert sampled == pytest.approx(20.0, abs=1e-3)
-    assert zeros == pytest.approx(-10 * math.log10(float(torch.stack(truths).square().mean())), abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -259,11 +206,10 @@ def test_perceptual_loss_takes_part_where_weights_are_named(stage: str, tmp_path
     assert losses[1] > losses[0]
 
 
-@pytest.mark.parametrize("stage", ["denoiser", "detail"])
 @pytest.mark.parametrize("name", ["perceptual", "frequency"])
-def test_stages_of_latents_take_no_loss_of_images(stage: str, name: str, tmp_path, given) -> None:
-    with pytest.raises(ValidationError, match=f"stage {stage} compares latents and has no image for `{name}`"):
-        config(stage, tmp_path, given, **{name: 0.1})
+def test_the_stage_of_latents_takes_no_loss_of_images(name: str, tmp_path, given) -> None:
+    with pytest.raises(ValidationError, match=f"stage denoiser compares latents and has no image for `{name}`"):
+        config("denoiser", tmp_path, given, **{name: 0.1})
 
 
 @pytest.mark.parametrize(
@@ -271,9 +217,6 @@ def test_stages_of_latents_take_no_loss_of_images(stage: str, name: str, tmp_pat
     [
         ("autoencoder", 36, 8),
         ("denoiser", 40, 16),
-        ("detail", 24, 16),
-        ("detail", 36, 16),
-        ("truth", 36, 8),
         ("joint", 40, 16),
     ],
 )
@@ -288,9 +231,9 @@ def test_crops_are_whole_positions_of_the_latent(stage: str, crop: int, multiple
     run.validate()
 
 
-@pytest.mark.parametrize("stage", ["denoiser", "detail", "truth", "joint"])
+@pytest.mark.parametrize("stage", ["denoiser", "joint"])
 def test_a_prior_that_sees_the_picture_itself_is_not_trained(stage: str, tmp_path, given) -> None:
-    sampling = (DETAIL if stage == "detail" else TINY).sampling.model_copy(update={"condition": "image"})
+    sampling = TINY.sampling.model_copy(update={"condition": "image"})
     with pytest.raises(ValidationError, match=f"stage {stage} trains priors that see the blurred picture's latent"):
         config(stage, tmp_path, given, prior=TINY.model_copy(update={"sampling": sampling}))
 
@@ -306,13 +249,7 @@ def test_settings_that_a_stage_needs(tmp_path, given) -> None:
         config("denoiser", tmp_path, {})
     with pytest.raises(ValidationError, match="takes 0 channels of a prior that has 4"):
         config("joint", tmp_path, given, network=PRESETS["small"])
-    with pytest.raises(ValidationError, match="choose the preset `detail`"):
-        config("detail", tmp_path, {}, prior=TINY)
-    with pytest.raises(ValidationError, match="prior of the detail latent needs one that learns: choose stage detail"):
-        config("denoiser", tmp_path, given, prior=DETAIL)
-    with pytest.raises(ValidationError, match="stage truth needs `prior_weights`"):
-        config("truth", tmp_path, {})
-    with pytest.raises(ValidationError, match="choose one of compact, detail, ldm-sr"):
+    with pytest.raises(ValidationError, match="choose one of compact"):
         config("autoencoder", tmp_path, {}, prior="large")
 
 
@@ -322,13 +259,11 @@ def test_a_state_of_another_stage_is_refused(tmp_path, given) -> None:
         train(config("restoration", tmp_path / "run", {}, steps=1))
 
 
-@pytest.mark.parametrize(
-    "name", ["prior_autoencoder", "prior_denoiser", "prior_detail", "prior_joint", "small_further"]
-)
+@pytest.mark.parametrize("name", ["prior_autoencoder", "prior_denoiser", "prior_joint", "small_further"])
 def test_the_recipes_are_valid(name: str) -> None:
     recipe = read_config(ROOT / "configs" / f"{name}.toml")
     assert recipe.crop % 16 == 0
-    assert recipe.prior == PRIORS["detail" if name in ("prior_detail", "prior_truth") else "compact"]
+    assert recipe.prior == PRIORS["compact"]
     if name == "small_further":
         joint = read_config(ROOT / "configs" / "prior_joint.toml")
         shared = (
