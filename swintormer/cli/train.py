@@ -7,15 +7,23 @@ from typing import Annotated
 
 import typer
 
+from swintormer.cli.messages import SIGNALLED
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file, such as configs/small.toml.")],
     restart: Annotated[
         bool, typer.Option("--restart", help="Start from the beginning instead of continuing an earlier run.")
     ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue although settings differ from those of the earlier run.")
+    ] = False,
 ) -> None:
     """Train a network. Ctrl-C stops after the current step; the same command continues from there."""
     from swintormer.training.config import read_config
     from swintormer.training.loop import train as run
 
-    print(run(read_config(config), resume=not restart))
+    stopped_by: list[int] = []
+    print(run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by))
+    if stopped_by:
+        raise typer.Exit(SIGNALLED + stopped_by[0])

@@ -12,6 +12,7 @@ from swintormer.data.camera import random_camera
 from swintormer.data.scenes import make_scene
 
 JPEG_GRID = 16  # JPEG's block with halved chroma: crops start anywhere on it, as in a file
+MARGIN = JPEG_GRID + 2 * RADIUS  # what a pair's region of a scene has beyond the crop
 SCENE_POOL = 32  # scenes held at once; a multiple of batch * workers keeps workers from making one twice
 SCENE_USES = 24  # crops from one scene: a 512x512 scene costs about 15 crops and holds 16 of side 128 side by side
 
@@ -29,7 +30,7 @@ class SyntheticPairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """
 
     def __init__(self, seed: int, crop: int, scene_side: int | None = None, stream: int = 0):
-        self.region = crop + JPEG_GRID + 2 * RADIUS
+        self.region = crop + MARGIN
         self.crop = crop
         self.scene_side = scene_side or max(512, 2 * self.region)
         if self.scene_side < self.region:

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
 from swintormer.model.config import PRESETS, NetworkConfig
@@ -25,9 +26,8 @@ from swintormer.prior.config import PRIORS, PriorConfig
 from swintormer_kernels import BACKENDS
 
 Stage = Literal["restoration", "autoencoder", "denoiser", "joint"]
-# Of the Fourier loss where it stands in for a perceptual loss without weights file: that of the recipes in configs/. A
-# residual of white noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so
-# L1 leads.
+# Default weight of the Fourier loss when it replaces a perceptual loss without weights file, as in configs/.
+# White noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so L1 leads.
 FREQUENCY = 0.5
 
 
@@ -128,6 +128,16 @@ class TrainConfig(BaseModel):
         return FREQUENCY if stands_in else self.frequency
 
     @model_validator(mode="after")
+    def _check_scenes(self) -> TrainConfig:
+        needed = self.crop + MARGIN
+        if self.scene_side is not None and self.scene_side < needed:
+            raise ValueError(
+                f"scene_side {self.scene_side} is too small for crops of {self.crop} and their margins: "
+                f"set it to {needed} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_losses(self) -> TrainConfig:
         for name in ("frequency", "perceptual"):
             if getattr(self, name) and self.stage == "denoiser":
@@ -136,8 +146,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_latent(self) -> TrainConfig:
-        sampling = self.prior.sampling
-        if self.stage in ("denoiser", "joint") and sampling.condition == "image":
+        if self.stage in ("denoiser", "joint") and self.prior.sampling.condition == "image":
             raise ValueError(
                 f"stage {self.stage} trains priors that see the blurred picture's latent, this one sees the picture "
                 "itself: choose another, such as the preset `compact`"

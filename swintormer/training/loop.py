@@ -8,10 +8,8 @@ A run folder holds `state.safetensors` (everything a resume needs), `log.csv` an
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,46 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, prepare_folder, reason, replacing
-from swintormer.signals import ENDING, stoppable
+from swintormer.signals import stoppable
 from swintormer.training.config import TrainConfig
 from swintormer.training.run import Run
 from swintormer_kernels import use_backend
 
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
-
-
-class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Batch k holds pairs k * batch ... k * batch + batch - 1, so a step number is a position in the data."""
-
-    def __init__(self, config: TrainConfig):
-        self.batch = config.batch
-        self.pairs = SyntheticPairs(config.seed, config.crop, config.scene_side)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs.batch(index * self.batch, self.batch)
-
-
-def _batches(config: TrainConfig, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = torch.utils.data.DataLoader(
-        _Batches(config),
-        batch_size=None,
-        sampler=range(start, config.steps),
-        num_workers=config.workers,
-        multiprocessing_context="spawn" if config.workers else None,  # libvips and OpenMP threads do not survive a fork
-        worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # or it would draw from the run's own and a resume would differ
-        pin_memory=device.type == "cuda",
-    )
-    return iter(loader)
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; workers leave it to the trainer, which ends them after its step."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def pick_device(name: str) -> torch.device:
@@ -125,18 +91,22 @@ class _Reporter:
             self.bar.stop()
 
 
-def train(config: TrainConfig, resume: bool = True) -> Path:
+def train(
+    config: TrainConfig, resume: bool = True, accept_changes: bool = False, stopped_by: list[int] | None = None
+) -> Path:
     """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         resume: continue from `out/state.safetensors` if it is there; False starts over.
+        accept_changes: resume also under settings other than those that the state was written under.
+        stopped_by: gets the number of the signal that interrupted the run.
 
     Returns:
         `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted.
 
     Raises:
-        SwintormerError: no such device; `out` cannot be made or written; a state that is unusable; a gradient that is
-            not finite.
+        SwintormerError: no such device; `out` cannot be made or written; a state that is unusable, or of other
+            settings; a gradient that is not finite.
     """
     device = pick_device(config.device)
     if config.threads:
@@ -145,7 +115,9 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     prepare_folder(state)
     run = make_run(config, device)
     if resume and exists(state):
-        run.load(state)
+        run.load(state, accept_changes)
+        if run.progress >= 1:
+            print(f"The run of {state} is complete after {run.step} steps: nothing is left to train.", file=sys.stderr)
     reporter = _Reporter(config, run.step)
     try:
         with _backend(config.backend), stoppable() as caught:
@@ -154,6 +126,8 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     finally:
         reporter.close()
     if run.progress < 1:
+        if stopped_by is not None:
+            stopped_by += caught
         print(f"Interrupted after step {run.step}; the same command continues from {state}.", file=sys.stderr)
         return state
     return _write_weights(run)

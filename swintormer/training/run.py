@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
-from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.training.config import TrainConfig
+from swintormer.training.data import batches
 from swintormer.training.losses import frequency_loss, l1_loss
 from swintormer.training.perceptual import PerceptualLoss
+from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
 
-STATE_VERSION = 2
 NO_VGG = (
     "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
     "which needs no download, at a weight of {}."
@@ -32,7 +32,7 @@ NO_VGG = (
 class Run:
     """What changes while training: network, average, optimiser, counters; saved and restored as one file.
 
-    This one trains the restoration network alone; other stages derive from it (train_prior.py).
+    This one trains the restoration network alone; other stages derive from it (stages.py).
 
     Attributes:
         net: everything that the state file holds, also what does not learn.
@@ -72,11 +72,14 @@ class Run:
         """What a state file must agree in."""
         return {"network": self.config.network.model_dump(mode="json")}
 
+    def settings(self) -> dict[str, Any]:
+        """The configuration as the state file notes it: what decides the result."""
+        settings: dict[str, Any] = json.loads(json.dumps(self.config.model_dump(mode="json", exclude=set(FREE))))
+        return settings
+
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """From step `start` on, what `train_step` takes: pairs (blurred, sharp), each (B, 3, S, S)."""
-        from swintormer.training.loop import _batches
-
-        return _batches(self.config, self.device, start)
+        return batches(self.config, self.device, start)
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         """What a step makes smaller."""
@@ -162,41 +165,39 @@ class Run:
             "seconds": self.seconds,
             "stage": self.config.stage,
             "identity": self.identity(),
+            "settings": self.settings(),
         }
         with replacing(path) as file:
             file.write(save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(state)}))
 
-    def load(self, path: Path) -> None:
-        """Continue from a file of `save`; SwintormerError if it is of another network or no such file."""
-        from safetensors import SafetensorError, safe_open
+    def load(self, path: Path, accept_changes: bool = False) -> None:
+        """Continue from a file of `save`. Nothing of the run changes unless all of the file fits.
 
-        try:
-            with safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {})["state"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise SwintormerError(
-                f"{path} is not a training state ({error}): move it away, start over, or choose another `out` folder."
-            ) from error
-        # Version 1 wrote the network alone.
-        found = state.get("identity") or {"network": NetworkConfig(**state["network"]).model_dump(mode="json")}
-        if found != self.identity():
+        Args:
+            accept_changes: go on under settings other than those that the file was written under.
+
+        Raises:
+            SwintormerError: no state of this run; one of a network of other sizes; one written under other settings;
+                one that is further than `steps`.
+        """
+        state, tensors = read_state(path)
+        if state.identity != self.identity():
             raise SwintormerError(f"{path} is of a network of other sizes: start over or choose another `out` folder.")
-        groups: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}, "rng": {}}
-        for key, tensor in tensors.items():
-            part, name = key.split(".", 1)
-            groups[part][name] = tensor
-        self.net.load_state_dict(groups["net"])
-        self.average = {name: tensor.to(self.device) for name, tensor in groups["average"].items()}
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in groups["optimizer"].items():
-            index, name = key.split(".", 1)
-            slots.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
-        torch.set_rng_state(groups["rng"]["cpu"])
-        if "cuda" in groups["rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        sort_tensors(path, state, tensors, self.net.state_dict(), self._parameters())
+        if not accept_changes:
+            check_settings(path, state.settings, self.settings())
+        if state.step > self.config.steps:
+            raise SwintormerError(
+                f"{path} has done {state.step} steps, and `steps` asks for {self.config.steps}: raise it or start over."
+            )
+        self.net.load_state_dict(state.parts["net"])
+        self.average = {name: tensor.to(self.device) for name, tensor in state.parts["average"].items()}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state.slots})
+        rng = state.parts["rng"]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.step, self.seconds = state.step, state.seconds
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

@@ -7,6 +7,7 @@ step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of lat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from swintormer.model.network import Swintormer
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
 from swintormer.prior.model import LatentPrior
 from swintormer.training.config import TrainConfig
-from swintormer.training.denoising import denoising_loss
 from swintormer.training.losses import l1_loss, moment_loss
 from swintormer.training.run import Run, first_network
 
@@ -91,7 +91,7 @@ class DenoiserRun(AutoencoderRun):
         """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
         with self.autocast():
             part = self.net.condition_part(blurred)
-        return denoising_loss(self, self.net, sharp, part)
+        return denoising_loss(self.autocast(), self.net, sharp, part)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """z_0 from the sampler, decoded; the blurred picture through the autoencoder."""
@@ -187,6 +187,24 @@ def _given_prior(config: TrainConfig) -> LatentPrior:
     if made != asked:
         raise SwintormerError(f"{config.prior_weights} holds a prior of another configuration than `prior`.")
     return prior
+
+
+def denoising_loss(autocast: AbstractContextManager[None], prior: LatentPrior, latent: Tensor, part: Tensor) -> Tensor:
+    """Mean square error of the denoiser on a latent (B, Cz, h, w) at random times; `part` as for `predict`."""
+    times = torch.randint(prior.scheduler.config["num_train_timesteps"], (len(latent),)).to(latent.device)
+    noise = torch.randn(latent.shape).to(latent.device)
+    z = prior.scheduler.add_noise(latent, noise, times)
+    with autocast:
+        predicted = prior.predict(z, times, part)
+    return F.mse_loss(predicted.float(), target(prior, latent, noise, times))
+
+
+def target(prior: LatentPrior, sharp: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the denoiser has to predict at these times: x_0, the noise, or the velocity."""
+    kind = prior.scheduler.config["prediction_type"]
+    if kind == "sample":
+        return sharp
+    return noise if kind == "epsilon" else prior.scheduler.get_velocity(sharp, noise, times)
 
 
 STAGES: dict[str, type[Run]] = {

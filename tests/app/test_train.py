@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
+from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.training import loop as trainer
 from swintormer.training.config import read_config
+from swintormer.training.data import batches
 from swintormer.training.loop import Run, TrainConfig, train
+from swintormer.training.state import FREE
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkConfig(
@@ -165,8 +170,8 @@ def test_minutes_end_a_run(config):
 
 
 def test_worker_process_makes_the_same_batches(config):
-    here = trainer._batches(config, torch.device("cpu"), start=2)
-    there = trainer._batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
+    here = batches(config, torch.device("cpu"), start=2)
+    there = batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
     for _ in range(2):
         for a, b in zip(next(here), next(there), strict=True):
             assert torch.equal(a, b)
@@ -210,6 +215,88 @@ def test_state_of_another_network_is_refused(config):
     larger = TINY.model_copy(update={"dim": 8})
     with pytest.raises(SwintormerError, match="of other sizes"):
         train(config.model_copy(update={"network": larger}))
+
+
+def test_state_that_does_not_fit_is_one_sentence_and_changes_nothing(config):
+    """A missing, a foreign and a misshapen tensor; a description that is none; counters that cannot be."""
+    train(config.model_copy(update={"steps": 1}))
+    state = config.out / "state.safetensors"
+    with safe_open(state, "pt") as file:
+        tensors, head = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()["state"]  # noqa: SIM118
+    weight, moment, counter = "net.skip_conv.weight", "optimizer.0.exp_avg", "optimizer.0.step"
+
+    def without(name):
+        return {key: tensor for key, tensor in tensors.items() if key != name}
+
+    def told(**changes):
+        return json.dumps(json.loads(head) | changes)
+
+    faulty = [
+        *[(without(name), head, name) for name in ("rng.cpu", weight, "average.skip_conv.weight", moment)],
+        (tensors | {"x.y": torch.zeros(1)}, head, "x.y"),
+        (tensors | {"word": torch.zeros(1)}, head, "word"),
+        (tensors | {"optimizer.9999.step": torch.zeros(())}, head, "optimizer.9999.step"),
+        (tensors | {weight: torch.zeros(1)}, head, weight),
+        (tensors | {weight: tensors[weight].double()}, head, "float64"),
+        (tensors | {counter: torch.tensor(5.0)}, head, counter),
+        (tensors | {"rng.cpu": torch.zeros_like(tensors["rng.cpu"])}, head, "random state"),
+        (tensors, "[]", "no table"),
+        (tensors, "[" * 100_000, "not a training state"),
+        *[(tensors, told(step=step), "step") for step in (-1, 1.5, "1", None, True)],
+        *[(tensors, told(seconds=seconds), "seconds") for seconds in (-1, math.nan, "1", None)],
+        (tensors, told(settings=[]), "settings"),
+        (tensors, told(identity=None), "other sizes"),
+    ]
+    run = Run(config, torch.device("cpu"))
+    before, chance = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}, torch.get_rng_state()
+    for content, text, named in faulty:
+        save_file(content, state, {"state": text})
+        with pytest.raises(SwintormerError) as error:
+            run.load(state, accept_changes=True)
+        assert str(state) in str(error.value)
+        assert named in str(error.value)
+        assert "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert run.step == 0
+
+
+def test_truncated_state_is_refused(config):
+    train(config.model_copy(update={"steps": 1}))
+    state = config.out / "state.safetensors"
+    content = state.read_bytes()
+    for size in (4, 100, len(content) // 2, len(content) - 1):
+        state.write_bytes(content[:size])
+        with pytest.raises(SwintormerError, match="is not a training state"):
+            train(config)
+
+
+def test_resuming_under_other_settings_names_them_and_waits_for_consent(config):
+    train(config.model_copy(update={"steps": 1}))
+    other = config.model_copy(update={"steps": 2, "seed": 99, "lr": 1.0})
+    with pytest.raises(SwintormerError) as error:
+        train(other)
+    for change in ("`seed` 1 -> 99", "`lr` 0.001 -> 1.0", "`steps` 1 -> 2", "--accept-changes"):
+        assert change in str(error.value)
+    assert train(other, accept_changes=True) == config.out / "weights.safetensors"
+    assert [row["step"] for row in log(config)] == ["1", "2"]
+    with pytest.raises(SwintormerError, match="has done 2 steps, and `steps` asks for 1"):
+        train(other.model_copy(update={"steps": 1}), accept_changes=True)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_settings_that_decide_nothing_may_change(config, capsys):
+    train(config)
+    free = {"out": config.out, "device": "auto", "threads": 1, "workers": 1, "log_every": 5, "checkpoint_every": 7}
+    assert set(free) == FREE
+    train(config.model_copy(update=free | {"device": "cpu"}))
+    assert "complete after 6 steps: nothing is left to train" in capsys.readouterr().err
+
+
+def test_interrupted_program_tells_the_signal(config, monkeypatch):
+    After(2, lambda run, _: os.kill(os.getpid(), signal.SIGINT))(monkeypatch)
+    monkeypatch.setattr(trainer, "read_config", lambda _: config)
+    assert CliRunner().invoke(app, ["train", "c.toml"]).exit_code == 128 + signal.SIGINT
 
 
 def test_a_folder_that_cannot_be_made_or_written(config, monkeypatch):
@@ -256,6 +343,9 @@ def test_the_shipped_recipe_is_valid():
         ("out = 'x'\ndtype = 'half'", "`dtype` to 'half'"),
         ("out = 'x'\nbackend = 'magic'", "no such backend, choose one of auto, "),
         ("out = 'x'\n[network]\ndim = 3", "dim must be even"),
+        ("out = 'x'\ncrop = 32\nscene_side = 77", "scene_side 77 is too small for crops of 32 and their margins"),
+        ("out = 'x'\nscene_side = 0", "scene_side 0 is too small"),
+        ("out = 'x'\nstage = 'detail'", "`stage` to 'detail'"),
         ("steps = 5", "does not set `out`"),
         ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
         ("out = ", "not valid TOML"),

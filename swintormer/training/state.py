@@ -1,0 +1,133 @@
+"""The state file of a training run: read and checked as a whole before a run takes anything from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from swintormer.errors import SwintormerError
+
+STATE_VERSION = 3  # 3 added the settings
+# Settings that may differ on resuming without a word: they do not decide what is learned. `steps` and `minutes` are not
+# among them, because the learning rate's schedule follows both.
+FREE = frozenset({"out", "device", "threads", "workers", "log_every", "checkpoint_every"})
+SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
+
+
+@dataclass
+class State:
+    """The content of a state file, checked.
+
+    Attributes:
+        step, seconds: done so far.
+        parts: tensors by part ("net", "average", "rng") and name.
+        slots: AdamW's state by the parameter's index.
+        identity: sizes of what is trained. settings: the configuration without `FREE`; None in older files.
+    """
+
+    step: int
+    seconds: float
+    parts: dict[str, dict[str, Tensor]]
+    slots: dict[int, dict[str, Tensor]]
+    identity: object
+    settings: dict[str, Any] | None
+
+
+def read_state(path: Path) -> tuple[State, dict[str, Tensor]]:
+    """Counters and settings of a state file, and its tensors, not yet checked against a run.
+
+    Raises:
+        SwintormerError: no state file, or one without valid counters.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            head = json.loads((file.metadata() or {})["state"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise fault(path, str(error)) from error
+    if not isinstance(head, dict):
+        raise fault(path, "its description is no table")
+    step, seconds, settings = head.get("step"), head.get("seconds"), head.get("settings")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise fault(path, f"its step is {step!r}")
+    if not isinstance(seconds, float) or not math.isfinite(seconds) or seconds < 0:
+        raise fault(path, f"its seconds are {seconds!r}")
+    if settings is not None and not isinstance(settings, dict):
+        raise fault(path, "its settings are no table")
+    return State(step, seconds, {}, {}, head.get("identity"), settings), tensors
+
+
+def sort_tensors(
+    path: Path, state: State, tensors: Mapping[str, Tensor], net: Mapping[str, Tensor], learning: list[nn.Parameter]
+) -> None:
+    """Fill `parts` and `slots` of `state`, after checking every tensor's name, shape and dtype.
+
+    Args:
+        net: state dict of the network that is to take the tensors. learning: the optimiser's parameters, in order.
+
+    Raises:
+        SwintormerError: a tensor is missing, foreign or of another kind; a random state that torch refuses.
+    """
+    expected = {f"{part}.{name}": tensor for part in ("net", "average") for name, tensor in net.items()}
+    expected["rng.cpu"] = torch.get_rng_state()
+    scalar = torch.tensor(0.0, dtype=torch.float32)
+    for index, parameter in enumerate(learning):
+        names = [f"optimizer.{index}.{slot}" for slot in SLOTS]
+        if any(name in tensors for name in names):  # a parameter without a gradient so far has none
+            expected |= dict(zip(names, (scalar, parameter, parameter), strict=True))
+    missing, foreign = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - {"rng.cuda"}
+    if missing:
+        raise fault(path, f"the tensor {min(missing)!r} is missing")
+    if foreign:
+        raise fault(path, f"this run has no tensor {min(foreign)!r}")
+    for name, tensor in expected.items():
+        found = tensors[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            kinds = [f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in (found, tensor)]
+            raise fault(path, f"the tensor {name!r} is {kinds[0]}, expected {kinds[1]}")
+    try:
+        torch.Generator().set_state(tensors["rng.cpu"])
+        if torch.cuda.is_available() and "rng.cuda" in tensors:
+            torch.Generator("cuda").set_state(tensors["rng.cuda"])
+    except (RuntimeError, TypeError) as error:
+        raise fault(path, "its random state is none that torch can take") from error
+    for key, tensor in tensors.items():
+        part, name = key.split(".", 1)
+        if part != "optimizer":
+            state.parts.setdefault(part, {})[name] = tensor
+            continue
+        number, slot = name.split(".", 1)
+        if slot == "step" and not 0 <= float(tensor) <= state.step:
+            raise fault(path, f"the counter {key!r} is {float(tensor):g} after {state.step} steps")
+        state.slots.setdefault(int(number), {})[slot] = tensor
+
+
+def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raises SwintormerError, which names them, where settings that decide the result differ."""
+    advice = "set them back, accept the changes (--accept-changes), or start over (--restart)"
+    if before is None:
+        raise SwintormerError(f"{path} does not say under which settings it was written, as older ones: {advice}.")
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names:
+        changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
+        raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else "(other sizes)"
+
+
+def fault(path: Path, what: str) -> SwintormerError:
+    """The error about a file that is no usable state."""
+    return SwintormerError(
+        f"{path} is not a training state of this run ({what}): move it away, start over or choose another `out` folder."
+    )
