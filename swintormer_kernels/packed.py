@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from swintormer_kernels.backends.reference.transforms import transform_at_work
+from swintormer_kernels.transforms import transform_at_work
 
 
 class _State(NamedTuple):

@@ -33,8 +33,8 @@ from typing import Any, TypeVar
 import torch
 
 from swintormer_kernels import native, trust
-from swintormer_kernels.backends.reference.transforms import transform_at_work
 from swintormer_kernels.backends.triton import layout as triton_tensors
+from swintormer_kernels.transforms import transform_at_work
 
 BACKENDS = ("triton", "cpu", "reference")
 """Every backend, the preferred first. The reference serves whatever the op is defined for."""

@@ -17,15 +17,25 @@ from torch import Tensor
 
 from swintormer_kernels import trust
 from swintormer_kernels.backends.triton.layout import INTERPRETED
-from swintormer_kernels.ops.ddim_step import Prediction, ddim_step
-from swintormer_kernels.ops.gated_ffn import FFNWeights, gated_ffn
-from swintormer_kernels.ops.group_norm_silu import GroupNormWeights, group_norm_silu
-from swintormer_kernels.ops.norm_projection import LinearWeights, norm_projection
-from swintormer_kernels.ops.norm_silu_conv3x3 import ConvWeights, norm_silu_conv3x3
-from swintormer_kernels.ops.res_block import ResBlockWeights, res_block
-from swintormer_kernels.ops.swda_attention import AttentionWeights, swda_attention
+from swintormer_kernels.ops.ddim_step import ddim_step
+from swintormer_kernels.ops.gated_ffn import gated_ffn
+from swintormer_kernels.ops.group_norm_silu import group_norm_silu
+from swintormer_kernels.ops.norm_projection import norm_projection
+from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
+from swintormer_kernels.ops.res_block import res_block
+from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
-from swintormer_kernels.ops.upsample_conv3x3 import UpsampleWeights, upsample_conv3x3
+from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
+from swintormer_kernels.records import (
+    AttentionWeights,
+    ConvWeights,
+    FFNWeights,
+    GroupNormWeights,
+    LinearWeights,
+    Prediction,
+    ResBlockWeights,
+    UpsampleWeights,
+)
 from swintormer_kernels.registry import BACKENDS, Op, machine_lacks, use_backend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -148,6 +158,7 @@ def selfcheck(
     return Report(tuple(rows))
 
 
+@trust.checked_by
 def check(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Row:
     """One op and backend in one dtype on one device, called by name. An exception of the kernels is a failure."""
     if op not in CASES:

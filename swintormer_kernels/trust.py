@@ -16,6 +16,7 @@ import os
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,15 @@ def record(op: str, backend: str, device: torch.device, dtype: torch.dtype, fail
             _write(_file_key(op, backend, device, dtype), failure or "")
 
 
+_checks: list[Callable[..., Any]] = []
+
+
+def checked_by(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: `check(op, backend, dtype, device)` gives the verdicts. It needs the ops, which stand above."""
+    _checks[:] = [check]
+    return check
+
+
 def forget_verdicts() -> None:
     """Forget what this process knows; the file stays. For tests."""
     with _lock:
@@ -120,13 +130,11 @@ def _not_now() -> bool:
 
 def _in_a_fresh_thread(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
     """(why it failed or "", whether that is worth keeping), untouched by the caller's autocast, modes and stream."""
-    from swintormer_kernels.selfcheck import check
-
     found: list[tuple[str, bool]] = []
 
     def run() -> None:
         try:
-            row = check(op, backend, dtype, device)
+            row = _checks[0](op, backend, dtype, device)
             # What does not fit the memory now may fit it next time.
             found.append((row.failure or row.not_served or "", row.not_served is None and not row.out_of_memory))
         except Exception as error:  # a fault of the check itself: not trusted, and tried again by the next process

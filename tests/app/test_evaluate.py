@@ -287,7 +287,7 @@ def test_shipped_weights_restore():
 
 def test_shipped_prior_restores():
     """The same for the weights with the prior, on two photographs."""
-    network = network_methods(load_checkpoint(default_weights("small-prior")))[NETWORK]
+    network = network_methods(read_checkpoint(default_weights("small-prior")))[NETWORK]
     chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1")]
     gain = gains(list(heldout_scores({NETWORK: network}, chosen, heldout.PHOTOGRAPHS[:2], side=128)))
     assert min(gain.values()) > 0

@@ -36,7 +36,13 @@ def no_verdicts(tmp_path, monkeypatch):
 def checks(monkeypatch):
     """(op, dtype) of every check that runs."""
     ran, original = [], module.check
-    monkeypatch.setattr(module, "check", lambda *a: ran.append((a[0], a[2])) or original(*a))
+
+    def check(*arguments):
+        ran.append((arguments[0], arguments[2]))
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "check", check)
+    monkeypatch.setattr(trust, "_checks", [check])
     return ran
 
 

@@ -42,7 +42,7 @@ def run_ops():
     calls = 0
     for name in OPS:
         op = getattr(sk, name)
-        for case in importlib.import_module(f"swintormer_kernels.ops.{name}").cases():
+        for case in cases_of(name):
             args, kwargs = case.make(0)
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
             if sum(tensor.numel() for tensor in tensors) > MOST_NUMBERS:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.transforms import transform_at_work
 from swintormer_kernels.records import ConvWeights, GroupNormWeights, LinearWeights, ResBlockWeights, UpsampleWeights
+from swintormer_kernels.transforms import transform_at_work
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -34,8 +34,7 @@ from swintormer_kernels.backends.triton import (
 )
 from swintormer_kernels.backends.triton.layout import DTYPES
 from swintormer_kernels.backends.triton.runtime import Launch, recording
-from swintormer_kernels.ops.ddim_step import Prediction
-from swintormer_kernels.records import AttentionWeights, ConvWeights, FFNWeights, GroupNormWeights
+from swintormer_kernels.records import AttentionWeights, ConvWeights, FFNWeights, GroupNormWeights, Prediction
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 Configurations = Iterator[tuple[str, Callable[[], object]]]
