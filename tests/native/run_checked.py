@@ -38,6 +38,7 @@ def load(path):
 
 def run_ops():
     import swintormer_kernels as sk
+    from swintormer_kernels.testing.cases import cases_of
 
     calls = 0
     for name in OPS:
