@@ -18,8 +18,9 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.h csrc/*/*
 demo: $(VENV)/.installed
 	$(BIN)/swintormer demo
 
+# Two processes share the cores, so torch's threads must not spin while they wait.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.for_tests
 	$(BIN)/ruff check .

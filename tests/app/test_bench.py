@@ -17,6 +17,7 @@ from swintormer.cli import bench
 from swintormer_kernels import native, use_backend
 from swintormer_kernels.packed import derived, kept_bytes
 from swintormer_kernels.testing import timing
+from swintormer_kernels.testing.cases import cases_of
 from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory
 
 TINY = NetworkConfig(
@@ -136,7 +137,7 @@ def test_an_op_is_measured_into_a_row_and_appended(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS_PER_CASE", 0.0)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     (module,) = (module for module in measure.op_modules("reference") if module.OP.name == "gated_ffn")
-    case = next(case for case in measure.cases_of("gated_ffn") if case.name == "window 2, C 2")
+    case = next(case for case in cases_of("gated_ffn") if case.name == "window 2, C 2")
     row = measure.measure_op(Benchmark(), module, case, "reference")
     assert row.gmac == pytest.approx(3 * 2 * 5 * 24 / 1e9)  # 3 C hid for each pixel
     for _ in range(2):

@@ -18,7 +18,6 @@ from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
 from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
-from swintormer.training import loop as trainer
 from swintormer.training.config import read_config
 from swintormer.training.data import batches
 from swintormer.training.loop import Run, TrainConfig, train
@@ -295,7 +294,7 @@ def test_settings_that_decide_nothing_may_change(config, capsys):
 
 def test_interrupted_program_tells_the_signal(config, monkeypatch):
     After(2, lambda run, _: os.kill(os.getpid(), signal.SIGINT))(monkeypatch)
-    monkeypatch.setattr(trainer, "read_config", lambda _: config)
+    monkeypatch.setattr("swintormer.training.config.read_config", lambda _: config)
     assert CliRunner().invoke(app, ["train", "c.toml"]).exit_code == 128 + signal.SIGINT
 
 

@@ -6,11 +6,11 @@ import attention_in_triton
 import pytest
 import torch
 from attention_in_triton import DEVICE, error, mapped, with_ffn
-from swintormer_kernels.backends.reference.gated_ffn import gated_ffn as reference_ffn
-from swintormer_kernels.backends.reference.swda_attention import swda_attention as reference_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swintormer_kernels as sk
+from swintormer_kernels.backends.reference.blocks import gated_ffn as reference_ffn
+from swintormer_kernels.backends.reference.blocks import swda_attention as reference_attention
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.testing.block_cases import Shape
 
