@@ -1,4 +1,4 @@
-"""What one training run does, as data: a TOML file of `TrainConfig`."""
+"""What one training run does, as data: a TOML file of one stage's configuration."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
@@ -25,19 +28,31 @@ from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
 from swintormer_kernels import BACKENDS
 
-Stage = Literal["restoration", "autoencoder", "denoiser", "joint"]
 # Default weight of the Fourier loss when it replaces a perceptual loss without weights file, as in configs/.
 # White noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so L1 leads.
 FREQUENCY = 0.5
 
 
+def _preset_of(presets: Mapping[str, BaseModel]) -> BeforeValidator:
+    def configuration(value: object) -> object:
+        if isinstance(value, str) and value not in presets:
+            raise ValueError(f"there is no such preset, choose one of {', '.join(presets)}")
+        return presets[value] if isinstance(value, str) else value
+
+    return BeforeValidator(configuration)
+
+
+Network = Annotated[NetworkConfig, _preset_of(PRESETS)]
+Prior = Annotated[PriorConfig, _preset_of(PRIORS)]
+
+
 class TrainConfig(BaseModel):
-    """One training run; the defaults are the release's recipe (arXiv 2401.05907) where it states one.
+    """The settings of every stage; the defaults are the release's recipe (arXiv 2401.05907) where it states one.
+
+    A run takes the configuration of its stage, one of `StageConfig`.
 
     Attributes:
-        stage: what is trained: the restoration network alone; of the prior first the autoencoder, then the denoiser on
-            its latents; then network and denoiser jointly, through the sampler (stages.py).
-        network: preset name, or sizes as in `NetworkConfig`.
+        stage: what is trained (run.py, stages.py).
         out: run folder.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
         batch, crop: pairs per step and their side; a multiple of 16 * window wastes no padding.
@@ -50,28 +65,13 @@ class TrainConfig(BaseModel):
         channels_last: memory layout of weights; on two AVX-512 cores 17 % faster at crop 128 in float32.
         scene_side: side of the generated pictures that pairs are cut from; None for 512 or what the crop needs.
         threads: of torch on the CPU; 0 leaves its choice.
-        workers: processes that make pairs; 0 makes them in the training process.
         checkpoint_every, validate_every, log_every: in steps.
         validation: pairs of the validation stream, whose PSNR is logged.
-        training_tile: tile that the weights file names for inference; None for `crop`.
-        initial: checkpoint of the network to start from; fusion is added where it has none. None for random weights.
-        prior: preset name, or `PriorConfig`. prior_weights: file of the stage before, with the prior's weights.
-        frequency, perceptual, latent: weights beside L1 of `losses.frequency_loss`, of `perceptual.PerceptualLoss`, and
-            of z_0's distance from the sharp image's latent. The stage denoiser compares latents and takes no loss of
-            images.
-        vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it, with the Fourier
-            loss: see `fourier`.
-        pool: pairs whose latents the denoiser's stage makes once and draws from.
-        prior_rate: factor on the learning rate of what is newer than the network: fusion, denoiser and encoder.
-        prior_dropout: share of the joint steps that train the network without prior, so that it can do without.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stage: Stage = "restoration"
-    network: NetworkConfig = PRESETS["small"]
-    prior: PriorConfig = PRIORS["compact"]
-    prior_weights: Path | None = None
+    stage: str
     out: Path
     seed: int = Field(0, ge=0)
     steps: int = Field(300_000, ge=1)
@@ -91,28 +91,21 @@ class TrainConfig(BaseModel):
     channels_last: bool = False
     scene_side: int | None = None
     threads: int = Field(0, ge=0)
-    workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(1000, ge=1)
     validate_every: int = Field(1000, ge=1)
     validation: int = Field(16, ge=1)
     log_every: int = Field(50, ge=1)
-    training_tile: int | None = None
-    initial: Path | None = None
-    frequency: float = Field(0.0, ge=0)
-    perceptual: float = Field(0.0, ge=0)
-    latent: float = Field(0.0, ge=0)
-    vgg: Path | None = None
-    pool: int = Field(2000, ge=1)
-    prior_rate: float = Field(1.0, gt=0)
-    prior_dropout: float = Field(0.1, ge=0, lt=1)
 
-    @field_validator("network", "prior", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _preset(cls, value: object, info: ValidationInfo) -> object:
-        presets: Mapping[str, BaseModel] = PRESETS if info.field_name == "network" else PRIORS
-        if isinstance(value, str) and value not in presets:
-            raise ValueError(f"there is no such preset, choose one of {', '.join(presets)}")
-        return presets[value] if isinstance(value, str) else value
+    def _check_names(cls, values: Any) -> Any:
+        unknown = sorted(values.keys() - cls.model_fields.keys()) if isinstance(values, Mapping) else []
+        if unknown:
+            name, stage = unknown[0], cls.model_fields["stage"].default
+            others = [other for other, config in CONFIGS.items() if name in config.model_fields]
+            where = f", it belongs to {' and '.join(others)}" if others else ""
+            raise ValueError(f"stage {stage} has no setting `{name}`{where}")
+        return values
 
     @field_validator("backend")
     @classmethod
@@ -120,12 +113,6 @@ class TrainConfig(BaseModel):
         if value not in ("auto", *BACKENDS):
             raise ValueError(f"there is no such backend, choose one of auto, {', '.join(BACKENDS)}")
         return value
-
-    @property
-    def fourier(self) -> float:
-        """The weight of `losses.frequency_loss` that training uses."""
-        stands_in = self.perceptual > 0 and self.vgg is None and not self.frequency
-        return FREQUENCY if stands_in else self.frequency
 
     @model_validator(mode="after")
     def _check_scenes(self) -> TrainConfig:
@@ -137,27 +124,108 @@ class TrainConfig(BaseModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _check_losses(self) -> TrainConfig:
-        for name in ("frequency", "perceptual"):
-            if getattr(self, name) and self.stage == "denoiser":
-                raise ValueError(f"stage {self.stage} compares latents and has no image for `{name}`: leave it out")
-        return self
+
+class ImageStageConfig(TrainConfig):
+    """Settings of the stages that compare images.
+
+    Attributes:
+        workers: processes that make pairs; 0 makes them in the training process.
+        frequency, perceptual: weights beside L1 of `losses.frequency_loss` and of `perceptual.PerceptualLoss`.
+        vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it, with the Fourier
+            loss: see `fourier`.
+    """
+
+    workers: int = Field(0, ge=0)
+    frequency: float = Field(0.0, ge=0)
+    perceptual: float = Field(0.0, ge=0)
+    vgg: Path | None = None
+
+    @property
+    def fourier(self) -> float:
+        """The weight of `losses.frequency_loss` that training uses."""
+        stands_in = self.perceptual > 0 and self.vgg is None and not self.frequency
+        return FREQUENCY if stands_in else self.frequency
+
+
+class NetworkStageConfig(ImageStageConfig):
+    """Settings of the stages that train the restoration network.
+
+    Attributes:
+        network: preset name, or sizes as in `NetworkConfig`.
+        initial: checkpoint of the network to start from; fusion is added where it has none. None for random weights.
+        training_tile: tile that the weights file names for inference; None for `crop`.
+    """
+
+    network: Network = PRESETS["small"]
+    initial: Path | None = None
+    training_tile: int | None = None
+
+
+class DenoisingStageConfig(TrainConfig):
+    """Settings of the stages that train the denoiser of a trained autoencoder.
+
+    Attributes:
+        prior: preset name, or `PriorConfig`. prior_weights: file of the stage before, with the prior's weights.
+    """
+
+    prior: Prior = PRIORS["compact"]
+    prior_weights: Path
 
     @model_validator(mode="after")
-    def _check_latent(self) -> TrainConfig:
-        if self.stage in ("denoiser", "joint") and self.prior.sampling.condition == "image":
+    def _check_latent(self) -> DenoisingStageConfig:
+        if self.prior.sampling.condition == "image":
             raise ValueError(
                 f"stage {self.stage} trains priors that see the blurred picture's latent, this one sees the picture "
                 "itself: choose another, such as the preset `compact`"
             )
         return self
 
+
+class RestorationConfig(NetworkStageConfig):
+    """The restoration network without a prior."""
+
+    stage: Literal["restoration"] = "restoration"
+
+
+class AutoencoderConfig(ImageStageConfig):
+    """First stage of the prior: the autoencoder.
+
+    Attributes:
+        prior: preset name, or `PriorConfig`.
+    """
+
+    stage: Literal["autoencoder"] = "autoencoder"
+    prior: Prior = PRIORS["compact"]
+
+
+class DenoiserConfig(DenoisingStageConfig):
+    """Second stage of the prior: the denoiser, on the autoencoder's latents, so without a loss of images.
+
+    Attributes:
+        pool: pairs whose latents are made once and drawn from.
+    """
+
+    stage: Literal["denoiser"] = "denoiser"
+    pool: int = Field(2000, ge=1)
+
+
+class JointConfig(NetworkStageConfig, DenoisingStageConfig):
+    """Third stage of the prior: network and denoiser jointly, through the sampler.
+
+    Attributes:
+        latent: weight of z_0's distance from the sharp image's latent.
+        prior_rate: factor on the learning rate of what is newer than the network: fusion, denoiser and encoder.
+        prior_dropout: share of the steps that train the network without prior, so that it can do without.
+    """
+
+    stage: Literal["joint"] = "joint"
+    latent: float = Field(0.0, ge=0)
+    prior_rate: float = Field(1.0, gt=0)
+    prior_dropout: float = Field(0.1, ge=0, lt=1)
+
     @model_validator(mode="after")
-    def _check_stage(self) -> TrainConfig:
-        if self.stage in ("denoiser", "joint") and self.prior_weights is None:
-            raise ValueError(f"stage {self.stage} needs `prior_weights`, the file of the stage before")
-        if self.stage == "joint" and self.network.prior_channels != self.prior.latent_channels:
+    def _check_channels(self) -> JointConfig:
+        if self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "
                 f"{self.prior.latent_channels}: set network.prior_channels"
@@ -165,24 +233,43 @@ class TrainConfig(BaseModel):
         return self
 
 
-def read_config(path: str | Path) -> TrainConfig:
-    """Read a TOML file; SwintormerError names the file and the first fault."""
+StageConfig = RestorationConfig | AutoencoderConfig | DenoiserConfig | JointConfig
+CONFIGS: dict[str, type[TrainConfig]] = {
+    config.model_fields["stage"].default: config for config in get_args(StageConfig)
+}
+_ADAPTER: TypeAdapter[StageConfig] = TypeAdapter(Annotated[StageConfig, Discriminator("stage")])
+
+
+def read_config(path: str | Path) -> StageConfig:
+    """Read a TOML file of the configuration of its `stage`, of "restoration" where it names none.
+
+    Raises:
+        SwintormerError: names the file and the first fault.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        return TrainConfig(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return _ADAPTER.validate_python({"stage": "restoration"} | values)
     except OSError as error:
         raise SwintormerError(f"Cannot read the training configuration {path}: {reason(error)}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SwintormerError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        fault = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise SwintormerError(f"{path} does not set `{field}`: it must.") from error
-        if not field:  # settings that do not fit each other: what was given would be the whole file
-            raise SwintormerError(f"{path}: {fault}.") from error
-        raise SwintormerError(f"{path} sets `{field}` to {first['input']!r}: {fault[0].lower()}{fault[1:]}.") from error
+        raise SwintormerError(_sentence(path, error.errors()[0])) from error
+
+
+def _sentence(path: str | Path, error: ErrorDetails) -> str:
+    if error["type"] == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        return f"{path} sets `stage` to {tag!r}: there is no such stage, choose one of {', '.join(CONFIGS)}."
+    stage, *place = error["loc"]
+    field = ".".join(str(part) for part in place)
+    fault = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{path} does not set `{field}`, which stage {stage} needs."
+    if not field:  # settings that do not fit each other: what was given would be the whole file
+        return f"{path}: {fault}."
+    return f"{path} sets `{field}` to {error['input']!r}: {fault[0].lower()}{fault[1:]}."

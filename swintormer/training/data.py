@@ -10,13 +10,13 @@ from torch import Tensor
 
 from swintormer.data import SyntheticPairs
 from swintormer.signals import ENDING
-from swintormer.training.config import TrainConfig
+from swintormer.training.config import ImageStageConfig
 
 
 class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Batch k holds pairs k * batch ... k * batch + batch - 1, so a step number is a position in the data."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: ImageStageConfig):
         self.batch = config.batch
         self.pairs = SyntheticPairs(config.seed, config.crop, config.scene_side)
 
@@ -24,7 +24,7 @@ class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self.pairs.batch(index * self.batch, self.batch)
 
 
-def batches(config: TrainConfig, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(config: ImageStageConfig, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
     loader = torch.utils.data.DataLoader(
         _Batches(config),
         batch_size=None,

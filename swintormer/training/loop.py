@@ -1,6 +1,6 @@
 """Train on synthetic pairs, the network or the prior: seeded, resumable to the step, safe to interrupt.
 
-`swintormer train CONFIG`, where CONFIG is a TOML file of `TrainConfig`.
+`swintormer train CONFIG`, where CONFIG is a TOML file of one stage's configuration (config.py).
 A run folder holds `state.safetensors` (everything a resume needs), `log.csv` and at the end `weights.safetensors`
 (the averaged network, as `swintormer deblur --weights` reads it).
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, prepare_folder, reason, replacing
 from swintormer.signals import stoppable
-from swintormer.training.config import TrainConfig
-from swintormer.training.run import Run
+from swintormer.training.config import RestorationConfig, TrainConfig
+from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
@@ -168,8 +168,8 @@ def _check_finite(run: Run, norm: Tensor) -> None:
 
 def make_run(config: TrainConfig, device: torch.device) -> Run:
     """The run of the configured stage, at its beginning."""
-    if config.stage == "restoration":
-        return Run(config, device)
+    if isinstance(config, RestorationConfig):
+        return RestorationRun(config, device)
     from swintormer.training.stages import STAGES  # diffusers takes seconds to import
 
     return STAGES[config.stage](config, device)

@@ -17,7 +17,7 @@ from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
-from swintormer.training.config import TrainConfig
+from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.data import batches
 from swintormer.training.losses import frequency_loss, l1_loss
 from swintormer.training.perceptual import PerceptualLoss
@@ -32,18 +32,18 @@ NO_VGG = (
 class Run:
     """What changes while training: network, average, optimiser, counters; saved and restored as one file.
 
-    This one trains the restoration network alone; other stages derive from it (stages.py).
+    The stages derive from it: `RestorationRun`, and those of the prior (stages.py).
 
     Attributes:
         net: everything that the state file holds, also what does not learn.
     """
 
+    config: TrainConfig
     net: nn.Module
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config = config
         self.device = device
-        self.perceptual = _perceptual_loss(config, device)  # before the seed: weights drawn for it change nothing
         torch.manual_seed(config.seed)
         self.net = self.build().to(device)
         if config.channels_last:
@@ -59,7 +59,7 @@ class Run:
 
     def build(self) -> nn.Module:
         """What is trained, with its first weights."""
-        return first_network(self.config)
+        raise NotImplementedError
 
     def learning(self) -> list[dict[str, Any]]:
         """The parameters that learn, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
@@ -70,7 +70,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What a state file must agree in."""
-        return {"network": self.config.network.model_dump(mode="json")}
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """The configuration as the state file notes it: what decides the result."""
@@ -79,27 +79,15 @@ class Run:
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """From step `start` on, what `train_step` takes: pairs (blurred, sharp), each (B, 3, S, S)."""
-        return batches(self.config, self.device, start)
+        raise NotImplementedError
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         """What a step makes smaller."""
-        with self.autocast():
-            output = self.net(blurred)
-        return self.image_loss(output, sharp)
-
-    def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
-        loss = l1_loss(output, target)
-        if self.config.fourier:
-            loss = loss + self.config.fourier * frequency_loss(output, target)
-        if self.perceptual is not None:
-            loss = loss + self.config.perceptual * self.perceptual(output, target)
-        return loss
+        raise NotImplementedError
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """For validation, of one pair: what this stage makes of it, and what it would be without."""
-        with self.autocast():
-            return self.net(blurred), blurred
+        raise NotImplementedError
 
     @property
     def progress(self) -> float:
@@ -214,6 +202,53 @@ class Run:
 
     def write(self, path: Path, card: dict[str, str]) -> None:
         """The result, with averaged weights, as the next stage or `swintormer deblur` reads it."""
+        raise NotImplementedError
+
+
+class ImageRun(Run):
+    """What the stages share that compare images."""
+
+    config: ImageStageConfig
+
+    def __init__(self, config: ImageStageConfig, device: torch.device):
+        self.perceptual = _perceptual_loss(config, device)  # before the seed: weights drawn for it change nothing
+        super().__init__(config, device)
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(self.config, self.device, start)
+
+    def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
+        loss = l1_loss(output, target)
+        if self.config.fourier:
+            loss = loss + self.config.fourier * frequency_loss(output, target)
+        if self.perceptual is not None:
+            loss = loss + self.config.perceptual * self.perceptual(output, target)
+        return loss
+
+
+class RestorationRun(ImageRun):
+    """The restoration network alone."""
+
+    config: RestorationConfig
+
+    def build(self) -> nn.Module:
+        return first_network(self.config)
+
+    def identity(self) -> dict[str, Any]:
+        return {"network": self.config.network.model_dump(mode="json")}
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        with self.autocast():
+            output = self.net(blurred)
+        return self.image_loss(output, sharp)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network makes of the blurred picture; that picture."""
+        with self.autocast():
+            return self.net(blurred), blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
         from swintormer.checkpoint.checkpoint import save_checkpoint
 
         with self.averaged() as net:
@@ -221,7 +256,7 @@ class Run:
             save_checkpoint(net, path, card=card, training_tile=self.config.training_tile or self.config.crop)
 
 
-def first_network(config: TrainConfig) -> Swintormer:
+def first_network(config: NetworkStageConfig) -> Swintormer:
     """The restoration network to begin with: of `initial`, with a new fusion where it has none; or the identity."""
     net = Swintormer(config.network)
     if config.initial is not None:
@@ -239,7 +274,7 @@ def first_network(config: TrainConfig) -> Swintormer:
     return net
 
 
-def _perceptual_loss(config: TrainConfig, device: torch.device) -> PerceptualLoss | None:
+def _perceptual_loss(config: ImageStageConfig, device: torch.device) -> PerceptualLoss | None:
     """The one that the configuration asks for; without its weights file a sentence says what goes on instead."""
     if not config.perceptual:
         return None

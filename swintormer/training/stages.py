@@ -20,27 +20,39 @@ from swintormer.errors import SwintormerError
 from swintormer.model.network import Swintormer
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
 from swintormer.prior.model import LatentPrior
-from swintormer.training.config import TrainConfig
+from swintormer.training.config import AutoencoderConfig, DenoiserConfig, DenoisingStageConfig, JointConfig, TrainConfig
 from swintormer.training.losses import l1_loss, moment_loss
-from swintormer.training.run import Run, first_network
+from swintormer.training.run import ImageRun, Run, first_network
 
 MOMENTS = 0.01  # of `moment_loss`: latents end near mean 0 and variance 1, which the schedule's noise presumes
 POOL_BATCH = 16
 
 
-class AutoencoderRun(Run):
+class PriorRun(Run):
+    """What the stages share that train the prior alone."""
+
+    config: AutoencoderConfig | DenoiserConfig
+    net: LatentPrior
+
+    def identity(self) -> dict[str, Any]:
+        return {"prior": self.config.prior.model_dump(mode="json")}
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        with self.averaged() as net:
+            assert isinstance(net, LatentPrior)
+            save_prior(net, path, card)
+
+
+class AutoencoderRun(PriorRun, ImageRun):
     """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other."""
 
-    net: LatentPrior
+    config: AutoencoderConfig
 
     def build(self) -> nn.Module:
         prior = make_prior(self.config.prior)
         _check_crop(self.config, prior.encoder_factor)
         prior.denoiser.requires_grad_(False)
         return prior
-
-    def identity(self) -> dict[str, Any]:
-        return {"prior": self.config.prior.model_dump(mode="json")}
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         image = torch.cat((blurred, sharp))
@@ -54,14 +66,11 @@ class AutoencoderRun(Run):
         with self.autocast():
             return self.net.decode(self.net.encode(sharp)), blurred
 
-    def write(self, path: Path, card: dict[str, str]) -> None:
-        with self.averaged() as net:
-            assert isinstance(net, LatentPrior)
-            save_prior(net, path, card)
 
-
-class DenoiserRun(AutoencoderRun):
+class DenoiserRun(PriorRun):
     """The denoiser on latents of pairs, made once: from the blurred one's latent and noise to the sharp one's."""
+
+    config: DenoiserConfig
 
     def build(self) -> nn.Module:
         prior = _given_prior(self.config)
@@ -109,7 +118,7 @@ class Joint(nn.Module):
         self.network, self.prior = network, prior
 
 
-class JointRun(Run):
+class JointRun(ImageRun):
     """The restoration network with z_0 from the sampler; denoiser and encoder learn along, the decoder does not.
 
     The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
@@ -117,9 +126,10 @@ class JointRun(Run):
     there is the encoder that the stage before left, so that z_0 stays what the decoder decodes.
     """
 
+    config: JointConfig
     net: Joint
 
-    def __init__(self, config: TrainConfig, device: torch.device):
+    def __init__(self, config: JointConfig, device: torch.device):
         super().__init__(config, device)
         self.before = _given_prior(config).requires_grad_(False).to(device)
 
@@ -138,7 +148,7 @@ class JointRun(Run):
         return [{"params": trained}, {"params": new + fresh, "rate": self.config.prior_rate}]
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"prior": self.config.prior.model_dump(mode="json")}
+        return {name: getattr(self.config, name).model_dump(mode="json") for name in ("network", "prior")}
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         prior, noise = (
@@ -181,8 +191,7 @@ def _check_crop(config: TrainConfig, multiple: int) -> None:
         )
 
 
-def _given_prior(config: TrainConfig) -> LatentPrior:
-    assert config.prior_weights is not None  # TrainConfig sees to it
+def _given_prior(config: DenoisingStageConfig) -> LatentPrior:
     prior = load_prior(config.prior_weights)
     made, asked = config_of(prior), config_of(make_prior(config.prior))
     if made != asked:

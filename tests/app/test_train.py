@@ -18,9 +18,10 @@ from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
 from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
-from swintormer.training.config import read_config
+from swintormer.training.config import RestorationConfig, read_config
 from swintormer.training.data import batches
-from swintormer.training.loop import Run, TrainConfig, train
+from swintormer.training.loop import train
+from swintormer.training.run import RestorationRun, Run
 from swintormer.training.state import FREE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ TINY = NetworkConfig(
 
 @pytest.fixture
 def config(tmp_path):
-    return TrainConfig(
+    return RestorationConfig(
         network=TINY,
         out=tmp_path / "run",
         seed=1,
@@ -135,7 +136,7 @@ def test_weights_hold_the_average_and_the_recipe(config):
 
 def test_it_learns_to_invert_the_pictures(config):
     """Negatives are far from the identity that training starts from, so twenty steps must show by a fifth."""
-    run = Run(config.model_copy(update={"lr": 1e-2, "steps": 20}), torch.device("cpu"))
+    run = RestorationRun(config.model_copy(update={"lr": 1e-2, "steps": 20}), torch.device("cpu"))
     picture = torch.rand(2, 3, 32, 32)
     losses = [float(run.train_step(picture, 1 - picture)[0]) for _ in range(20)]
     assert losses[0] == pytest.approx(float((2 * picture - 1).abs().mean()), rel=32 * torch.finfo().eps)
@@ -143,7 +144,7 @@ def test_it_learns_to_invert_the_pictures(config):
 
 
 def test_fresh_network_is_the_identity(config):
-    run = Run(config, torch.device("cpu"))
+    run = RestorationRun(config, torch.device("cpu"))
     picture = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert (run.net(picture) - picture).abs().max() <= 2 * torch.finfo().eps  # (2x - 1 + 1) / 2
@@ -151,7 +152,7 @@ def test_fresh_network_is_the_identity(config):
 
 def test_schedule_follows_whichever_is_further_along(config):
     config = config.model_copy(update={"steps": 100, "minutes": 10.0, "warmup": 4, "min_lr": 1e-5})
-    run = Run(config, torch.device("cpu"))
+    run = RestorationRun(config, torch.device("cpu"))
     assert run.lr == pytest.approx(config.lr / 5)  # the first of four steps below the peak
     run.step = 50
     middle = (config.lr + config.min_lr) / 2
@@ -180,7 +181,7 @@ def test_bfloat16_and_channels_last_train_the_same_network(config):
     """To the precision of bfloat16 (8 bits) times the depth of rounding, one per block and convolution."""
     output, (blurred, sharp), losses = 0.1 * torch.randn(12, 8, 3, 3), torch.rand(2, 2, 3, 32, 32), []
     for changes in ({}, {"dtype": "bfloat16"}, {"channels_last": True}):
-        run = Run(config.model_copy(update=changes), torch.device("cpu"))
+        run = RestorationRun(config.model_copy(update=changes), torch.device("cpu"))
         assert {p.dtype for p in run.net.parameters()} == {torch.float32}
         with torch.no_grad():
             run.net.output[0].weight.copy_(output)
@@ -246,7 +247,7 @@ def test_state_that_does_not_fit_is_one_sentence_and_changes_nothing(config):
         (tensors, told(settings=[]), "settings"),
         (tensors, told(identity=None), "other sizes"),
     ]
-    run = Run(config, torch.device("cpu"))
+    run = RestorationRun(config, torch.device("cpu"))
     before, chance = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}, torch.get_rng_state()
     for content, text, named in faulty:
         save_file(content, state, {"state": text})
@@ -322,7 +323,7 @@ def test_a_disk_that_fills_up_while_the_state_is_saved_spares_the_last_one(confi
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(SwintormerError, match=r"Cannot write .*: No space left on device"):
-        Run(config, torch.device("cpu")).save(state)
+        RestorationRun(config, torch.device("cpu")).save(state)
     assert state.read_bytes() == before
     assert {path.name for path in config.out.iterdir()} == {"state.safetensors", "log.csv", "weights.safetensors"}
 
@@ -337,20 +338,25 @@ def test_the_shipped_recipe_is_valid():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("out = 'x'\nstps = 5", "stps"),
+        ("out = 'x'\nstps = 5", "c.toml: stage restoration has no setting `stps`."),
+        ("out = 'x'\npool = 5", "c.toml: stage restoration has no setting `pool`, it belongs to denoiser."),
+        (
+            "out = 'x'\nstage = 'autoencoder'\ninitial = 'y'",
+            "c.toml: stage autoencoder has no setting `initial`, it belongs to restoration and joint.",
+        ),
         ("out = 'x'\nsteps = 0", "`steps` to 0"),
         ("out = 'x'\ndtype = 'half'", "`dtype` to 'half'"),
         ("out = 'x'\nbackend = 'magic'", "no such backend, choose one of auto, "),
         ("out = 'x'\n[network]\ndim = 3", "dim must be even"),
         ("out = 'x'\ncrop = 32\nscene_side = 77", "scene_side 77 is too small for crops of 32 and their margins"),
         ("out = 'x'\nscene_side = 0", "scene_side 0 is too small"),
-        ("out = 'x'\nstage = 'detail'", "`stage` to 'detail'"),
+        ("out = 'x'\nstage = 'detail'", "`stage` to 'detail': there is no such stage, choose one of restoration, "),
         ("steps = 5", "does not set `out`"),
         ("out = 'x'\nnetwork = 'huge'", "no such preset, choose one of released, small"),
         ("out = ", "not valid TOML"),
         (
             "out = 'x'\nstage = 'denoiser'",
-            "c.toml: stage denoiser needs `prior_weights`, the file of the stage before.",
+            "c.toml does not set `prior_weights`, which stage denoiser needs.",
         ),
     ],
 )
