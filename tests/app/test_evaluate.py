@@ -295,14 +295,14 @@ def test_shipped_prior_restores():
 
 @pytest.mark.slow
 def test_shipped_weights_earn_their_place():
-    """What the model card says: 0.71 dB over doing nothing on average, no photograph worse by more than 0.1 dB."""
+    """What the model card says: 0.88 dB on average, every photograph gains, rows lose at most 0.19 dB."""
     network = network_method(Deblurrer(load_checkpoint(default_weights())))
     gain = gains(list(heldout_scores({NETWORK: network})))
-    assert sum(gain.values()) / len(gain) >= 0.7
-    assert min(gain.values()) >= -0.5
+    assert sum(gain.values()) / len(gain) >= 0.85
+    assert min(gain.values()) >= -0.25
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
-        assert sum(own) / len(own) >= -0.1, name
+        assert sum(own) / len(own) >= 0, name
 
 
 @pytest.mark.slow
