@@ -1,7 +1,7 @@
 """What the prior costs: multiply-accumulates, memory and time of a step and of a sample, diffusers' own beside ours.
 
-`python -m bench.prior [compact|ldm-sr] [SIDE ...]` prints a row for each latent side (`detail` has the sizes of
-`compact`). diffusers' is UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step, eager; ours is
+`python -m bench.prior [compact|ldm-sr] [SIDE ...]` prints a row for each latent side. diffusers' is UNet2DModel on z_t
+and condition, concatenated, and DDIMScheduler.step, eager; ours is
 `LatentPrior`. Random weights; in turn, medians. MB are what torch holds at most above what it held before. "computed"
 marks a sample that was not run, steps times a step, without the encoder; its memory is not known: "not run".
 """

@@ -60,7 +60,7 @@ class BackendError(RuntimeError):
 class _Choice(threading.local):
     # The attribute must be set by __init__, once per thread. Dynamo cannot trace a ContextVar, and of a threading.local
     # whose default is a class attribute it guards the class: it then reuses the graph of another backend (seen with
-    # torch 2.13; tests/test_registry.py).
+    # torch 2.13; tests/kernels/test_registry.py).
     def __init__(self) -> None:
         self.name: str | None = None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from swintormer_kernels import native
 from swintormer_kernels.registry import use_backend
@@ -19,6 +19,12 @@ EPS = torch.finfo(torch.float32).eps
 def mapped(function: Callable[[Tensor], Any], arguments: Any) -> Any:
     """The arguments with the function of every tensor in place of it."""
     return tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, arguments)
+
+
+def leaves_of(arguments: Any) -> tuple[Any, list[Tensor]]:
+    """Copies of the arguments that require gradients, and their tensors in order."""
+    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    return leaves, [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
 
 
 def error(value: Tensor, truth: Tensor) -> float:

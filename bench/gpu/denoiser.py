@@ -3,7 +3,7 @@
 Times the denoiser's ops on one latent, forward and both passes, then each prior, for one step and for all (eta 0).
 Eager is diffusers' own in channels_last: UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step;
 optimized is `LatentPrior`, also as CUDA graphs, whose half of the first convolution for the condition was made before.
-z_t is float32 between the steps of both, and its noise the same. `detail` has the sizes of `compact` and is left out.
+z_t is float32 between the steps of both, and its noise the same.
 DIR gets gpu.csv as of bench.gpu.main, a line for each time. Run that first: it runs the tests on the device.
 """
 

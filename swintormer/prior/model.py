@@ -176,7 +176,7 @@ class LatentPrior(nn.Module):
             progress: on a CPU called after every step; what it raises ends the run.
         """
         for index, step in enumerate(schedule):
-            # Laid out as z, so that z stays as it was: the bits of a convolution depend on how its input lies.
+            # Keep z's memory format: convolution results differ in the last bits between layouts.
             predicted = self.predict(z.to(part), times[:, index], part).to(z).contiguous()
             z = self.update(z, predicted, step, eta, fresh[:, index] if eta > 0 else None)
             if progress is not None and z.device.type == "cpu":  # elsewhere the step is only on its way

@@ -48,7 +48,7 @@ def _triton_serves(
 def _cpu_slower(
     z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, prediction: Prediction = _NOISE, **_: Any
 ) -> str | None:
-    # bench/bench_ddim_step.py, two threads, reference / cpu: 4096 elements 0.6 to 0.8, 118000 1.5 to 1.7; forward and
+    # bench/bench_ops.py, two threads, reference / cpu: 4096 elements 0.6 to 0.8, 118000 1.5 to 1.7; forward and
     # backward 118000 0.8 to 0.9, 1.5 M 1.2.
     tensors = (z, noise_pred, noise, prediction.unconditional)
     wanted = gradients_wanted(*tensors)

@@ -30,7 +30,7 @@ def _triton_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 
 
 
 def _cpu_slower(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
-    # Two threads, reference / cpu (bench/bench_group_norm_silu.py): 32768 elements 0.6 to 0.8, 163840 0.95 to 1.1, from
+    # Two threads, reference / cpu (bench/bench_ops.py): 32768 elements 0.6 to 0.8, 163840 0.95 to 1.1, from
     # 1.3 M on 1.2 to 1.6 with a modulation or in NCHW, 0.9 to 1.0 in channels_last without one.
     if x.numel() < 1 << 18:
         return f"{x.numel()} elements are less work than a call of the cpu backend"

@@ -24,7 +24,7 @@ def _cpu_serves(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups
 
 
 def _cpu_slower(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> str | None:
-    # bench/bench_norm_projection.py, two threads, reference / cpu: 64 channels 0.7 to 0.9, 320 channels 0.96 to 1.01,
+    # bench/bench_ops.py, two threads, reference / cpu: 64 channels 0.7 to 0.9, 320 channels 0.96 to 1.01,
     # 512 and 640 channels 0.98 to 1.15.
     if x.shape[1] < 512:
         return f"with {x.shape[1]} channels torch's GroupNorm and product are as fast"

@@ -1,6 +1,6 @@
 """A 100-megapixel 16-bit file through the program under 2.5 GB.
 
-Takes a quarter of an hour and more, so by hand or nightly: `pytest -m slow -s tests/test_large_image.py`.
+Takes a quarter of an hour and more, so by hand or nightly: `pytest -m slow -s tests/app/test_large_image.py`.
 """
 
 from __future__ import annotations

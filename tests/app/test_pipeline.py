@@ -71,7 +71,7 @@ def test_golden_tiles(oracle: Path) -> None:
     assert origins == [tuple(origin) for origin in golden["out.tile_origins"].tolist()]
 
     # The golden files are float64 results. Yardstick: the reference's float32 error on its golden pass, untiled, which
-    # tests/test_network.py holds against the bound that the golden files' README gives.
+    # tests/app/test_network.py holds against the bound that the golden files' README gives.
     with torch.inference_mode(), use_backend("reference"):
         own_error = _relative(net(state["in.x"]), state["out.y"])
     assert _relative(deblur(golden["in.x"]), golden["out.y"]) <= 2 * own_error

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from denoiser_ops import EPS, ISAS, comparing, mapped
+from denoiser_ops import EPS, ISAS, comparing, leaves_of, mapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,11 +121,6 @@ def test_same_bits_for_any_thread_count_and_batch(layout, groups, isa, engine):
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
-
-
-def leaves_of(arguments):
-    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
-    return leaves, [t for t in (leaves[0], *leaves[1]) if t is not None]
 
 
 # Of one element's dv, in units of EPS: the exponential 1.26 (csrc/base/simd.h); a half for each of v, 1 + e,

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from denoiser_ops import EPS, ISAS, comparing, error, mapped
+from denoiser_ops import EPS, ISAS, comparing, error, leaves_of, mapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,11 +66,6 @@ def test_nan_stays_within_reach(extension):
     x, conv = torch.randn(1, 8, 9, 9), UpsampleWeights(torch.randn(4, 8, 3, 3))
     x[0, 0, 4, 4] = float("nan")
     assert torch.equal(on("cpu", (x, conv)).isnan(), on("reference", (x, conv)).isnan())
-
-
-def leaves_of(arguments):
-    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
-    return leaves, [t for t in (leaves[0], *leaves[1]) if t is not None]
 
 
 @pytest.mark.parametrize("case", SMALL)
