@@ -28,10 +28,6 @@ from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
 from swintormer_kernels import BACKENDS
 
-# Default weight of the Fourier loss when it replaces a perceptual loss without weights file, as in configs/.
-# White noise then costs 0.35 of its L1 there (real and imaginary part have half its variance each), so L1 leads.
-FREQUENCY = 0.5
-
 
 def _preset_of(presets: Mapping[str, BaseModel]) -> BeforeValidator:
     def configuration(value: object) -> object:
@@ -130,21 +126,26 @@ class ImageStageConfig(TrainConfig):
 
     Attributes:
         workers: processes that make pairs; 0 makes them in the training process.
-        frequency, perceptual: weights beside L1 of `losses.frequency_loss` and of `perceptual.PerceptualLoss`.
-        vgg: torchvision's public VGG19 weights file, for the perceptual loss; None goes on without it, with the Fourier
-            loss: see `fourier`.
+        fourier: weight beside L1 of `losses.fourier_loss`. At 0.5, as in configs/, white noise costs 0.35 of its L1
+            there (real and imaginary part have half its variance each), so L1 leads.
+        perceptual, vgg: weight beside L1 of `perceptual.PerceptualLoss`, and torchvision's public VGG19 weights file,
+            which it needs: both or neither.
     """
 
     workers: int = Field(0, ge=0)
-    frequency: float = Field(0.0, ge=0)
+    fourier: float = Field(0.0, ge=0)
     perceptual: float = Field(0.0, ge=0)
     vgg: Path | None = None
 
-    @property
-    def fourier(self) -> float:
-        """The weight of `losses.frequency_loss` that training uses."""
-        stands_in = self.perceptual > 0 and self.vgg is None and not self.frequency
-        return FREQUENCY if stands_in else self.frequency
+    @model_validator(mode="after")
+    def _check_perceptual(self) -> ImageStageConfig:
+        if self.perceptual and self.vgg is None:
+            raise ValueError(
+                "the perceptual loss needs `vgg`, the file of VGG19's weights: set it or leave `perceptual` out"
+            )
+        if self.vgg is not None and not self.perceptual:
+            raise ValueError("`vgg` is for the perceptual loss: give `perceptual` a weight or leave `vgg` out")
+        return self
 
 
 class NetworkStageConfig(ImageStageConfig):

@@ -12,7 +12,7 @@ def l1_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output.float(), target.float())
 
 
-def frequency_loss(output: Tensor, target: Tensor) -> Tensor:
+def fourier_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the two-dimensional Fourier transforms, real and imaginary parts apart.
 
     The multi-scale frequency reconstruction loss of MIMO-UNet (Cho et al., ICCV 2021, eq. 7) at full scale; it needs no

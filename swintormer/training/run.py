@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,14 +18,9 @@ from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.data import batches
-from swintormer.training.losses import frequency_loss, l1_loss
+from swintormer.training.losses import fourier_loss, l1_loss
 from swintormer.training.perceptual import PerceptualLoss
 from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
-
-NO_VGG = (
-    "No `vgg` weights are named: the perceptual loss is left out, and L1 goes on with the Fourier loss of MIMO-UNet, "
-    "which needs no download, at a weight of {}."
-)
 
 
 class Run:
@@ -211,7 +205,8 @@ class ImageRun(Run):
     config: ImageStageConfig
 
     def __init__(self, config: ImageStageConfig, device: torch.device):
-        self.perceptual = _perceptual_loss(config, device)  # before the seed: weights drawn for it change nothing
+        # Before the seed: weights drawn for it change nothing.
+        self.perceptual = None if config.vgg is None else PerceptualLoss(config.vgg).to(device)
         super().__init__(config, device)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -221,7 +216,7 @@ class ImageRun(Run):
         """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
         loss = l1_loss(output, target)
         if self.config.fourier:
-            loss = loss + self.config.fourier * frequency_loss(output, target)
+            loss = loss + self.config.fourier * fourier_loss(output, target)
         if self.perceptual is not None:
             loss = loss + self.config.perceptual * self.perceptual(output, target)
         return loss
@@ -272,16 +267,6 @@ def first_network(config: NetworkStageConfig) -> Swintormer:
         for parameter in net.output.parameters():
             parameter.zero_()
     return net
-
-
-def _perceptual_loss(config: ImageStageConfig, device: torch.device) -> PerceptualLoss | None:
-    """The one that the configuration asks for; without its weights file a sentence says what goes on instead."""
-    if not config.perceptual:
-        return None
-    if config.vgg is None:
-        print(NO_VGG.format(config.fourier), file=sys.stderr)
-        return None
-    return PerceptualLoss(config.vgg).to(device)
 
 
 def _psnr(image: Tensor, truth: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from swintormer.errors import SwintormerError
-from swintormer.training.losses import frequency_loss, l1_loss, moment_loss
+from swintormer.training.losses import fourier_loss, l1_loss, moment_loss
 from swintormer.training.perceptual import DEVIATION, LAYERS, MEAN, PerceptualLoss, VGG19Features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,18 +18,18 @@ EPSILON = torch.finfo().eps
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 7, 5), (1, 3, 1, 6)])
-def test_frequency_loss_is_the_formula(shape: tuple[int, ...]) -> None:
+def test_fourier_loss_is_the_formula(shape: tuple[int, ...]) -> None:
     """Beside numpy's transform in float64 of the two pictures apart."""
     a, b = torch.rand(2, *shape)
     difference = np.fft.rfft2(a.double().numpy(), norm="ortho") - np.fft.rfft2(b.double().numpy(), norm="ortho")
     expected = (np.abs(difference.real) + np.abs(difference.imag)).mean() / 2
     terms = shape[2] * shape[3]
-    assert float(frequency_loss(a, b)) == pytest.approx(expected, rel=terms * EPSILON)
-    assert float(frequency_loss(a, a)) == 0
-    assert float(frequency_loss(b, a)) == float(frequency_loss(a, b))
+    assert float(fourier_loss(a, b)) == pytest.approx(expected, rel=terms * EPSILON)
+    assert float(fourier_loss(a, a)) == 0
+    assert float(fourier_loss(b, a)) == float(fourier_loss(a, b))
 
 
-def test_frequency_loss_of_white_noise_does_not_depend_on_the_crop() -> None:
+def test_fourier_loss_of_white_noise_does_not_depend_on_the_crop() -> None:
     """Real and imaginary parts have half the variance each: the mean of |N(0, 1/2)| is 1/sqrt(pi)."""
     for side in (32, 128):
         noise = torch.randn(3, 3, side, side)
@@ -37,23 +37,23 @@ def test_frequency_loss_of_white_noise_does_not_depend_on_the_crop() -> None:
         expected = 1 / math.sqrt(math.pi)
         deviation = math.sqrt((0.5 - expected**2) / count)
         # Rows 0 and the middle, which are real alone, are 2 of side / 2 + 1 columns, with other means: 2 / side.
-        assert float(frequency_loss(noise, torch.zeros_like(noise))) == pytest.approx(
+        assert float(fourier_loss(noise, torch.zeros_like(noise))) == pytest.approx(
             expected, abs=5 * deviation + 2 / side * expected / side
         )
 
 
 def test_losses_are_float32_under_autocast_and_differentiable() -> None:
     target = torch.rand(1, 3, 16, 16)
-    for loss in (l1_loss, frequency_loss):
+    for loss in (l1_loss, fourier_loss):
         output = torch.rand(1, 3, 16, 16).bfloat16().requires_grad_()
         value = loss(output, target)
         assert value.dtype == torch.float32
         value.backward()
         assert output.grad.abs().sum() > 0
     wide = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    value, step = frequency_loss(wide, torch.zeros_like(wide)), 1e-3
+    value, step = fourier_loss(wide, torch.zeros_like(wide)), 1e-3
     (slope,) = torch.autograd.grad(value, wide)
-    moved = frequency_loss(wide.detach() + step * slope / slope.norm(), torch.zeros_like(wide))
+    moved = fourier_loss(wide.detach() + step * slope / slope.norm(), torch.zeros_like(wide))
     assert float(moved - value.detach()) == pytest.approx(
         step * float(slope.norm()), rel=0.05
     )  # the loss is piecewise smooth

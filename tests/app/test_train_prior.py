@@ -19,10 +19,10 @@ from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS
 from swintormer.prior.checkpoint import load_prior, save_prior
 from swintormer.prior.config import PRIORS
-from swintormer.training.config import CONFIGS, FREQUENCY, StageConfig, read_config
+from swintormer.training.config import CONFIGS, StageConfig, read_config
 from swintormer.training.loop import make_run, train
-from swintormer.training.losses import frequency_loss, l1_loss
-from swintormer.training.run import NO_VGG, Run
+from swintormer.training.losses import fourier_loss, l1_loss
+from swintormer.training.run import Run
 from swintormer.training.stages import STAGES, target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def given(tmp_path) -> dict[str, Path]:
 def config(stage: str, out: Path, given: dict[str, Path], **changes: object) -> StageConfig:
     values = {"network": NETWORK, "prior": TINY, "out": out, "seed": 1, "steps": 4, "batch": 2, "crop": 32}
     values |= {"scene_side": 96, "lr": 1e-3, "clip": 1.0, "validation": 1, "log_every": 1, "checkpoint_every": 1}
-    values |= {"pool": 20, "latent": 0.1, "frequency": 0.1, "device": "cpu", "validate_every": 2}
+    values |= {"pool": 20, "latent": 0.1, "fourier": 0.1, "device": "cpu", "validate_every": 2}
     made = CONFIGS[stage]
     return made(**{name: value for name, value in (values | given).items() if name in made.model_fields} | changes)
 
@@ -174,18 +174,20 @@ def test_a_denoiser_that_meets_its_target_leads_to_the_truth(kind: str) -> None:
 
 
 @pytest.mark.parametrize("stage", OF_IMAGES)
-@pytest.mark.parametrize(("frequency", "weight"), [(0.0, FREQUENCY), (0.1, 0.1)])
-def test_without_vgg_it_says_so_and_goes_on_with_the_fourier_loss(
-    stage: str, frequency: float, weight: float, tmp_path, given, capsys
-) -> None:
-    run = make_run(config(stage, tmp_path, given, perceptual=0.1, frequency=frequency), CPU)
-    assert NO_VGG.format(weight) in capsys.readouterr().err
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_fourier_loss_takes_part_with_its_weight(stage: str, weight: float, tmp_path, given) -> None:
+    run = make_run(config(stage, tmp_path, given, fourier=weight), CPU)
     output, target = torch.rand(2, 1, 3, 32, 32)
-    expected = l1_loss(output, target) + weight * frequency_loss(output, target)
+    expected = l1_loss(output, target) + weight * fourier_loss(output, target)
     assert torch.equal(run.image_loss(output, target), expected)
-    run = make_run(config(stage, tmp_path, given, frequency=0.0), CPU)
-    assert "vgg" not in capsys.readouterr().err
-    assert torch.equal(run.image_loss(output, target), l1_loss(output, target))
+
+
+@pytest.mark.parametrize("stage", OF_IMAGES)
+def test_perceptual_loss_and_its_weights_file_go_together(stage: str, tmp_path, given) -> None:
+    with pytest.raises(ValidationError, match="the perceptual loss needs `vgg`"):
+        config(stage, tmp_path, given, perceptual=0.1)
+    with pytest.raises(ValidationError, match="give `perceptual` a weight or leave `vgg` out"):
+        config(stage, tmp_path, given, vgg=tmp_path / "vgg.pth")
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +203,13 @@ def vgg(tmp_path_factory) -> Path:
 def test_perceptual_loss_takes_part_where_weights_are_named(stage: str, tmp_path, given, vgg) -> None:
     pair = torch.rand(2, 1, 3, 32, 32)
     losses = []
-    for weight in (0.0, 1.0):
-        run = make_run(config(stage, tmp_path, given, perceptual=weight, vgg=vgg), CPU)
+    for changes in ({}, {"perceptual": 1.0, "vgg": vgg}):
+        run = make_run(config(stage, tmp_path, given, **changes), CPU)
         losses.append(float(run.loss(*pair).detach()))
     assert losses[1] > losses[0]
 
 
-@pytest.mark.parametrize("name", ["perceptual", "frequency"])
+@pytest.mark.parametrize("name", ["perceptual", "fourier"])
 def test_the_stage_of_latents_takes_no_loss_of_images(name: str, tmp_path, given) -> None:
     with pytest.raises(ValidationError, match=f"stage denoiser has no setting `{name}`, it belongs to restoration"):
         config("denoiser", tmp_path, given, **{name: 0.1})
@@ -279,7 +281,16 @@ def test_the_recipes_are_valid(name: str) -> None:
             "warmup",
             "clip",
             "ema",
-            "frequency",
+            "fourier",
             "dtype",
         )
         assert all(getattr(recipe, field) == getattr(joint, field) for field in shared)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("small", 0.0), ("small_further", 0.5), ("prior_autoencoder", 0.5), ("prior_joint", 0.5)]
+)
+def test_the_recipes_state_their_losses(name: str, weight: float) -> None:
+    recipe = read_config(ROOT / "configs" / f"{name}.toml")
+    assert "fourier" in recipe.model_fields_set
+    assert (recipe.fourier, recipe.perceptual, recipe.vgg) == (weight, 0.0, None)
