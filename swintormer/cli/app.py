@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from swintormer.cli.bench import bench
 from swintormer.cli.deblur import DEBLUR, DEBLUR_EXAMPLES, deblur
 from swintormer.cli.demo import demo
-from swintormer.cli.evaluate import evaluate
+from swintormer.cli.evaluate import EVALUATE, EVALUATE_EXAMPLES, evaluate
 from swintormer.cli.info import info, version
 from swintormer.cli.macs import macs
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
@@ -80,7 +80,7 @@ app.command()(info)
 app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")(macs)
 app.command()(bench)
 app.command()(train)
-app.command(epilog="Example: swintormer evaluate --blurred test/blurred --sharp test/sharp")(evaluate)
+app.command(help=EVALUATE, epilog=EVALUATE_EXAMPLES)(evaluate)
 app.command()(demo)
 app.command()(selfcheck)
 

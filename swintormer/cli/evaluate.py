@@ -1,86 +1,410 @@
-"""`swintormer evaluate`: how well a network restores, on your pictures or on the held-out photographs."""
+"""`swintormer evaluate`: how well a network restores, on datasets, on your pictures or on the held-out photographs."""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from statistics import mean
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from swintormer.cli.deblur import Settings, parse_tile, window_note
+from swintormer.cli.messages import SIGNALLED, complain
 from swintormer.errors import SwintormerError
+from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from swintormer.checkpoint.checkpoint import Checkpoint
-    from swintormer.evaluation.scores import Score
+    from swintormer.data.datasets import PairFiles
+    from swintormer.evaluation.record import Record
+    from swintormer.evaluation.scores import Distance, Score
+
+EVALUATE = (
+    "Measure how well a network restores: PSNR, SSIM and MAE of its results, beside those of the blurred pictures.\n\n"
+    "With --dataset on a published dataset, as its papers measure, and beside published figures. With --blurred and "
+    "--sharp on your own pairs of pictures. With --sharp alone: how much it alters pictures that need no restoring. "
+    "Without any of these on the held-out photographs of the model card, beside classical deconvolution."
+)
+EVALUATE_EXAMPLES = (
+    "Examples:\n\n"
+    "swintormer evaluate --dataset dpdd --root DPDD --weights mine.safetensors --csv mine.csv\n\n"
+    "swintormer evaluate --blurred test/blurred --sharp test/sharp"
+)
+BESIDE = "beside"  # not one of `datasets.LAYOUTS`: pairs that lie in one folder
+LPIPS_SIDE = 21  # pixels that its network needs
+SECONDS_BETWEEN_LINES = 10.0
+MOST_GROUPS = 12  # parts of a dataset that get rows of their own; scenes of video are many
+
+
+def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, show_default=False, **more)
+
+
+_MAIN, _DATASET, _OWN, _HELDOUT, _RARE = (
+    "Options",
+    "A published dataset",
+    "Your own pictures",
+    "Held-out photographs",
+    "Rarely needed",
+)
 
 
 def evaluate(
-    weights: Annotated[Path | None, typer.Option(help="Network to measure (default: the installed one).")] = None,
-    blurred: Annotated[Path | None, typer.Option(help="Folder of blurred pictures.")] = None,
-    sharp: Annotated[Path | None, typer.Option(help="Folder of the sharp pictures, with the same names.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write every score to this file.")] = None,
+    weights: Annotated[
+        Path | None, _option(_MAIN, "Network to measure (default: the installed one).", metavar="FILE")
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        _option(_MAIN, "Also write every score here; the same command continues from it.", metavar="FILE"),
+    ] = None,
+    device: Annotated[
+        str, _option(_MAIN, "cpu, cuda, cuda:1 (second GPU), mps or auto (default).", metavar="NAME")
+    ] = "auto",
     prior: Annotated[
-        bool, typer.Option("--prior", help="Measure the installed network with a prior, with and without the prior.")
+        bool, _option(_MAIN, "Measure the installed network with a prior, with and without the prior.", "--prior")
     ] = False,
+    limit: Annotated[int | None, _option(_MAIN, "Only the first N pictures.", min=1, metavar="N")] = None,
+    dataset: Annotated[
+        str,
+        _option(
+            _DATASET,
+            "Its test split: dpdd, realdof, gopro, hide, realblur, reds or rsblur; beside for any folder with pairs "
+            "named NAME_blur.png, NAME_sharp.png.",
+            metavar="NAME",
+        ),
+    ] = "",
+    root: Annotated[Path | None, _option(_DATASET, "Folder that holds the dataset.", metavar="DIR")] = None,
+    blurred: Annotated[
+        Path | None, _option(_OWN, "Folder of blurred pictures, or of left dual-pixel views.", metavar="DIR")
+    ] = None,
+    sharp: Annotated[
+        Path | None,
+        _option(_OWN, "Folder of the sharp pictures: same folders and names, of any format.", metavar="DIR"),
+    ] = None,
+    right: Annotated[
+        Path | None, _option(_OWN, "Folder of the right dual-pixel views, for dual-pixel weights.", metavar="DIR")
+    ] = None,
+    photos: Annotated[
+        Path | None, _option(_HELDOUT, "Degrade the photographs of this folder instead.", metavar="DIR")
+    ] = None,
     side: Annotated[
-        int | None, typer.Option(min=7, help="Largest side of the held-out photographs, in pixels (default: 384).")
+        int | None, _option(_HELDOUT, "Largest side of the photographs (default: 384).", min=7, metavar="PIXELS")
     ] = None,
     network_only: Annotated[
-        bool, typer.Option("--network-only", help="Leave out classical deconvolution, the slow part.")
+        bool, _option(_HELDOUT, "Leave out classical deconvolution, the slow part.", "--network-only")
     ] = False,
+    tile: Annotated[
+        str,
+        _option(_RARE, "Size of the tiles, or auto (default: the training tile of the weights).", metavar="PIXELS"),
+    ] = "",
+    stride: Annotated[
+        int | None, _option(_RARE, "Distance between tiles (default: the paper's share, 220 of 256).", metavar="PIXELS")
+    ] = None,
+    window: Annotated[
+        int | None,
+        _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
+    ] = None,
+    skip_rows: Annotated[
+        int, _option(_RARE, "Rows at the top of every pair to leave out, such as a caption.", min=0, metavar="N")
+    ] = 0,
 ) -> None:
-    """Measure how well a network restores: PSNR and SSIM of its results, beside those of the blurred pictures.
-
-    With --blurred and --sharp on your own pairs of pictures. Without, on the held-out photographs of the model card,
-    and beside classical deconvolution.
-    """
+    """Check which of the four measurements is meant, and print its tables."""
     from swintormer.checkpoint.checkpoint import default_weights
-    from swintormer.evaluation import scores
 
-    if (blurred is None) != (sharp is None):
-        raise SwintormerError("Pairs need both folders, --blurred and --sharp.")
+    kind = _kind(dataset, root, blurred, sharp, right)
     if prior and weights is not None:
         raise SwintormerError("--prior selects installed weights: leave it out; a prior in --weights is used anyway.")
-    weights = weights or default_weights("small-prior" if prior else "small")
-    if blurred is None or sharp is None:
-        print(_heldout(weights, csv, side, network_only))
-        return
-    if side is not None or network_only:
-        raise SwintormerError("--side and --network-only are for the held-out photographs: leave them out for folders.")
-    # Results of 16 bits, so that rounding to 8 does not enter the scores.
-    methods = scores.network_methods(_load(weights), levels=65535)
-    found = list(scores.folder_scores(methods, blurred, sharp))
-    if csv is not None:
-        scores.write_csv(found, csv)
-    print(scores.table(found, "picture"))
+    if kind != "held-out" and (side is not None or network_only or photos is not None):
+        raise SwintormerError(
+            "--photos, --side and --network-only are for the held-out photographs: leave them out for other pictures."
+        )
+    if skip_rows and kind not in ("dataset", "pairs"):
+        raise SwintormerError("--skip-rows is for pairs of pictures: leave it out.")
+    settings = Settings(
+        weights or default_weights("small-prior" if prior else "small"),
+        tile=parse_tile(tile),
+        stride=stride,
+        window=window,
+        device=device,
+    )
+    run = _Run(settings, csv, limit)
+    if kind == "held-out":
+        print(_heldout(run, photos, side, network_only))
+    elif kind == "sharp":
+        assert sharp is not None
+        print(_sharp(run, sharp))
+    elif kind == "dataset":
+        assert root is not None
+        print(_dataset(run, dataset, root, skip_rows))
+    else:
+        assert blurred is not None
+        assert sharp is not None
+        print(_folders(run, blurred, sharp, right, skip_rows))
 
 
-def _heldout(weights: Path, csv: Path | None, side: int | None, network_only: bool) -> str:
+def _kind(dataset: str, root: Path | None, blurred: Path | None, sharp: Path | None, right: Path | None) -> str:
+    """Which measurement the options ask for. Raises SwintormerError where they do not go together."""
+    if dataset or root is not None:
+        if not dataset or root is None:
+            raise SwintormerError("A dataset needs both its name, --dataset, and its folder, --root.")
+        if blurred is not None or sharp is not None or right is not None:
+            raise SwintormerError("--dataset finds its own folders: leave out --blurred, --sharp and --right.")
+        return "dataset"
+    if blurred is not None:
+        if sharp is None:
+            raise SwintormerError("Pairs need both folders, --blurred and --sharp.")
+        return "pairs"
+    if right is not None:
+        raise SwintormerError("--right goes with --blurred, the left views, and --sharp.")
+    return "held-out" if sharp is None else "sharp"
+
+
+@dataclass
+class _Run:
+    """What the measurements share: the settings, where scores are kept, and how many pictures are wanted."""
+
+    settings: Settings
+    csv: Path | None
+    limit: int | None
+
+    def chosen(self, **defaults: Any) -> dict[str, Any]:
+        """Settings of the pipeline: those that were given, and a measurement's own defaults."""
+        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "device")}
+        return defaults | {name: value for name, value in given.items() if value is not None}
+
+    def load(self) -> Checkpoint:
+        from swintormer.checkpoint.checkpoint import read_checkpoint
+
+        checkpoint = read_checkpoint(self.weights, window_size=self.settings.window)
+        if note := window_note(self.weights, checkpoint, self.settings.window):
+            complain(note)
+        return checkpoint
+
+    @property
+    def weights(self) -> Path:
+        assert self.settings.weights is not None
+        return self.settings.weights
+
+    def record(self, *what: str) -> Record:
+        """Where this measurement's scores are kept, with those of an interrupted one."""
+        from swintormer.evaluation.record import Record
+
+        digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+        words = [f"{self.weights.name} {digest}", *what]
+        words += [f"{name} {v}" for name in ("tile", "stride", "window") if (v := getattr(self.settings, name))]
+        record = Record(self.csv, ", ".join(words))
+        if record.known:
+            complain(f"{len(record.known)} scores stand in {self.csv} already and are not computed again.")
+        return record
+
+
+class _Progress:
+    """A bar on a terminal, else a line now and then, both on the error stream; a signal in `caught` ends the work."""
+
+    def __init__(self, pictures: int | None, caught: list[int]):
+        self.pictures, self.caught, self.done = pictures, caught, 0
+        self.last = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=pictures)
+
+    def __call__(self, _done: int, _total: int) -> None:
+        """The pipeline's callback, after every batch of tiles."""
+        if self.caught:
+            raise KeyboardInterrupt
+
+    def finished(self, name: str) -> None:
+        """One more picture is measured."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, description=name)
+        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
+            complain(f"{self.done} of {self.pictures} measured, the last is {name}")
+            self.last = time.monotonic()
+
+    def follow(self, scores: Iterable[Score], record: Record, per_picture: int) -> list[Score]:
+        """All scores, each kept as soon as it is there."""
+        found: list[Score] = []
+        for score in scores:
+            record.add(score)
+            found.append(score)
+            if len(found) % per_picture == 0:
+                self.finished(score.picture)
+            self(0, 0)
+        return found
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@contextmanager
+def _following(run: _Run, record: Record, pictures: int) -> Iterator[_Progress]:
+    """Progress of a measurement. Ctrl-C ends it after the current tiles, with exit code 130; what is done is kept."""
+    with stoppable() as caught:
+        progress = _Progress(pictures, caught)
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            progress.close()
+            record.save()
+            advice = "the same command continues" if run.csv else "with --csv FILE the same command would continue"
+            complain(f"Interrupted after {progress.done} of {pictures} pictures; {advice}.")
+            raise typer.Exit(SIGNALLED + (caught[0] if caught else signal.SIGINT)) from None
+        finally:
+            progress.close()
+            record.save()
+
+
+def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: bool) -> str:
     """The tables of the model card."""
-    from swintormer.evaluation import heldout, scores
+    from swintormer.evaluation import heldout, scores, tables
     from swintormer.evaluation.classical import CLASSICAL
 
     side = side or heldout.SIDE
-    networks = scores.network_methods(_load(weights))
-    found = list(scores.heldout_scores(networks | ({} if network_only else CLASSICAL), side=side))
-    if csv is not None:
-        scores.write_csv(found, csv)
-    shown = scores.with_best_classical(found)
-    sharp = scores.sharp_scores(networks[scores.NETWORK], side)
-    return "\n\n".join([scores.table(shown, "degradation"), scores.table(shown, "picture"), *_sharp(sharp)])
+    checkpoint = _for_one_view(run)
+    names = heldout.PHOTOGRAPHS if photos is None else scores.pictures_below(photos)
+    count = len(names[: run.limit])
+    record = run.record("held-out photographs" if photos is None else f"photographs of {photos}", f"side {side}")
+
+    def photographs() -> Iterator[tuple[str, scores.Array]]:
+        return islice(scores.heldout_photographs() if photos is None else scores.photographs_in(photos), count)
+
+    with _following(run, record, count) as progress:
+        networks = scores.network_methods(checkpoint, progress=progress, **run.chosen())
+        methods = networks | ({} if network_only else CLASSICAL)
+        rows = scores.degraded_scores(methods, photographs(), side=side, known=record.known)
+        found = progress.follow(rows, record, len(heldout.DEGRADATIONS) * (1 + len(methods)))
+    with _following(run, record, count) as progress:
+        untouched = scores.sharp_scores(networks[scores.NETWORK], photographs(), side, record.known)
+        sharp = progress.follow(untouched, record, 1)
+    shown = tables.with_best_classical(found)
+    parts = [tables.table(shown, "degradation"), tables.table(shown, "picture"), tables.sharp_sentence(sharp)]
+    return "\n\n".join(parts)
 
 
-def _load(weights: Path) -> Checkpoint:
-    from swintormer.cli.deblur import Settings, read_weights
+def _for_one_view(run: _Run) -> Checkpoint:
+    """The network, for measurements on pictures that have one view."""
+    checkpoint = run.load()
+    config = checkpoint.net.config
+    if config.in_channels != config.out_channels:
+        raise SwintormerError(
+            f"{run.weights} restores dual-pixel pairs, and these pictures have one view: measure it with "
+            "--dataset dpdd, or with --blurred, --right and --sharp."
+        )
+    return checkpoint
 
-    return read_weights(Settings(weights))
+
+def _sharp(run: _Run, folder: Path) -> str:
+    """How much a network alters pictures that are sharp already."""
+    from swintormer.evaluation import scores, tables
+
+    checkpoint = _for_one_view(run)
+    count = len(scores.pictures_below(folder)[: run.limit])
+    record = run.record(f"sharp pictures of {folder}")
+    with _following(run, record, count) as progress:
+        network = scores.network_methods(checkpoint, 255, progress, **run.chosen())[scores.NETWORK]
+        rows = scores.sharp_scores(network, islice(scores.photographs_in(folder), count), None, record.known)
+        found = progress.follow(rows, record, 1)
+    return tables.table(found, "picture", gained=False) + "\n\n" + tables.sharp_sentence(found)
 
 
-def _sharp(scores: list[Score]) -> list[str]:
-    """A sentence on what the network does to photographs that are sharp already."""
-    finite = [score.psnr for score in scores if math.isfinite(score.psnr)]
-    if not finite:
-        return []
-    return [f"Sharp photographs stay within {min(finite):.1f} dB of themselves, {mean(finite):.1f} dB on average."]
+def _dataset(run: _Run, dataset: str, root: Path, skip_rows: int) -> str:
+    """The paper's measures of a dataset's test split, and published figures below."""
+    from swintormer.data.datasets import LAYOUTS, read_pairs
+    from swintormer.evaluation import pairs as protocol
+    from swintormer.evaluation.published import published_table
+
+    if dataset not in (*LAYOUTS, BESIDE):
+        raise SwintormerError(f"There is no dataset {dataset!r}: choose one of {', '.join((*LAYOUTS, BESIDE))}.")
+    checkpoint = run.load()
+    if dataset == BESIDE:
+        files = protocol.pairs_beside(root)
+    else:
+        files = read_pairs(dataset, root, "val" if dataset == "reds" else "test")
+    if dataset == "dpdd":
+        files = protocol.with_rooms(files)
+        if not any(pair.group for pair in files):
+            complain(f"Note: {len(files)} pictures, not all {protocol.DPDD_TEST}: no rows for indoor and outdoor.")
+    parts = _measure(run, checkpoint, files, f"{dataset} of {root}", skip_rows, {"blend": protocol.PAPER_BLEND})
+    return "\n\n".join([*parts, *filter(None, [published_table(dataset)])])
+
+
+def _folders(run: _Run, blurred: Path, sharp: Path, right: Path | None, skip_rows: int) -> str:
+    """The measures of one's own pairs, each and all."""
+    from swintormer.data.datasets import pair_folders
+
+    checkpoint = run.load()
+    two_views = checkpoint.net.config.in_channels == 2 * checkpoint.net.config.out_channels
+    if two_views and right is None:
+        raise SwintormerError(f"{run.weights} restores dual-pixel pairs: name the folder of right views with --right.")
+    if right is not None and not two_views:
+        raise SwintormerError(
+            f"{run.weights} restores single pictures: leave out --right, or name dual-pixel --weights."
+        )
+    files = pair_folders(blurred, sharp, right)
+    names = ", ".join(str(folder) for folder in (blurred, right, sharp) if folder is not None)
+    return "\n\n".join(_measure(run, checkpoint, files, names, skip_rows, {}, each=True))
+
+
+def _measure(
+    run: _Run,
+    checkpoint: Checkpoint,
+    files: list[PairFiles],
+    what: str,
+    skip_rows: int,
+    defaults: dict[str, Any],
+    each: bool = False,
+) -> list[str]:
+    """Tables of pairs: every picture if `each`, and the means over groups and over all."""
+    from swintormer.evaluation import scores, tables
+    from swintormer.evaluation.pairs import pair_scores
+
+    files = files[: run.limit]
+    words = [what, *([f"without the first {skip_rows} rows"] if skip_rows else [])]
+    distance = _lpips()
+    record = run.record(*words, *(["with ST-LPIPS"] if distance else []))
+    with _following(run, record, len(files)) as progress:
+        # Results of 16 bits, so that rounding to 8 does not enter the scores.
+        methods = scores.network_methods(checkpoint, 65535, progress, **run.chosen(**defaults))
+        rows = pair_scores(methods, files, known=record.known, skip_rows=skip_rows, distance=distance)
+        found = progress.follow(rows, record, 1 + len(methods))
+    groups = list(dict.fromkeys(pair.group for pair in files if pair.group))
+    shown = groups if 1 < len(groups) <= MOST_GROUPS else []
+    parts = [tables.table(found, "picture")] if each else []
+    return [*parts, tables.summary(found, shown)]
+
+
+def _lpips() -> Distance | None:
+    """The perceptual distance where the package with its weights is installed; of gray pictures as of RGB ones."""
+    try:
+        from swintormer.evaluation.lpips import lpips, lpips_available
+    except ModuleNotFoundError:
+        return None
+    if not lpips_available():
+        return None
+    import numpy as np
+
+    def distance(restored: NDArray[np.float32], truth: NDArray[np.float32]) -> float | None:
+        if min(truth.shape[:2]) < LPIPS_SIDE:
+            return None
+        shape = (*truth.shape[:2], 3)
+        return float(lpips(np.broadcast_to(restored, shape), np.broadcast_to(truth, shape)))
+
+    return distance

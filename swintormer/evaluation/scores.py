@@ -1,14 +1,11 @@
-"""Scores of restored pictures: pairs in folders, and the held-out photographs with fixed degradations."""
+"""Scores of restored pictures: how a network is called, and the photographs with fixed degradations."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +13,15 @@ from numpy.typing import NDArray
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
-from swintormer.evaluation.classical import CLASSICAL
-from swintormer.evaluation.metrics import mae, psnr, ssim
-from swintormer.images.files import replacing
-from swintormer.inference.deblurrer import Deblurrer
+from swintormer.evaluation.metrics import SSIM_WINDOW, mae, psnr, ssim
+from swintormer.images.io import SUFFIXES, read_image
+from swintormer.inference.deblurrer import Deblurrer, Progress
 
 Array: TypeAlias = NDArray[np.float32]
-Restore: TypeAlias = Callable[[Array], Array]
-"""(H, W, C) in [0, 1] -> the same, restored."""
+Restore: TypeAlias = Callable[..., Array]
+"""(H, W, C) in [0, 1] -> the same, restored. A `Network` also takes the right view of a dual-pixel pair."""
+Distance: TypeAlias = Callable[[Array, Array], float | None]
+"""Perceptual distance of a restored picture from the truth, (H, W, C) in [0, 1]; None for pictures too small for it."""
 
 INPUT, NETWORK, BEST_CLASSICAL = "input", "network", "best classical"
 NO_PRIOR = "network, no prior"  # as with a z_0 of zeros: the fusion adds nothing
@@ -33,8 +31,8 @@ NO_PRIOR = "network, no prior"  # as with a z_0 of zeros: the fusion adds nothin
 class Score:
     """Scores of one picture with one degradation, restored by one method.
 
-    PSNR in dB (inf if equal), structural similarity, mean absolute error.
-    `degradation` is empty for pairs of pictures in folders.
+    PSNR in dB (inf if equal), structural similarity, mean absolute error, perceptual distance (None if not measured).
+    `degradation` is empty for pairs of pictures; `group` is the part of a dataset, such as "indoor", or empty.
     """
 
     picture: str
@@ -43,140 +41,140 @@ class Score:
     psnr: float
     ssim: float
     mae: float
+    lpips: float | None = None
+    group: str = ""
+
+    @property
+    def key(self) -> Key:
+        return self.picture, self.degradation, self.method
 
 
-def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
-    """A network as a method on [0, 1] floats, through 8-bit files (`levels` 255) or 16-bit ones (65535)."""
-    dtype = np.uint8 if levels == 255 else np.uint16
-
-    def restore(image: Array) -> Array:
-        pixels = np.rint(image * levels).astype(dtype)
-        return (deblur.restore_array(pixels) / levels).astype(np.float32)
-
-    return restore
+Key: TypeAlias = tuple[str, str, str]
+Known: TypeAlias = Mapping[Key, Score]
+"""Scores of an earlier run by picture, degradation and method: they are not computed again."""
 
 
-def network_methods(checkpoint: Checkpoint, levels: int = 255) -> dict[str, Restore]:
-    """The network; with and without prior if its weights contain one, which shows what z_0 is worth."""
-    methods = {NETWORK: network_method(Deblurrer(checkpoint), levels)}
+class Network:
+    """A network as a method: floats in [0, 1] go through it as if they were files.
+
+    Args:
+        levels: 255 for 8-bit files; 65535 for 16-bit ones, where rounding is far below what the scores show.
+        progress: called as in `Deblurrer.restore_array`; what it raises ends the run.
+    """
+
+    def __init__(self, deblur: Deblurrer, levels: int = 255, progress: Progress | None = None):
+        self.deblur, self.levels, self.progress = deblur, levels, progress
+        self.dtype = np.uint8 if levels == 255 else np.uint16
+
+    def __call__(self, image: Array, right: Array | None = None) -> Array:
+        """Restore (H, W, C) in [0, 1]: for networks of six channels the left view, with the right one."""
+        left, other = (None if view is None else np.rint(view * self.levels).astype(self.dtype)
+                       for view in (image, right))  # fmt: skip
+        assert left is not None
+        return (self.deblur.restore_array(left, other, self.progress) / self.levels).astype(np.float32)
+
+
+def network_methods(
+    checkpoint: Checkpoint, levels: int = 255, progress: Progress | None = None, **settings: Any
+) -> dict[str, Restore]:
+    """The network; with and without prior if its weights contain one, which shows what z_0 is worth.
+
+    Args:
+        settings: of `Deblurrer`: tile, stride, blend, device.
+    """
+    methods: dict[str, Restore] = {NETWORK: Network(Deblurrer(checkpoint, **settings), levels, progress)}
     if checkpoint.prior is not None:
-        methods[NO_PRIOR] = network_method(Deblurrer(checkpoint, prior=False), levels)
+        methods[NO_PRIOR] = Network(Deblurrer(checkpoint, prior=False, **settings), levels, progress)
     return methods
 
 
-def heldout_scores(
-    methods: Mapping[str, Restore],
-    degradations: Sequence[heldout.Degradation] = heldout.DEGRADATIONS,
-    photographs: Sequence[str] = heldout.PHOTOGRAPHS,
-    side: int = heldout.SIDE,
-) -> Iterator[Score]:
-    """Yield a score for every photograph, degradation and method, and for the input itself."""
-    for name in photographs:
-        image = heldout.photograph(name)
-        for number, degradation in enumerate(degradations):
-            degraded, truth = heldout.degrade(image, degradation, seed=number, side=side)
-            for method, restore in {INPUT: lambda x: x, **methods}.items():
-                yield _score(Path(name).stem, degradation.name, method, restore(degraded), truth)
+def heldout_photographs(names: Sequence[str] = heldout.PHOTOGRAPHS) -> Iterator[tuple[str, Array]]:
+    """(name, picture) of the photographs that ship with scikit-image."""
+    for name in names:
+        yield Path(name).stem, heldout.photograph(name)
 
 
-def folder_scores(methods: Mapping[str, Restore], blurred: Path, sharp: Path) -> Iterator[Score]:
-    """Yield a score for every pair of pictures with the same name in two folders; alpha is ignored.
+def photographs_in(folder: Path) -> Iterator[tuple[str, Array]]:
+    """(relative path, picture) of all pictures in a folder and below, floats in [0, 1] without alpha.
 
     Raises:
-        SwintormerError: a folder is missing or empty, a picture has no partner or one of another shape.
+        SwintormerError: no such folder, no picture in it, or one that cannot be read.
     """
-    from swintormer.images.io import SUFFIXES, read_image
+    for path in pictures_below(folder):
+        yield path.relative_to(folder).as_posix(), read_float(path)
 
-    for folder in (blurred, sharp):
-        if not folder.is_dir():
-            raise SwintormerError(f"There is no folder {folder}.")
-    files = sorted(path for path in blurred.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise SwintormerError(f"The folder {blurred} holds no picture ({', '.join(SUFFIXES)}).")
-    missing = [path.name for path in files if not (sharp / path.name).is_file()]
-    if missing:
-        raise SwintormerError(f"{len(missing)} pictures have no partner in {sharp}, the first is {missing[0]}.")
-    for path in files:
-        image, truth = (
-            (source.pixels / np.iinfo(source.pixels.dtype).max).astype(np.float32)
-            for source in (read_image(path), read_image(sharp / path.name))
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, in order. Raises SwintormerError if there is no folder or no picture."""
+    if not folder.is_dir():
+        raise SwintormerError(f"There is no folder {folder}.")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise SwintormerError(f"The folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
+    return found
+
+
+def read_float(path: Path) -> Array:
+    """A picture as (H, W, C) float32 in [0, 1], without alpha.
+
+    Raises:
+        SwintormerError: it cannot be read, or is too small for SSIM.
+    """
+    pixels = read_image(path).pixels
+    if min(pixels.shape[:2]) < SSIM_WINDOW:
+        height, width = pixels.shape[:2]
+        raise SwintormerError(
+            f"{path} is {width}x{height}: SSIM needs sides of at least {SSIM_WINDOW} pixels, leave it out."
         )
-        if image.shape != truth.shape:
-            raise SwintormerError(
-                f"{path.name} must have the same size and channels in both folders, found {image.shape} in {blurred} "
-                f"and {truth.shape} in {sharp}."
-            )
-        for method, restore in {INPUT: lambda x: x, **methods}.items():
-            yield _score(path.name, "", method, restore(image), truth)
+    return (pixels / np.float32(np.iinfo(pixels.dtype).max)).astype(np.float32)
 
 
-def _score(picture: str, degradation: str, method: str, restored: Array, truth: Array) -> Score:
-    return Score(picture, degradation, method, psnr(restored, truth), ssim(restored, truth), mae(restored, truth))
+def degraded_scores(
+    methods: Mapping[str, Restore],
+    photographs: Iterator[tuple[str, Array]],
+    degradations: Sequence[heldout.Degradation] = heldout.DEGRADATIONS,
+    side: int = heldout.SIDE,
+    known: Known | None = None,
+) -> Iterator[Score]:
+    """Yield a score for every photograph, degradation and method, and for the input itself.
 
-
-def with_best_classical(scores: Iterable[Score]) -> list[Score]:
-    """Replace the classical methods of each picture and degradation by the one with the highest PSNR."""
-    kept: list[Score] = []
-    best: dict[tuple[str, str], Score] = {}
-    for score in scores:
-        if score.method not in CLASSICAL:
-            kept.append(score)
-            continue
-        key = (score.picture, score.degradation)
-        if key not in best or score.psnr > best[key].psnr:
-            best[key] = score
-    return kept + [Score(**(asdict(score) | {"method": BEST_CLASSICAL})) for score in best.values()]
-
-
-def gains(scores: Iterable[Score], method: str = NETWORK) -> dict[tuple[str, str], float]:
-    """Gain in PSNR over the input, in dB, by (picture, degradation)."""
-    by_method: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
-    for score in scores:
-        by_method[score.method][score.picture, score.degradation] = score.psnr
-    return {key: value - by_method[INPUT][key] for key, value in by_method[method].items()}
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def table(scores: Sequence[Score], by: str) -> str:
-    """Markdown: mean PSNR and SSIM of every method for each value of `by` ("degradation" or "picture"), and over all.
-
-    The last rows hold each method's mean, worst and best gain in PSNR over the input.
+    Args:
+        photographs: name and picture of each, (H, W, C) floats in [0, 1].
+        side: at most, of the middle that is degraded and measured.
+        known: scores that are not computed again.
     """
-    methods = list(dict.fromkeys(score.method for score in scores))
-    lines = [
-        f"| {by} | " + " | ".join(f"{method}, dB (SSIM)" for method in methods) + " |",
-        "|---|" + "---:|" * len(methods),
-    ]
-    groups = [*dict.fromkeys(getattr(score, by) for score in scores), None]
-    for group in groups:
-        cells = []
-        for method in methods:
-            rows = [s for s in scores if s.method == method and group in (None, getattr(s, by))]
-            cells.append(f"{_mean(s.psnr for s in rows):.2f} ({_mean(s.ssim for s in rows):.3f})")
-        lines.append(f"| {'**all**' if group is None else group} | " + " | ".join(cells) + " |")
-    for name, reduce in (("mean gain", _mean), ("worst gain", min), ("best gain", max)):
-        # Adding 0 turns the -0.00 that rounding may give into +0.00.
-        values = [f"{round(reduce(list(gains(scores, method).values())), 2) + 0.0:+.2f}" for method in methods]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    methods = {INPUT: lambda image: image, **methods}
+    for name, image in photographs:
+        for number, degradation in enumerate(degradations):
+            keys = {method: (name, degradation.name, method) for method in methods}
+            done = {key: known[key] for key in keys.values() if known and key in known}
+            if len(done) < len(keys):
+                degraded, truth = heldout.degrade(image, degradation, seed=number, side=side)
+            for method, key in keys.items():
+                yield done[key] if key in done else score(key, methods[method](degraded), truth)
 
 
-def write_csv(scores: Iterable[Score], path: Path) -> None:
-    """Write all scores, one per line, with the digits that float32 pictures carry."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(field.name for field in fields(Score))
-    for s in scores:
-        rows.writerow([s.picture, s.degradation, s.method, f"{s.psnr:.4f}", f"{s.ssim:.5f}", f"{s.mae:.6f}"])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+def score(key: Key, restored: Array, truth: Array, distance: Distance | None = None, group: str = "") -> Score:
+    """The score of a restored picture, (H, W, C) in [0, 1]; `key` is picture, degradation and method."""
+    values = psnr(restored, truth), ssim(restored, truth), mae(restored, truth)
+    return Score(*key, *values, None if distance is None else distance(restored, truth), group)
 
 
-def sharp_scores(restore: Restore, side: int = heldout.SIDE) -> list[Score]:
-    """Scores of `restore` on sharp photographs: how much it alters what needs no restoring."""
-    scores = heldout_scores({NETWORK: restore}, (heldout.SHARP,), side=side)
-    return [score for score in scores if score.method == NETWORK]
+def sharp_scores(
+    restore: Restore,
+    photographs: Iterator[tuple[str, Array]],
+    side: int | None = heldout.SIDE,
+    known: Known | None = None,
+) -> Iterator[Score]:
+    """Yield scores of `restore` on sharp photographs: how much it alters what needs no restoring.
+
+    Args:
+        side: the middle that is restored; None for whole photographs.
+    """
+    for name, image in photographs:
+        key = (name, heldout.SHARP.name, NETWORK)
+        if known and key in known:
+            yield known[key]
+        else:
+            truth = image if side is None else heldout.centre(image, side)
+            yield score(key, restore(truth), truth)

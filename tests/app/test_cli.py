@@ -23,7 +23,6 @@ from swintormer.cli.app import app
 from swintormer.cli.deblur import parse_format, parse_memory, parse_tile
 from swintormer.cli.macs import count_macs, parse_size
 from swintormer.errors import SwintormerError
-from swintormer.evaluation.metrics import psnr
 from swintormer.images import compare as report
 from swintormer.images.io import read_image
 from swintormer.model.config import PRESETS
@@ -479,20 +478,6 @@ def test_macs(run, weights):
     assert both.stderr == "Error: --preset and --weights both name a network: leave one of them out.\n"
     assert "no preset 'huge'" in run("macs", "--preset", "huge", code=1).stderr
     assert "--size takes" in run("macs", "--size", "big", code=1).stderr
-
-
-def test_evaluate_pairs(run, weights):
-    photo("blurred/a.png", bits=16)
-    photo("sharp/a.png", bits=16, seed=1)
-    folders = ("--blurred", "blurred", "--sharp", "sharp")
-    text = run("evaluate", "--weights", weights, *folders, "--csv", "rows.csv").stdout
-    blurred, sharp = (read_image(f"{name}/a.png").pixels / 65535 for name in ("blurred", "sharp"))
-    assert f"| a.png | {psnr(blurred, sharp):.2f} (" in text
-    assert len(Path("rows.csv").read_text().splitlines()) == 3
-    assert "both folders" in run("evaluate", "--blurred", "blurred", code=1).stderr
-    assert "There is no folder missing" in run(
-        "evaluate", "--weights", weights, "--blurred", "missing", "--sharp", "sharp", code=1
-    ).stderr  # fmt: skip
 
 
 def test_train(run):

@@ -2,13 +2,13 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from priors import NETWORK as NETWORK_WITH_PRIOR
 from priors import tiny as tiny_prior
-from skimage.io import imsave
 from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import (
@@ -24,21 +24,19 @@ from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.classical import CLASSICAL, richardson_lucy, wiener
 from swintormer.evaluation.metrics import psnr
+from swintormer.evaluation.record import Record, write_csv
 from swintormer.evaluation.scores import (
     BEST_CLASSICAL,
     INPUT,
     NETWORK,
     NO_PRIOR,
+    Network,
     Score,
-    folder_scores,
-    gains,
-    heldout_scores,
-    network_method,
+    degraded_scores,
+    heldout_photographs,
     network_methods,
-    table,
-    with_best_classical,
-    write_csv,
 )
+from swintormer.evaluation.tables import gains, sharp_sentence, summary, table, with_best_classical
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.model.network import Swintormer
 
@@ -54,6 +52,10 @@ def tiny():
     ).eval()
     net.output[0].weight.data.zero_()
     return net
+
+
+def photographs(count):
+    return heldout_photographs(heldout.PHOTOGRAPHS[:count])
 
 
 @pytest.mark.parametrize("name", heldout.PHOTOGRAPHS)
@@ -117,9 +119,7 @@ def test_scores_of_known_methods():
         for number, degradation in enumerate(degradations):
             degraded, truth = heldout.degrade(heldout.photograph(name), degradation, number, SMALL)
             truths[degraded.tobytes()] = truth
-    scores = list(
-        heldout_scores({"same": lambda x: x, "perfect": perfect}, degradations, heldout.PHOTOGRAPHS[:2], SMALL)
-    )
+    scores = list(degraded_scores({"same": lambda x: x, "perfect": perfect}, photographs(2), degradations, SMALL))
     assert len(scores) == 2 * 2 * 3
     assert set(gains(scores, "same").values()) == {0.0}
     for score in scores:
@@ -131,7 +131,7 @@ def test_scores_of_known_methods():
 @pytest.mark.parametrize("levels", [255, 65535])
 def test_network_method_goes_through_files_of_its_depth(tiny, levels):
     image = (np.random.default_rng(0).integers(0, levels + 1, (20, 31, 1)) / levels).astype(np.float32)
-    assert np.array_equal(network_method(Deblurrer(tiny, tile=32), levels)(image), image)
+    assert np.array_equal(Network(Deblurrer(tiny, tile=32), levels)(image), image)
 
 
 def test_classical_methods_undo_the_blur_that_they_guess_and_no_other():
@@ -186,10 +186,57 @@ def test_table_shows_means_and_extremes():
     assert "| b | 30.00 (0.500) | 28.00 (0.300) |" in table(rows, "picture")
 
 
+def test_equal_pictures_are_called_identical_and_left_out_of_means():
+    rows = [
+        Score("a", "", INPUT, math.inf, 1, 0),
+        Score("a", "", NETWORK, 40, 0.9, 0.01),
+        Score("b", "", INPUT, 20, 0.5, 0.1),
+        Score("b", "", NETWORK, math.inf, 1, 0),
+        Score("c", "", INPUT, 20, 0.5, 0.1),
+        Score("c", "", NETWORK, 21, 0.6, 0.1),
+    ]
+    text = table(rows, "picture").splitlines()
+    assert text[2:6] == [
+        "| a | identical (1.000) | 40.00 (0.900) |",
+        "| b | 20.00 (0.500) | identical (1.000) |",
+        "| c | 20.00 (0.500) | 21.00 (0.600) |",
+        "| **all** | 20.00 (0.667) | 30.50 (0.833) |",
+    ]
+    assert text[6] == "| mean gain | +0.00 | +1.00 |"
+    assert text[-1] == "2 of 6 results are identical to the sharp picture and left out of the means of PSNR."
+    assert "1 of 2 results is identical" in summary(rows[:2])
+    none = table([rows[0], Score("a", "", NETWORK, math.inf, 1, 0)], "picture")
+    assert "| **all** | identical (1.000) | identical (1.000) |" in none
+    assert "| mean gain | - | - |" in none
+    assert sharp_sentence([rows[0]]) == "All 1 sharp photographs come back identical."
+    assert sharp_sentence([rows[0], rows[1]]).endswith("; 1 of 2 come back identical and are left out.")
+    for words in (*text, none, summary(rows)):
+        assert not {"inf", "nan"} & set(words.replace("|", " ").split())
+
+
+def test_summary_by_group():
+    rows = [
+        Score("a", "", INPUT, 20, 0.5, 0.1, 0.4, "indoor"),
+        Score("b", "", INPUT, 30, 0.7, 0.3, 0.2, "outdoor"),
+        Score("c", "", INPUT, 31, 0.7, 0.3, 0.2, "outdoor"),
+    ]
+    text = summary(rows, ("indoor", "outdoor")).splitlines()
+    assert text[0] == "| pictures | method | PSNR, dB | SSIM | MAE | ST-LPIPS |"
+    assert text[2:] == [
+        "| indoor (1) | input | 20.00 | 0.500 | 0.1000 | 0.400 |",
+        "| outdoor (2) | input | 30.50 | 0.700 | 0.3000 | 0.200 |",
+        "| all (3) | input | 27.00 | 0.633 | 0.2333 | 0.267 |",
+    ]
+
+
 def test_rows_are_kept_as_csv(tmp_path):
-    rows = [Score("a", "disc, wide", INPUT, 20.12345, 0.5, 0.1), Score("b", "", NETWORK, math.inf, 1, 0)]
-    write_csv(rows, tmp_path / "new" / "scores.csv")
-    with (tmp_path / "new" / "scores.csv").open() as file:
+    rows = [
+        Score("a", "disc, wide", INPUT, 20.12345, 0.5, 0.1, 0.25, "indoor"),
+        Score("b", "", NETWORK, math.inf, 1, 0),
+    ]
+    path = tmp_path / "new" / "scores.csv"
+    write_csv(rows, path, "these weights")
+    with path.open() as file:
         found = list(csv.DictReader(file))
     assert found[0] == {
         "picture": "a",
@@ -198,49 +245,47 @@ def test_rows_are_kept_as_csv(tmp_path):
         "psnr": "20.1234",
         "ssim": "0.50000",
         "mae": "0.100000",
+        "lpips": "0.25000",
+        "group": "indoor",
+        "settings": "these weights",
     }
-    assert float(found[1]["psnr"]) == math.inf
+    assert found[1]["psnr"] == "identical"
+    known = Record(path, "these weights").known
+    assert known[rows[0].key] == replace(rows[0], psnr=20.1234)
+    assert known[rows[1].key] == rows[1]
 
 
-@pytest.fixture
-def folders(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder in ("blurred", "sharp"):
-        (tmp_path / folder).mkdir()
-    for name in ("a.png", "b.png"):
-        truth = rng.integers(0, 255, (16, 20, 3), dtype=np.uint8)
-        imsave(tmp_path / "sharp" / name, truth, check_contrast=False)
-        imsave(tmp_path / "blurred" / name, truth + np.uint8(1), check_contrast=False)
-    return tmp_path / "blurred", tmp_path / "sharp"
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda text: text.replace("mine", "yours"), r"another measurement \(yours; this one is mine\)"),
+        (lambda text: text.replace("mae", "error"), "is no file of `evaluate --csv`"),
+        (lambda text: text.replace("0.100000", "much"), "is damaged"),
+        (lambda text: text.replace(",0.100000,,,mine", ""), "is damaged|another measurement"),
+    ],
+)
+def test_a_file_of_something_else_is_not_gone_on_with(tmp_path, change, sentence):
+    path = tmp_path / "scores.csv"
+    write_csv([Score("a", "", INPUT, 20, 0.5, 0.1)], path, "mine")
+    path.write_text(change(path.read_text()))
+    before = path.read_text()
+    with pytest.raises(SwintormerError, match=sentence):
+        Record(path, "mine")
+    assert path.read_text() == before
 
 
-def test_pairs_in_folders(folders):
-    (folders[0] / "notes.txt").write_text("not a picture")
-    scores = list(folder_scores({"darker": lambda image: image - np.float32(1 / 255)}, *folders))
-    assert [(s.picture, s.method) for s in scores] == [
-        (name, method) for name in ("a.png", "b.png") for method in (INPUT, "darker")
-    ]
-    for score in scores:
-        if score.method == INPUT:
-            assert score.psnr == pytest.approx(20 * math.log10(255), rel=255 * float(np.finfo(np.float32).eps))
-        else:
-            assert score.mae <= np.finfo(np.float32).eps
+def test_scores_that_are_known_are_not_computed_again():
+    rows = list(degraded_scores({}, photographs(1), heldout.DEGRADATIONS[:2], SMALL))
+    calls = []
+    known = {row.key: row for row in rows}
 
+    def network(image):
+        calls.append(image.shape)
+        return image
 
-def test_pairs_that_cannot_be_compared(folders):
-    blurred, sharp = folders
-    with pytest.raises(SwintormerError, match="no folder"):
-        list(folder_scores({}, blurred, sharp / "none"))
-    (sharp / "b.png").unlink()
-    with pytest.raises(SwintormerError, match=r"1 pictures have no partner .* first is b\.png"):
-        list(folder_scores({}, blurred, sharp))
-    imsave(sharp / "b.png", np.zeros((16, 21, 3), np.uint8), check_contrast=False)
-    with pytest.raises(SwintormerError, match="same size and channels"):
-        list(folder_scores({}, blurred, sharp))
-    for path in blurred.iterdir():
-        path.unlink()
-    with pytest.raises(SwintormerError, match="holds no picture"):
-        list(folder_scores({}, blurred, sharp))
+    again = list(degraded_scores({NETWORK: network}, photographs(1), heldout.DEGRADATIONS[:2], SMALL, known))
+    assert [row for row in again if row.method == INPUT] == rows
+    assert len(calls) == 2
 
 
 def test_command_line(tmp_path, tiny):
@@ -253,16 +298,14 @@ def test_command_line(tmp_path, tiny):
     assert "| disc 2, JPEG 85 |" in result.stdout
     assert "| mean gain | +0.00 | +0.00 |" in result.stdout
     rows = (tmp_path / "rows.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * len(heldout.PHOTOGRAPHS) * len(heldout.DEGRADATIONS)
-    pairs = CliRunner().invoke(app, [*words, "--blurred", "a", "--sharp", "b", "--side", "32"])
-    assert pairs.exit_code == 1
-    assert "--side and --network-only are for the held-out photographs" in pairs.stderr
+    photographs = len(heldout.PHOTOGRAPHS)
+    assert len(rows) == 1 + 2 * photographs * len(heldout.DEGRADATIONS) + photographs  # the last are sharp ones
     missing = CliRunner().invoke(app, ["evaluate", "--weights", str(tmp_path / "none.safetensors")])
     assert missing.exit_code == 1
     assert "none.safetensors" in missing.stderr
 
 
-def test_a_prior_is_measured_beside_doing_without(folders):
+def test_a_prior_is_measured_beside_doing_without():
     net = Swintormer(NETWORK_WITH_PRIOR).eval()
     for projection in net.prior_fusion.children():
         torch.nn.init.normal_(projection.weight)
@@ -271,15 +314,15 @@ def test_a_prior_is_measured_beside_doing_without(folders):
     assert list(methods) == [NETWORK, NO_PRIOR]
     image = np.random.default_rng(0).random((16, 20, 3), dtype=np.float32)
     assert not np.array_equal(methods[NETWORK](image), methods[NO_PRIOR](image))
-    assert np.array_equal(methods[NO_PRIOR](image), network_method(Deblurrer(net), 65535)(image))
+    assert np.array_equal(methods[NO_PRIOR](image), Network(Deblurrer(net), 65535)(image))
     assert list(network_methods(Checkpoint(net))) == [NETWORK]
 
 
 def test_shipped_weights_restore():
     """Three photographs and three degradations, the middle 128 pixels: the network gains in each of the nine."""
-    network = network_method(Deblurrer(load_checkpoint(default_weights())))
+    network = Network(Deblurrer(load_checkpoint(default_weights())))
     chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1", "disc 2.5, linear light")]
-    gain = gains(list(heldout_scores({NETWORK: network}, chosen, heldout.PHOTOGRAPHS[:3], side=128)))
+    gain = gains(list(degraded_scores({NETWORK: network}, photographs(3), chosen, side=128)))
     assert len(gain) == 9
     assert min(gain.values()) > 0
     assert sum(gain.values()) / len(gain) >= 0.7
@@ -289,15 +332,15 @@ def test_shipped_prior_restores():
     """The same for the weights with the prior, on two photographs."""
     network = network_methods(read_checkpoint(default_weights("small-prior")))[NETWORK]
     chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1")]
-    gain = gains(list(heldout_scores({NETWORK: network}, chosen, heldout.PHOTOGRAPHS[:2], side=128)))
+    gain = gains(list(degraded_scores({NETWORK: network}, photographs(2), chosen, side=128)))
     assert min(gain.values()) > 0
 
 
 @pytest.mark.slow
 def test_shipped_weights_earn_their_place():
     """What the model card says: 0.88 dB on average, every photograph gains, rows lose at most 0.19 dB."""
-    network = network_method(Deblurrer(load_checkpoint(default_weights())))
-    gain = gains(list(heldout_scores({NETWORK: network})))
+    network = Network(Deblurrer(load_checkpoint(default_weights())))
+    gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
     assert sum(gain.values()) / len(gain) >= 0.85
     assert min(gain.values()) >= -0.25
     for name in heldout.PHOTOGRAPHS:
@@ -312,7 +355,7 @@ def test_shipped_prior_is_worth_something():
     Here on the middle 128 pixels of six photographs.
     """
     methods = network_methods(read_checkpoint(default_weights("small-prior")))
-    scores = list(heldout_scores(methods, photographs=heldout.PHOTOGRAPHS[:6], side=128))
+    scores = list(degraded_scores(methods, photographs(6), side=128))
     gained = gains(scores)
     worth = [value - gains(scores, NO_PRIOR)[key] for key, value in gained.items()]
     assert sum(worth) > 0
