@@ -84,9 +84,7 @@ def _left_out(scores: Sequence[Score]) -> str:
     if not count:
         return ""
     are = "is" if count == 1 else "are"
-    return (
-        f"\n\n{count} of {len(scores)} results {are} identical to the sharp picture and left out of the means of PSNR."
-    )
+    return f"\n\n{count} of {len(scores)} results {are} identical to the truth and left out of means of PSNR."
 
 
 def summary(scores: Sequence[Score], groups: Sequence[str] = (), whole: str = "all") -> str:

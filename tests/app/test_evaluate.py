@@ -203,7 +203,7 @@ def test_equal_pictures_are_called_identical_and_left_out_of_means():
         "| **all** | 20.00 (0.667) | 30.50 (0.833) |",
     ]
     assert text[6] == "| mean gain | +0.00 | +1.00 |"
-    assert text[-1] == "2 of 6 results are identical to the sharp picture and left out of the means of PSNR."
+    assert text[-1] == "2 of 6 results are identical to the truth and left out of means of PSNR."
     assert "1 of 2 results is identical" in summary(rows[:2])
     none = table([rows[0], Score("a", "", NETWORK, math.inf, 1, 0)], "picture")
     assert "| **all** | identical (1.000) | identical (1.000) |" in none

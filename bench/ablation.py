@@ -1,0 +1,301 @@
+"""What parts of the method are worth: small networks trained for the same minutes, with and without each of them.
+
+    python -m bench.ablation --minutes 5 --rows prior,shift,tile,stride,views --out runs/ablation
+
+Every run takes the same configuration (`--config`, default configs/small.toml) and differs in one thing. `base` is
+trained once, for all rows:
+
+| row | what differs |
+|---|---|
+| prior | with z_0 of the prior in `--prior-weights` (stage `joint`), or without |
+| shift | every second block's windows shifted, or none |
+| tile | trained on crops as large as the tiles of inference, or half as large (four times as many), or tiles twice as large |
+| stride | nothing is trained: tile and stride of inference with `--weights` |
+| views | trained on dual-pixel pairs (six channels) or on one view; measured on pairs of the validation stream |
+
+The measure is the gain in PSNR over the input. Of every photograph it is the mean over the ten held-out faults; the
+standard error is over photographs (over pairs for `views`), and that of a difference over differences picture by
+picture. It does not count what another seed would change. Interrupted, the same command goes on.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swintormer.checkpoint.checkpoint import Checkpoint, default_weights, read_checkpoint
+from swintormer.errors import SwintormerError
+from swintormer.evaluation import heldout
+from swintormer.evaluation.metrics import psnr
+from swintormer.evaluation.record import Record
+from swintormer.evaluation.scores import NETWORK, degraded_scores, heldout_photographs, network_methods
+from swintormer.evaluation.tables import gains
+from swintormer.inference.deblurrer import Deblurrer
+from swintormer.inference.tiling import PAPER_TILE, default_stride
+from swintormer.model import network
+from swintormer.prior.config import PRIORS
+from swintormer.training.config import JointConfig, RestorationConfig, read_config
+from swintormer.training.loop import train
+
+ROWS = ("prior", "shift", "tile", "stride", "views")
+INTERRUPTED = 130
+Gains = dict[str, float]
+"""Gain in dB by picture."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to train.
+
+    Attributes:
+        name: of its folder.
+        changes: of the configuration.
+        shifted: whether every second block shifts its windows.
+    """
+
+    name: str = "base"
+    changes: dict[str, Any] = field(default_factory=dict)
+    shifted: bool = True
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A line of the table: a network, and how it is used. The first of a row is what the others are compared with."""
+
+    text: str
+    tile: int
+    stride: int | None = None
+    trained: Trained | None = None  # None: the given weights
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the command line asks for."""
+
+    base: RestorationConfig
+    out: Path
+    weights: Path
+    prior_weights: Path
+    photographs: int
+    side: int
+
+    def variants(self, row: str) -> list[Variant]:
+        crop = self.base.crop
+        base = Trained()
+        if row == "prior":
+            with_prior = Trained("prior", self._joint())
+            return [Variant("without z_0", crop, None, base), Variant("with z_0", crop, None, with_prior)]
+        if row == "shift":
+            fixed = Trained("unshifted", {}, shifted=False)
+            return [Variant("windows shifted", crop, None, base), Variant("not shifted", crop, None, fixed)]
+        if row == "tile":
+            half = Trained("half_crop", {"crop": crop // 2, "batch": 4 * self.base.batch})
+            return [
+                Variant(f"trained on {crop}, tile {crop}", crop, None, base),
+                Variant(f"trained on {crop // 2}, tile {crop}", crop, None, half),
+                Variant(f"trained on {crop}, tile {2 * crop}", 2 * crop, None, base),
+            ]
+        if row == "views":
+            pair = Trained("views", self._two_views())
+            return [Variant("one view", crop, None, base), Variant("two views", crop, None, pair)]
+        tile = read_checkpoint(self.weights).training_tile or PAPER_TILE
+        paper = default_stride(tile)
+        return [
+            Variant(f"tile {t}, stride {s}", t, s)
+            for t, s in (
+                (tile, paper),
+                (tile, tile),
+                (tile, tile // 2),
+                (tile // 2, default_stride(tile // 2)),
+                (2 * tile, default_stride(2 * tile)),
+            )
+        ]
+
+    def _joint(self) -> dict[str, Any]:
+        """Changes that make a run of stage `joint`, as in configs/prior_joint.toml."""
+        prior = PRIORS["compact"]
+        sizes = self.base.network.model_dump() | {"prior_channels": prior.latent_channels}
+        more = {"prior": "compact", "prior_weights": self.prior_weights, "latent": 0.01, "prior_rate": 3.0}
+        return {"stage": "joint", "network": sizes, **more}
+
+    def _two_views(self) -> dict[str, Any]:
+        if "data" not in RestorationConfig.model_fields:
+            raise SwintormerError("This version cannot train on dual-pixel pairs: leave `views` out of --rows.")
+        sizes = self.base.network.model_dump() | {"in_channels": 6}
+        return {"network": sizes, "data": self.base.data.model_dump() | {"views": True}}
+
+    def config(self, trained: Trained) -> RestorationConfig | JointConfig:
+        """The configuration of a run."""
+        kind = JointConfig if trained.changes.get("stage") == "joint" else RestorationConfig
+        values = self.base.model_dump() | {"out": self.out / trained.name} | trained.changes
+        return kind.model_validate(values)
+
+
+@contextmanager
+def windows(shifted: bool) -> Iterator[None]:
+    """Networks that are made inside shift the windows of every second block, or of none."""
+    block = network.Block
+    if not shifted:
+        network.Block = lambda *sizes, shift=0, **more: block(*sizes, shift=0, **more)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        network.Block = block  # type: ignore[misc]
+
+
+def trained_weights(ablation: Ablation, trained: Trained) -> Path:
+    """The weights of a run, trained now unless they are there already.
+
+    Raises:
+        SwintormerError: those there are of another configuration.
+        KeyboardInterrupt: the training was interrupted; it goes on from there next time.
+    """
+    config = ablation.config(trained)
+    path = config.out / "weights.safetensors"
+    if path.exists():
+        recipe = read_checkpoint(path, prior=False).card.get("recipe")
+        if recipe != config.model_dump_json(exclude={"out"}):
+            raise SwintormerError(f"{path} is of another configuration: name another folder with --out.")
+        return path
+    print(f"Training {trained.name}.", file=sys.stderr, flush=True)
+    stopped_by: list[int] = []
+    with windows(trained.shifted):
+        found = train(config, stopped_by=stopped_by)
+    if stopped_by or found != path:
+        raise KeyboardInterrupt
+    return path
+
+
+def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Checkpoint]:
+    """The gains of a variant by picture, and the network."""
+    trained = variant.trained
+    path = ablation.weights if trained is None else trained_weights(ablation, trained)
+    with windows(trained is None or trained.shifted):
+        checkpoint = read_checkpoint(path)
+    settings = {"tile": variant.tile, "stride": variant.stride, "blend": "uniform", "device": ablation.base.device}
+    if row == "views":
+        return validation_gains(ablation, checkpoint, **settings), checkpoint
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    words = f"{digest}, tile {variant.tile}, stride {variant.stride}, side {ablation.side}"
+    place = ablation.out / "scores" / f"{row} {variant.text}.csv".replace(" ", "_").replace(",", "")
+    record = Record(place, words)
+    methods = {NETWORK: network_methods(checkpoint, **settings)[NETWORK]}
+    pictures = heldout_photographs(heldout.PHOTOGRAPHS[: ablation.photographs])
+    scores = []
+    try:
+        for score in degraded_scores(methods, pictures, side=ablation.side, known=record.known):
+            record.add(score)
+            scores.append(score)
+    finally:
+        record.save()
+    by_picture = defaultdict(list)
+    for (picture, _), gain in gains(scores).items():
+        by_picture[picture].append(gain)
+    return {picture: statistics.mean(values) for picture, values in by_picture.items()}, checkpoint
+
+
+def validation_gains(ablation: Ablation, checkpoint: Checkpoint, **settings: Any) -> Gains:
+    """Gains on pairs of the validation stream, of one view or two as the network takes them.
+
+    The input is a view of its own kind: the one that the network starts from.
+    """
+    from swintormer.data.mixture import make_source
+
+    base = ablation.base
+    config = base.data.model_copy(update={"views": checkpoint.net.config.in_channels == 6})
+    source = make_source(config, base.seed, base.crop, stream=1)
+    deblur = Deblurrer(checkpoint, **settings)
+    found = {}
+    for index in range(base.validation):
+        blurred, sharp = source[index]
+        restored = deblur(blurred[None])[0].clamp(0, 1)
+        before, after = (psnr(picture.numpy(), sharp.numpy()) for picture in (blurred[:3], restored))
+        if math.isfinite(before) and math.isfinite(after):
+            found[str(index)] = after - before
+    return found
+
+
+def with_error(values: Sequence[float]) -> str:
+    """Mean and standard error, in dB."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):+.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+HEADER = "| row | variant | pictures | gain, dB | against the first, dB | steps | minutes |\n|---|---|---:|---:|---:|---:|---:|"
+
+
+def lines(ablation: Ablation, row: str) -> Iterator[str]:
+    """The table's lines of a row, each as soon as it is measured."""
+    first: Gains | None = None
+    for variant in ablation.variants(row):
+        found, checkpoint = measured(ablation, row, variant)
+        differences = "" if first is None else with_error([found[key] - first[key] for key in found if key in first])
+        first = first or found
+        card = checkpoint.card if variant.trained is not None else {}
+        cells = [row, variant.text, str(len(found)), with_error(list(found.values())), differences]
+        yield "| " + " | ".join([*cells, card.get("steps", ""), card.get("minutes", "")]) + " |"
+
+
+def parse(arguments: Sequence[str]) -> tuple[Ablation, list[str]]:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/small.toml"), help="of stage restoration")
+    parser.add_argument("--minutes", type=float, help="of training for each network (default: of the configuration)")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the scores and table.md")
+    parser.add_argument("--weights", type=Path, help="for the row stride (default: the installed ones)")
+    parser.add_argument("--prior-weights", type=Path, help="of a trained prior (default: the installed one)")
+    parser.add_argument("--photographs", type=int, default=len(heldout.PHOTOGRAPHS), help="the first so many")
+    parser.add_argument("--side", type=int, default=heldout.SIDE, help="of the photographs, in pixels")
+    words = parser.parse_args(arguments)
+    rows = words.rows.split(",")
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise SwintormerError(f"There is no row {unknown[0]!r}: --rows takes some of {','.join(ROWS)}.")
+    base = read_config(words.config)
+    if not isinstance(base, RestorationConfig):
+        raise SwintormerError(f"{words.config} is of stage {base.stage}: the ablation needs one of stage restoration.")
+    if words.minutes is not None:
+        base = RestorationConfig.model_validate(base.model_dump() | {"minutes": words.minutes})
+    weights = words.weights or default_weights("small")
+    prior_weights = words.prior_weights or default_weights("small-prior")
+    return Ablation(base, words.out, weights, prior_weights, words.photographs, words.side), rows
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table, and keep it in `out/table.md`; returns the exit code."""
+    try:
+        ablation, rows = parse(arguments)
+        if ablation.base.threads:
+            torch.set_num_threads(ablation.base.threads)
+        text = HEADER
+        print(text, flush=True)
+        for row in rows:
+            for line in lines(ablation, row):
+                print(line, flush=True)
+                text += "\n" + line
+        ablation.out.mkdir(parents=True, exist_ok=True)
+        (ablation.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    except SwintormerError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
