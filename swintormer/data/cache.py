@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -29,7 +30,9 @@ _HEADER = 128  # bytes before the samples of a .npy file
 
 
 def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Print, unless this is a worker, whose parent has said the same."""
+    if multiprocessing.parent_process() is None:
+        print(line, file=sys.stderr, flush=True)
 
 
 def default_folder() -> Path:
@@ -63,7 +66,7 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
 
     What is there is not decoded again, unless size or time of the file have changed. Several processes may do this at
     once: each file appears complete or not at all, and they share the work. Pictures that cannot be read are named
-    through `say` and left out.
+    through `say` and left out; they are tried again once their file has changed.
 
     Args:
         folder: of the cache; None for `default_folder`. It may be removed at any time when nothing reads it.
@@ -74,17 +77,21 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
     """
     folder = default_folder() if folder is None else folder
     places = {path: _place(folder, path) for path in paths}
-    missing = [path for path, place in places.items() if place is not None and not exists(place)]
+    missing = {
+        path: place for path, place in places.items() if place and not exists(place) and not exists(_note(place))
+    }
     if missing:
-        _check_room(missing, folder)
-        _decode_all(missing, places, folder, say)
+        _check_room(list(missing), folder)
+        _decode_all(missing, folder, say)
     pictures = []
     for path, place in places.items():
-        if place is not None and exists(place):
+        if place is None:
+            say(f"Left out: there is no file {path}.")
+        elif exists(place):
             height, width, channels = _map(place).shape
             pictures.append(Picture(path, place, (height, width, channels)))
-        elif path not in missing:
-            say(f"Left out: there is no file {path}.")
+        else:
+            say(f"Left out: {_note(place).read_text(encoding='utf-8')}")
     return pictures
 
 
@@ -98,6 +105,11 @@ def _place(folder: Path, path: Path) -> Path | None:
     return folder / name[:2] / f"{name}-{state.st_size:x}-{state.st_mtime_ns:x}.npy"
 
 
+def _note(place: Path) -> Path:
+    """Where it is written why a picture cannot be read, so that it is not tried again until the file changes."""
+    return place.with_suffix(".txt")
+
+
 def _check_room(missing: Sequence[Path], folder: Path) -> None:
     needed = sum(sample_bytes(path) + _HEADER for path in missing)
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
@@ -109,17 +121,14 @@ def _check_room(missing: Sequence[Path], folder: Path) -> None:
         )
 
 
-def _decode_all(missing: Sequence[Path], places: dict[Path, Path | None], folder: Path, say: Say) -> None:
-    order = random.sample(missing, len(missing))  # so that processes that start together share the work
-    last, done = time.monotonic(), 0
+def _decode_all(missing: dict[Path, Path], folder: Path, say: Say) -> None:
+    order = random.sample(list(missing), len(missing))  # so that processes that start together share the work
+    last = time.monotonic()
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(_decode_one, path, place) for path in order if (place := places[path]) is not None]
+        jobs = [pool.submit(_decode_one, path, missing[path]) for path in order]
         try:
-            for job in as_completed(jobs):
-                fault = job.result()
-                done += 1
-                if fault:
-                    say(f"Left out: {fault}")
+            for done, job in enumerate(as_completed(jobs), 1):
+                job.result()
                 if time.monotonic() - last > REPORT_EVERY:
                     last = time.monotonic()
                     say(f"Decoding pictures into {folder}: {done} of {len(jobs)}.")
@@ -128,22 +137,23 @@ def _decode_all(missing: Sequence[Path], places: dict[Path, Path | None], folder
             raise
 
 
-def _decode_one(path: Path, place: Path) -> str:
-    """Decode unless another process has. Returns a sentence if the picture cannot be read."""
+def _decode_one(path: Path, place: Path) -> None:
+    """Write the samples, or why there are none, unless another process has."""
     if exists(place):
-        return ""
+        return
     try:
         samples = np.ascontiguousarray(read_image(path).pixels)
     except SwintormerError as error:
-        return str(error)
-    with replacing(place) as file:
-        np.save(file, samples)
-    name = place.name.split("-")[0]
-    for old in place.parent.glob(f"{name}-*.npy"):  # of the picture before it was changed
-        if old != place:
+        with replacing(_note(place)) as file:
+            file.write(str(error).encode("utf-8", "replace"))
+    else:
+        with replacing(place) as file:
+            np.save(file, samples)
+    name = place.stem.split("-")[0]
+    for old in place.parent.glob(f"{name}-*"):  # of the picture before it was changed
+        if old.stem != place.stem:
             with suppress(OSError):
                 old.unlink()
-    return ""
 
 
 def _map(file: Path) -> Samples:
