@@ -25,6 +25,7 @@ import hashlib
 import math
 import statistics
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from swintormer.checkpoint.checkpoint import Checkpoint, default_weights, read_checkpoint
 from swintormer.errors import SwintormerError
@@ -44,11 +46,13 @@ from swintormer.evaluation.tables import gains
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.inference.tiling import PAPER_TILE, default_stride
 from swintormer.model import network
-from swintormer.prior.config import PRIORS
+from swintormer.prior.checkpoint import config_of, load_prior
 from swintormer.training.config import JointConfig, RestorationConfig, read_config
+from swintormer.training.data import VALIDATION, make_source
 from swintormer.training.loop import train
 
 ROWS = ("prior", "shift", "tile", "stride", "views")
+FAULTS = heldout.DEGRADATIONS
 INTERRUPTED = 130
 Gains = dict[str, float]
 """Gain in dB by picture."""
@@ -124,9 +128,9 @@ class Ablation:
 
     def _joint(self) -> dict[str, Any]:
         """Changes that make a run of stage `joint`, as in configs/prior_joint.toml."""
-        prior = PRIORS["compact"]
+        prior = config_of(load_prior(self.prior_weights))
         sizes = self.base.network.model_dump() | {"prior_channels": prior.latent_channels}
-        more = {"prior": "compact", "prior_weights": self.prior_weights, "latent": 0.01, "prior_rate": 3.0}
+        more = {"prior": prior, "prior_weights": self.prior_weights, "latent": 0.01, "prior_rate": 3.0}
         return {"stage": "joint", "network": sizes, **more}
 
     def _two_views(self) -> dict[str, Any]:
@@ -139,7 +143,11 @@ class Ablation:
         """The configuration of a run."""
         kind = JointConfig if trained.changes.get("stage") == "joint" else RestorationConfig
         values = self.base.model_dump() | {"out": self.out / trained.name} | trained.changes
-        return kind.model_validate(values)
+        try:
+            return kind.model_validate(values)
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SwintormerError(f"The run {trained.name} cannot be made of this configuration: {fault}.") from error
 
 
 @contextmanager
@@ -185,7 +193,8 @@ def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Che
         checkpoint = read_checkpoint(path)
     settings = {"tile": variant.tile, "stride": variant.stride, "blend": "uniform", "device": ablation.base.device}
     if row == "views":
-        return validation_gains(ablation, checkpoint, **settings), checkpoint
+        assert trained is not None
+        return validation_gains(ablation, trained, checkpoint, **settings), checkpoint
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     words = f"{digest}, tile {variant.tile}, stride {variant.stride}, side {ablation.side}"
     place = ablation.out / "scores" / f"{row} {variant.text}.csv".replace(" ", "_").replace(",", "")
@@ -194,7 +203,7 @@ def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Che
     pictures = heldout_photographs(heldout.PHOTOGRAPHS[: ablation.photographs])
     scores = []
     try:
-        for score in degraded_scores(methods, pictures, side=ablation.side, known=record.known):
+        for score in degraded_scores(methods, pictures, FAULTS, ablation.side, record.known):
             record.add(score)
             scores.append(score)
     finally:
@@ -205,24 +214,22 @@ def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Che
     return {picture: statistics.mean(values) for picture, values in by_picture.items()}, checkpoint
 
 
-def validation_gains(ablation: Ablation, checkpoint: Checkpoint, **settings: Any) -> Gains:
-    """Gains on pairs of the validation stream, of one view or two as the network takes them.
+def validation_gains(ablation: Ablation, trained: Trained, checkpoint: Checkpoint, **settings: Any) -> Gains:
+    """Gains on the pairs of the validation stream, over the view that the network starts from.
 
-    The input is a view of its own kind: the one that the network starts from.
+    A picture's name holds a checksum of the truth, so that only pairs of the same truth are compared.
     """
-    from swintormer.data.mixture import make_source
-
-    base = ablation.base
-    config = base.data.model_copy(update={"views": checkpoint.net.config.in_channels == 6})
-    source = make_source(config, base.seed, base.crop, stream=1)
+    config = ablation.config(trained)
+    source = make_source(config, config.crop, VALIDATION)
     deblur = Deblurrer(checkpoint, **settings)
     found = {}
-    for index in range(base.validation):
-        blurred, sharp = source[index]
-        restored = deblur(blurred[None])[0].clamp(0, 1)
-        before, after = (psnr(picture.numpy(), sharp.numpy()) for picture in (blurred[:3], restored))
+    for index in range(config.validation):
+        blurred, sharp = source.batch(index, 1)
+        before, after = (
+            psnr(picture.clamp(0, 1).numpy()[0], sharp.numpy()[0]) for picture in (blurred[:, :3], deblur(blurred))
+        )
         if math.isfinite(before) and math.isfinite(after):
-            found[str(index)] = after - before
+            found[f"{index} {zlib.crc32(sharp.numpy().tobytes())}"] = after - before
     return found
 
 
@@ -234,7 +241,8 @@ def with_error(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-HEADER = "| row | variant | pictures | gain, dB | against the first, dB | steps | minutes |\n|---|---|---:|---:|---:|---:|---:|"
+COLUMNS = ("row", "variant", "pictures", "gain, dB", "against the first, dB", "steps", "minutes")
+HEADER = "| " + " | ".join(COLUMNS) + " |\n|---|---|" + "---:|" * (len(COLUMNS) - 2)
 
 
 def lines(ablation: Ablation, row: str) -> Iterator[str]:

@@ -41,7 +41,6 @@ EVALUATE_EXAMPLES = (
     "swintormer evaluate --blurred test/blurred --sharp test/sharp"
 )
 BESIDE = "beside"  # not one of `datasets.LAYOUTS`: pairs that lie in one folder
-LPIPS_SIDE = 21  # pixels that its network needs
 SECONDS_BETWEEN_LINES = 10.0
 MOST_GROUPS = 12  # parts of a dataset that get rows of their own; scenes of video are many
 
@@ -295,8 +294,8 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
         untouched = scores.sharp_scores(networks[scores.NETWORK], photographs(), side, record.known)
         sharp = progress.follow(untouched, record, 1)
     shown = tables.with_best_classical(found)
-    parts = [tables.table(shown, "degradation"), tables.table(shown, "picture"), tables.sharp_sentence(sharp)]
-    return "\n\n".join(parts)
+    parts = [tables.table(shown, "degradation"), tables.table(shown, "picture"), tables.left_out(shown)]
+    return _joined(*parts, tables.sharp_sentence(sharp))
 
 
 def _for_one_view(run: _Run) -> Checkpoint:
@@ -322,7 +321,7 @@ def _sharp(run: _Run, folder: Path) -> str:
         network = scores.network_methods(checkpoint, 255, progress, **run.chosen())[scores.NETWORK]
         rows = scores.sharp_scores(network, islice(scores.photographs_in(folder), count), None, record.known)
         found = progress.follow(rows, record, 1)
-    return tables.table(found, "picture", gained=False) + "\n\n" + tables.sharp_sentence(found)
+    return _joined(tables.table(found, "picture", gained=False), tables.sharp_sentence(found))
 
 
 def _dataset(run: _Run, dataset: str, root: Path, skip_rows: int) -> str:
@@ -343,7 +342,7 @@ def _dataset(run: _Run, dataset: str, root: Path, skip_rows: int) -> str:
         if not any(pair.group for pair in files):
             complain(f"Note: {len(files)} pictures, not all {protocol.DPDD_TEST}: no rows for indoor and outdoor.")
     parts = _measure(run, checkpoint, files, f"{dataset} of {root}", skip_rows, {"blend": protocol.PAPER_BLEND})
-    return "\n\n".join([*parts, *filter(None, [published_table(dataset)])])
+    return _joined(*parts, published_table(dataset))
 
 
 def _folders(run: _Run, blurred: Path, sharp: Path, right: Path | None, skip_rows: int) -> str:
@@ -360,7 +359,7 @@ def _folders(run: _Run, blurred: Path, sharp: Path, right: Path | None, skip_row
         )
     files = pair_folders(blurred, sharp, right)
     names = ", ".join(str(folder) for folder in (blurred, right, sharp) if folder is not None)
-    return "\n\n".join(_measure(run, checkpoint, files, names, skip_rows, {}, each=True))
+    return _joined(*_measure(run, checkpoint, files, names, skip_rows, {}, each=True))
 
 
 def _measure(
@@ -388,21 +387,24 @@ def _measure(
     groups = list(dict.fromkeys(pair.group for pair in files if pair.group))
     shown = groups if 1 < len(groups) <= MOST_GROUPS else []
     parts = [tables.table(found, "picture")] if each else []
-    return [*parts, tables.summary(found, shown)]
+    return [*parts, tables.summary(found, shown), tables.left_out(found)]
+
+
+def _joined(*parts: str) -> str:
+    """Tables and sentences with an empty line between them."""
+    return "\n\n".join(part for part in parts if part)
 
 
 def _lpips() -> Distance | None:
     """The perceptual distance where the package with its weights is installed; of gray pictures as of RGB ones."""
-    try:
-        from swintormer.evaluation.lpips import lpips, lpips_available
-    except ModuleNotFoundError:
-        return None
+    from swintormer.evaluation.lpips import SMALLEST, lpips, lpips_available
+
     if not lpips_available():
         return None
     import numpy as np
 
     def distance(restored: NDArray[np.float32], truth: NDArray[np.float32]) -> float | None:
-        if min(truth.shape[:2]) < LPIPS_SIDE:
+        if min(truth.shape[:2]) < SMALLEST["alex"]:
             return None
         shape = (*truth.shape[:2], 3)
         return float(lpips(np.broadcast_to(restored, shape), np.broadcast_to(truth, shape)))

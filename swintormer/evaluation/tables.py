@@ -54,8 +54,7 @@ def _decibels(scores: Iterable[Score]) -> str:
 def table(scores: Sequence[Score], by: str, gained: bool = True) -> str:
     """Markdown: mean PSNR and SSIM of every method for each value of `by` ("degradation" or "picture"), and over all.
 
-    If `gained`, the last rows hold each method's mean, worst and best gain in PSNR over the input. A sentence below
-    says how many results the means leave out.
+    If `gained`, the last rows hold each method's mean, worst and best gain in PSNR over the input.
     """
     methods = list(dict.fromkeys(score.method for score in scores))
     lines = [
@@ -75,16 +74,16 @@ def table(scores: Sequence[Score], by: str, gained: bool = True) -> str:
         # Adding 0 turns the -0.00 that rounding may give into +0.00.
         cells = [f"{round(reduce(values), 2) + 0.0:+.2f}" if values else NOTHING for values in by_method]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + _left_out(scores)
+    return "\n".join(lines)
 
 
-def _left_out(scores: Sequence[Score]) -> str:
-    """What the means of PSNR leave out, as a sentence under a table; empty if they leave out nothing."""
+def left_out(scores: Sequence[Score]) -> str:
+    """What the means of PSNR in tables leave out, as a sentence; empty if they leave out nothing."""
     count = sum(not math.isfinite(score.psnr) for score in scores)
     if not count:
         return ""
     are = "is" if count == 1 else "are"
-    return f"\n\n{count} of {len(scores)} results {are} identical to the truth and left out of means of PSNR."
+    return f"{count} of {len(scores)} results {are} identical to the truth and left out of means of PSNR."
 
 
 def summary(scores: Sequence[Score], groups: Sequence[str] = (), whole: str = "all") -> str:
@@ -107,7 +106,7 @@ def summary(scores: Sequence[Score], groups: Sequence[str] = (), whole: str = "a
                 cells.append(f"{_mean(distances):.3f}" if distances else NOTHING)
             name = f"{whole if group is None else group} ({count})"
             lines.append(f"| {name} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + _left_out(scores)
+    return "\n".join(lines)
 
 
 def sharp_sentence(scores: Sequence[Score]) -> str:

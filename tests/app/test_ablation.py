@@ -1,0 +1,127 @@
+"""bench/ablation.py: a table of small networks, each trained for a few steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from cli_files import TINY
+from priors import NETWORK
+from priors import tiny as tiny_prior
+
+from bench import ablation
+from swintormer import Swintormer, read_checkpoint, save_checkpoint
+from swintormer.checkpoint.checkpoint import Checkpoint
+from swintormer.model import network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZES = TINY.model_copy(update={"num_blocks": (2, 1, 1, 1)})  # the second block shifts
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """The command in the temporary folder, on two small photographs; the lines of its table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "FAULTS", ablation.FAULTS[:2])
+    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in SIZES.model_dump().items())
+    Path("run.toml").write_text(
+        f'out = "unused"\nsteps = 2\nbatch = 1\ncrop = 32\nscene_side = 128\nvalidation = 2\nthreads = 1\nlr = 0.01\n'
+        f"[network]\n{table}\n"
+    )
+    torch.manual_seed(0)
+    save_checkpoint(Swintormer(TINY), "tiny.safetensors", training_tile=32)
+
+    def call(*words: str, code: int = 0):
+        few = ["--photographs", "2", "--side", "40", "--weights", "tiny.safetensors"]
+        assert ablation.main(["--config", "run.toml", "--out", "out", *few, *words]) == code
+        result = capsys.readouterr()
+        if code:
+            return result.err
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in result.out.splitlines()[2:]]
+
+    return call
+
+
+def test_rows_are_trained_and_measured(run):
+    lines = run("--rows", "shift,tile,stride")
+    assert [line[:2] for line in lines] == [
+        ["shift", "windows shifted"],
+        ["shift", "not shifted"],
+        ["tile", "trained on 32, tile 32"],
+        ["tile", "trained on 16, tile 32"],
+        ["tile", "trained on 32, tile 64"],
+        *(["stride", f"tile {t}, stride {s}"] for t, s in ((32, 28), (32, 32), (32, 16), (16, 14), (64, 55))),
+    ]
+    assert all(line[2] == "2" for line in lines)
+    assert lines[0][3] == lines[2][3]  # the same network with the same tile
+    assert [line[5] for line in lines[:5]] == ["2"] * 5
+    assert [line[5] for line in lines[5:]] == [""] * 5
+    for first in (0, 2, 5):
+        assert lines[first][4] == ""
+        assert "±" in lines[first + 1][4]
+    assert (Path("out") / "table.md").read_text().count("\n") == 2 + len(lines)
+
+
+def test_an_ablation_goes_on_and_trains_nothing_twice(run, monkeypatch):
+    first = run("--rows", "shift")
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(ablation, "network_methods", lambda *_, **__: {"network": lambda _: pytest.fail("again")})
+    assert run("--rows", "shift") == first
+    assert "is of another configuration" in run("--rows", "shift", "--minutes", "7", code=1)
+
+
+def test_an_interrupted_training_goes_on(run, monkeypatch):
+    train = ablation.train
+
+    def interrupted(config, stopped_by):
+        stopped_by.append(2)
+        return config.out / "state.safetensors"
+
+    monkeypatch.setattr(ablation, "train", interrupted)
+    assert "the same command goes on" in run("--rows", "shift", code=130)
+    monkeypatch.setattr(ablation, "train", train)
+    assert len(run("--rows", "shift")) == 2
+
+
+def test_windows_that_do_not_shift():
+    with ablation.windows(shifted=False):
+        fixed = Swintormer(SIZES)
+    usual = Swintormer(SIZES)
+    shifts = [{block.shift for block in net.encoder_level1} for net in (fixed, usual)]
+    assert shifts == [{0}, {0, SIZES.window_size // 2}]
+    assert network.Block is type(usual.encoder_level1[0])
+
+
+def test_the_prior_is_trained_along(run):
+    save_checkpoint(Checkpoint(Swintormer(NETWORK), tiny_prior()), "prior.safetensors")
+    lines = run("--rows", "prior", "--prior-weights", "prior.safetensors")
+    assert [line[1] for line in lines] == ["without z_0", "with z_0"]
+    assert read_checkpoint("out/prior/weights.safetensors").prior is not None
+
+
+def test_views(run):
+    """Dual-pixel pairs need the degradation of a camera."""
+    text = Path("run.toml").read_text()
+    assert "cannot be made of this configuration" in run("--rows", "views", code=1)
+    Path("run.toml").write_text(text.replace("[network]", '[data]\ndegradation = "camera"\n[network]'))
+    lines = run("--rows", "views")
+    assert [line[1] for line in lines] == ["one view", "two views"]
+    assert read_checkpoint("out/views/weights.safetensors").net.config.in_channels == 6
+
+
+def test_what_cannot_be_asked_for(run):
+    assert "There is no row 'colour'" in run("--rows", "colour", code=1)
+    Path("run.toml").write_text('stage = "autoencoder"\nout = "unused"\n')
+    assert "is of stage autoencoder" in run(code=1)
+
+
+def test_standard_errors():
+    assert ablation.with_error([]) == "-"
+    assert ablation.with_error([1.0]) == "+1.000"
+    values = [1.0, 2.0, 4.0]
+    error = statistics.stdev(values) / math.sqrt(3)
+    assert ablation.with_error(values) == f"+2.333 ± {error:.3f}"
