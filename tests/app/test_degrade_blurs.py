@@ -12,7 +12,7 @@ from swintormer.data.degrade.bank import (
     apply_banks,
     blend_weights,
     combined,
-    corner_weights,
+    grid_weights,
     impulse,
     padded,
     spectrum_size,
@@ -21,6 +21,7 @@ from swintormer.data.degrade.defocus import (
     Aperture,
     Layers,
     apply_layers,
+    cats_eyes,
     defocus,
     halves,
     layer_kernels,
@@ -106,10 +107,11 @@ def test_sizes_of_ffts_are_fast_and_hold_the_picture(pixels):
 
 def test_weights_add_up():
     field = np.random.default_rng(0).uniform(0, 4, (9, 8)).astype(np.float32)
-    for weights in (blend_weights(field, 5), corner_weights(9, 8)):
+    for weights in (blend_weights(field, 5), grid_weights(9, 8, 3)):
         assert weights.min() >= 0
         assert np.abs(weights.sum(0) - 1).max() <= 4 * len(weights) * EPS
-    assert corner_weights(3, 3)[:, 0, -1].tolist() == [0, 1, 0, 0]
+    assert grid_weights(3, 3, 2)[:, 0, -1].tolist() == [0, 1, 0, 0]
+    assert grid_weights(3, 5, 2)[:, 1, 1].tolist() == [0.375, 0.125, 0.375, 0.125]
 
 
 def shapes():
@@ -163,6 +165,11 @@ def test_cats_eye_is_narrow_towards_the_corner_and_stays_in_place():
     centre, variance = moments(kernel)
     assert np.abs(centre).max() <= EPS * kernel.size * 16
     assert variance[1] < 0.8 * variance[0]
+    places = [np.array([y, x]) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    bank = cats_eyes([10.0] * 9, places, 0.9, Aperture(), 1, (9, 9))
+    assert np.array_equal(bank.kernels[0, 4], defocus(10.0)), "a disc in the middle"
+    areas = [(kernel > 0).sum() for kernel in bank.kernels[0]]
+    assert max(areas[0], areas[2], areas[6], areas[8]) < min(areas[1], areas[3]) < areas[4]
     assert moments(defocus(10.0, vignette=(0.8, 0.0)))[1] == pytest.approx(variance[::-1], rel=1e-5)
 
 

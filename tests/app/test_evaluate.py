@@ -95,6 +95,47 @@ def test_degradation_is_fixed_in_register_and_as_strong_as_it_says(degradation):
         )
 
 
+# dB at side 96 of the middle of coffee.png, the number of the row as seed: figures of the model card depend on them.
+CAMERA_PSNR = {
+    "layers 6, 0": 22.76,
+    "layers 12, 5, 0": 18.07,
+    "defocus 0 to 8 across": 23.34,
+    "camera shake 31": 15.21,
+    "moving thing 20": 26.03,
+    "night lights, shake 15": 17.86,
+    "disc 2, noise 10": 23.74,
+    "disc 2.5, JPEG 60": 27.60,
+    "sharp, noise 4": 34.01,
+    "disc 3 and shake 9": 25.05,
+}
+
+
+@pytest.mark.parametrize("row", range(10), ids=CAMERA_PSNR)
+def test_camera_degradation_is_fixed(row):
+    image, degradation = heldout.photograph("coffee.png"), heldout.CAMERA_DEGRADATIONS[row]
+    degraded, truth = heldout.degrade(image, degradation, seed=row, side=96)
+    assert degraded.shape == truth.shape == (96, 96, 3)
+    assert degraded.dtype == truth.dtype == np.float32
+    assert min(degraded.min(), truth.min()) >= 0
+    assert max(degraded.max(), truth.max()) <= 1
+    levels = degraded * 255
+    assert np.abs(levels - np.rint(levels)).max() <= 255 * np.finfo(np.float32).eps
+    # A level of a few pixels may differ with the machine's rounding: 0.01 dB, and half a digit.
+    assert psnr(degraded, truth) == pytest.approx(CAMERA_PSNR[degradation.name], abs=0.015)
+    again = heldout.degrade(image, degradation, seed=row, side=96)
+    assert np.array_equal(degraded, again[0])
+    assert np.array_equal(truth, again[1])
+    assert not np.array_equal(degraded, heldout.degrade(image, degradation, seed=row + 1, side=96)[0])
+
+
+def test_camera_degradations_of_photographs_without_colour_or_rows():
+    image = heldout.photograph("page.png")  # one channel; 191 rows, fewer than asked for
+    for degradation in heldout.CAMERA_DEGRADATIONS:
+        degraded, truth = heldout.degrade(image, degradation, seed=0, side=200)
+        assert degraded.shape == truth.shape == (191, 200, 1)
+        assert np.abs(degraded - truth).mean() > 0
+
+
 def test_blur_draws_on_the_photograph_beyond_the_crop():
     """The middle is the same whether the crop ends there or not; where the photograph ends it is mirrored."""
     image = heldout.photograph("page.png")  # 191 x 384: fewer rows than asked for, more columns

@@ -75,11 +75,12 @@ def blend_weights(position: Array, count: int) -> Array:
     return np.maximum(1 - np.abs(position[None] - np.arange(count, dtype=np.float32)[:, None, None]), 0)
 
 
-def corner_weights(height: int, width: int) -> Array:
-    """(4, h, w): bilinear shares of the blurs at the corners: top left, top right, bottom left, bottom right."""
-    y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    x = np.linspace(0, 1, width, dtype=np.float32)[None, :]
-    return np.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x])
+def grid_weights(height: int, width: int, nodes: int) -> Array:
+    """(nodes^2, h, w): bilinear shares of blurs on a grid from edge to edge, row by row."""
+    y, x = (
+        blend_weights(np.linspace(0, nodes - 1, length, dtype=np.float32)[None], nodes) for length in (height, width)
+    )
+    return (y.transpose(0, 2, 1)[:, None] * x[None]).reshape(-1, height, width)
 
 
 def spectrum_size(pixels: int) -> int:

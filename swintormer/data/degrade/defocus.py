@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swintormer.data.degrade.bank import REACH, Array, Convolver, grid, inner, padded, reach_for
+from swintormer.data.degrade.bank import REACH, Array, Bank, Convolver, grid, grid_weights, inner, padded, reach_for
 from swintormer.data.degrade.stacks import rows
 
 
@@ -111,6 +111,30 @@ def halves(kernel: Array, radius: float) -> Array:
 def views_of(kernel: Array, radius: float, views: int) -> Array:
     """(V, k, k): the halves for two views, the kernel itself for one."""
     return kernel[None] if views == 1 else halves(kernel, radius)
+
+
+def cats_eyes(
+    radii: Sequence[float],
+    places: Sequence[NDArray[np.floating]],
+    cut: float,
+    aperture: Aperture,
+    views: int,
+    size: tuple[int, int],
+) -> Bank:
+    """Defocus that a lens cuts more and more towards the corners of its photograph.
+
+    Args:
+        radii: signed radii at n x n places on a grid over the picture, row by row.
+        places: (y, x) of each in the photograph, from -1 to 1 from edge to edge.
+        cut: `vignette` of `defocus` in the photograph's corners.
+        size: (height, width) of the picture.
+    """
+    reach = max(defocus_reach(radius, aperture) for radius in radii)
+    kernels = []
+    for radius, (y, x) in zip(radii, places, strict=True):
+        vignette = (float(cut * y) / 2**0.5, float(cut * x) / 2**0.5)  # corners lie at a distance of sqrt 2
+        kernels.append(views_of(defocus(radius, aperture, vignette, reach), radius, views))
+    return Bank(np.stack(kernels, 1), grid_weights(*size, round(len(radii) ** 0.5)))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from swintormer.data.degrade.bank import (
     Bank,
     blend_weights,
     combined,
-    corner_weights,
     impulse,
     reach_for,
 )
@@ -37,8 +36,8 @@ from swintormer.data.degrade.camera import Camera, noise_for_mid_grey
 from swintormer.data.degrade.defocus import (
     Aperture,
     Layers,
+    cats_eyes,
     defocus,
-    defocus_reach,
     layer_kernels,
     views_of,
 )
@@ -230,19 +229,14 @@ def _defocus(rng: np.random.Generator, height: int, width: int, recipe: Recipe, 
 def _cats_eyes(
     rng: np.random.Generator, height: int, width: int, recipe: Recipe, views: int, aperture: Aperture
 ) -> Bank:
-    """Four kernels, one a corner: the crop is a part, one half to one sixth as wide, of a photograph."""
+    """Nine kernels: the crop is one half to one sixth of a photograph's width, and its blur rises to one side."""
     radius, sign = strength(rng, recipe.lean, recipe.radius), float(rng.choice((-1, 1)))
-    radii = sign * np.clip(radius * rng.uniform(0.7, 1.3, 4), *recipe.radius)
-    reach = max(defocus_reach(r, aperture) for r in radii)
     part = 1 / rng.uniform(2, 6)
     middle = rng.uniform(part - 1, 1 - part, 2)
-    cut = rng.uniform(0.4, 1.0) * sign
-    kernels = []
-    for radius, (y, x) in zip(radii, ((-1, -1), (-1, 1), (1, -1), (1, 1)), strict=True):
-        place = (middle + part * np.array([y, x])) / np.sqrt(2)  # of length 1 in the photograph's corners
-        vignette = (float(cut * place[0]), float(cut * place[1]))
-        kernels.append(views_of(defocus(radius, aperture, vignette, reach), radius, views))
-    return Bank(np.stack(kernels, 1), corner_weights(height, width))
+    slope, cut = rng.uniform(-0.3, 0.3, 2), float(rng.uniform(0.4, 1.0))
+    nodes = [np.array([y, x]) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    radii = [sign * float(np.clip(radius * (1 + slope @ node), *recipe.radius)) for node in nodes]
+    return cats_eyes(radii, [middle + part * node for node in nodes], cut, aperture, views, (height, width))
 
 
 def _layers(rng: np.random.Generator, height: int, width: int, recipe: Recipe, views: int) -> Layers:
