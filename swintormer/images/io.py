@@ -204,6 +204,19 @@ def read_image(path: str | Path) -> Image:
     return Image(path, samples, bool(image.hasalpha()), header, _reading_notes(path, image))
 
 
+def sample_bytes(path: Path) -> int:
+    """Bytes of the decoded samples without alpha, by the file's header; 0 if that cannot be read."""
+    vips = _vips()
+    try:
+        with path.open("rb") as file:
+            source = vips.Source.new_from_descriptor(file.fileno())
+            image = vips.Image.new_from_source(source, "", access="sequential")
+            colours = image.bands - bool(image.hasalpha())
+            return int(image.width * image.height * colours * (2 if image.format == "ushort" else 1))
+    except (OSError, vips.Error):
+        return 0
+
+
 def _png_is_whole(file: BinaryIO) -> bool:
     """Whether the last chunk is present. libvips stops at the last sample, but EXIF and comments may follow it."""
     end, at = file.seek(0, os.SEEK_END), len(FORMATS["png"].magic[0])

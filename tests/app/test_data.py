@@ -56,7 +56,7 @@ def test_scenes_are_replaced_one_at_a_time_and_each_serves_its_share(monkeypatch
     source = pairs()
     span = synthetic.SCENE_POOL * synthetic.SCENE_USES
     for index in range(2 * span):
-        source._scene(index)
+        source.scenes[index]
     replaced = np.array([index for index in made if index >= span])
     assert len(replaced) == synthetic.SCENE_POOL
     assert len(np.unique(replaced % synthetic.SCENE_POOL)) == synthetic.SCENE_POOL

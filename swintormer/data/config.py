@@ -1,0 +1,78 @@
+"""Where training pairs come from, as data: the table `[data]` of a training configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from swintormer.data.datasets import Layout, Split
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path | dict) else value
+
+
+def _home(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str | Path) else value
+
+
+Folder = Annotated[Path, BeforeValidator(_home)]
+
+
+class PairsConfig(BaseModel):
+    """One dataset of pairs.
+
+    Attributes:
+        layout, root, split: as `datasets.read_pairs` takes them.
+        share: weight of its pairs in the mixture.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: Layout
+    root: Folder
+    split: Split = "train"
+    share: float = Field(1.0, gt=0)
+
+
+class DataConfig(BaseModel):
+    """A mixture of sources. The default is generated scenes alone, with the "simple" degradation.
+
+    Shares are weights: a source gets its share over the sum of all.
+
+    Attributes:
+        scenes: share of generated scenes; None for 1 without another source and 0 beside one.
+        photos: folders of sharp photographs, nested or not. photos_share: their share together.
+        pairs: datasets of blurred and sharp pictures.
+        views: six channels, the two dual-pixel views, instead of three. It needs `degradation` "camera" or no other
+            source than pairs.
+        cache: folder of the decoded pictures; None for `cache.default_folder`.
+        degradation: what blurs scenes and photographs. "simple": `synthetic.simple_pair`, small kernels.
+            "camera": `degrade`, blur as cameras make it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scenes: float | None = Field(None, ge=0)
+    photos: Annotated[tuple[Folder, ...], BeforeValidator(_one_or_more)] = ()
+    photos_share: float = Field(1.0, gt=0)
+    pairs: Annotated[tuple[PairsConfig, ...], BeforeValidator(_one_or_more)] = ()
+    views: bool = False
+    cache: Folder | None = None
+    degradation: Literal["simple", "camera"] = "simple"
+
+    @property
+    def scenes_share(self) -> float:
+        if self.scenes is None:
+            return 0.0 if self.photos or self.pairs else 1.0
+        return self.scenes
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not (self.scenes_share or self.photos or self.pairs):
+            raise ValueError("there is no source of pairs: give scenes a share, or name photos or pairs")
+        if self.views and self.degradation == "simple" and (self.scenes_share or self.photos):
+            raise ValueError('the "simple" degradation makes no dual-pixel views: set degradation to "camera"')
+        return self

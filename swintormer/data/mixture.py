@@ -1,0 +1,233 @@
+"""Training pairs from a mixture of sources, each pair a function of (seed, stream, index) alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swintormer.data.cache import Say, to_stderr
+from swintormer.data.config import DataConfig, PairsConfig
+from swintormer.data.datasets import PairFiles, read_pairs
+from swintormer.data.degrade import MARGIN, degrade
+from swintormer.data.pairs import PairCrops, decode_pairs
+from swintormer.data.photos import PhotoWindows, decode_folders
+from swintormer.data.synthetic import MARGIN as SIMPLE_MARGIN
+from swintormer.data.synthetic import SceneWindows, SyntheticPairs, simple_pair
+
+Pair = tuple[Tensor, Tensor]
+
+BLOCK = 1000  # pairs in which every source has exactly its share
+HELD_OUT = 16  # one picture in so many is kept for validation
+_FEW = 8  # pictures or groups; below, validation takes the training pictures
+
+# What follows seed and stream in the keys of the random generators. 0 and 1 are those of SyntheticPairs.
+_PHOTOS, _PAIRS, _DEGRADATION, _ORDER, _SCENES = range(2, 7)
+
+
+class Source(Protocol):
+    """Endless pairs of blurred and sharp, float32 in [0, 1] on the CPU: (C, crop, crop) and (3, crop, crop)."""
+
+    def __getitem__(self, index: int) -> Pair: ...
+
+    def batch(self, start: int, size: int) -> Pair:
+        """Pairs start ... start + size - 1, stacked; any start >= 0."""
+
+    def describe(self) -> str:
+        """One line for the model card: what the data was."""
+
+
+def make_source(
+    config: DataConfig, seed: int, crop: int, stream: int = 0, scene_side: int | None = None, say: Say = to_stderr
+) -> Source:
+    """The source of a configuration. It may be handed to other processes (pickled), which then decode nothing.
+
+    Photographs and pairs that are not in the cache yet are decoded here. One in HELD_OUT of them is kept for
+    validation, where there are enough; of datasets with scenes whole scenes.
+
+    Args:
+        crop: side of a pair in pixels.
+        stream: 0 for training, 1 for validation.
+        scene_side: of generated scenes; None for 512 or what the crop needs.
+        say: takes lines of progress, and the names of pictures that are left out.
+
+    Raises:
+        SwintormerError: a folder, a layout or a picture is not what the configuration says.
+    """
+    if config.degradation == "simple" and not (config.photos or config.pairs):
+        return SyntheticPairs(seed, crop, scene_side, stream)
+    key = (seed, stream)
+    parts: list[_Part] = []
+    if config.scenes_share:
+        parts.append(_scenes(config, key, crop, scene_side))
+    if config.photos:
+        parts.append(_photos(config, key, crop, say))
+    parts += [_pairs(config, pairs, (*key, _PAIRS, number), crop, say) for number, pairs in enumerate(config.pairs)]
+    return Mixture(parts, key)
+
+
+class _Pairs(Protocol):
+    def pairs(self, indices: Sequence[int]) -> Pair:
+        """The pairs of these indices, stacked."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    share: float
+    source: _Pairs
+    text: str
+
+
+class Mixture:
+    """Parts by their shares: in every BLOCK of indices each part has exactly its share, in random order.
+
+    Pair i of the mixture is the next of its part, so every part runs through its own indices without gaps, and no index
+    is used twice.
+    """
+
+    def __init__(self, parts: Sequence[_Part], key: tuple[int, ...]):
+        self.parts, self.key = tuple(parts), key
+        self.counts = allot([part.share for part in self.parts], BLOCK)
+        self._block: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Part of a pair, and its index there."""
+        block, at = divmod(index, BLOCK)
+        if self._block is None or self._block[0] != block:
+            order = np.repeat(np.arange(len(self.parts)), self.counts)
+            np.random.default_rng((*self.key, _ORDER, block)).shuffle(order)
+            ranks = np.zeros(BLOCK, np.int64)
+            for part in range(len(self.parts)):
+                ranks[order == part] = np.arange(self.counts[part])
+            self._block = block, order, ranks
+        _, order, ranks = self._block
+        part = int(order[at])
+        return part, block * self.counts[part] + int(ranks[at])
+
+    def __getitem__(self, index: int) -> Pair:
+        blurred, sharp = self.batch(index, 1)
+        return blurred[0], sharp[0]
+
+    def batch(self, start: int, size: int) -> Pair:
+        places = [self.locate(index) for index in range(start, start + size)]
+        images: list[Pair | None] = [None] * size
+        for number, part in enumerate(self.parts):
+            mine = [at for at, (owner, _) in enumerate(places) if owner == number]
+            if mine:
+                made = part.source.pairs([places[at][1] for at in mine])
+                for at, pair in zip(mine, zip(*made, strict=True), strict=True):
+                    images[at] = pair
+        blurred, sharp = zip(*(pair for pair in images if pair is not None), strict=True)
+        return torch.stack(blurred), torch.stack(sharp)
+
+    def describe(self) -> str:
+        shares = (f"{count / BLOCK:.1%}".replace(".0%", "%") for count in self.counts)
+        return "; ".join(f"{share} {part.text}" for share, part in zip(shares, self.parts, strict=True))
+
+
+def allot(shares: Sequence[float], places: int) -> list[int]:
+    """Whole numbers of sum `places` in proportion to the shares (largest remainder); at least 1 each."""
+    exact = np.asarray(shares, dtype=np.float64) / sum(shares) * places
+    counts = np.maximum(np.floor(exact), 1).astype(int)
+    for part in np.argsort(counts - exact, kind="stable")[: max(0, places - int(counts.sum()))]:
+        counts[part] += 1
+    counts[np.argmax(counts)] += places - counts.sum()  # what tiny shares took
+    return counts.tolist()
+
+
+class _Windows(Protocol):
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+class _Camera:
+    """Windows with the "camera" degradation."""
+
+    def __init__(self, windows: _Windows, key: tuple[int, ...], views: bool):
+        self.windows, self.key, self.views = windows, key, views
+
+    def pairs(self, indices: Sequence[int]) -> Pair:
+        windows = torch.stack([self.windows[index] for index in indices])
+        seeds = [(*self.key, index) for index in indices]
+        blurred, sharp = degrade(windows, seeds, views=self.views)
+        return blurred, sharp
+
+
+class _Simple:
+    """Windows with the "simple" degradation."""
+
+    def __init__(self, windows: _Windows, key: tuple[int, ...]):
+        self.windows, self.key = windows, key
+
+    def __getitem__(self, index: int) -> Pair:
+        rng = np.random.default_rng((*self.key, index))
+        return simple_pair(rng, np.ascontiguousarray(self.windows[index].permute(1, 2, 0).numpy()))
+
+
+class _OneByOne:
+    """A source that makes one pair at a time."""
+
+    def __init__(self, source: SyntheticPairs | PairCrops | _Simple):
+        self.source = source
+
+    def pairs(self, indices: Sequence[int]) -> Pair:
+        blurred, sharp = zip(*(self.source[index] for index in indices), strict=True)
+        return torch.stack(blurred), torch.stack(sharp)
+
+
+def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int | None) -> _Part:
+    if config.degradation == "simple":
+        source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
+    else:
+        windows = SceneWindows((*key, _SCENES), crop + 2 * MARGIN, scene_side)
+        source = _Camera(windows, (*key, _DEGRADATION, 0), config.views)
+    return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
+
+
+def _photos(config: DataConfig, key: tuple[int, ...], crop: int, say: Say) -> _Part:
+    pictures = decode_folders(config.photos, config.cache, say)
+    chosen = held_out(pictures, [picture.path.name for picture in pictures], key[1])
+    place = (*key, _DEGRADATION, 1)
+    if config.degradation == "simple":
+        source: _Pairs = _OneByOne(_Simple(PhotoWindows(chosen, (*key, _PHOTOS), crop + SIMPLE_MARGIN, say), place))
+    else:
+        source = _Camera(PhotoWindows(chosen, (*key, _PHOTOS), crop + 2 * MARGIN, say), place, config.views)
+    names = ", ".join(folder.name for folder in config.photos)
+    return _Part(
+        config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"
+    )
+
+
+def _pairs(config: DataConfig, pairs: PairsConfig, key: tuple[int, ...], crop: int, say: Say) -> _Part:
+    files = read_pairs(pairs.layout, pairs.root, pairs.split)
+    files = held_out(files, _scene_names(files), key[1])
+    decoded = decode_pairs(files, config.views, config.cache, say)
+    text = f"{len(decoded)} pairs of {pairs.layout} ({pairs.root.name}, {pairs.split})"
+    return _Part(pairs.share, _OneByOne(PairCrops(decoded, key, crop, say)), text)
+
+
+def _scene_names(files: Sequence[PairFiles]) -> list[str]:
+    """What must not be divided: the scene of a video where the dataset names scenes, else the pair."""
+    groups = [pair.group for pair in files]
+    return groups if len(set(groups)) >= _FEW else [pair.name for pair in files]
+
+
+Item = TypeVar("Item")
+
+
+def held_out(items: Sequence[Item], names: Sequence[str], stream: int) -> list[Item]:
+    """The items of a stream: one name in HELD_OUT is for validation (1), the others for training (0).
+
+    The names' checksums choose, so that it does not depend on the machine. With fewer than _FEW names both streams get
+    all.
+    """
+    ordered = sorted(set(names), key=lambda name: (zlib.crc32(name.encode("utf-8", "surrogateescape")), name))
+    if len(ordered) < _FEW:
+        return list(items)
+    kept = set(ordered[: max(1, len(ordered) // HELD_OUT)])
+    return [item for item, name in zip(items, names, strict=True) if (name in kept) == (stream != 0)]
