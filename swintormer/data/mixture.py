@@ -15,6 +15,7 @@ from torch import Tensor
 from swintormer.data.cache import Say, to_stderr
 from swintormer.data.config import DataConfig, PairsConfig
 from swintormer.data.datasets import PairFiles, read_pairs
+from swintormer.data.degrade import MARGIN, degrade
 from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
 from swintormer.data.synthetic import MARGIN as SIMPLE_MARGIN
@@ -144,12 +145,6 @@ class _Windows(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
-def _margin() -> int:
-    from swintormer.data.degrade import MARGIN
-
-    return MARGIN
-
-
 class _Camera:
     """Windows with the "camera" degradation."""
 
@@ -157,8 +152,6 @@ class _Camera:
         self.windows, self.key, self.views = windows, key, views
 
     def pairs(self, indices: Sequence[int]) -> Pair:
-        from swintormer.data.degrade import degrade
-
         windows = torch.stack([self.windows[index] for index in indices])
         seeds = [(*self.key, index) for index in indices]
         blurred, sharp = degrade(windows, seeds, views=self.views)
@@ -191,7 +184,7 @@ def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int
     if config.degradation == "simple":
         source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
     else:
-        windows = SceneWindows((*key, _SCENES), crop + 2 * _margin(), scene_side)
+        windows = SceneWindows((*key, _SCENES), crop + 2 * MARGIN, scene_side)
         source = _Camera(windows, (*key, _DEGRADATION, 0), config.views)
     return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
 
@@ -203,7 +196,7 @@ def _photos(config: DataConfig, key: tuple[int, ...], crop: int, say: Say) -> _P
     if config.degradation == "simple":
         source: _Pairs = _OneByOne(_Simple(PhotoWindows(chosen, (*key, _PHOTOS), crop + SIMPLE_MARGIN, say), place))
     else:
-        source = _Camera(PhotoWindows(chosen, (*key, _PHOTOS), crop + 2 * _margin(), say), place, config.views)
+        source = _Camera(PhotoWindows(chosen, (*key, _PHOTOS), crop + 2 * MARGIN, say), place, config.views)
     names = ", ".join(folder.name for folder in config.photos)
     return _Part(
         config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from swintormer.data.cache import Picture, Say, decode, to_stderr
 from swintormer.data.datasets import find_pictures
+from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder
 from swintormer.images.io import SUFFIXES, Samples
@@ -136,7 +137,7 @@ def _look(rng: np.random.Generator, light: Tensor) -> Tensor:
         light = (light * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True).expand(3, -1, -1)
     if soft:
         light = _gaussian(light, sigma)
-    stored = from_light(light)
+    stored = light_to_srgb(light.clamp(0, 1))
     if faint:
         mean = stored.mean()
         stored = mean + contrast * (stored - mean)
@@ -152,24 +153,13 @@ def _gaussian(light: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, weights[None, None, :, None]), weights[None, None, None, :])[:, 0]
 
 
-def _light_table(levels: int) -> NDArray[np.float32]:
-    stored = np.linspace(0, 1, levels)
-    light = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
-    return light.astype(np.float32)
-
-
 _LIGHT: dict[np.dtype[Any], NDArray[np.float32]] = {
-    np.dtype(kind): _light_table(np.iinfo(kind).max + 1) for kind in (np.uint8, np.uint16)
+    np.dtype(kind): srgb_to_light(torch.linspace(0, 1, np.iinfo(kind).max + 1, dtype=torch.float64)).float().numpy()
+    for kind in (np.uint8, np.uint16)
 }
 
 
 def to_light(samples: Samples) -> Tensor:
-    """(H, W, 1 or 3) stored samples as linear light, (3, H, W) float32 in [0, 1] (sRGB, IEC 61966-2-1)."""
+    """(H, W, 1 or 3) stored samples as linear light, (3, H, W) float32 in [0, 1]."""
     light = torch.from_numpy(_LIGHT[samples.dtype][samples]).permute(2, 0, 1)
     return light.expand(3, -1, -1)
-
-
-def from_light(light: Tensor) -> Tensor:
-    """Linear light as stored values in [0, 1], clipped: the inverse of `to_light`."""
-    light = light.clamp(0, 1)
-    return torch.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clamp_min(1e-9) ** (1 / 2.4) - 0.055)

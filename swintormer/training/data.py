@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import torch
@@ -105,6 +106,7 @@ def _signals_waiting() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # started with the first worker, it would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield

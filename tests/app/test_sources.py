@@ -333,9 +333,8 @@ def test_default_is_the_synthetic_pairs():
 def test_mixture_is_a_function_of_the_index(config, tmp_path):
     """In another order, in batches of other sizes, and in another process, which decodes nothing."""
     dataset_folders.gopro(tmp_path / "gopro", side=20)
-    both = config.model_copy(
-        update={"scenes": 1.0, "pairs": DataConfig(pairs={"layout": "gopro", "root": tmp_path / "gopro"}).pairs}
-    )
+    pairs = {"layout": "gopro", "root": tmp_path / "gopro"}
+    both = DataConfig(**config.model_dump() | {"scenes": 1.0, "pairs": pairs, "degradation": "camera"})
     source = make_source(both, 7, CROP)
     blurred, sharp = source.batch(5, 12)
     assert blurred.shape == sharp.shape == (12, 3, CROP, CROP)
@@ -413,6 +412,20 @@ def test_held_out_scenes_stay_whole():
     assert len({scenes[i] for i in validation}) == 1
     assert len(validation) == 5
     assert held_out([1, 2], ["a", "b"], 0) == held_out([1, 2], ["a", "b"], 1) == [1, 2]  # too few to divide
+
+
+def test_views_of_photographs_scenes_and_pairs(config, tmp_path):
+    """All sources of a mixture have six channels."""
+    dataset_folders.dpdd(tmp_path / "dpdd", side=20)
+    pairs = {"layout": "dpdd", "root": tmp_path / "dpdd"}
+    views = {"views": True, "degradation": "camera", "scenes": 1.0, "pairs": pairs}
+    source = make_source(DataConfig(**config.model_dump() | views), 1, CROP)
+    assert {source.locate(index)[0] for index in range(20)} == {0, 1, 2}
+    blurred, sharp = source.batch(0, 20)
+    assert blurred.shape == (20, 6, CROP, CROP)
+    assert sharp.shape == (20, 3, CROP, CROP)
+    assert min(blurred.min(), sharp.min()) >= 0
+    assert max(blurred.max(), sharp.max()) <= 1
 
 
 def test_dual_pixel_pairs_for_six_channels(tmp_path):
