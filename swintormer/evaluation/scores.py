@@ -132,7 +132,7 @@ def read_float(path: Path) -> Array:
 def degraded_scores(
     methods: Mapping[str, Restore],
     photographs: Iterator[tuple[str, Array]],
-    degradations: Sequence[heldout.Degradation] = heldout.DEGRADATIONS,
+    degradations: Sequence[heldout.Degradation | heldout.CameraDegradation] = heldout.DEGRADATIONS,
     side: int = heldout.SIDE,
     known: Known | None = None,
 ) -> Iterator[Score]:

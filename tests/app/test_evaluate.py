@@ -334,14 +334,16 @@ def test_command_line(tmp_path, tiny):
     weights = tmp_path / "tiny.safetensors"
     save_checkpoint(tiny, weights, training_tile=32)
     words = ["evaluate", "--weights", str(weights)]
-    options = ["--side", "32", "--network-only", "--csv", str(tmp_path / "rows.csv")]
+    options = ["--side", "32", "--network-only", "--limit", "2", "--csv", str(tmp_path / "rows.csv")]
     result = CliRunner().invoke(app, words + options)
     assert result.exit_code == 0
     assert "| disc 2, JPEG 85 |" in result.stdout
+    assert "| layers 12, 5, 0 |" in result.stdout
+    assert result.stdout.count("| astronaut |") == 2  # a table by picture for each kind of degradation
     assert "| mean gain | +0.00 | +0.00 |" in result.stdout
     rows = (tmp_path / "rows.csv").read_text().splitlines()
-    photographs = len(heldout.PHOTOGRAPHS)
-    assert len(rows) == 1 + 2 * photographs * len(heldout.DEGRADATIONS) + photographs  # the last are sharp ones
+    degradations = len(heldout.DEGRADATIONS) + len(heldout.CAMERA_DEGRADATIONS)
+    assert len(rows) == 1 + 2 * 2 * degradations + 2  # the last are sharp ones
     missing = CliRunner().invoke(app, ["evaluate", "--weights", str(tmp_path / "none.safetensors")])
     assert missing.exit_code == 1
     assert "none.safetensors" in missing.stderr
