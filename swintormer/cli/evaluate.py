@@ -210,8 +210,8 @@ class _Run:
 class _Progress:
     """A bar on a terminal, else a line now and then, both on the error stream; a signal in `caught` ends the work."""
 
-    def __init__(self, pictures: int | None, caught: list[int]):
-        self.pictures, self.caught, self.done = pictures, caught, 0
+    def __init__(self, pictures: int, caught: list[int], title: str):
+        self.pictures, self.caught, self.title, self.done = pictures, caught, title, 0
         self.last = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
@@ -221,7 +221,7 @@ class _Progress:
             columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
             self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self.bar.start()
-            self.task = self.bar.add_task("", total=pictures)
+            self.task = self.bar.add_task(title, total=pictures)
 
     def __call__(self, _done: int, _total: int) -> None:
         """The pipeline's callback, after every batch of tiles."""
@@ -232,9 +232,9 @@ class _Progress:
         """One more picture is measured."""
         self.done += 1
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, description=name)
+            self.bar.update(self.task, completed=self.done, description=self.title + name)
         elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
-            complain(f"{self.done} of {self.pictures} measured, the last is {name}")
+            complain(f"{self.title}{self.done} of {self.pictures} measured, the last is {name}")
             self.last = time.monotonic()
 
     def follow(self, scores: Iterable[Score], record: Record, per_picture: int) -> list[Score]:
@@ -254,17 +254,17 @@ class _Progress:
 
 
 @contextmanager
-def _following(run: _Run, record: Record, pictures: int) -> Iterator[_Progress]:
+def _following(run: _Run, record: Record, pictures: int, title: str = "") -> Iterator[_Progress]:
     """Progress of a measurement. Ctrl-C ends it after the current tiles, with exit code 130; what is done is kept."""
     with stoppable() as caught:
-        progress = _Progress(pictures, caught)
+        progress = _Progress(pictures, caught, title and title + ": ")
         try:
             yield progress
         except KeyboardInterrupt:
             progress.close()
             record.save()
             advice = "the same command continues" if run.csv else "with --csv FILE the same command would continue"
-            complain(f"Interrupted after {progress.done} of {pictures} pictures; {advice}.")
+            complain(f"Interrupted{title and ' at ' + title} after {progress.done} of {pictures} pictures; {advice}.")
             raise typer.Exit(SIGNALLED + (caught[0] if caught else signal.SIGINT)) from None
         finally:
             progress.close()
@@ -286,14 +286,14 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
         return islice(scores.heldout_photographs() if photos is None else scores.photographs_in(photos), count)
 
     found: list[list[Score]] = []
-    # Blur as in published tests, and as cameras make it.
-    for degradations in (heldout.DEGRADATIONS, heldout.CAMERA_DEGRADATIONS):
-        with _following(run, record, count) as progress:
+    kinds = {"kernels of blur": heldout.DEGRADATIONS, "blur as of cameras": heldout.CAMERA_DEGRADATIONS}
+    for title, degradations in kinds.items():
+        with _following(run, record, count, title) as progress:
             networks = scores.network_methods(checkpoint, progress=progress, **run.chosen())
             methods = networks | ({} if network_only else CLASSICAL)
-            rows = scores.degraded_scores(methods, photographs(), degradations, side, record.known)
+            rows = scores.degraded_scores(methods, photographs(), degradations, side=side, known=record.known)
             found.append(progress.follow(rows, record, len(degradations) * (1 + len(methods))))
-    with _following(run, record, count) as progress:
+    with _following(run, record, count, "sharp photographs") as progress:
         networks = scores.network_methods(checkpoint, progress=progress, **run.chosen())
         untouched = scores.sharp_scores(networks[scores.NETWORK], photographs(), side, record.known)
         sharp = progress.follow(untouched, record, 1)
