@@ -6,7 +6,7 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -286,7 +286,10 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
         return islice(scores.heldout_photographs() if photos is None else scores.photographs_in(photos), count)
 
     found: list[list[Score]] = []
-    kinds = {"kernels of blur": heldout.DEGRADATIONS, "blur as of cameras": heldout.CAMERA_DEGRADATIONS}
+    kinds: dict[str, Sequence[heldout.Degradation | heldout.CameraDegradation]] = {
+        "kernels of blur": heldout.DEGRADATIONS,
+        "blur as of cameras": heldout.CAMERA_DEGRADATIONS,
+    }
     for title, degradations in kinds.items():
         with _following(run, record, count, title) as progress:
             networks = scores.network_methods(checkpoint, progress=progress, **run.chosen())
