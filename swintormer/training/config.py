@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from swintormer.data.config import DataConfig
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
@@ -72,6 +73,7 @@ class TrainConfig(BaseModel):
     Attributes:
         stage: what is trained (run.py, stages.py).
         out: run folder.
+        data: where the pairs come from; generated scenes where it is left out.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
         batch, crop: pairs per step, over all processes, and their side; a multiple of 16 * window wastes no padding.
         accumulate: parts of each process's pairs that go through the network one after the other, which saves memory;
@@ -94,6 +96,7 @@ class TrainConfig(BaseModel):
     stage: str
     out: Path
     seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = DataConfig.model_validate({})
     steps: int = Field(300_000, ge=1, lt=2**63)
     minutes: float = Field(math.inf, gt=0, allow_inf_nan=True)
     batch: int = Field(9, ge=1)
@@ -146,6 +149,21 @@ class TrainConfig(BaseModel):
         smallest = min(phase.batch for phase in self.phases)
         if self.accumulate > smallest:
             raise ValueError(f"accumulate {self.accumulate} parts need as many pairs a step, and batch is {smallest}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of the blurred pictures that the stage takes."""
+        return 3
+
+    @model_validator(mode="after")
+    def _check_views(self) -> TrainConfig:
+        if self.channels != (6 if self.data.views else 3):
+            what = "two views" if self.data.views else "no views"
+            raise ValueError(
+                f"stage {self.stage} takes pictures of {self.channels} channels here and the data has {what}: "
+                "network.in_channels is 6 for data.views = true, else 3"
+            )
         return self
 
     @property
@@ -231,9 +249,13 @@ class DenoisingStageConfig(TrainConfig):
 
 
 class RestorationConfig(NetworkStageConfig):
-    """The restoration network without a prior."""
+    """The restoration network without a prior; also of six channels, two dual-pixel views."""
 
     stage: Literal["restoration"] = "restoration"
+
+    @property
+    def channels(self) -> int:
+        return self.network.in_channels
 
 
 class AutoencoderConfig(ImageStageConfig):
@@ -274,6 +296,8 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
 
     @model_validator(mode="after")
     def _check_channels(self) -> JointConfig:
+        if self.network.in_channels != 3:
+            raise ValueError(f"stage joint trains networks of 3 channels, found {self.network.in_channels}")
         if self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "

@@ -19,8 +19,9 @@ from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.training.config import RestorationConfig, read_config
-from swintormer.training.data import batches
+from swintormer.training.data import batches, training_sources
 from swintormer.training.loop import train
+from swintormer.training.processes import Processes
 from swintormer.training.run import RestorationRun, Run
 from swintormer.training.state import FREE
 
@@ -171,8 +172,8 @@ def test_minutes_end_a_run(config):
 
 
 def test_worker_process_makes_the_same_batches(config):
-    here = batches(config, torch.device("cpu"), start=2)
-    there = batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
+    sources = training_sources(config, Processes())
+    here, there = (batches(config, sources, torch.device("cpu"), 2, workers, Processes()) for workers in (0, 1))
     for _ in range(2):
         for a, b in zip(next(here), next(there), strict=True):
             assert torch.equal(a, b)
@@ -288,7 +289,7 @@ def test_settings_that_decide_nothing_may_change(config, capsys):
     train(config)
     free = {"out": config.out, "device": "auto", "threads": 1, "workers": 1, "log_every": 5, "checkpoint_every": 7}
     free |= {"accumulate": 2}
-    assert set(free) == FREE
+    assert set(free) | {"data"} == set(FREE)
     train(config.model_copy(update=free | {"device": "cpu"}))
     assert "complete after 6 steps: nothing is left to train" in capsys.readouterr().err
 
