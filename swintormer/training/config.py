@@ -44,6 +44,7 @@ Network = Annotated[NetworkConfig, _preset_of(PRESETS)]
 Prior = Annotated[PriorConfig, _preset_of(PRIORS)]
 
 
+LARGEST = 1e9  # of rates and weights: products of two stay within float32
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -102,12 +103,12 @@ class TrainConfig(BaseModel):
     batch: int = Field(9, ge=1)
     accumulate: int = Field(1, ge=1)
     crop: int = Field(256, ge=16)
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(1e-7, ge=0)
+    lr: float = Field(3e-4, gt=0, le=LARGEST)
+    min_lr: float = Field(1e-7, ge=0, le=LARGEST)
     warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=LARGEST)
     betas: tuple[Share, Share] = (0.9, 0.99)
-    clip: float = Field(0.01, gt=0)
+    clip: float = Field(0.01, gt=0, le=LARGEST)
     ema: float = Field(0.999, ge=0, lt=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -196,8 +197,8 @@ class ImageStageConfig(TrainConfig):
 
     workers: int = Field(0, ge=0)
     crops: tuple[CropPhase, ...] = ()
-    fourier: float = Field(0.0, ge=0)
-    perceptual: float = Field(0.0, ge=0)
+    fourier: float = Field(0.0, ge=0, le=LARGEST)
+    perceptual: float = Field(0.0, ge=0, le=LARGEST)
 
     @property
     def phases(self) -> list[CropPhase]:
@@ -290,8 +291,8 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
     """
 
     stage: Literal["joint"] = "joint"
-    latent: float = Field(0.0, ge=0)
-    prior_rate: float = Field(1.0, gt=0)
+    latent: float = Field(0.0, ge=0, le=LARGEST)
+    prior_rate: float = Field(1.0, gt=0, le=LARGEST)
     prior_dropout: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
