@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from swintormer.data.config import DataConfig
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
@@ -43,6 +44,7 @@ Network = Annotated[NetworkConfig, _preset_of(PRESETS)]
 Prior = Annotated[PriorConfig, _preset_of(PRIORS)]
 
 
+LARGEST = 1e9  # of rates and weights: products of two stay within float32
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -72,6 +74,7 @@ class TrainConfig(BaseModel):
     Attributes:
         stage: what is trained (run.py, stages.py).
         out: run folder.
+        data: where the pairs come from; generated scenes where it is left out.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
         batch, crop: pairs per step, over all processes, and their side; a multiple of 16 * window wastes no padding.
         accumulate: parts of each process's pairs that go through the network one after the other, which saves memory;
@@ -94,17 +97,18 @@ class TrainConfig(BaseModel):
     stage: str
     out: Path
     seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = DataConfig.model_validate({})
     steps: int = Field(300_000, ge=1, lt=2**63)
     minutes: float = Field(math.inf, gt=0, allow_inf_nan=True)
     batch: int = Field(9, ge=1)
     accumulate: int = Field(1, ge=1)
     crop: int = Field(256, ge=16)
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(1e-7, ge=0)
+    lr: float = Field(3e-4, gt=0, le=LARGEST)
+    min_lr: float = Field(1e-7, ge=0, le=LARGEST)
     warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=LARGEST)
     betas: tuple[Share, Share] = (0.9, 0.99)
-    clip: float = Field(0.01, gt=0)
+    clip: float = Field(0.01, gt=0, le=LARGEST)
     ema: float = Field(0.999, ge=0, lt=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -149,6 +153,21 @@ class TrainConfig(BaseModel):
         return self
 
     @property
+    def channels(self) -> int:
+        """Of the blurred pictures that the stage takes."""
+        return 3
+
+    @model_validator(mode="after")
+    def _check_views(self) -> TrainConfig:
+        if self.channels != (6 if self.data.views else 3):
+            what = "two views" if self.data.views else "no views"
+            raise ValueError(
+                f"stage {self.stage} takes pictures of {self.channels} channels here and the data has {what}: "
+                "network.in_channels is 6 for data.views = true, else 3"
+            )
+        return self
+
+    @property
     def phases(self) -> list[CropPhase]:
         """Crops and batches of the run in order; the last lasts to its end."""
         return [CropPhase(steps=self.steps, crop=self.crop, batch=self.batch)]
@@ -178,8 +197,8 @@ class ImageStageConfig(TrainConfig):
 
     workers: int = Field(0, ge=0)
     crops: tuple[CropPhase, ...] = ()
-    fourier: float = Field(0.0, ge=0)
-    perceptual: float = Field(0.0, ge=0)
+    fourier: float = Field(0.0, ge=0, le=LARGEST)
+    perceptual: float = Field(0.0, ge=0, le=LARGEST)
 
     @property
     def phases(self) -> list[CropPhase]:
@@ -231,9 +250,13 @@ class DenoisingStageConfig(TrainConfig):
 
 
 class RestorationConfig(NetworkStageConfig):
-    """The restoration network without a prior."""
+    """The restoration network without a prior; also of six channels, two dual-pixel views."""
 
     stage: Literal["restoration"] = "restoration"
+
+    @property
+    def channels(self) -> int:
+        return self.network.in_channels
 
 
 class AutoencoderConfig(ImageStageConfig):
@@ -268,12 +291,14 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
     """
 
     stage: Literal["joint"] = "joint"
-    latent: float = Field(0.0, ge=0)
-    prior_rate: float = Field(1.0, gt=0)
+    latent: float = Field(0.0, ge=0, le=LARGEST)
+    prior_rate: float = Field(1.0, gt=0, le=LARGEST)
     prior_dropout: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check_channels(self) -> JointConfig:
+        if self.network.in_channels != 3:
+            raise ValueError(f"stage joint trains networks of 3 channels, found {self.network.in_channels}")
         if self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "

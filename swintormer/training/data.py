@@ -3,62 +3,55 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer.data import SyntheticPairs
+from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
 from swintormer.training.config import TrainConfig
 from swintormer.training.processes import Processes
 
-TRAINING, VALIDATION = 0, 1  # streams of pairs
+Sources = Mapping[int, Source]
 
 
-class Source(Protocol):
-    """Pairs without end; pair i is a function of the source's seed, stream and i."""
-
-    def batch(self, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Pairs start ... start + size - 1: blurred (size, C, crop, crop) and sharp (size, 3, crop, crop)."""
-
-    def describe(self) -> str:
-        """What the pairs are, for the model card."""
+def training_sources(config: TrainConfig, place: Processes) -> Sources:
+    """The source for each of the run's crops; the first process tells what is decoded and what is left out."""
+    crops = dict.fromkeys(phase.crop for phase in config.phases)
+    told = {"say": _silent} if not place.first else {}
+    return {crop: make_source(config.data, config.seed, crop, 0, config.scene_side, **told) for crop in crops}
 
 
-class _Synthetic(SyntheticPairs):
-    def describe(self) -> str:
-        return "synthetic pairs: dead leaves and textures; no photograph"
+def validation_source(config: TrainConfig) -> Source:
+    return make_source(config.data, config.seed, config.crop, 1, config.scene_side, say=_silent)
 
 
-def make_source(config: TrainConfig, crop: int, stream: int = TRAINING) -> Source:
-    return _Synthetic(config.seed, crop, config.scene_side, stream)
+def _silent(_line: str) -> None:
+    pass
 
 
 class _Batches(torch.utils.data.Dataset[Any]):
-    """Item k is what step k trains on. Sources are made where they are used: a worker's copies would cost memory."""
+    """Item k is this process's share of the pairs of step k."""
 
-    def __init__(self, config: TrainConfig, place: Processes):
-        self.config, self.place = config, place
-        self.sources: dict[int, Source] = {}
+    def __init__(self, config: TrainConfig, sources: Sources, place: Processes):
+        self.config, self.sources, self.place = config, sources, place
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | SwintormerError:
         phase = self.config.phase(step)
         rows = self.place.share(phase.batch)
         try:
-            if phase.crop not in self.sources:
-                self.sources = {phase.crop: make_source(self.config, phase.crop)}
             return self.sources[phase.crop].batch(phase.first + rows.start, rows.stop - rows.start)
         except SwintormerError as error:  # raised in a worker, it would come with that process's traceback
             return error
 
 
 def batches(
-    config: TrainConfig, device: torch.device, start: int, workers: int = 0, place: Processes | None = None
+    config: TrainConfig, sources: Sources, device: torch.device, start: int, workers: int, place: Processes
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """From step `start` on, this process's share of the pairs (blurred, sharp), made by `workers` processes.
 
@@ -66,7 +59,7 @@ def batches(
         SwintormerError: as the source; or a worker was ended from outside.
     """
     loader = torch.utils.data.DataLoader(
-        _Batches(config, place or Processes()),
+        _Batches(config, sources, place),
         batch_size=None,
         sampler=range(start, config.steps),
         num_workers=workers,

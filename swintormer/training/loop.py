@@ -78,7 +78,7 @@ def train(
                     f"The run of {state} is complete after {run.step} steps: nothing is left to train.", file=sys.stderr
                 )
         else:
-            place.one_a_machine(run.prepare)
+            run.prepare()
         signalled = _train(run, state)
         if not place.first:
             return None
@@ -168,7 +168,7 @@ def make_run(config: TrainConfig, device: torch.device) -> Run:
 def _write_weights(run: Run) -> Path:
     path = run.config.out / "weights.safetensors"
     card = {
-        "data": run.data,
+        "data": run.sources[run.config.crop].describe(),
         "steps": str(run.step),
         "pairs": str(run.config.phase(run.step).first),
         "minutes": f"{run.seconds / 60:.1f}",

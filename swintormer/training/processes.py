@@ -22,9 +22,9 @@ from torch import Tensor
 from swintormer.errors import SwintormerError
 
 T = TypeVar("T")
-# How long one process may keep the others waiting, as the first does while photographs are decoded for the first time.
+# How long one process may keep the others waiting, as one does that decodes photographs for the first time.
 # One that ended is noticed at once.
-PATIENCE = timedelta(hours=6)
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,6 @@ class Processes:
         made: T = result[0]
         return made
 
-    def one_a_machine(self, make: Callable[[], T]) -> T:
-        """What `make` returns; the first process of each machine goes ahead, so that the others find its caches."""
-        if self.local == 0:
-            result = make()
-            self.agree(0, 0.0)
-            return result
-        self.agree(0, 0.0)
-        return make()
-
 
 @contextmanager
 def _company() -> Iterator[None]:
@@ -99,6 +90,9 @@ def _company() -> Iterator[None]:
 @contextmanager
 def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """This process among those that `torchrun` started, or alone, and the device that it trains on.
+
+    Who trains several times in one program keeps the group: `with processes(device):` around all of it. A second group
+    through the same store now and then waits for ever.
 
     Args:
         device: the CPU, or "cuda" for the GPU of the process's number on its machine.
@@ -119,6 +113,9 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     if device.type == "cuda":
         device = _own_gpu(place, device)
         torch.cuda.set_device(device)
+    if dist.is_initialized():  # by the caller, who ends it
+        yield place, device
+        return
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:

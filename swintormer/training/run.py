@@ -19,7 +19,7 @@ from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
-from swintormer.training.data import VALIDATION, Source, batches, make_source
+from swintormer.training.data import Source, Sources, batches, training_sources, validation_source
 from swintormer.training.losses import fourier_loss, l1_loss
 from swintormer.training.perceptual import PerceptualDistance
 from swintormer.training.processes import Processes
@@ -90,7 +90,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration as the state file notes it: what decides the result."""
-        settings: dict[str, Any] = json.loads(json.dumps(self.config.model_dump(mode="json", exclude=set(FREE))))
+        settings: dict[str, Any] = json.loads(json.dumps(self.config.model_dump(mode="json", exclude=FREE)))
         return settings
 
     def prepare(self) -> None:
@@ -99,18 +99,18 @@ class Run:
         Raises:
             SwintormerError: data that cannot be read.
         """
-        for crop in {phase.crop for phase in self.config.phases} - {self.config.crop}:
-            make_source(self.config, crop)
-        self.data, self.validation  # noqa: B018
+        self.sources  # noqa: B018
+        if self.place.first:
+            self.validation  # noqa: B018
 
     @cached_property
-    def data(self) -> str:
-        """What the pairs are, for the model card."""
-        return make_source(self.config, self.config.crop).describe()
+    def sources(self) -> Sources:
+        """Of training pairs, for each crop."""
+        return training_sources(self.config, self.place)
 
     @cached_property
     def validation(self) -> Source:
-        return make_source(self.config, self.config.crop, VALIDATION)
+        return validation_source(self.config)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """From step `start` on, what `train_step` takes: this process's pairs (blurred, sharp), each (B, C, S, S)."""
@@ -274,7 +274,7 @@ class ImageRun(Run):
         super().__init__(config, device)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(self.config, self.device, start, self.config.workers, self.place)
+        return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
@@ -299,13 +299,14 @@ class RestorationRun(ImageRun):
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         with self.autocast():
-            output = self.net(blurred)
+            output = self.net(_right_first(blurred))
         return self.image_loss(output, sharp)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of the blurred picture; that picture."""
+        """What the network makes of the blurred picture; that picture, of two views the right one."""
+        image = _right_first(blurred)
         with self.autocast():
-            return self.net(blurred), blurred
+            return self.net(image), image[:, :3]
 
     def write(self, path: Path, card: dict[str, str]) -> None:
         from swintormer.checkpoint.checkpoint import save_checkpoint
@@ -313,6 +314,11 @@ class RestorationRun(ImageRun):
         with self.averaged() as net:
             assert isinstance(net, Swintormer)
             save_checkpoint(net, path, card=card, training_tile=self.config.training_tile or self.config.crop)
+
+
+def _right_first(blurred: Tensor) -> Tensor:
+    """Of two views the right one first, as the network takes them; sources give the left one first."""
+    return blurred if blurred.shape[1] == 3 else torch.cat((blurred[:, 3:], blurred[:, :3]), dim=1)
 
 
 def first_network(config: NetworkStageConfig) -> Swintormer:

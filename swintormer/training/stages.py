@@ -22,7 +22,6 @@ from swintormer.model.network import Swintormer
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
 from swintormer.prior.model import LatentPrior
 from swintormer.training.config import AutoencoderConfig, DenoiserConfig, DenoisingStageConfig, JointConfig, TrainConfig
-from swintormer.training.data import make_source
 from swintormer.training.losses import l1_loss, moment_loss
 from swintormer.training.run import ImageRun, Run, first_network
 
@@ -98,7 +97,7 @@ class DenoiserRun(PriorRun):
     @cached_property
     @torch.no_grad()
     def pool(self) -> tuple[Tensor, Tensor]:
-        pairs = make_source(self.config, self.config.crop)
+        pairs = self.sources[self.config.crop]
         made: list[tuple[Tensor, Tensor]] = []
         for start in range(0, self.config.pool, POOL_BATCH):
             blurred, sharp = pairs.batch(start, min(POOL_BATCH, self.config.pool - start))

@@ -13,13 +13,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from swintormer.data.config import DataConfig
 from swintormer.errors import SwintormerError
 
 STATE_VERSION = 4  # 3 added the settings, 4 left out torch's random state: the step number decides what is drawn
 # Settings that may differ on resuming without a word: they do not decide what is learned. `steps` and `minutes` are not
 # among them, because the learning rate's schedule follows both.
-FREE = frozenset({"out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate"})
+FREE: dict[str, Any] = dict.fromkeys(
+    ("out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate"), True
+) | {"data": {"cache"}}
 RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
+# Settings that came later, with what they are for runs from before.
+ADDED = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
@@ -111,7 +116,8 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
     advice = "set them back, accept the changes (--accept-changes), or start over (--restart)"
     if before is None:
         raise SwintormerError(f"{path} does not say under which settings it was written, as older ones: {advice}.")
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    before = {**ADDED, **before}
+    names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
         raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")

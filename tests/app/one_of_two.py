@@ -1,7 +1,7 @@
 """What test_train_processes.py starts twice: one of the processes of a run.
 
-Arguments: the folder with c.toml, and what happens: "gradients", "train", "signal" or "fault" (to the second process,
-in its second step).
+Arguments: the folder with c.toml, and what happens: "both" (gradients in float64 and the command), or in the second
+step of the second process a "signal" or a "fault".
 """
 
 import os
@@ -37,12 +37,13 @@ def double_steps(run: RestorationRun) -> dict[str, torch.Tensor]:
 def main(folder: Path, what: str) -> None:
     second = os.environ["RANK"] == "1"
     torch.set_num_threads(1)
-    if what in ("gradients", "both"):
+    if what == "both":
         with processes(torch.device("cpu")) as (place, device):
             assert place == Processes(int(second), 2, int(os.environ["LOCAL_RANK"]))
             run = RestorationRun(read_config(folder / "c.toml"), device)
             run.place = place
             save_file(double_steps(run), folder / f"{place.rank}.safetensors")
+            app(["train", str(folder / "c.toml")])
     original = Run.train_step
 
     def train_step(run: Run, blurred: torch.Tensor, sharp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,8 +55,7 @@ def main(folder: Path, what: str) -> None:
 
     if second:
         Run.train_step = train_step
-    if what != "gradients":
-        app(["train", str(folder / "c.toml")])
+    app(["train", str(folder / "c.toml")])
 
 
 if __name__ == "__main__":

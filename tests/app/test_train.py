@@ -1,6 +1,5 @@
 """The trainer at tiny size: it learns, resumes exactly, stops when told to, and says what is wrong."""
 
-import csv
 import json
 import math
 import os
@@ -12,53 +11,26 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_training import NETWORK, TIMES, log, same_tensors, tiny
 from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
 from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
-from swintormer.model.config import PRESETS, NetworkConfig
-from swintormer.training.config import RestorationConfig, read_config
-from swintormer.training.data import batches
+from swintormer.model.config import PRESETS
+from swintormer.training.config import read_config
+from swintormer.training.data import batches, training_sources
 from swintormer.training.loop import train
+from swintormer.training.processes import Processes
 from swintormer.training.run import RestorationRun, Run
 from swintormer.training.state import FREE
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"minutes": "", "data_wait": ""}  # of log.csv
-TINY = NetworkConfig(
-    in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
-)
 
 
 @pytest.fixture
 def config(tmp_path):
-    return RestorationConfig(
-        network=TINY,
-        out=tmp_path / "run",
-        seed=1,
-        steps=6,
-        batch=2,
-        crop=32,
-        scene_side=96,
-        lr=1e-3,
-        clip=1.0,
-        validation=1,
-        log_every=1,
-        checkpoint_every=2,
-        device="cpu",
-    )
-
-
-def log(config):
-    with (config.out / "log.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def same_tensors(a, b):
-    with safe_open(a, "pt") as first, safe_open(b, "pt") as second:
-        assert sorted(first.keys()) == sorted(second.keys())
-        return all(torch.equal(first.get_tensor(key), second.get_tensor(key)) for key in first.keys())  # noqa: SIM118
+    return tiny(tmp_path / "run")
 
 
 @dataclass
@@ -125,7 +97,7 @@ def test_finished_run_is_left_as_it_is_and_restarts_on_demand(config):
 def test_weights_hold_the_average_and_the_recipe(config):
     path = train(config.model_copy(update={"training_tile": 64}))
     info = checkpoint_info(path)
-    assert info.config == TINY
+    assert info.config == NETWORK
     assert info.training_tile == 64
     assert info.card["steps"] == "6"
     assert json.loads(info.card["recipe"])["seed"] == 1
@@ -171,8 +143,8 @@ def test_minutes_end_a_run(config):
 
 
 def test_worker_process_makes_the_same_batches(config):
-    here = batches(config, torch.device("cpu"), start=2)
-    there = batches(config.model_copy(update={"workers": 1}), torch.device("cpu"), start=2)
+    sources = training_sources(config, Processes())
+    here, there = (batches(config, sources, torch.device("cpu"), 2, workers, Processes()) for workers in (0, 1))
     for _ in range(2):
         for a, b in zip(next(here), next(there), strict=True):
             assert torch.equal(a, b)
@@ -213,7 +185,7 @@ def test_state_that_is_none_is_refused_and_kept(config, content):
 
 def test_state_of_another_network_is_refused(config):
     train(config.model_copy(update={"steps": 1}))
-    larger = TINY.model_copy(update={"dim": 8})
+    larger = NETWORK.model_copy(update={"dim": 8})
     with pytest.raises(SwintormerError, match="of other sizes"):
         train(config.model_copy(update={"network": larger}))
 
@@ -288,7 +260,7 @@ def test_settings_that_decide_nothing_may_change(config, capsys):
     train(config)
     free = {"out": config.out, "device": "auto", "threads": 1, "workers": 1, "log_every": 5, "checkpoint_every": 7}
     free |= {"accumulate": 2}
-    assert set(free) == FREE
+    assert set(free) | {"data"} == set(FREE)
     train(config.model_copy(update=free | {"device": "cpu"}))
     assert "complete after 6 steps: nothing is left to train" in capsys.readouterr().err
 
