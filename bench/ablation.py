@@ -48,7 +48,7 @@ from swintormer.inference.tiling import PAPER_TILE, default_stride
 from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
 from swintormer.training.config import JointConfig, RestorationConfig, read_config
-from swintormer.training.data import VALIDATION, make_source
+from swintormer.training.data import validation_source
 from swintormer.training.loop import train
 
 ROWS = ("prior", "shift", "tile", "stride", "views")
@@ -134,8 +134,6 @@ class Ablation:
         return {"stage": "joint", "network": sizes, **more}
 
     def _two_views(self) -> dict[str, Any]:
-        if "data" not in RestorationConfig.model_fields:
-            raise SwintormerError("This version cannot train on dual-pixel pairs: leave `views` out of --rows.")
         sizes = self.base.network.model_dump() | {"in_channels": 6}
         return {"network": sizes, "data": self.base.data.model_dump() | {"views": True}}
 
@@ -220,7 +218,7 @@ def validation_gains(ablation: Ablation, trained: Trained, checkpoint: Checkpoin
     A picture's name holds a checksum of the truth, so that only pairs of the same truth are compared.
     """
     config = ablation.config(trained)
-    source = make_source(config, config.crop, VALIDATION)
+    source = validation_source(config)
     deblur = Deblurrer(checkpoint, **settings)
     found = {}
     for index in range(config.validation):
@@ -288,6 +286,9 @@ def main(arguments: Sequence[str]) -> int:
         ablation, rows = parse(arguments)
         if ablation.base.threads:
             torch.set_num_threads(ablation.base.threads)
+        for variant in (variant for row in rows for variant in ablation.variants(row)):
+            if variant.trained is not None:  # before hours of training, not after them
+                ablation.config(variant.trained)
         text = HEADER
         print(text, flush=True)
         for row in rows:

@@ -17,7 +17,6 @@ from bench import ablation
 from swintormer import Swintormer, read_checkpoint, save_checkpoint
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.model import network
-from swintormer.training.config import RestorationConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = TINY.model_copy(update={"num_blocks": (2, 1, 1, 1)})  # the second block shifts
@@ -104,7 +103,6 @@ def test_the_prior_is_trained_along(run):
     assert read_checkpoint("out/prior/weights.safetensors").prior is not None
 
 
-@pytest.mark.skipif("data" not in RestorationConfig.model_fields, reason="training takes no table [data] yet")
 def test_views(run):
     """Dual-pixel pairs need the degradation of a camera."""
     text = Path("run.toml").read_text()
