@@ -40,7 +40,7 @@ EVALUATE_EXAMPLES = (
     "swintormer evaluate --dataset dpdd --root DPDD --weights mine.safetensors --csv mine.csv\n\n"
     "swintormer evaluate --blurred test/blurred --sharp test/sharp"
 )
-BESIDE = "beside"  # not one of `datasets.LAYOUTS`: pairs that lie in one folder
+NAMED = "pairs"  # beside `datasets.LAYOUTS`: pairs in one folder, told by their names
 SECONDS_BETWEEN_LINES = 10.0
 MOST_GROUPS = 12  # parts of a dataset that get rows of their own; scenes of video are many
 
@@ -77,8 +77,8 @@ def evaluate(
         str,
         _option(
             _DATASET,
-            "Its test split: dpdd, realdof, gopro, hide, realblur, reds or rsblur; beside for any folder with pairs "
-            "named NAME_blur.png, NAME_sharp.png.",
+            "Its test split: dpdd, realdof, gopro, hide, realblur, reds or rsblur; or pairs: any folder that holds "
+            "NAME_blur.png with NAME_sharp.png.",
             metavar="NAME",
         ),
     ] = "",
@@ -339,11 +339,11 @@ def _dataset(run: _Run, dataset: str, root: Path, skip_rows: int) -> str:
     from swintormer.evaluation import pairs as protocol
     from swintormer.evaluation.published import published_table
 
-    if dataset not in (*LAYOUTS, BESIDE):
-        raise SwintormerError(f"There is no dataset {dataset!r}: choose one of {', '.join((*LAYOUTS, BESIDE))}.")
+    if dataset not in (*LAYOUTS, NAMED):
+        raise SwintormerError(f"There is no dataset {dataset!r}: choose one of {', '.join((*LAYOUTS, NAMED))}.")
     checkpoint = run.load()
-    if dataset == BESIDE:
-        files = protocol.pairs_beside(root)
+    if dataset == NAMED:
+        files = protocol.named_pairs(root)
     else:
         files = read_pairs(dataset, root, "val" if dataset == "reds" else "test")
     if dataset == "dpdd":

@@ -47,7 +47,7 @@ def with_rooms(pairs: Sequence[PairFiles]) -> list[PairFiles]:
     return [replace(pair, group="indoor" if number in DPDD_INDOOR else "outdoor") for number, pair in enumerate(pairs)]
 
 
-def pairs_beside(folder: Path) -> list[PairFiles]:
+def named_pairs(folder: Path) -> list[PairFiles]:
     """Pairs that lie side by side in a folder or below it, as NAME_blur.png and NAME_sharp.png, in any format.
 
     Other pictures are left out. The group is the folder, relative to `folder`.

@@ -20,7 +20,7 @@ from swintormer.cli import evaluate as command
 from swintormer.cli.app import app
 from swintormer.data.datasets import PairFiles
 from swintormer.evaluation import metrics
-from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, pairs_beside, with_rooms
+from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, named_pairs, with_rooms
 from swintormer.evaluation.published import PUBLISHED, published_table
 from swintormer.images.io import read_image, wrap
 
@@ -272,17 +272,17 @@ def test_photographs_of_ones_own_are_degraded(run):
     assert "Sharp photographs stay within" in text
 
 
-def test_pairs_beside_each_other(run):
+def test_named_pairs_each_other(run):
     for name in ("01_blur", "01_sharp", "01_other", "below/x_blurred", "below/x_truth", "y_blur"):
         picture(f"real/{name}.png", len(name))
-    assert [(pair.name, pair.group) for pair in pairs_beside(Path("real"))] == [("01", ""), ("below/x", "below")]
-    text = run("--dataset", "beside", "--root", "real", "--skip-rows", 10, "--csv", "rows.csv").stdout
+    assert [(pair.name, pair.group) for pair in named_pairs(Path("real"))] == [("01", ""), ("below/x", "below")]
+    text = run("--dataset", "pairs", "--root", "real", "--skip-rows", 10, "--csv", "rows.csv").stdout
     assert "| all (2) | network |" in text
     blurred, truth = (read_image(f"real/01_{name}.png").pixels[10:] / 255 for name in ("blur", "sharp"))
     assert float(rows()[0]["psnr"]) == pytest.approx(metrics.psnr(blurred, truth), abs=1e-4)
-    assert "leaves none of them" in run("--dataset", "beside", "--root", "real", "--skip-rows", 99, code=1).stderr
+    assert "leaves none of them" in run("--dataset", "pairs", "--root", "real", "--skip-rows", 99, code=1).stderr
     picture("alone/a.png", 0)
-    assert "holds no pair named like" in run("--dataset", "beside", "--root", "alone", code=1).stderr
+    assert "holds no pair named like" in run("--dataset", "pairs", "--root", "alone", code=1).stderr
 
 
 # Datasets
