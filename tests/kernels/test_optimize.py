@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
-import pickle
 import re
 from pathlib import Path
 
@@ -61,77 +59,6 @@ def test_standin_network_before_and_after_optimize():
 # ---- a swapped model is the same model -------------------------------------------------------------------------------
 
 
-def test_every_block_is_swapped_and_everything_else_stays():
-    model = small_model().eval()
-    x = torch.randn(2, 16, 8, 12)
-    with torch.no_grad():
-        before = model(x)
-    parts, parameters, keys = list(model.modules()), list(model.named_parameters()), list(model.state_dict())
-    random_state = torch.get_rng_state()
-
-    report = sk.optimize(model)
-
-    assert swapped_names(report) == ["1", "2", "3"]
-    assert not report.kept
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(a is b for a, b in zip(model.modules(), parts, strict=True))
-    assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(model.named_parameters(), parameters, strict=True))
-    assert list(model.state_dict()) == keys
-    assert not any(part.training for part in model.modules())
-    assert isinstance(model[1], TransformerBlock)
-    with torch.no_grad():
-        assert_close(model(x), before, blocks=3)
-
-
-def test_the_op_really_computes_it(monkeypatch):
-    calls = []
-    model = small_model()
-    sk.optimize(model)
-    monkeypatch.setattr(optimizer, "swda_block", lambda x, *_: calls.append(x) or x)
-    model(torch.randn(1, 16, 8, 8))
-    assert len(calls) == 3
-
-
-def test_restore_undoes_it_exactly():
-    model = small_model()
-    x = torch.randn(1, 16, 8, 8)
-    before, inside = model(x), [(type(part), dict(vars(part))) for part in model.modules()]
-    buffers = list(model.named_buffers())
-    sk.optimize(model)
-    assert sk.restore(model) == ["1", "2", "3"]
-    assert [(type(part), dict(vars(part))) for part in model.modules()] == inside
-    assert [name for name, _ in model.named_buffers()] == [name for name, _ in buffers]
-    assert torch.equal(model(x), before)
-    assert sk.restore(model) == []
-
-
-def test_training_goes_through_and_restore_keeps_what_was_learned():
-    model, twin = small_model(), small_model()
-    twin.load_state_dict(model.state_dict())
-    sk.optimize(model)
-    x = torch.randn(2, 16, 8, 8)
-    for net in (model, twin):
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            net(x).square().mean().backward()
-            optimizer.step()
-    sk.restore(model)
-    for (name, a), (_, b) in zip(model.state_dict().items(), twin.state_dict().items(), strict=True):
-        assert (a - b).norm() <= 1e3 * EPS * b.norm(), name  # two steps through three blocks, forward and backward
-
-
-def test_twice_is_once():
-    model = small_model()
-    sk.optimize(model)
-    classes = [type(part) for part in model.modules()]
-    again = sk.optimize(model)
-    assert [type(part) for part in model.modules()] == classes
-    assert not again.swapped
-    assert list(again.swapped_before) == ["1", "2", "3"]
-    assert "nothing swapped" in str(again)
-
-
 def test_hooks_run_as_before_and_their_handles_still_work():
     model = small_model(1)
     block, seen = model[1], []
@@ -166,33 +93,6 @@ def test_the_model_itself_may_be_a_block():
     assert swapped_names(report) == [""]
     assert "the model itself" in str(report)
     assert sk.restore(block) == [""]
-
-
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "state dict"])
-def test_copies(how):
-    model = small_model()
-    x = torch.randn(1, 16, 8, 8)
-    sk.optimize(model)
-    expected = model(x)
-    if how == "deepcopy":
-        copied = copy.deepcopy(model)
-    elif how == "pickle":
-        copied = pickle.loads(pickle.dumps(model))
-    elif how == "torch.save":
-        file = io.BytesIO()
-        torch.save(model, file)
-        copied = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    else:
-        copied = small_model()
-        copied.load_state_dict(model.state_dict(), strict=True)
-        sk.optimize(copied)
-    assert torch.equal(copied(x), expected)
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.zero_()
-    assert torch.equal(model(x), expected), "the copy must own its parameters"
-    assert sk.restore(copied) == ["1", "2", "3"]
-    assert type(copied[1]) is TransformerBlock
 
 
 def test_moving_to_another_dtype_afterwards():
