@@ -18,10 +18,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
-from bench.measure import Row, environment, gemm_rate
+from bench.measure import Row, make_row
 from swintormer.prior.config import PRIORS
 from swintormer_kernels.packed import kept_bytes
-from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate
+from swintormer_kernels.testing.timing import in_turn, peak_memory
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -66,17 +66,8 @@ def bench_step(name, rows):
     inputs = {kind: x if kind == "contiguous" else x.contiguous(memory_format=torch.channels_last) for kind in nets}
     errors = errors_of(nets, x, reference)
     assert errors[0] <= 2 * errors[1], f"relative error {errors[0]:.3g}, diffusers' own {errors[1]:.3g}; not timed"
-    with FlopCounterMode(display=False) as counter:
-        step(nets["contiguous"], x)
     turns = {kind: lambda kind=kind: step(nets[kind], inputs[kind]) for kind in nets}
-    macs = counter.get_total_flops() / 2
-    packed = kept_bytes(nets["optimised"].parameters())
-    rows.append(
-        row(
-            name=name, op="denoiser", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
-            packed=packed,
-        )
-    )  # fmt: skip
+    rows.append(row(f"denoiser {name}", nets, turns, rounds, reference, errors))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -96,16 +87,7 @@ def bench_sample(name, rows):
     }
     truth = theirs(copy.deepcopy(nets["contiguous"]).double(), z.double(), condition.double(), noises.double(), None)
     errors = tuple(((turns[kind]() - truth).norm() / truth.norm()).item() for kind in ("optimised", reference))
-    with FlopCounterMode(display=False) as counter:
-        turns["contiguous"]()
-    macs = counter.get_total_flops() / 2
-    packed = kept_bytes(nets["optimised"].parameters())
-    rows.append(
-        row(
-            name=name, op="sample", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
-            packed=packed,
-        )
-    )  # fmt: skip
+    rows.append(row(f"sample {name}", nets, turns, rounds, reference, errors))
 
 
 def scheduler(steps: int) -> Any:
@@ -147,48 +129,37 @@ def errors_of(nets: Denoisers, x: torch.Tensor, reference: str) -> tuple[float, 
 
 
 def row(
-    *,
     name: str,
-    op: str,
+    nets: Denoisers,
     turns: dict[str, Callable[[], torch.Tensor]],
     rounds: int,
     reference: str,
-    macs: float,
     errors: tuple[float, ...],
-    packed: int,
 ) -> Row:
-    """Time `turns` and print what fits in no row."""
+    """Time `turns`, of the op that is the first word of `name`, and print what fits in no row."""
+    with FlopCounterMode(display=False) as counter:
+        turns["contiguous"]()
+    macs, packed = counter.get_total_flops() / 2, kept_bytes(nets["optimised"].parameters())
+    op, _, case = name.partition(" ")
     seconds = {kind: median(found) for kind, found in in_turn(turns, rounds).items()}
     own, eager = seconds["optimised"], seconds[reference]
     peaks = {kind: peak_memory(turn) / 1e6 for kind, turn in turns.items()}
-    nan = float("nan")
     print(
-        f"\n{op} {name}: {macs / 1e9:.3g} GMAC; "
+        f"\n{name}: {macs / 1e9:.3g} GMAC; "
         + ", ".join(f"{kind} {1e3 * found:.4g} ms, peak {peaks[kind]:.1f} MB" for kind, found in seconds.items())
         + f"; {seconds['contiguous'] / own:.2f} times as fast as contiguous, "
         f"{seconds['channels_last'] / own:.2f} times as channels_last"
     )
-    return Row(
-        **environment(),
+    return make_row(
         op=op,
-        case=f"{name}, beside {reference}",
+        case=f"{case}, beside {reference}",
         backend="cpu",
         automatic="cpu",
         rounds=rounds,
-        forward_ms=1e3 * own,
-        reference_ms=1e3 * eager,
-        forward_ratio=eager / own,
-        both_ms=nan,
-        both_reference_ms=nan,
-        both_ratio=nan,
-        gmac=macs / 1e9,
-        gflops=2 * macs / own / 1e9,
-        gemm_share=2 * macs / own / gemm_rate(),
-        gb_s=nan,
-        copy_share=nan,
-        peak_mb=peaks["optimised"],
-        error=errors[0],
-        reference_error=errors[1],
-        fma_share=2 * macs / own / peak_rate(),
-        packed_mb=packed / 1e6,
+        forward=own,
+        reference=eager,
+        macs=macs,
+        peak_bytes=1e6 * peaks["optimised"],
+        errors=errors,
+        packed_bytes=packed,
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import swintormer_kernels as sk
-from bench.measure import Row, environment
+from bench.measure import make_row
 from swintormer import PRESETS, Swintormer
 from swintormer.cli.bench import blocks_backends
 from swintormer.cli.macs import count_macs
@@ -70,29 +70,21 @@ def bench(preset, backend, benchmark, rows, notes):
     peak_flops = peak_rate()
     moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
     rows.append(
-        Row(
-            **environment(),
+        make_row(
             op="network",
             case=f"{preset}, one {TILE}x{TILE} tile",
             backend=backend,
             automatic="+".join(blocks_backends(net, x)),
             rounds=ROUNDS,
-            forward_ms=1e3 * own,
-            reference_ms=1e3 * reference,
-            forward_ratio=reference / own,
-            both_ms=1e3 * median(both[backend]),
-            both_reference_ms=1e3 * median(both["reference"]),
-            both_ratio=median(both["reference"]) / median(both[backend]),
-            gmac=macs / 1e9,
-            gflops=2 * macs / own / 1e9,
-            gemm_share=2 * macs / own / rate,
-            gb_s=moved / own / 1e9,
-            copy_share=float("nan"),  # no copy stands beside a whole network
-            peak_mb=peak(net, x, backend) / 1e6,
-            error=error,
-            reference_error=reference_error,
-            fma_share=2 * macs / own / peak_flops,
-            packed_mb=kept_bytes(net.parameters()) / 1e6,
+            forward=own,
+            reference=reference,
+            both=(median(both[backend]), median(both["reference"])),
+            macs=macs,
+            moved=moved,
+            product_rate=rate,
+            peak_bytes=peak(net, x, backend),
+            errors=(error, reference_error),
+            packed_bytes=kept_bytes(net.parameters()),
         )
     )
     shares = {

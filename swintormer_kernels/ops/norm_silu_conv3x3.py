@@ -33,7 +33,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
 
 def too_small(batch: int, channels: int, out: int, sides: tuple[int, int]) -> str | None:
     """Where the cpu backend was measured to lose against the reference, in words; else None."""
-    # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
+    # bench/small_shapes.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
     # products is used, single images of 16x16 to 32x32 pixels still reach 1.01 to 1.7, others 0.4 to 1.1; above 0.4
     # the worst of 87 shapes is 0.95, the others 1.0 and more.
     height, width = sides

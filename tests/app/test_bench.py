@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import measure
+from bench import measure, roofline
 from swintormer import NetworkConfig, Swintormer
 from swintormer.cli import bench
 from swintormer_kernels import native, use_backend
@@ -155,3 +155,13 @@ def test_recorded_files_have_the_columns_of_a_row():
     ops = {f"{module.OP.name}.csv" for module in measure.op_modules("cpu")}
     assert ops <= headers.keys()
     assert all(headers[name] == names for name in (*ops, "network.csv", "denoiser.csv", "sample.csv"))
+
+
+def test_the_picture_of_the_floors_leaves_out_rows_without_the_rate_of_multiply_adds(tmp_path):
+    head = "op,case,backend,isa,fma_share,copy_share,machine\n"
+    rows = ("a,x,cpu,avx2,0.5,0.25,old", "a,x,cpu,avx2,0.25,nan,new", "a,x,cpu,avx2,nan,0.5,", "a,y,cpu,avx2,nan,0.5,")
+    (tmp_path / "a.csv").write_text(head + "\n".join(rows))
+    (found,) = roofline.newest_rows([tmp_path / "a.csv"])
+    assert found["machine"] == "new"
+    assert roofline.share_of_floor(found) == 0.25
+    assert roofline.share_of_floor({"fma_share": "0.5", "copy_share": "0.75"}) == 0.75
