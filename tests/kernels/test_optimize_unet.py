@@ -145,6 +145,7 @@ def test_nothing_else_changes_and_restore_is_exact(model_and_inputs):
     model, _ = model_and_inputs
     inside = [(type(part), dict(vars(part))) for part in model.modules()]
     parts, parameters, keys = list(model.modules()), list(model.named_parameters()), list(model.state_dict())
+    buffers = [name for name, _ in model.named_buffers()]
     modes, random_state = [part.training for part in parts], torch.get_rng_state()
     first = sk.optimize(model)
     classes = [type(part) for part in parts]
@@ -160,6 +161,7 @@ def test_nothing_else_changes_and_restore_is_exact(model_and_inputs):
     assert sk.restore(model)
     assert sk.restore(model) == []
     assert [(type(part), dict(vars(part))) for part in model.modules()] == inside
+    assert [name for name, _ in model.named_buffers()] == buffers
 
 
 def test_the_ops_really_compute_it(model, monkeypatch):
