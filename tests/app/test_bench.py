@@ -154,7 +154,7 @@ def test_recorded_files_have_the_columns_of_a_row():
     headers = {f.name: f.read_text(encoding="utf-8").splitlines()[0].split(",") for f in measure.RESULTS.glob("*.csv")}
     ops = {f"{module.OP.name}.csv" for module in measure.op_modules("cpu")}
     assert ops <= headers.keys()
-    assert all(headers[name] == names for name in (*ops, "network.csv", "denoiser.csv", "sample.csv"))
+    assert all(headers[name] == names for name in (*ops, "network.csv", "denoiser.csv"))
 
 
 def test_the_picture_of_the_floors_leaves_out_rows_without_the_rate_of_multiply_adds(tmp_path):

@@ -46,9 +46,9 @@ def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
     told = python("import os; print('interpreted', 'TRITON_INTERPRET' in os.environ)")
     endless, failing = python("import time; time.sleep(600)"), python("1 / 0")
     with (tmp_path / "log").open("w") as log:
-        assert main.run_together([told], [endless], 60, log) == "done"
-        assert main.run_together([failing], [], 60, log) == "failed: -c 1 / 0"
-        assert main.run_together([endless], [], 1, log) == "stopped after 1 s"
+        assert main.run_together([told], 60, log) == "done"
+        assert main.run_together([failing], 60, log) == "failed: -c 1 / 0"
+        assert main.run_together([endless], 1, log) == "stopped after 1 s"
     text = (tmp_path / "log").read_text()
     assert "interpreted False" in text
     assert "ZeroDivisionError" in text

@@ -105,13 +105,6 @@ def test_the_memory_of_a_tile_is_kept_for_the_next(run, monkeypatch):
     assert calls == [True]
 
 
-@pytest.mark.parametrize("side", [(1, 1), (3, 70)])
-def test_pictures_smaller_than_a_tile(run, side):
-    photo("in.png", side=side)
-    run("deblur", "in.png", "-o", "out.png")
-    assert read_image("out.png").pixels.shape == (*side, 3)
-
-
 def test_options_reach_the_pipeline(run):
     photo("in.png", side=(100, 100))
     assert "100x100, RGB, 8 bits, 16 tiles" in run("deblur", "in.png", "-o", "a", "--blend", "feather").stdout

@@ -77,23 +77,6 @@ class After:
         monkeypatch.setattr(Run, "train_step", train_step)
 
 
-def test_interrupted_and_resumed_is_the_same_run(config, monkeypatch, capsys):
-    """Losses, gradient norms, learning rates, weights, averages and optimiser, bit for bit."""
-    whole = config.model_copy(update={"out": config.out.with_name("whole")})
-    result = train(whole)
-    assert result == whole.out / "weights.safetensors"
-    with monkeypatch.context() as patch:
-        After(3, lambda run, _: os.kill(os.getpid(), signal.SIGTERM))(patch)
-        assert train(config) == config.out / "state.safetensors"
-    assert "after step 3; the same command continues" in capsys.readouterr().err
-    assert not (config.out / "weights.safetensors").exists()
-    assert train(config) == config.out / "weights.safetensors"
-    for before, after in zip(log(whole), log(config), strict=True):
-        assert before | {"minutes": ""} == after | {"minutes": ""}
-    assert same_tensors(whole.out / "state.safetensors", config.out / "state.safetensors")
-    assert same_tensors(result, config.out / "weights.safetensors")
-
-
 def test_killed_run_resumes_from_its_last_checkpoint(config, monkeypatch):
     """Rows that the log got after the checkpoint are dropped and written again."""
 
