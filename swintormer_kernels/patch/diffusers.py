@@ -331,6 +331,7 @@ class _Kind:
 
     name: str
     mixin: type[SwappedModule]
+    mark: str  # attribute that a module must have, beside its parts, to be spoken of
     required: Mapping[str, type]  # parts and their exact classes; nn.Module for any
     optional: Mapping[str, type]
     why_not: Callable[[Any], str | None]  # what else is required
@@ -377,39 +378,40 @@ _KINDS = {
     "ResnetBlock2D": _Kind(
         "ResNet block",
         SwappedResnetBlock,
-        {"norm1": nn.GroupNorm, "conv1": nn.Conv2d, "norm2": nn.GroupNorm, "conv2": nn.Conv2d, "nonlinearity": nn.SiLU},
-        {
-            "time_emb_proj": nn.Linear,
-            **dict.fromkeys(("dropout", "conv_shortcut", "upsample", "downsample"), nn.Module),
-        },
+        "norm1",
+        {"norm1": nn.GroupNorm, "conv1": nn.Conv2d, "norm2": nn.GroupNorm, "conv2": nn.Conv2d},
+        {"nonlinearity": nn.SiLU, "time_emb_proj": nn.Linear}
+        | dict.fromkeys(("dropout", "conv_shortcut", "upsample", "downsample"), nn.Module),
         _why_not_resnet_block,
     ),
     "Attention": _Kind(
         "attention",
         SwappedAttention,
+        "to_q",
         {"to_q": nn.Linear, "to_k": nn.Linear, "to_v": nn.Linear, "to_out": nn.ModuleList},
         {"group_norm": nn.GroupNorm},
         _why_not_attention,
     ),
-    "Upsample2D": _Kind("upsample", SwappedUpsample, {"conv": nn.Conv2d}, {}, _why_not_upsample),
+    "Upsample2D": _Kind("upsample", SwappedUpsample, "use_conv_transpose", {"conv": nn.Conv2d}, {}, _why_not_upsample),
 }
 
 
 def find(model: nn.Module) -> Iterator[tuple[str, SwappedPart | str | Callable[[], SwappedPart]]]:
-    """(name, what it is) of every module of a known class, and of every norm and SiLU that end a network.
+    """(name, what it is) of every module with the parts of a known class, and of norm and SiLU that end a network.
 
     What swaps it and describes it; or why it is kept; or the description of what an earlier call swapped. The end of a
     network is found by its owner's `conv_norm_out` and `conv_act`; a `conv_out` after them goes with them if it can.
     """
     for name, module in model.named_modules():
-        kinds = [_KINDS[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _KINDS and _of_diffusers(cls)]
-        if kinds and kinds[0].required.keys() <= module._modules.keys():
+        parts = module._modules.keys()
+        kinds = [kind for kind in _KINDS.values() if kind.required.keys() <= parts and hasattr(module, kind.mark)]
+        if kinds:
             if isinstance(module, SwappedModule):
                 yield name, module.describe()
             else:
                 reason = _why_not(module, kinds[0])
                 yield name, f"{kinds[0].name}: {reason}" if reason else partial(_swap, module, kinds[0].mixin)
-        elif module._modules.keys() >= {"conv_norm_out", "conv_act"}:
+        elif parts >= {"conv_norm_out", "conv_act"}:
             yield _find_end(name, module)
 
 

@@ -431,6 +431,10 @@ RELATIVES = {
         "conv2 has padding_mode reflect",
     ),
     "more": (lambda: with_part(resnet(), "adapter", nn.Linear(2, 2)), "its part adapter (Linear) has no place in it"),
+    "another class": (
+        lambda: resnet_module.ResnetBlockCondNorm2D(in_channels=16, temb_channels=8, groups=4),
+        ".ResnetBlockCondNorm2D, which may compute anything",
+    ),
     "another order": (other_order, ".OtherOrder, which may compute anything"),
     "cross": (lambda: attention(cross_attention_dim=12), "it is cross-attention"),
     "query norm": (lambda: attention(qk_norm="layer_norm"), "its part norm_q (LayerNorm) has no place in it"),
