@@ -9,6 +9,7 @@ import torch
 from ddim_step_bounds import EPS, SCHEDULE, assert_exact_up_to_rounding, double, exact, latents, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops import any_layout
 
 from swintormer_kernels.backends.cpu.layout import view
 from swintormer_kernels.backends.reference.ddim_step import Coefficients
@@ -134,24 +135,6 @@ def test_noise_is_not_read_when_eta_is_zero():
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def any_layout(draw, shape):
-    """A float32 tensor of `shape`: permuted, cut out of a larger one, or expanded."""
-    rank = len(shape)
-    order = draw(st.permutations(range(rank)))
-    steps = [draw(st.sampled_from([1, 1, 2, 3])) for _ in range(rank)]
-    offsets = [draw(st.integers(0, 2)) for _ in range(rank)]
-    expanded = [draw(st.sampled_from([False, False, False, True])) for _ in range(rank)]
-    extent = [1 if e else o + s * n for n, s, o, e in zip(shape, steps, offsets, expanded, strict=True)]
-    seed = draw(st.integers(0, 2**16))
-    base = torch.randn([extent[i] for i in order], generator=torch.Generator().manual_seed(seed))
-    base = base.permute([order.index(i) for i in range(rank)])
-    index = tuple(
-        slice(None) if e else slice(o, o + s * n, s) for n, s, o, e in zip(shape, steps, offsets, expanded, strict=True)
-    )
-    return base[index].expand(shape)
 
 
 @settings(max_examples=100, deadline=None)
