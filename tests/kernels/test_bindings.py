@@ -6,6 +6,7 @@ import pytest
 import torch
 from ops import BLOCK_OPS, MODULES, gradients, on, public
 
+import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import view
 from swintormer_kernels.testing.cases import case_of
@@ -79,12 +80,17 @@ def recorder(extension, monkeypatch):
     return recorder
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=[*MODULES, "ddim_step"])
 def calls(request, recorder):
     """Every call that an op's forward and backward make."""
-    arguments, _ = case_of(request.param, CASES[request.param]).make(0)
-    op = public(request.param)
-    gradients("cpu", op, arguments, torch.randn(on("reference", op, arguments).shape))
+    if request.param == "ddim_step":
+        arguments, options = case_of("ddim_step", "image 4x140x210, v, guided").make(0)
+        with sk.use_backend("cpu"):
+            sk.ddim_step(*arguments, **options)
+    else:
+        arguments, _ = case_of(request.param, CASES[request.param]).make(0)
+        op = public(request.param)
+        gradients("cpu", op, arguments, torch.randn(on("reference", op, arguments).shape))
     assert recorder.calls
     return recorder.calls
 
@@ -100,7 +106,8 @@ def assert_refused(calls, recorder, change, message=None):
 
 def test_memory_of_the_wrong_size(calls, recorder):
     """One float less than the kernel would touch."""
-    assert all(any(spoilt(arguments, lambda value: is_buffer(value) or None)) for _, arguments in calls)
+    for entry, arguments in calls:
+        assert entry == "ddim_step" or any(spoilt(arguments, lambda value: is_buffer(value) or None))
     assert_refused(
         calls,
         recorder,
@@ -124,7 +131,7 @@ def test_images_in_planes_where_rows_of_channels_are_read(calls, recorder):
     def planes(value):
         return view(torch.zeros(value[1])) if is_view(value) and len(value[1]) == 4 else None
 
-    if "swda" not in calls[0][0] and calls[0][0] != "gated_ffn":  # which take any strides
+    if "swda" not in calls[0][0] and calls[0][0] not in ("gated_ffn", "ddim_step"):  # which take any strides
         assert_refused(calls, recorder, planes, lambda _: r"neighbours|all images must lie")
 
 

@@ -1,6 +1,5 @@
 """ddim_step: every backend, instruction set and thread source against the formula in float64 and against diffusers."""
 
-import functools
 import math
 import threading
 
@@ -11,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import any_layout
 
-from swintormer_kernels.backends.cpu.layout import view
-from swintormer_kernels.backends.reference.ddim_step import Coefficients
 from swintormer_kernels.ops.ddim_step import OP, PREDICTIONS, cost, ddim_step
 from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import BackendError, explain, use_backend
@@ -280,21 +277,6 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
         ddim_step(z, noise_pred, **SCHEDULE)
     assert OP.select(z, noise_pred) == "reference"
     assert "sparse" in explain(ddim_step, torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2), **SCHEDULE).reasons["cpu"]
-
-
-def test_the_binding_refuses_views_that_disagree(extension):
-    x, y = (view(torch.zeros(count)) for count in (4, 5))
-    numbers = dict.fromkeys((*Coefficients._fields, "guidance"), 1.0)
-    call = functools.partial(extension.ddim_step, fresh=None, unconditional=None, threads=1, **numbers)
-    with pytest.raises(ValueError, match="differ in shape"):
-        call(out=x, z=x, pred=y)
-    with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=y, threads=1, **numbers)
-    with pytest.raises(ValueError, match="one stride for each size"):
-        call(out=(x[0], (4,), (), x[3]), z=x, pred=x)
-    numbers.pop("clip")
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=None, threads=1, **numbers)
 
 
 def test_cost_counts_what_the_formula_needs():

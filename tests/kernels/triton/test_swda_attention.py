@@ -101,11 +101,3 @@ def test_compiled_without_a_graph_break():
         gradients = [torch.autograd.grad(y.square().sum(), arguments[0])[0] for y in (out, expected)]
     assert torch.equal(out, expected)
     assert torch.equal(*gradients)
-
-
-@pytest.mark.skipif(not triton_tensors.INTERPRETED, reason="on a GPU the kernels are the first choice")
-def test_the_interpreter_is_never_chosen_by_itself():
-    arguments = tiny_block_arguments()
-    assert sk.explain(sk.swda_block, *arguments).backend in ("cpu", "reference")
-    with sk.use_backend("triton"):
-        assert sk.explain(sk.swda_block, *arguments).backend == "triton"
