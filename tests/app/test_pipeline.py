@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
-from swintormer.inference import deblurrer as pipeline
+from swintormer.inference import deblurrer
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.inference.tiling import Blend
 from swintormer.model.config import NetworkConfig
@@ -295,7 +295,7 @@ def test_automatic_tile_grows_with_the_budget_and_stays_within_it(tiny: Swintorm
         tiles.append(plan.tile)
     assert tiles == sorted(tiles)
     assert tiles[0] < tiles[2]
-    assert tiles[-1] == pipeline.LARGEST_AUTO_TILE
+    assert tiles[-1] == deblurrer.LARGEST_AUTO_TILE
     assert Deblurrer(tiny, tile="auto", memory=10**10).plan(7, 300).tile == 320
 
 
@@ -334,14 +334,14 @@ def test_budget_for_batches_on_a_device(tiny: Swintormer, monkeypatch: pytest.Mo
     deblur = Deblurrer(tiny, tile=256)
     deblur.device = torch.device("cuda")
     free = {"bytes": 10**12}
-    monkeypatch.setattr(pipeline, "available_bytes", lambda device: free["bytes"])
-    assert deblur.plan(1000, 1000).batch == pipeline.LARGEST_AUTO_BATCH
+    monkeypatch.setattr(deblurrer, "available_bytes", lambda device: free["bytes"])
+    assert deblur.plan(1000, 1000).batch == deblurrer.LARGEST_AUTO_BATCH
     free["bytes"] = 2 * deblur._cost(256, 3, 1000, 1000)
     assert deblur.plan(1000, 1000).batch == 3
 
 
 def test_automatic_tile_asks_what_is_free(tiny: Swintormer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "available_bytes", lambda device: 2 * 10**8)
+    monkeypatch.setattr(deblurrer, "available_bytes", lambda device: 2 * 10**8)
     few = Deblurrer(tiny, tile="auto").plan(3000, 3000)
     assert few.tile == Deblurrer(tiny, memory=10**8).plan(3000, 3000).tile
 

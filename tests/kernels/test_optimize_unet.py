@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from ops import EPS, error
 from small_blocks import small_model
 from torch import nn
 
@@ -18,7 +19,6 @@ diffusers = pytest.importorskip("diffusers")
 resnet_module = pytest.importorskip("diffusers.models.resnet")
 upsampling_module = pytest.importorskip("diffusers.models.upsampling")
 attention_module = pytest.importorskip("diffusers.models.attention_processor")
-EPS = torch.finfo(torch.float32).eps
 
 UNET = {
     "sample_size": 16,
@@ -118,10 +118,6 @@ def double(inputs):
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
-def relative(value, truth):
-    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
-
-
 # ---- a swapped model is the same model -------------------------------------------------------------------------------
 
 
@@ -133,9 +129,9 @@ def test_outputs_and_gradients(model_and_inputs):
     report = sk.optimize(model)
     assert report.swapped
     after = run(model, inputs)
-    worst = max(relative(b, t) for b, t in zip(before, truth, strict=True))
+    worst = max(error(b, t) for b, t in zip(before, truth, strict=True))
     for value, plain, true in zip(after, before, truth, strict=True):
-        assert relative(value, true) <= 2 * max(relative(plain, true), worst)
+        assert error(value, true) <= 2 * max(error(plain, true), worst)
     sk.restore(model)
     for value, plain in zip(run(model, inputs), before, strict=True):
         assert torch.equal(value, plain)
@@ -185,7 +181,7 @@ def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
         sk.optimize(model)
         outs, op = [], swapped_unet.fused_res_block
         monkeypatch.setattr(swapped_unet, "fused_res_block", lambda *args: outs.append(op(*args)) or outs[-1])
-        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert error(model(*inputs).sample, truth) <= 2 * error(plain, truth)
         assert len(outs) == 8
         assert all(out is not None for out in outs)
         with sk.use_backend("reference"):
@@ -231,10 +227,10 @@ def test_attention_with_and_without_the_fused_norm(name, channels, monkeypatch, 
     with torch.no_grad():
         truth, plain = copy.deepcopy(part).double()(x.double()), part(x)
         assert sk.optimize(part).swapped
-        assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+        assert error(part(x), truth) <= 2 * error(plain, truth) + EPS
     fused = channels == 512 and name != "no norm"
     assert len(calls) == fused
-    assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    assert error(part(x), truth) <= 2 * error(plain, truth) + EPS
     assert len(calls) == fused
 
 
@@ -257,7 +253,7 @@ def test_an_end_without_a_3x3_convolution(model, monkeypatch):
         calls = []
         op = swapped_unet.group_norm_silu
         monkeypatch.setattr(swapped_unet, "group_norm_silu", lambda *args: calls.append(args) or op(*args))
-        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert error(model(*inputs).sample, truth) <= 2 * error(plain, truth)
     assert len(calls) == 1
 
 
@@ -332,7 +328,7 @@ def test_dropout_while_training_goes_to_the_blocks_own_forward():
     sk.restore(model)
     torch.manual_seed(1)
     # The norm at the end has no dropout and stays swapped.
-    assert relative(dropped, model(*inputs).sample.double()) <= 64 * EPS
+    assert error(dropped, model(*inputs).sample.double()) <= 64 * EPS
 
 
 def test_a_block_that_drops_while_training_is_kept():
@@ -346,7 +342,7 @@ def test_an_embedding_without_a_projection_is_added():
     expected = part(x, temb)
     assert sk.optimize(part).swapped
     assert torch.equal(part(x, temb), expected)
-    assert relative(part(x, None), part(x, 0 * temb).double()) <= 64 * EPS
+    assert error(part(x, None), part(x, 0 * temb).double()) <= 64 * EPS
 
 
 class Double(nn.Module):
@@ -387,7 +383,7 @@ def test_inner_parts_changed_after_the_swap_are_honoured(model, change):
     change(model)
     with torch.no_grad():
         truth = plain(*inputs).sample
-        assert relative(model(*inputs).sample, truth.double()) <= 2 * EPS * (9 * 64) ** 0.5 * 16
+        assert error(model(*inputs).sample, truth.double()) <= 2 * EPS * (9 * 64) ** 0.5 * 16
 
 
 # ---- near relatives stay as they are ---------------------------------------------------------------------------------
@@ -464,7 +460,7 @@ def test_the_scale_factor_of_a_block():
     with torch.no_grad():
         truth, plain = copy.deepcopy(part).double()(*double(inputs)), part(*inputs)
         assert sk.optimize(part).swapped
-        assert relative(part(*inputs), truth) <= 2 * relative(plain, truth) + EPS
+        assert error(part(*inputs), truth) <= 2 * error(plain, truth) + EPS
 
 
 def test_an_upsampling_to_a_size_goes_to_its_own_forward():
