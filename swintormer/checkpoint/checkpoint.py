@@ -18,13 +18,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
-from swintormer.checkpoint.tensors import bare_name, read_tensors
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.prior import checkpoint as prior_weights
 from swintormer.prior.config import PriorConfig
+from swintormer.tensors import bare_name, read_tensors
 
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior

@@ -62,7 +62,7 @@ class Bench:
 
     def photo_seconds(self) -> float:
         """The network's time for a 24-megapixel photograph, without reading and writing it."""
-        from swintormer.inference.tiling import default_stride, make_grid
+        from swintormer.execution.tiling import default_stride, make_grid
 
         width, height = PHOTO
         return len(make_grid(height, width, TILE, default_stride(TILE))) * self.seconds

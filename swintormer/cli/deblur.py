@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from swintormer.cli.plan import Job
     from swintormer.images.io import Image, Samples
     from swintormer.inference.deblurrer import Deblurrer
-    from swintormer.prior.sampling import Sampler
+    from swintormer.prior.model import Sampler
 
 DEBLUR = (
     "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
@@ -302,7 +302,7 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
 
 def _sampler(checkpoint: Checkpoint, settings: Settings) -> Sampler | None:
     """How the prior is sampled; None for no prior. Settings of a sampler that does not run are refused."""
-    from swintormer.prior.sampling import Sampler
+    from swintormer.prior.model import Sampler
 
     if checkpoint.prior is not None:
         return Sampler(

@@ -161,7 +161,7 @@ def describe(
         sizes: (width, height) of images.
         prior: None for the one of `PRIORS` whose latent has the network's channels, if any.
     """
-    from swintormer.inference.tiling import default_stride, make_grid
+    from swintormer.execution.tiling import default_stride, make_grid
     from swintormer.prior.config import PRIORS
 
     stride = default_stride(tile) if stride is None else stride

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from swintormer.inference.tiling import Grid
+from swintormer.execution.tiling import Grid
 
 T = TypeVar("T")
 

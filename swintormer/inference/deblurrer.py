@@ -22,17 +22,18 @@ from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
 from swintormer.errors import SwintormerError, first_line
+from swintormer.execution.cuda_graph import GraphedForward
+from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
-from swintormer.inference.cuda_graph import GraphedForward
 from swintormer.inference.memory import (
     available_bytes,
     packed_bytes,
     packed_convolution_bytes,
     resident_bytes,
 )
-from swintormer.inference.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.model.network import Swintormer
-from swintormer.prior.sampling import ImageLatent, Sampler
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.model import Sampler
 
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from swintormer.checkpoint.tensors import read_tensors
 from swintormer.errors import SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
+from swintormer.tensors import read_tensors
 from swintormer_kernels import optimize
 
 if TYPE_CHECKING:

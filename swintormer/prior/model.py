@@ -1,32 +1,62 @@
-"""The latent diffusion prior: the networks that take noise and a blurred image to the latent z_0 of what it shows.
+"""The latent diffusion prior, and the sampler of its latent z_0 for images of any size.
 
-The denoiser (a diffusers U-Net) sees z_t beside the blurred image's latent, or beside the image itself, and DDIM takes
-it from noise to z_0 (arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used undecoded. `sampling`
-samples z_0 of images of any size.
+From noise and a blurred image, the prior makes the latent z_0 of the sharp image. The denoiser (a diffusers U-Net) gets
+z_t and the latent of the blurred image, or z_t and the image itself; DDIM takes z_t from noise to z_0
+(arXiv 2401.05907; DDIM: Song et al. 2021, arXiv 2010.02502). z_0 is used without decoding it.
+
+The sampler runs the networks on one image or one piece at a time and without autocast, so z_0 depends neither on the
+rest of the batch nor on the caller's settings. On CUDA, all steps of an image in one piece are one graph, and so is a
+pass over a piece of a larger image: see `LatentPrior.loop`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.errors import SwintormerError
-from swintormer.inference.cuda_graph import GraphedForward
-from swintormer.inference.tiling import Grid, make_grid
+from swintormer.execution.cuda_graph import GraphedForward
+from swintormer.execution.tiling import Grid, make_grid
+from swintormer.model.padding import pad_to
 from swintormer.prior.config import Sampling
-from swintormer.prior.sampling import Sampler, Step, step_times
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.threads import Each, in_turn, one_thread_each
 from swintormer_kernels import Prediction, ddim_step
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DModel
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+Cut: TypeAlias = Callable[[slice, slice], Tensor]
+"""(rows, columns) of the image in pixels -> (3, rows, columns) in [0, 1]."""
+
+# Bytes of the condition's part of the first convolution that are kept for all pieces; where all take more, each piece's
+# is made again in every step, from its condition. 100 megapixels of the compact prior: 382 MB.
+CONDITION_CACHE = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, t -> s: the time that the denoiser is told, and alpha-bar at both."""
+
+    time: int
+    alpha_bar_t: float
+    alpha_bar_s: float
+
+
+def step_times(schedule: tuple[Step, ...], device: torch.device) -> Tensor:
+    """The times of a schedule, (1, steps)."""
+    return torch.tensor([[step.time for step in schedule]], device=device)
 
 
 class LatentPrior(nn.Module):
@@ -271,3 +301,166 @@ class SplitConv(nn.Conv2d):
         z, part = x.split((self.latent_channels, self.out_channels), dim=1)
         y = self._conv_forward(z, self.weight[:, : self.latent_channels], None)
         return y + part.to(y.dtype)  # the concatenation may have widened it under autocast
+
+
+class Sampler:
+    """Samples z_0 of images of any size, with one prior and one choice of settings.
+
+    By default it uses all of torch's threads: the same seed gives the same bits on the same machine with the same
+    number of threads. `deterministic` gives the same bits with any number of threads, and takes longer for a small
+    image.
+
+    Args:
+        prior: the networks.
+        steps: DDIM steps; None for the prior's own number.
+        seed: of the noise. Noise is drawn on the CPU for the whole image, so it does not depend on the device.
+        eta: share of fresh noise in [0, 1]; None for the prior's own.
+        deterministic: on a CPU, every pass through a network runs on one thread, because oneDNN chooses its blocking,
+            and with it the order of its sums, by the thread count (1e-6 apart, torch 2.13). Threads take pieces
+            instead.
+
+    Raises:
+        SwintormerError: steps, seed or eta out of range.
+    """
+
+    def __init__(
+        self,
+        prior: LatentPrior,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        eta: float | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        eta = prior.sampling.eta if eta is None else eta
+        if not 0 <= eta <= 1:
+            raise SwintormerError(f"The share of fresh noise (eta) must lie in [0, 1], found {eta}.")
+        if not 0 <= seed < 2**63:
+            raise SwintormerError(f"The seed must be a whole number from 0 to 2**63 - 1, found {seed}.")
+        self.schedule = prior.schedule(prior.sampling.steps if steps is None else steps)
+        self.prior, self.seed, self.eta, self.deterministic = prior, seed, eta, deterministic
+
+    @torch.inference_mode()
+    def sample(self, cut: Cut, height: int, width: int, progress: Callable[[], None] | None = None) -> ImageLatent:
+        """Sample z_0 of one image that is read piece by piece.
+
+        Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
+        release does). `sampling_bytes` is what this holds.
+
+        Args:
+            progress: called after every piece, and on a CPU after every step of an image in one piece; what it raises
+                ends the run.
+
+        Returns:
+            z_0 of ceil(height / factor) x ceil(width / factor) positions, on the CPU.
+        """
+        prior, progress = self.prior, progress or (lambda: None)
+        weight = next(prior.denoiser.parameters())
+        grid = prior.grid(height, width)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        sides = grid.rows.length, grid.columns.length
+        z = torch.empty(1, prior.latent_channels, *sides, dtype=torch.float32, device="cpu").normal_(
+            generator=generator
+        )
+        with self._map(weight.device, len(grid)) as each:
+            kept = []
+            for piece in each(lambda place: self._piece(cut, height, width, grid, place), grid):
+                kept.append(piece)
+                progress()
+            if len(grid) == 1:
+                (z,) = each(lambda part: self._in_one_piece(z, part, generator, progress), kept)
+            else:
+                z = self._in_pieces(z, partial(self._predict_pieces, kept, grid, each), generator, progress)
+        z = z[0, :, : -(-height // prior.factor), : -(-width // prior.factor)]
+        # A copy, because z may be a graph's, which writes there again.
+        latent = torch.empty(z.shape, dtype=weight.dtype, device="cpu").copy_(z)
+        return ImageLatent(latent, prior.factor)
+
+    def _map(self, device: torch.device, pieces: int) -> AbstractContextManager[Each]:
+        """How pieces are computed: several at once on a thread each, or one after the other on all threads."""
+        if self.deterministic or pieces >= torch.get_num_threads():
+            return one_thread_each(device)
+        return nullcontext(partial(in_turn, device.type))
+
+    def _in_one_piece(
+        self, z: Tensor, part: Tensor, generator: torch.Generator, progress: Callable[[], None]
+    ) -> Tensor:
+        """All steps through the prior's `loop`, on the prior's device; their noise is drawn before the first."""
+        fresh = z.new_empty(1, len(self.schedule) if self.eta > 0 else 0, *z.shape[1:])
+        for index in range(fresh.shape[1]):
+            fresh[:, index].normal_(generator=generator)
+        inputs = z.to(part.device), part, step_times(self.schedule, part.device), fresh.to(part.device)
+        read = self.prior.sampling.clip, self.prior.scheduler.config["prediction_type"]  # by every update
+        return self.prior.loop(*inputs, settings=(self.schedule, self.eta, *read), progress=progress)
+
+    def _in_pieces(
+        self,
+        z: Tensor,
+        predict: Callable[[Tensor, Tensor], Iterator[tuple[slice, slice, Tensor]]],
+        generator: torch.Generator,
+        progress: Callable[[], None],
+    ) -> Tensor:
+        """All steps on the CPU, each with the predictions of all pieces."""
+        times = step_times(self.schedule, next(self.prior.denoiser.parameters()).device)
+        predicted, noise = torch.empty_like(z), torch.empty_like(z) if self.eta > 0 else None
+        for index, step in enumerate(self.schedule):
+            predicted.zero_()
+            for rows, columns, part in predict(z, times[:, index]):
+                predicted[:, :, rows, columns].add_(part)
+                progress()
+            if noise is not None:
+                noise.normal_(generator=generator)
+            z = self.prior.update(z, predicted, step, self.eta, noise)
+        return z
+
+    def _piece(self, cut: Cut, height: int, width: int, grid: Grid, place: tuple[int, int]) -> Tensor:
+        """A piece's part of the first convolution, or its condition alone where all of them would take too much."""
+        f, spans = self.prior.factor, (grid.rows.span(place[0]), grid.columns.span(place[1]))
+        rows, columns = (
+            slice(f * span.start, min(f * span.stop, side)) for span, side in zip(spans, (height, width), strict=True)
+        )
+        weight = next(self.prior.denoiser.parameters())
+        image = cut(rows, columns)[None].to(weight)
+        condition = self.prior.condition(pad_to(image, f * grid.rows.tile, f * grid.columns.tile))
+        return self.prior.condition_part(condition) if self._keeps_parts(grid) else condition
+
+    def _keeps_parts(self, grid: Grid) -> bool:
+        conv = self.prior.denoiser.conv_in
+        positions = len(grid) * grid.rows.tile * grid.columns.tile
+        return len(grid) == 1 or bool(positions * conv.out_channels * conv.weight.element_size() <= CONDITION_CACHE)
+
+    def _predict_pieces(
+        self, kept: list[Tensor], grid: Grid, each: Each, z: Tensor, time: Tensor
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(rows, columns, prediction) of every piece, weighted so that they add up to the whole."""
+        keeps = self._keeps_parts(grid)
+
+        def predict(piece: tuple[tuple[int, int], Tensor]) -> Tensor:
+            (row, column), held = piece
+            part = held if keeps else self.prior.condition_part(held)
+            return self.prior.piece_pass(z[:, :, grid.rows.span(row), grid.columns.span(column)].to(part), time, part)
+
+        rows, columns = (torch.from_numpy(axis.weights) for axis in (grid.rows, grid.columns))
+        pieces = zip(grid, kept, strict=True)
+        for (row, column), prediction in zip(grid, each(predict, pieces), strict=True):
+            weighted = prediction.to(z).mul_(rows[row][:, None]).mul_(columns[column])
+            yield grid.rows.span(row), grid.columns.span(column), weighted
+
+    def latent_bytes(self, height: int, width: int) -> int:
+        """What z_0 of an image of height x width pixels takes."""
+        factor = self.prior.factor
+        return 4 * self.prior.latent_channels * -(-height // factor) * -(-width // factor)
+
+    def sampling_bytes(self, height: int, width: int) -> int:
+        """What `sample` holds beside the weights and the denoiser's own tensors of a piece: an upper bound.
+
+        That is z up to four times, and in one piece the noise of all steps; at most CONDITION_CACHE bytes of the
+        condition's part, or the pieces' conditions; and a graph's own copy of its inputs.
+        """
+        prior, grid = self.prior, self.prior.grid(height, width)
+        conv, piece = prior.denoiser.conv_in, grid.rows.tile * grid.columns.tile
+        held = conv.out_channels if self._keeps_parts(grid) else conv.in_channels - prior.latent_channels
+        fresh = len(self.schedule) if self.eta > 0 and len(grid) == 1 else 0
+        whole = (4 + fresh) * prior.latent_channels * grid.rows.length * grid.columns.length
+        graph = ((1 + fresh) * prior.latent_channels + conv.out_channels) * piece
+        return int(4 * (whole + held * len(grid) * piece + graph * (conv.weight.device.type != "cpu")))

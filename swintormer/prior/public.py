@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from swintormer.checkpoint.tensors import read_tensors
 from swintormer.errors import SwintormerError
 from swintormer.prior.checkpoint import prior_from
 from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.tensors import read_tensors
 
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior

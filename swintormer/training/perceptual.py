@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(self, weights: str | Path):
-        from swintormer.checkpoint.tensors import read_tensors
+        from swintormer.tensors import read_tensors
 
         super().__init__()
         self.vgg = VGG19Features()

@@ -16,7 +16,8 @@ from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.images.io import read_image
 from swintormer.inference.memory import packed_convolution_bytes
-from swintormer.prior.sampling import ImageLatent, Sampler
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.model import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
+from swintormer.execution.tiling import Blend
 from swintormer.inference import deblurrer as pipeline
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.inference.tiling import Blend
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer_kernels import use_backend

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/base/dispatch.h"
 #include "../../csrc/base/parallel.h"
+#include "../../csrc/dispatch/dispatch.h"
 
 namespace {
 

@@ -1,0 +1,1 @@
+"""How any network here is run: the tiles of a large image, and CUDA graphs of repeated passes."""
