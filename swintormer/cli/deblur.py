@@ -13,7 +13,7 @@ import typer
 
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.cli.progress import Following, Reporter, describe
-from swintormer.errors import SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import prepare_folder
 from swintormer.signals import stoppable
 
@@ -240,7 +240,10 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     outcome = Outcome()
     keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256
     with _on_backend(settings.backend), reporter:
-        checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        try:
+            checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        except PriorError as error:
+            raise SwintormerError(f"{str(error).rstrip('.')}, or restore without the prior (--no-prior).") from error
         deblurrer = make_deblurrer(settings, checkpoint)
         if note := window_note(settings.weights, checkpoint, settings.window):
             reporter.say(note)

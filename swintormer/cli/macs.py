@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swintormer.cli.messages import preset_named
-from swintormer.errors import SwintormerError
+from swintormer.errors import PriorError, SwintormerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,12 @@ def macs(
 
         found = checkpoint_info(weights)
         config, prior = found.config, found.prior
-    print(describe(config, tile, stride, sizes, prior))
+    try:
+        print(describe(config, tile, stride, sizes, prior))
+    except PriorError as error:
+        raise SwintormerError(
+            f"{str(error).rstrip('.')}, or count a network without a prior, such as --preset small."
+        ) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:

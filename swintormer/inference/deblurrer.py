@@ -303,11 +303,16 @@ class Deblurrer:
     def _fit(self, height: int, width: int) -> tuple[int, int]:
         """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        if self.memory is not None:
+            limit, more = f"the memory limit is {decimal(budget)}", "raise the memory limit"
+        else:
+            limit = f"only {decimal(budget)}, half of the free memory, may be used"
+            more = "close other programs or set a higher memory limit"
         if self.sampler is not None and self.sampler.sampling_bytes(height, width) > budget:
             need = decimal(self.sampler.sampling_bytes(height, width))
             raise SwintormerError(
-                f"{decimal(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
-                "give more, or restore without the prior."
+                f"The prior needs about {need} of memory for {width}x{height} pixels, but {limit}: "
+                f"{more}, or restore without the prior."
             )
         step = self.net.config.stride
         if isinstance(self.tile, int):
@@ -323,13 +328,14 @@ class Deblurrer:
                 break
         else:
             need = decimal(self._cost(candidates[-1], least, height, width))
-            what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
-            advice = "free more memory or give more"
+            what = f"{'One tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             if self.tile != "auto":
-                advice = 'choose a smaller one or "auto"'
+                more = f'choose a smaller tile or "auto", or {more}'
             elif self.stride is not None and candidates[-1] > step:
-                what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
-            raise SwintormerError(f"{decimal(budget)} of memory do not hold {what} (about {need}): {advice}.")
+                what = f"{what}, the smallest for a stride of {self.stride},"
+                more = f"choose a smaller stride, or {more}"
+            needs = "needs" if least == 1 else "need"
+            raise SwintormerError(f"{what} {needs} about {need} of memory, but {limit}: {more}.")
         if self.batch is not None:
             return tile, least
         most = self._most_tiles(tile)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from swintormer.errors import SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
 from swintormer.tensors import read_tensors
@@ -33,7 +33,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     """A prior with random weights, on torch's current default device; its denoiser's blocks run through the kernels.
 
     Raises:
-        SwintormerError: diffusers is not installed, or cannot make these parts; parts that do not fit each other.
+        PriorError: diffusers is not installed or cannot make these parts, or the parts do not fit each other.
     """
     from swintormer.prior.model import LatentPrior
 
@@ -47,12 +47,12 @@ def make_prior(config: PriorConfig) -> LatentPrior:
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except Exception as error:  # whatever another version of diffusers raises
         if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
-            raise SwintormerError(
-                'The prior needs diffusers: pip install "swintormer-kernels[prior]", or restore with --no-prior.'
+            raise PriorError(
+                'The prior needs diffusers, which is not installed: pip install "swintormer-kernels[prior]".'
             ) from error
-        raise SwintormerError(
-            f"No prior can be made of its configuration ({type(error).__name__}: {first_line(error)}): "
-            "install another version of diffusers, or restore with --no-prior."
+        raise PriorError(
+            f"The prior cannot be made from its configuration ({type(error).__name__}: {first_line(error)}): "
+            "install another version of diffusers."
         ) from error
 
 
@@ -60,7 +60,7 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     """The prior with these weights, in evaluation mode. `state` has the names of `LatentPrior.state_dict`.
 
     Raises:
-        SwintormerError: as `make_prior`, or tensors of other names or shapes.
+        SwintormerError: tensors of other names or shapes; PriorError as `make_prior`.
     """
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in make_prior(config).state_dict().items()}

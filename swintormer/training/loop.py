@@ -24,6 +24,9 @@ from swintormer.training.config import RestorationConfig, TrainConfig
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
+STOPPED = (
+    60.0  # seconds for a step, or ten times the mean: beyond it, the process or the machine must have been stopped
+)
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
 
 
@@ -59,9 +62,10 @@ class _Reporter:
             self.bar.start()
 
     def _keep_log_before(self, step: int) -> None:
-        """Drop rows that a run killed after its last checkpoint wrote: they will be computed again."""
-        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
-        kept = [row + "\n" for row in rows if row and int(row.split(",", 1)[0]) <= step]
+        """Drop the rows of steps after the last checkpoint, which are computed again, and rows that are damaged."""
+        rows = self.path.read_text(errors="replace").splitlines()[1:] if step and self.path.is_file() else []
+        steps = [row.split(",", 1)[0] for row in rows]
+        kept = [f"{row}\n" for row, at in zip(rows, steps, strict=True) if at.isdecimal() and int(at) <= step]
         with replacing(self.path) as file:
             file.write((CSV_HEADER + "".join(kept)).encode())
 
@@ -147,7 +151,8 @@ def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None
         lr = run.lr
         loss, norm = run.train_step(*next(batches))
         now = time.monotonic()
-        run.seconds, before = run.seconds + now - before, now
+        longest = max(STOPPED, 10 * run.seconds / max(run.step - 1, 1))
+        run.seconds, before = run.seconds + min(now - before, longest), now
         done = run.progress >= 1 or bool(caught)
         if done or any(run.step % every == 0 for every in (config.log_every, config.checkpoint_every)):
             _check_finite(run, norm)  # not every step: it waits for the device

@@ -76,7 +76,7 @@ class Run:
         raise NotImplementedError
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """What a step makes smaller."""
+        """The loss that a step of the optimiser reduces."""
         raise NotImplementedError
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:

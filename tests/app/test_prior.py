@@ -350,7 +350,7 @@ def test_whole_numbers_are_refused(prior) -> None:
         ({"autoencoder": {**AUTOENCODER, "in_channels": 5, "out_channels": 5}}, "5 channels takes no RGB"),
         ({"scheduler": {**TINY.scheduler, "prediction_type": "epsilons"}}, "must predict one of"),
         ({"sampling": Sampling(piece=7, stride=6)}, "multiple of 2"),
-        ({"denoiser": {**DENOISER, "norm_num_groups": 3}}, "No prior can be made"),
+        ({"denoiser": {**DENOISER, "norm_num_groups": 3}}, "The prior cannot be made"),
         ({"autoencoder": {**AUTOENCODER, "depth": 3}}, "unexpected keyword argument 'depth'"),
     ],
 )
