@@ -1,4 +1,4 @@
-"""`swintormer bench`: how fast this machine restores a picture, with one sentence that sums it up."""
+"""`swintormer bench`: how fast this machine restores a picture, with a summary in one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bench(
     preset: Annotated[str, typer.Option(help="Network to time: small, small-prior or released.")] = "small",
     rounds: Annotated[int, typer.Option(min=1, help="Number of measurements of each kind.")] = 5,
 ) -> None:
-    """Time one tile on this machine, beside plain PyTorch."""
+    """Time one tile on this machine, compared with plain PyTorch."""
     print(run(preset_named(preset), rounds))
 
 
@@ -42,7 +42,7 @@ class Bench:
         torch_gflops: the best rate that torch reaches here in float32.
         peak_gflops: float32 multiply-adds between registers, the most that this machine can do; NaN if not known.
         peak_bfloat16_gflops: the same in bfloat16; NaN if not known, or where the CPU has no such instruction.
-        packed_megabytes: weights that the kernels keep in their own order, beside the network's own.
+        packed_megabytes: copies of the weights in the kernels' own memory layout.
     """
 
     backends: tuple[str, ...]

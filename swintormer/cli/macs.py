@@ -112,7 +112,7 @@ class PriorCost:
     """Multiply-accumulates of sampling z_0 for a single tile.
 
     Attributes:
-        encoder: of the blurred image; 0 if the denoiser takes the image itself.
+        encoder: for the blurred image; 0 if the denoiser takes the image itself.
         condition: the condition's part of the denoiser's first convolution, computed once.
         step: one pass of the denoiser.
         steps: number of passes.

@@ -1,1 +1,1 @@
-"""How any network here is run: the tiles of a large image, and CUDA graphs of repeated passes."""
+"""Tools to run a network, the restoration network or the prior: tiles of a large image, and CUDA graphs."""

@@ -1,6 +1,7 @@
-"""A prior's weights: made from its configuration, and kept in a file beside the network's or alone.
+"""A prior made from its configuration, and its weights in a file, alone or together with the network's.
 
-In a safetensors file its tensors stand under `prior.`, and its `PriorConfig` in the metadata `swintormer.prior`.
+In a safetensors file, the names of its tensors begin with `prior.`, and the metadata `swintormer.prior` hold its
+`PriorConfig`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def config_of(prior: LatentPrior) -> PriorConfig:
 
 
 def _arguments(part: Any) -> dict[str, object]:
-    """What the class of diffusers was made with, without what it notes beside; tuples become lists, as in JSON."""
+    """The constructor arguments in a diffusers model's configuration; tuples become lists, as in JSON."""
     taken = inspect.signature(type(part).__init__).parameters
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in part.config.items() if name in taken
@@ -101,7 +102,7 @@ def _arguments(part: Any) -> dict[str, object]:
 
 
 def parse_config(text: str) -> PriorConfig:
-    """The metadata of a file; ValueError, in words without full stop, where it is none."""
+    """The configuration in a file's metadata. Raises ValueError, a sentence without full stop, if it is not valid."""
     try:
         return PriorConfig.model_validate_json(text)
     except ValidationError as error:
@@ -118,7 +119,7 @@ def save_prior(prior: LatentPrior, path: str | Path, card: Mapping[str, str] | N
 
 
 def prior_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as a file holds them."""
+    """The tensors under their names in a file, on the CPU."""
     return {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 

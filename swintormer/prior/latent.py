@@ -18,8 +18,8 @@ class ImageLatent:
     def crop(self, rows: slice, columns: slice) -> Tensor:
         """z_0 of a tile, (Cz, ceil(rows / factor), ceil(columns / factor)), its first position at the tile's corner.
 
-        A tile that begins between two positions gets the mean of both, weighted by nearness; beyond the image the last
-        position goes on.
+        A tile that begins between two positions gets their mean, weighted by distance; beyond the image, the last
+        position is repeated.
         """
         return self._along(self._along(self.latent, 1, rows), 2, columns)
 

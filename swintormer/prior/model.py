@@ -40,14 +40,14 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 Cut: TypeAlias = Callable[[slice, slice], Tensor]
 """(rows, columns) of the image in pixels -> (3, rows, columns) in [0, 1]."""
 
-# Bytes of the condition's part of the first convolution that are kept for all pieces; where all take more, each piece's
-# is made again in every step, from its condition. 100 megapixels of the compact prior: 382 MB.
+# The most bytes that are kept of the condition's part of the first convolution, for all pieces together. If they need
+# more, each piece's part is computed again in every step. 100 megapixels with the prior `compact` need 382 MB.
 CONDITION_CACHE = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Step:
-    """One update, t -> s: the time that the denoiser is told, and alpha-bar at both."""
+    """One DDIM update from time t to time s: the denoiser's time input t, and alpha-bar at t and at s."""
 
     time: int
     alpha_bar_t: float
@@ -60,7 +60,7 @@ def step_times(schedule: tuple[Step, ...], device: torch.device) -> Tensor:
 
 
 class LatentPrior(nn.Module):
-    """A prior made of diffusers' parts.
+    """A latent diffusion prior built from models of diffusers.
 
     Args:
         autoencoder: AutoencoderTiny or VQModel. If it takes 3 p^2 channels it sees the image after PixelUnshuffle(p).
@@ -74,10 +74,11 @@ class LatentPrior(nn.Module):
 
     Attributes:
         factor: side in pixels of what one latent position covers.
-        loop: all steps of an image in one piece; on CUDA a graph from the second image of its size on, for the same
-            steps and eta (`GraphedForward`, whose `reason` says why not, if not). A graph's tensors are shared:
-            there, one thread at a time may sample from a prior.
-        piece_pass: a pass of the denoiser over a piece of a larger image, a graph likewise, for all pieces and steps.
+        loop: all DDIM steps of an image in one piece. On CUDA it is a graph from the second image of a size on, for the
+            same steps and eta (`GraphedForward`; its `reason` says why there is no graph). A graph's tensors are
+            shared, so on CUDA only one thread at a time may sample from a prior.
+        piece_pass: one pass of the denoiser over a piece of a larger image; on CUDA also a graph, the same for all
+            pieces and steps.
     """
 
     # Any: diffusers' classes as the type checker sees them have no attributes.
@@ -130,7 +131,7 @@ class LatentPrior(nn.Module):
         return (F.pixel_shuffle(x, self.patch) + 1) / 2
 
     def condition(self, image: Tensor) -> Tensor:
-        """What the denoiser sees of a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
+        """The denoiser's condition, from a blurred image: (B, 3, H, W) in [0, 1] -> (B, C, H/factor, W/factor)."""
         return self.encode(image) if self.sampling.condition == "latent" else 2 * image - 1
 
     def schedule(self, steps: int) -> tuple[Step, ...]:
@@ -142,14 +143,14 @@ class LatentPrior(nn.Module):
         count = int(self.scheduler.config["num_train_timesteps"])
         if not 1 <= steps <= count:
             raise SwintormerError(f"The prior takes 1 to {count} steps, found {steps}.")
-        scheduler = copy.copy(self.scheduler)  # it keeps the steps: another thread may ask for others
+        scheduler = copy.copy(self.scheduler)  # set_timesteps changes it, and other threads use it
         scheduler.set_timesteps(steps)
         alphas = scheduler.alphas_cumprod.tolist()
 
         def alpha_bar(time: int) -> float:
             return alphas[time] if time >= 0 else float(scheduler.final_alpha_cumprod)
 
-        # Rounding gives diffusers a time of -1 for 61 steps among others, an offset one of 1000 for 1000.
+        # Diffusers' rounding gives a time of -1 with some numbers of steps, such as 61, and its offset 1000 with 1000.
         times = [time for time in scheduler.timesteps.tolist() if 0 <= time < count]
         return tuple(Step(time, alpha_bar(time), alpha_bar(time - count // steps)) for time in times)
 
@@ -158,8 +159,8 @@ class LatentPrior(nn.Module):
 
         Args:
             z: (B, Cz, h, w), h and w multiples of `align`.
-            time: of all of z, or one for each (B,).
-            part: `condition_part` of its condition, (B, C_0, h, w).
+            time: one time for all of z, or one for each image, (B,).
+            part: `condition_part` of the condition, (B, C_0, h, w).
 
         Returns:
             (B, Cz, h, w): noise, x_0 or v, as the scheduler's configuration says.
@@ -168,12 +169,12 @@ class LatentPrior(nn.Module):
         return predicted
 
     def condition_part(self, condition: Tensor) -> Tensor:
-        """The first convolution of the condition, which is the same in every step."""
+        """The condition's part of the first convolution, which is the same in every step."""
         part: Tensor = self.denoiser.conv_in.condition_part(condition)
         return part
 
     def denoise(self, condition: Tensor, noise: Tensor, steps: int, eta: float = 0.0) -> Tensor:
-        """From noise to z_0 in one piece and one batch, differentiable: what training runs.
+        """Sample z_0 from noise, in one piece and one batch; differentiable, for training.
 
         Args:
             condition: (B, C, h, w), see `condition`.
@@ -196,25 +197,25 @@ class LatentPrior(nn.Module):
         *_: object,
         progress: Callable[[], None] | None = None,
     ) -> Tensor:
-        """From noise to z_0 in one piece, without a tensor made of a number, so that a graph can hold it.
+        """Sample z_0 from noise in one piece. No tensor is made from a number, so that a CUDA graph can capture it.
 
         Args:
             z: z_T, (B, Cz, h, w), of the dtype in which it is updated.
             part: `condition_part` of the condition.
             times: of the schedule, (B, steps).
             fresh: the noise of each step, (B, steps, Cz, h, w); not read if eta is 0.
-            progress: on a CPU called after every step; what it raises ends the run.
+            progress: called after every step on a CPU; an exception from it ends the run.
         """
         for index, step in enumerate(schedule):
             # Keep z's memory format: convolution results differ in the last bits between layouts.
             predicted = self.predict(z.to(part), times[:, index], part).to(z).contiguous()
             z = self.update(z, predicted, step, eta, fresh[:, index] if eta > 0 else None)
-            if progress is not None and z.device.type == "cpu":  # elsewhere the step is only on its way
+            if progress is not None and z.device.type == "cpu":  # a GPU has only queued the step
                 progress()
         return z
 
     def update(self, z: Tensor, predicted: Tensor, step: Step, eta: float, noise: Tensor | None) -> Tensor:
-        """z_t, what the denoiser predicted, and fresh noise (None if eta is 0) -> z_s."""
+        """One DDIM update: z_t, the denoiser's prediction and fresh noise (None if eta is 0) -> z_s."""
         return ddim_step(
             z,
             predicted,
@@ -239,14 +240,14 @@ class LatentPrior(nn.Module):
 
         Args:
             image: (B, 3, H, W) in [0, 1], any H and W from 1 up.
-            steps, seed, eta, deterministic: see `Sampler`. Every image of the batch gets the same noise, as if it came
+            steps, seed, eta, deterministic: see `Sampler`. Every image of the batch gets the noise that it would get
                 alone.
 
         Returns:
             (B, Cz, ceil(H / factor), ceil(W / factor)) of the prior's dtype, on the image's device.
 
         Raises:
-            ValueError: another shape, or whole numbers. SwintormerError: steps, seed or eta out of range.
+            ValueError: another shape or an integer dtype. SwintormerError: steps, seed or eta out of range.
         """
         if not image.is_floating_point():
             raise ValueError(f"expected an image in [0, 1], found {image.dtype}: divide it by its largest value")
@@ -264,7 +265,7 @@ class LatentPrior(nn.Module):
         return torch.stack(latents) if latents else weight.new_empty(0, self.latent_channels, *sides)
 
     def grid(self, height: int, width: int) -> Grid:
-        """How the latent of an image of that many pixels is cut; in one piece where it fits."""
+        """The pieces of the latent of an image of height x width pixels; a single one if it fits."""
         rows, columns = (-(-side // (self.factor * self.align)) * self.align for side in (height, width))
         return make_grid(rows, columns, self.sampling.piece, self.sampling.stride, "feather")
 
@@ -272,15 +273,15 @@ class LatentPrior(nn.Module):
 class SplitConv(nn.Conv2d):
     """conv(cat(z, c)) = conv_z(z) + conv_c(c), so that the condition's half is computed once and not in every step.
 
-    Parameters are those of the convolution it is made of, under the same names. Its input is cat(z, c), as that one's,
-    or cat(z, `condition_part(c)`); the number of channels tells which.
+    The parameters are those of `conv`, under the same names. The input is cat(z, c) or cat(z, `condition_part(c)`); the
+    number of channels tells which.
 
     Args:
         conv: of z and the condition, concatenated in this order.
         latent_channels: of z.
 
     Raises:
-        ValueError: as many channels out as the condition has, so that the two inputs could not be told apart.
+        ValueError: `conv` has as many output channels as the condition, so that the two inputs have the same shape.
     """
 
     def __init__(self, conv: nn.Conv2d, latent_channels: int):
@@ -300,7 +301,7 @@ class SplitConv(nn.Conv2d):
             return super().forward(x)
         z, part = x.split((self.latent_channels, self.out_channels), dim=1)
         y = self._conv_forward(z, self.weight[:, : self.latent_channels], None)
-        return y + part.to(y.dtype)  # the concatenation may have widened it under autocast
+        return y + part.to(y.dtype)  # under autocast, concatenation may have changed its dtype
 
 
 class Sampler:
@@ -316,8 +317,8 @@ class Sampler:
         seed: of the noise. Noise is drawn on the CPU for the whole image, so it does not depend on the device.
         eta: share of fresh noise in [0, 1]; None for the prior's own.
         deterministic: on a CPU, every pass through a network runs on one thread, because oneDNN chooses its blocking,
-            and with it the order of its sums, by the thread count (1e-6 apart, torch 2.13). Threads take pieces
-            instead.
+            and with it the order of its sums, by the thread count (1e-6 apart, torch 2.13). The threads work on
+            different pieces instead.
 
     Raises:
         SwintormerError: steps, seed or eta out of range.
@@ -344,12 +345,12 @@ class Sampler:
     def sample(self, cut: Cut, height: int, width: int, progress: Callable[[], None] | None = None) -> ImageLatent:
         """Sample z_0 of one image that is read piece by piece.
 
-        Pieces overlap; in every step their predictions are blended, and the whole latent takes the step (as the
-        release does). `sampling_bytes` is what this holds.
+        Pieces overlap; in every step their predictions are blended, and the whole latent is updated, as in the release.
+        This takes `sampling_bytes` of memory.
 
         Args:
-            progress: called after every piece, and on a CPU after every step of an image in one piece; what it raises
-                ends the run.
+            progress: called after every piece, and on a CPU after every step of an image in one piece; an exception
+                from it ends the run.
 
         Returns:
             z_0 of ceil(height / factor) x ceil(width / factor) positions, on the CPU.
@@ -372,7 +373,7 @@ class Sampler:
             else:
                 z = self._in_pieces(z, partial(self._predict_pieces, kept, grid, each), generator, progress)
         z = z[0, :, : -(-height // prior.factor), : -(-width // prior.factor)]
-        # A copy, because z may be a graph's, which writes there again.
+        # A copy, because z may be the output of a graph, which the next replay overwrites.
         latent = torch.empty(z.shape, dtype=weight.dtype, device="cpu").copy_(z)
         return ImageLatent(latent, prior.factor)
 
@@ -390,7 +391,7 @@ class Sampler:
         for index in range(fresh.shape[1]):
             fresh[:, index].normal_(generator=generator)
         inputs = z.to(part.device), part, step_times(self.schedule, part.device), fresh.to(part.device)
-        read = self.prior.sampling.clip, self.prior.scheduler.config["prediction_type"]  # by every update
+        read = self.prior.sampling.clip, self.prior.scheduler.config["prediction_type"]  # read by every update
         return self.prior.loop(*inputs, settings=(self.schedule, self.eta, *read), progress=progress)
 
     def _in_pieces(
@@ -414,7 +415,7 @@ class Sampler:
         return z
 
     def _piece(self, cut: Cut, height: int, width: int, grid: Grid, place: tuple[int, int]) -> Tensor:
-        """A piece's part of the first convolution, or its condition alone where all of them would take too much."""
+        """A piece's part of the first convolution; its condition if the parts of all pieces take too much memory."""
         f, spans = self.prior.factor, (grid.rows.span(place[0]), grid.columns.span(place[1]))
         rows, columns = (
             slice(f * span.start, min(f * span.stop, side)) for span, side in zip(spans, (height, width), strict=True)
@@ -447,12 +448,12 @@ class Sampler:
             yield grid.rows.span(row), grid.columns.span(column), weighted
 
     def latent_bytes(self, height: int, width: int) -> int:
-        """What z_0 of an image of height x width pixels takes."""
+        """Bytes of z_0 for an image of height x width pixels."""
         factor = self.prior.factor
         return 4 * self.prior.latent_channels * -(-height // factor) * -(-width // factor)
 
     def sampling_bytes(self, height: int, width: int) -> int:
-        """What `sample` holds beside the weights and the denoiser's own tensors of a piece: an upper bound.
+        """Upper bound of the bytes that `sample` holds, without the weights and the denoiser's own tensors.
 
         That is z up to four times, and in one piece the noise of all steps; at most CONDITION_CACHE bytes of the
         condition's part, or the pieces' conditions; and a graph's own copy of its inputs.

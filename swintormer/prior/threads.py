@@ -1,4 +1,4 @@
-"""The networks of a prior on the CPU's threads: a piece of the image for each thread, or one after the other."""
+"""Run a prior's networks on pieces of an image: a piece for each CPU thread, or one piece after the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def one_thread_each(device: torch.device) -> Iterator[Each]:
     On a CPU each call runs on one of torch's threads, and as many calls at once as torch has threads here; elsewhere
     one after the other.
     """
-    with _STARTING:  # a thread's first question is answered with what holds for the process then
+    with _STARTING:  # a new thread's count is the process's count at its first query, which `_started` changes
         count = torch.get_num_threads()
     if device.type != "cpu" or count == 1:
         yield partial(in_turn, device.type)
@@ -40,23 +40,23 @@ def one_thread_each(device: torch.device) -> Iterator[Each]:
     try:
         yield partial(_on_threads, pool)
     finally:
-        pool.shutdown(cancel_futures=True)  # after an interrupt the pieces that wait are not begun
+        pool.shutdown(cancel_futures=True)  # after an interrupt, waiting pieces are not started
 
 
 def _started(count: int) -> ThreadPoolExecutor:
-    """That many threads of one torch thread each.
+    """A pool of `count` threads that each compute on one torch thread.
 
-    torch.set_num_threads sets the calling thread's count and the one that later threads of the process begin with. So
-    all start now, and then the second is put back; the caller's own never changes. One caller at a time does this, or
-    one would put back what the other had set. A thread of somebody else's that first asks torch within that millisecond
-    keeps a count of one: torch has no way to set it for one thread only.
+    torch.set_num_threads sets the count of the calling thread and the initial count of later threads. Therefore all
+    threads start here, and then the initial count is restored; the caller's own count never changes. The lock keeps
+    two callers from restoring each other's value. A foreign thread that first queries torch within this millisecond
+    keeps a count of one: torch cannot set the count for one thread only.
     """
     with _STARTING:
         everybody = threading.Barrier(count)
         pool = ThreadPoolExecutor(count, initializer=_take_one_thread)
         try:
             list(pool.map(lambda _: everybody.wait(), range(count)))
-        except BaseException:  # a thread that could not start would leave the others waiting
+        except BaseException:  # if a thread cannot start, the others must not wait for it
             everybody.abort()
             pool.shutdown(wait=False)
             raise
@@ -67,7 +67,7 @@ def _started(count: int) -> ThreadPoolExecutor:
 
 def _take_one_thread() -> None:
     torch.set_num_threads(1)
-    # A thread's own count is fixed by its first question. Asked later, it would be the process's count, put back then.
+    # Torch fixes a thread's count at its first query. A later query would give the process's count, restored by then.
     torch.get_num_threads()
 
 
@@ -89,4 +89,4 @@ def _on_threads(pool: ThreadPoolExecutor, function: Callable[[T], R], arguments:
     call = partial(_call, function, "cpu", asked_backend())
     futures = deque(pool.submit(copy_context().run, call, argument) for argument in arguments)
     while futures:
-        yield futures.popleft().result()  # and nothing keeps it here
+        yield futures.popleft().result()  # no reference to the result is kept here

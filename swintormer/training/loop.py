@@ -24,9 +24,8 @@ from swintormer.training.config import RestorationConfig, TrainConfig
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
-STOPPED = (
-    60.0  # seconds for a step, or ten times the mean: beyond it, the process or the machine must have been stopped
-)
+# A step counts at most this many seconds, or ten times the mean step: beyond that, the process had been stopped.
+STOPPED = 60.0
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
 
 
@@ -163,7 +162,7 @@ def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None
 
 
 def _check_finite(run: Run, norm: Tensor) -> None:
-    """Nothing is saved after a gradient that is not finite: it has reached the weights and stays in every later one."""
+    """Raise an error if the gradient is not finite, before the damaged weights are saved."""
     if not math.isfinite(float(norm)):
         raise SwintormerError(
             f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command goes on from the "
