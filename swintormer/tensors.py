@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _strangeness(tensor: object) -> str | None:
-    """Why it is not a plain tensor of numbers, in words; None if it is one."""
+    """Why it is not a plain tensor of numbers, as a phrase; None if it is one."""
     if not isinstance(tensor, Tensor):
         return f"of type {type(tensor).__name__}"
     if tensor.is_nested or tensor.layout != torch.strided:

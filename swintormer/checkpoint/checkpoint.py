@@ -79,7 +79,7 @@ def save_checkpoint(
     card: Mapping[str, str] | str | None = None,
     prior: LatentPrior | None = None,
 ) -> None:
-    """Write a network as safetensors; whatever stood at `path` is replaced only once the new file is complete.
+    """Write a network as safetensors; an existing file is replaced only once the new one is complete.
 
     Args:
         net: a network, also one compiled by torch.compile, or a `Checkpoint`, whose other contents are written, too,

@@ -72,7 +72,7 @@ def check_shapes(shapes: Shapes, config: NetworkConfig) -> None:
         expected = {name: tuple(tensor.shape) for name, tensor in Swintormer(config).state_dict().items()}
     missing = [name for name in expected if name not in shapes]
     surplus = [name for name in shapes if name not in expected]
-    for names, what in ((missing, "misses"), (surplus, "has beside the network's own")):
+    for names, what in ((missing, "lacks"), (surplus, "has, in addition to the network's,")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"it {what} the tensor {names[0]!r}{more}, for a network of {len(expected)} tensors")

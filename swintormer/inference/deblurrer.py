@@ -95,7 +95,7 @@ class Deblurrer:
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
         prior: where z_0 comes from, which is sampled once for each image: True for the checkpoint's prior, if it has
             one, with the prior's own settings and seed 0; False for none; or a `Sampler`. z_0 of a picture stays in
-            memory beside it: for the prior `compact` half a byte for each pixel.
+            memory with it: half a byte for each pixel with the prior `compact`.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its

@@ -62,7 +62,7 @@ def live_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
     # The embedding, three skip connections and the latent (D, D, D/2, D/4, D/8), the decoder's input, and the image
     # three times: as it came, scaled and padded, and restored.
     held = 5 * config.dim + 4 * (2 * config.in_channels + config.out_channels)
-    # Per level once, whatever the image: the position MLP's hidden layer and four forms of the position bias.
+    # Once per level, independent of the image: the position MLP's hidden layer and four forms of the position bias.
     fixed = 512 * (2 * config.window_size - 1) ** 2 + 4 * max(config.heads) * tokens**2
     return int(itemsize * ((widest + held) * pixels / 4 + fixed))
 
@@ -73,7 +73,7 @@ def resident_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int
 
 
 def packed_bytes(config: NetworkConfig) -> int:
-    """Bytes of the network's weights in the layout of the C++ kernels, kept beside the weights: an upper bound.
+    """Bytes of the network's weights in the memory layout of the C++ kernels, kept besides the weights: an upper bound.
 
     Rows are padded to the height of a register tile, those of q, k and v head by head.
     """

@@ -28,7 +28,7 @@ class NetworkConfig(BaseModel):
         ffn_expansion: hidden channels of the feed-forward part, `int(C * ffn_expansion)`.
         window_size: w, side of a window in tokens; shifted blocks roll by w // 2.
         bias: whether convolutions have a bias.
-        prior_channels: Cz, channels of the prior's latent z_0 that the network takes in; 0 for a network without.
+        prior_channels: Cz, channels of the prior's latent z_0, an additional input; 0 for a network without prior.
 
     Raises:
         pydantic.ValidationError: a size out of range, or channels that the heads do not divide.

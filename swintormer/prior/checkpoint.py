@@ -73,7 +73,7 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
 
 def check_names(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
     """Raises SwintormerError unless these are exactly the tensors expected."""
-    for names, what in ((expected.keys() - state.keys(), "misses"), (state.keys() - expected.keys(), "has no use for")):
+    for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "does not have")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise SwintormerError(f"The prior {what} the tensor {min(names)!r}{more}.")

@@ -98,8 +98,8 @@ class LatentPrior(nn.Module):
         expected = int(sizes["latent_channels"]) if sampling.condition == "latent" else 3
         if condition != expected:
             raise ValueError(
-                f"the denoiser takes {condition} channels beside z's {self.latent_channels}, but its condition, the "
-                f"{sampling.condition}, has {expected}"
+                f"the denoiser takes {condition} channels in addition to z's {self.latent_channels}, but its "
+                f"condition, the {sampling.condition}, has {expected}"
             )
         self.patch = isqrt(int(sizes["in_channels"]) // 3)
         if sizes["in_channels"] != 3 * self.patch**2:

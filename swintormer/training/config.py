@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
         clip: largest gradient norm. ema: decay of the averaged weights, lower in the first steps.
         dtype: "bfloat16" runs the network under autocast.
         backend: of the ops, "auto" for the best of each. On one AVX-512 core a step of `small` in bfloat16 (batch 4,
-            crop 128) takes 1.35 s of it with the C++ engine, whose backward pass computes the forward anew, and 0.98 s
+            crop 128) takes 1.35 s of it with the C++ engine, whose backward pass recomputes the forward, and 0.98 s
             with "reference".
         channels_last: memory layout of weights; on two AVX-512 cores 17 % faster at crop 128 in float32.
         scene_side: side of the generated pictures that pairs are cut from; None for 512 or what the crop needs.

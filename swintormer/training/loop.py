@@ -165,7 +165,7 @@ def _check_finite(run: Run, norm: Tensor) -> None:
     """Raise an error if the gradient is not finite, before the damaged weights are saved."""
     if not math.isfinite(float(norm)):
         raise SwintormerError(
-            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command goes on from the "
+            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command continues from the "
             "last checkpoint."
         )
 

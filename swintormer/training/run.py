@@ -56,7 +56,7 @@ class Run:
         raise NotImplementedError
 
     def learning(self) -> list[dict[str, Any]]:
-        """The parameters that learn, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
+        """The trained parameters, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
         return [{"params": [parameter for parameter in self.net.parameters() if parameter.requires_grad]}]
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -133,7 +133,7 @@ class Run:
             self.net.load_state_dict(own)
 
     def save(self, path: Path) -> None:
-        """Write everything that `load` needs, beside `path` first, then over it."""
+        """Write everything that `load` needs to a new file, which then replaces `path`."""
         from safetensors.torch import save
 
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}

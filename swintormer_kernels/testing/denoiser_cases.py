@@ -60,7 +60,7 @@ def res_block_weights(batch: int, channels: int, middle: int, out: int, modulate
 
 
 def group_norm_silu_cases() -> list[Case]:
-    """Shapes of the released denoiser's res blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
+    """Shapes of the released denoiser's ResNet blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
 
     def case(
         name: str, shape: tuple[int, int, int, int], groups: int, layout: str = "channels_last", **options: Any
@@ -109,7 +109,7 @@ def group_norm_silu_cases() -> list[Case]:
 
 
 def norm_silu_conv3x3_cases() -> list[Case]:
-    """Res blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """ResNet blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
     def case(
         name: str, shape: tuple[int, int, int, int], out: int, groups: int, layout: str = "", **options: Any
@@ -152,7 +152,7 @@ def norm_silu_conv3x3_cases() -> list[Case]:
 
 
 def res_block_cases() -> list[Case]:
-    """Res blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
+    """ResNet blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
 
     def case(
         name: str,
@@ -235,7 +235,7 @@ def norm_projection_cases() -> list[Case]:
 
 
 def upsample_conv3x3_cases() -> list[Case]:
-    """The steps up of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """Upsampling in the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
     def case(name: str, shape: tuple[int, int, int, int], out: int, layout: str = "", **options: Any) -> Case:
         def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

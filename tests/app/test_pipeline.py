@@ -70,8 +70,8 @@ def test_golden_tiles(oracle: Path) -> None:
     origins = [deblur.plan(300, 410).grid.origin(*tile) for tile in deblur.plan(300, 410).grid]
     assert origins == [tuple(origin) for origin in golden["out.tile_origins"].tolist()]
 
-    # The golden files are float64 results. Yardstick: the reference's float32 error on its golden pass, untiled, which
-    # tests/app/test_network.py holds against the bound that the golden files' README gives.
+    # The golden files are float64 results. The bound is the float32 error of the reference on its golden pass, untiled,
+    # which tests/app/test_network.py compares with the bound that the README of the golden files gives.
     with torch.inference_mode(), use_backend("reference"):
         own_error = _relative(net(state["in.x"]), state["out.y"])
     assert _relative(deblur(golden["in.x"]), golden["out.y"]) <= 2 * own_error

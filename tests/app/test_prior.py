@@ -346,7 +346,7 @@ def test_whole_numbers_are_refused(prior) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"denoiser": {**DENOISER, "in_channels": 9}}, "takes 5 channels beside z's 4"),
+        ({"denoiser": {**DENOISER, "in_channels": 9}}, "takes 5 channels in addition to z's 4"),
         ({"autoencoder": {**AUTOENCODER, "in_channels": 5, "out_channels": 5}}, "5 channels takes no RGB"),
         ({"scheduler": {**TINY.scheduler, "prediction_type": "epsilons"}}, "must predict one of"),
         ({"sampling": Sampling(piece=7, stride=6)}, "multiple of 2"),
