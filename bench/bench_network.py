@@ -18,7 +18,7 @@ from swintormer import PRESETS, Swintormer
 from swintormer.cli.bench import blocks_backends
 from swintormer.cli.macs import count_macs
 from swintormer_kernels.packed import kept_bytes
-from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory, peak_rate, timed
+from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory, peak_rate, timed
 
 TILE = 256
 ROUNDS, TRAINING_ROUNDS = 9, 3
@@ -53,8 +53,8 @@ def bench(preset, backend, benchmark, rows, notes):
     error, reference_error = errors(net, x, backend)
     assert error <= 2 * reference_error, f"relative error {error:.3g} of {backend}, {reference_error:.3g} of eager"
 
-    yardstick = Yardstick()
-    turns = {"reference": lambda: forward(net, x, "reference"), **yardstick.turns}
+    torch_rate = TorchRate()
+    turns = {"reference": lambda: forward(net, x, "reference"), **torch_rate.turns}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
 
     def others() -> None:
@@ -64,7 +64,7 @@ def bench(preset, backend, benchmark, rows, notes):
     benchmark.group = f"network {preset}, one {TILE}x{TILE} tile"
     benchmark.pedantic(lambda: forward(net, x, backend), setup=others, rounds=ROUNDS, warmup_rounds=1)
     seconds = {name: measured[1:] for name, measured in seconds.items()}  # the first warmed up
-    own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), yardstick.rate(seconds)
+    own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), torch_rate.rate(seconds)
     both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
     macs = count_macs(net.config, TILE, TILE).total
     peak_flops = peak_rate()

@@ -17,7 +17,7 @@ from bench.gpu.timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated
 from bench.measure import op_modules
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
-from swintormer.inference.cuda_graph import capture_graph
+from swintormer.execution.cuda_graph import capture_graph
 from swintormer_kernels.testing.cases import cases_of
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120

@@ -24,6 +24,8 @@ from swintormer.training.config import RestorationConfig, TrainConfig
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
+# A step counts at most this many seconds, or ten times the mean step: beyond that, the process had been stopped.
+STOPPED = 60.0
 CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
 
 
@@ -59,9 +61,10 @@ class _Reporter:
             self.bar.start()
 
     def _keep_log_before(self, step: int) -> None:
-        """Drop rows that a run killed after its last checkpoint wrote: they will be computed again."""
-        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
-        kept = [row + "\n" for row in rows if row and int(row.split(",", 1)[0]) <= step]
+        """Drop the rows of steps after the last checkpoint, which are computed again, and rows that are damaged."""
+        rows = self.path.read_text(errors="replace").splitlines()[1:] if step and self.path.is_file() else []
+        steps = [row.split(",", 1)[0] for row in rows]
+        kept = [f"{row}\n" for row, at in zip(rows, steps, strict=True) if at.isdecimal() and int(at) <= step]
         with replacing(self.path) as file:
             file.write((CSV_HEADER + "".join(kept)).encode())
 
@@ -147,7 +150,8 @@ def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None
         lr = run.lr
         loss, norm = run.train_step(*next(batches))
         now = time.monotonic()
-        run.seconds, before = run.seconds + now - before, now
+        longest = max(STOPPED, 10 * run.seconds / max(run.step - 1, 1))
+        run.seconds, before = run.seconds + min(now - before, longest), now
         done = run.progress >= 1 or bool(caught)
         if done or any(run.step % every == 0 for every in (config.log_every, config.checkpoint_every)):
             _check_finite(run, norm)  # not every step: it waits for the device
@@ -158,10 +162,10 @@ def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None
 
 
 def _check_finite(run: Run, norm: Tensor) -> None:
-    """Nothing is saved after a gradient that is not finite: it has reached the weights and stays in every later one."""
+    """Raise an error if the gradient is not finite, before the damaged weights are saved."""
     if not math.isfinite(float(norm)):
         raise SwintormerError(
-            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command goes on from the "
+            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command continues from the "
             "last checkpoint."
         )
 

@@ -40,7 +40,7 @@ class VGG19Features(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        # No buffers: they would stand in no file, and `to_empty` would leave garbage.
+        # Not buffers: files do not contain them, so `to_empty` would leave them undefined.
         mean, deviation = (image.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
         x, taken = (image - mean) / deviation, []
         for layer in self.features:
@@ -51,7 +51,7 @@ class VGG19Features(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """Mean absolute difference of features, averaged over the sixteen layers. Does not learn.
+    """Mean absolute difference of features, averaged over the sixteen layers. It is not trained.
 
     Args:
         weights: file of VGG19's weights; entries of its classifier are ignored.
@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(self, weights: str | Path):
-        from swintormer.checkpoint.tensors import read_tensors
+        from swintormer.tensors import read_tensors
 
         super().__init__()
         self.vgg = VGG19Features()

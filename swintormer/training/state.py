@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from swintormer.errors import SwintormerError
 
 STATE_VERSION = 3  # 3 added the settings
-# Settings that may differ on resuming without a word: they do not decide what is learned. `steps` and `minutes` are not
-# among them, because the learning rate's schedule follows both.
+# Settings that may differ on resuming, because they do not decide what is learned. `steps` and `minutes` are not among
+# them, because the learning rate's schedule follows both.
 FREE = frozenset({"out", "device", "threads", "workers", "log_every", "checkpoint_every"})
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
@@ -98,7 +98,7 @@ def sort_tensors(
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.Generator("cuda").set_state(tensors["rng.cuda"])
     except (RuntimeError, TypeError) as error:
-        raise fault(path, "its random state is none that torch can take") from error
+        raise fault(path, "torch cannot use its random state") from error
     for key, tensor in tensors.items():
         part, name = key.split(".", 1)
         if part != "optimizer":
@@ -111,10 +111,12 @@ def sort_tensors(
 
 
 def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raises SwintormerError, which names them, where settings that decide the result differ."""
+    """Raises SwintormerError, with their names, if settings that decide the result differ."""
     advice = "set them back, accept the changes (--accept-changes), or start over (--restart)"
     if before is None:
-        raise SwintormerError(f"{path} does not say under which settings it was written, as older ones: {advice}.")
+        raise SwintormerError(
+            f"{path} does not say under which settings it was written, like older state files: {advice}."
+        )
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
@@ -127,7 +129,7 @@ def _brief(value: object) -> str:
 
 
 def fault(path: Path, what: str) -> SwintormerError:
-    """The error about a file that is no usable state."""
+    """The error for a file that is not a usable state."""
     return SwintormerError(
         f"{path} is not a training state of this run ({what}): move it away, start over or choose another `out` folder."
     )

@@ -1,10 +1,10 @@
-"""norm_silu_conv3x3: half a res block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239), one pass over the image.
+"""norm_silu_conv3x3: half a ResNet block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239) in one pass.
 
     out = conv3x3(silu(group_norm(x))) + bias + embedding + skip      stride 1, padded with one 0 on each side
 
 norm and SiLU are those of `group_norm_silu`, modulation included; the embedding is that of the time, one number for an
-image and a channel; skip is what the whole res block adds. MACs per pixel: 9 C_in C_out. A fused backend reads x twice
-(once for the statistics) and skip once, and writes out once.
+image and a channel; skip is the ResNet block's skip connection. MACs per pixel: 9 C_in C_out. A fused backend reads x
+twice (once for the statistics) and skip once, and writes out once.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ Sizes = tuple[int, int, int, int]
 
 
 def group_norm_silu_cases() -> list[Case]:
-    """Shapes of the released denoiser's res blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
+    """Shapes of the released denoiser's ResNet blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
 
     def case(name: str, shape: Sizes, groups: int, layout: str = "channels_last", **options: Any) -> Case:
         def build() -> tuple[Any, ...]:
@@ -103,7 +103,7 @@ def group_norm_silu_cases() -> list[Case]:
 
 
 def norm_silu_conv3x3_cases() -> list[Case]:
-    """Res blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """ResNet blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
     def case(name: str, shape: Sizes, out: int, groups: int, layout: str = "channels_last", **options: Any) -> Case:
         def build() -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ def norm_silu_conv3x3_cases() -> list[Case]:
 
 
 def res_block_cases() -> list[Case]:
-    """Res blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
+    """ResNet blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
 
     def case(
         name: str, shape: Sizes, sizes: tuple[int, int], groups: int, layout: str = "channels_last", **options: Any
@@ -205,7 +205,7 @@ def norm_projection_cases() -> list[Case]:
 
 
 def upsample_conv3x3_cases() -> list[Case]:
-    """The steps up of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """Upsampling in the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
     def case(name: str, shape: Sizes, out: int, layout: str = "channels_last", **options: Any) -> Case:
         def build() -> tuple[Any, ...]:

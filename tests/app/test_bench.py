@@ -18,7 +18,7 @@ from swintormer_kernels import native, use_backend
 from swintormer_kernels.packed import derived, kept_bytes
 from swintormer_kernels.testing import timing
 from swintormer_kernels.testing.cases import cases_of
-from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory
+from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory
 
 TINY = NetworkConfig(
     in_channels=3, dim=4, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=4
@@ -97,12 +97,12 @@ def test_peak_memory_counts_what_lives_at_the_same_time():
     assert 12000 <= peak_memory(together) < 16000
 
 
-def test_the_yardstick_takes_the_best_rate():
-    yardstick = Yardstick()
-    seconds = {name: [1.0, 2.0] for name in yardstick.turns}
+def test_the_rate_of_torch_is_the_best_of_its_products():
+    torch_rate = TorchRate()
+    seconds = {name: [1.0, 2.0] for name in torch_rate.turns}
     faster = seconds | {"matrix product": [1.0, 1e-3]}
-    assert yardstick.rate(faster) == 10 * 2 * 768**3 / 1e-3
-    assert yardstick.rate(seconds) < yardstick.rate(faster)
+    assert torch_rate.rate(faster) == 10 * 2 * 768**3 / 1e-3
+    assert torch_rate.rate(seconds) < torch_rate.rate(faster)
 
 
 def test_packed_weights_count_once_and_as_long_as_their_source_lives():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swintormer import Deblurrer, NetworkConfig, Swintormer
-from swintormer.inference.cuda_graph import Forward, GraphedForward, capture_graph
+from swintormer.execution.cuda_graph import Forward, GraphedForward, capture_graph
 from swintormer_kernels import forget, use_backend
 
 TINY = NetworkConfig(

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swintormer_kernels as sk
-from swintormer.inference.cuda_graph import Forward, GraphedForward
+from swintormer.execution.cuda_graph import Forward, GraphedForward
 from swintormer.prior.checkpoint import make_prior
-from swintormer.prior.model import LatentPrior
-from swintormer.prior.sampling import Sampler
+from swintormer.prior.model import LatentPrior, Sampler
 from swintormer_kernels.testing.timing import peak_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")

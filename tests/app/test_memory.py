@@ -159,5 +159,5 @@ def test_a_budget_holds_the_packed_weights() -> None:
     cost = Deblurrer(net)._cost(64, 1, 64, 64)
     assert cost >= resident_bytes(net.config, 64 * 64) + packed_bytes(net.config)
     assert len(Deblurrer(net, tile=64, memory=cost).plan(64, 64).grid) == 1
-    with pytest.raises(SwintormerError, match="do not hold"):
+    with pytest.raises(SwintormerError, match="but the memory limit is"):
         Deblurrer(net, tile=64, memory=cost - 1).plan(64, 64)

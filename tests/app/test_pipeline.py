@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
+from swintormer.execution.tiling import Blend
 from swintormer.inference import deblurrer
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.inference.tiling import Blend
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer_kernels import use_backend
@@ -70,8 +70,8 @@ def test_golden_tiles(oracle: Path) -> None:
     origins = [deblur.plan(300, 410).grid.origin(*tile) for tile in deblur.plan(300, 410).grid]
     assert origins == [tuple(origin) for origin in golden["out.tile_origins"].tolist()]
 
-    # The golden files are float64 results. Yardstick: the reference's float32 error on its golden pass, untiled, which
-    # tests/app/test_network.py holds against the bound that the golden files' README gives.
+    # The golden files are float64 results. The bound is the float32 error of the reference on its golden pass, untiled,
+    # which tests/app/test_network.py compares with the bound that the README of the golden files gives.
     with torch.inference_mode(), use_backend("reference"):
         own_error = _relative(net(state["in.x"]), state["out.y"])
     assert _relative(deblur(golden["in.x"]), golden["out.y"]) <= 2 * own_error
@@ -312,7 +312,7 @@ def test_automatic_tile_is_no_shorter_than_the_stride(tiny: Swintormer) -> None:
     stride = free.tile - TINY.stride
     plan = Deblurrer(tiny, stride=stride, memory=60_000_000).plan(3000, 4000)
     assert (plan.tile, plan.stride) == (free.tile, stride)
-    with pytest.raises(SwintormerError, match=r"60\.0 MB.*the least for a stride of 500.*smaller stride") as error:
+    with pytest.raises(SwintormerError, match=r"smallest for a stride of 500.*60\.0 MB.*smaller stride") as error:
         Deblurrer(tiny, stride=500, memory=60_000_000).plan(3000, 4000)
     assert "\n" not in str(error.value)
 

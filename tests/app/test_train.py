@@ -1,12 +1,14 @@
 """The trainer at tiny size: it learns, resumes exactly, stops when told to, and says what is wrong."""
 
 import csv
+import itertools
 import json
 import math
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +152,32 @@ def test_schedule_follows_whichever_is_further_along(config):
 def test_minutes_end_a_run(config):
     path = train(config.model_copy(update={"steps": 10**9, "minutes": 1e-9}))
     assert checkpoint_info(path).card["steps"] == "1"
+
+
+def test_minutes_leave_out_the_time_while_the_process_was_stopped(config, monkeypatch):
+    """A clock of one second for each step, and a night between the third step and the fourth."""
+    seconds = itertools.count()
+    night = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: next(seconds) + night[0])
+    monkeypatch.setattr("swintormer.training.loop.time", clock)
+
+    def sleep(run, result):
+        night[0] = 8 * 3600.0
+
+    After(4, sleep)(monkeypatch)
+    train(config.model_copy(update={"minutes": 60.0}))
+    assert [round(60 * float(row["minutes"])) for row in log(config)] == [1, 2, 3, 63, 64, 65]
+
+
+@pytest.mark.parametrize("row", ["", "nan,1,2", "\0\0\0", "½,", "-1,"])
+def test_damaged_rows_of_the_log_are_dropped_on_resuming(config, row):
+    train(config.model_copy(update={"steps": 2}))
+    path = config.out / "log.csv"
+    whole = path.read_text()
+    path.write_bytes((whole + row + "\n").encode("latin-1"))
+    train(config.model_copy(update={"steps": 3}), accept_changes=True)
+    assert path.read_text().startswith(whole)
+    assert [entry["step"] for entry in log(config)] == ["1", "2", "3"]
 
 
 def test_worker_process_makes_the_same_batches(config):

@@ -124,7 +124,7 @@ def test_threads_share_none_and_leave_none(extension):
     assert scratch.release_scratch() > 0, "this thread's own is still there"
 
 
-# A res block and steps up, whose results are held together and let go.
+# A ResNet block and upsampling, whose results are held together and freed.
 _STEPS = """
 import resource, torch
 import swintormer_kernels as sk
