@@ -31,10 +31,10 @@ def evaluate(
         bool, typer.Option("--network-only", help="Leave out classical deconvolution, the slow part.")
     ] = False,
 ) -> None:
-    """Measure how well a network restores: PSNR and SSIM of its results, beside those of the blurred pictures.
+    """Measure how well a network restores: PSNR and SSIM of its results, compared with the blurred pictures.
 
-    With --blurred and --sharp on your own pairs of pictures. Without, on the held-out photographs of the model card,
-    and beside classical deconvolution.
+    --blurred and --sharp measure your own pairs of pictures. Without them, the held-out photographs of the model card
+    are measured, with classical deconvolution for comparison.
     """
     from swintormer.checkpoint.checkpoint import default_weights
     from swintormer.evaluation import scores

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from swintormer.errors import SwintormerError
+
 ROWS = 256  # rows computed at once, so that only a few megabytes are needed besides the pictures
 SSIM_WINDOW = 7
 
@@ -50,9 +52,14 @@ def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
 
     Raises:
         ValueError: a side is shorter than the window.
+        SwintormerError: scikit-image is not installed.
     """
-    from skimage.metrics import structural_similarity
-
+    try:
+        from skimage.metrics import structural_similarity
+    except ModuleNotFoundError as error:
+        raise SwintormerError(
+            'SSIM needs scikit-image, which is not installed: pip install "swintormer-kernels[train]".'
+        ) from error
     _check(restored, truth)
     if min(truth.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, found shape {truth.shape}")

@@ -26,7 +26,7 @@ Restore: TypeAlias = Callable[[Array], Array]
 """(H, W, C) in [0, 1] -> the same, restored."""
 
 INPUT, NETWORK, BEST_CLASSICAL = "input", "network", "best classical"
-NO_PRIOR = "network, no prior"  # as with a z_0 of zeros: the fusion adds nothing
+NO_PRIOR = "network, no prior"  # the same as a z_0 of zeros: the fusion adds nothing
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def network_method(deblur: Deblurrer, levels: int = 255) -> Restore:
 
 
 def network_methods(checkpoint: Checkpoint, levels: int = 255) -> dict[str, Restore]:
-    """The network; with and without prior if its weights contain one, which shows what z_0 is worth."""
+    """The network; with and without the prior if its weights contain one, which shows the gain from z_0."""
     methods = {NETWORK: network_method(Deblurrer(checkpoint), levels)}
     if checkpoint.prior is not None:
         methods[NO_PRIOR] = network_method(Deblurrer(checkpoint, prior=False), levels)
