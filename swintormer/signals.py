@@ -36,3 +36,27 @@ def stoppable() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exiting() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that incomplete files are removed; SIGINT raises KeyboardInterrupt.
+
+    For work that has nothing worth saving in between, such as the making of caches.
+    """
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    try:
+        for number in ENDING:
+            if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+    except ValueError:
+        pass  # only the main thread can handle signals
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

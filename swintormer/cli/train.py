@@ -19,11 +19,16 @@ def train(
         bool, typer.Option("--accept-changes", help="Continue although settings differ from those of the earlier run.")
     ] = False,
 ) -> None:
-    """Train a network. Ctrl-C stops after the current step; the same command continues from there."""
+    """Train a network. Ctrl-C stops after the current step; the same command continues from there.
+
+    On several GPUs or machines: torchrun --nproc_per_node 4 -m swintormer.cli.app train CONFIG
+    """
     from swintormer.training.config import read_config
     from swintormer.training.loop import train as run
 
     stopped_by: list[int] = []
-    print(run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by))
+    path = run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by)
+    if path is not None:
+        print(path)
     if stopped_by:
         raise typer.Exit(SIGNALLED + stopped_by[0])

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,11 +21,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from swintormer.data.config import DataConfig
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.training.perceptual import SMALLEST
 from swintormer_kernels import BACKENDS
 
 
@@ -42,6 +44,28 @@ Network = Annotated[NetworkConfig, _preset_of(PRESETS)]
 Prior = Annotated[PriorConfig, _preset_of(PRIORS)]
 
 
+LARGEST = 1e9  # of rates and weights: products of two stay within float32
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Phase(NamedTuple):
+    """What the step `step` trains on: pairs `first` ... `first + batch - 1` of side `crop`."""
+
+    crop: int
+    batch: int
+    first: int
+
+
+class CropPhase(BaseModel):
+    """`steps` steps with `batch` pairs of side `crop`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1)
+    crop: int = Field(ge=16)
+    batch: int = Field(ge=1)
+
+
 class TrainConfig(BaseModel):
     """The settings of every stage; the defaults are the release's recipe (arXiv 2401.05907) where it states one.
 
@@ -50,8 +74,11 @@ class TrainConfig(BaseModel):
     Attributes:
         stage: what is trained (run.py, stages.py).
         out: run folder.
+        data: where the pairs come from; generated scenes where it is left out.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
-        batch, crop: pairs per step and their side; a multiple of 16 * window wastes no padding.
+        batch, crop: pairs per step, over all processes, and their side; a multiple of 16 * window wastes no padding.
+        accumulate: parts of each process's pairs that go through the network one after the other, which saves memory;
+            their gradients are added.
         lr, min_lr, warmup: peak and last learning rate, and the steps of linear rise to the peak; cosine between.
         clip: largest gradient norm. ema: decay of the averaged weights, lower in the first steps.
         dtype: "bfloat16" runs the network under autocast.
@@ -65,21 +92,23 @@ class TrainConfig(BaseModel):
         validation: pairs of the validation stream, whose PSNR is logged.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     stage: str
     out: Path
-    seed: int = Field(0, ge=0)
-    steps: int = Field(300_000, ge=1)
-    minutes: float = Field(math.inf, gt=0)
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = DataConfig.model_validate({})
+    steps: int = Field(300_000, ge=1, lt=2**63)
+    minutes: float = Field(math.inf, gt=0, allow_inf_nan=True)
     batch: int = Field(9, ge=1)
+    accumulate: int = Field(1, ge=1)
     crop: int = Field(256, ge=16)
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(1e-7, ge=0)
+    lr: float = Field(3e-4, gt=0, le=LARGEST)
+    min_lr: float = Field(1e-7, ge=0, le=LARGEST)
     warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = Field(0.01, gt=0)
+    weight_decay: float = Field(1e-4, ge=0, le=LARGEST)
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    clip: float = Field(0.01, gt=0, le=LARGEST)
     ema: float = Field(0.999, ge=0, lt=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -111,14 +140,47 @@ class TrainConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _check_scenes(self) -> TrainConfig:
-        needed = self.crop + MARGIN
-        if self.scene_side is not None and self.scene_side < needed:
+    def _check_sizes(self) -> TrainConfig:
+        largest = max(phase.crop for phase in self.phases)
+        if self.scene_side is not None and self.scene_side < largest + MARGIN:
             raise ValueError(
-                f"scene_side {self.scene_side} is too small for crops of {self.crop} and their margins: "
-                f"set it to {needed} or more"
+                f"scene_side {self.scene_side} is too small for crops of {largest} and their margins: "
+                f"set it to {largest + MARGIN} or more"
+            )
+        smallest = min(phase.batch for phase in self.phases)
+        if self.accumulate > smallest:
+            raise ValueError(f"accumulate {self.accumulate} parts need as many pairs a step, and batch is {smallest}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of the blurred pictures that the stage takes."""
+        return 3
+
+    @model_validator(mode="after")
+    def _check_views(self) -> TrainConfig:
+        if self.channels != (6 if self.data.views else 3):
+            what = "two views" if self.data.views else "no views"
+            raise ValueError(
+                f"stage {self.stage} takes pictures of {self.channels} channels here and the data has {what}: "
+                "network.in_channels is 6 for data.views = true, else 3"
             )
         return self
+
+    @property
+    def phases(self) -> list[CropPhase]:
+        """Crops and batches of the run in order; the last lasts to its end."""
+        return [CropPhase(steps=self.steps, crop=self.crop, batch=self.batch)]
+
+    def phase(self, step: int) -> Phase:
+        """Which pairs a step trains on; of `steps`, how many pairs the run takes: `phase(steps).first`."""
+        first = 0
+        *before, last = self.phases
+        for phase in before:
+            if step < phase.steps:
+                return Phase(phase.crop, phase.batch, first + step * phase.batch)
+            first, step = first + phase.steps * phase.batch, step - phase.steps
+        return Phase(last.crop, last.batch, first + step * last.batch)
 
 
 class ImageStageConfig(TrainConfig):
@@ -126,25 +188,30 @@ class ImageStageConfig(TrainConfig):
 
     Attributes:
         workers: processes that make pairs; 0 makes them in the training process.
+        crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
+            crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
         fourier: weight beside L1 of `losses.fourier_loss`. At 0.5, as in configs/, white noise costs 0.35 of its L1
             there (real and imaginary part have half its variance each), so L1 leads.
-        perceptual, vgg: weight beside L1 of `perceptual.PerceptualLoss`, and torchvision's public VGG19 weights file,
-            which it needs: both or neither.
+        perceptual: weight beside L1 of `perceptual.PerceptualDistance` with VGG16; needs the extra `[perceptual]`.
     """
 
     workers: int = Field(0, ge=0)
-    fourier: float = Field(0.0, ge=0)
-    perceptual: float = Field(0.0, ge=0)
-    vgg: Path | None = None
+    crops: tuple[CropPhase, ...] = ()
+    fourier: float = Field(0.0, ge=0, le=LARGEST)
+    perceptual: float = Field(0.0, ge=0, le=LARGEST)
+
+    @property
+    def phases(self) -> list[CropPhase]:
+        return [*self.crops, *super().phases]
 
     @model_validator(mode="after")
-    def _check_perceptual(self) -> ImageStageConfig:
-        if self.perceptual and self.vgg is None:
-            raise ValueError(
-                "the perceptual loss needs `vgg`, the file of VGG19's weights: set it or leave `perceptual` out"
-            )
-        if self.vgg is not None and not self.perceptual:
-            raise ValueError("`vgg` is for the perceptual loss: give `perceptual` a weight or leave `vgg` out")
+    def _check_phases(self) -> ImageStageConfig:
+        before = sum(phase.steps for phase in self.crops)
+        if before >= self.steps:
+            raise ValueError(f"the phases of crops last {before} steps and the run {self.steps}: raise `steps`")
+        smallest = min(phase.crop for phase in self.phases)
+        if self.perceptual and smallest < SMALLEST["vgg"]:
+            raise ValueError(f"the perceptual loss takes crops of {SMALLEST['vgg']} pixels or more, found {smallest}")
         return self
 
 
@@ -159,7 +226,7 @@ class NetworkStageConfig(ImageStageConfig):
 
     network: Network = PRESETS["small"]
     initial: Path | None = None
-    training_tile: int | None = None
+    training_tile: int | None = Field(None, ge=1)
 
 
 class DenoisingStageConfig(TrainConfig):
@@ -183,9 +250,13 @@ class DenoisingStageConfig(TrainConfig):
 
 
 class RestorationConfig(NetworkStageConfig):
-    """The restoration network without a prior."""
+    """The restoration network without a prior; also of six channels, two dual-pixel views."""
 
     stage: Literal["restoration"] = "restoration"
+
+    @property
+    def channels(self) -> int:
+        return self.network.in_channels
 
 
 class AutoencoderConfig(ImageStageConfig):
@@ -220,12 +291,14 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
     """
 
     stage: Literal["joint"] = "joint"
-    latent: float = Field(0.0, ge=0)
-    prior_rate: float = Field(1.0, gt=0)
+    latent: float = Field(0.0, ge=0, le=LARGEST)
+    prior_rate: float = Field(1.0, gt=0, le=LARGEST)
     prior_dropout: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check_channels(self) -> JointConfig:
+        if self.network.in_channels != 3:
+            raise ValueError(f"stage joint trains networks of 3 channels, found {self.network.in_channels}")
         if self.network.prior_channels != self.prior.latent_channels:
             raise ValueError(
                 f"the network takes {self.network.prior_channels} channels of a prior that has "

@@ -3,42 +3,105 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swintormer.data import SyntheticPairs
+from swintormer.data.mixture import Source, make_source
+from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
-from swintormer.training.config import ImageStageConfig
+from swintormer.training.config import TrainConfig
+from swintormer.training.processes import Processes
+
+Sources = Mapping[int, Source]
 
 
-class _Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Batch k holds pairs k * batch ... k * batch + batch - 1, so a step number is a position in the data."""
-
-    def __init__(self, config: ImageStageConfig):
-        self.batch = config.batch
-        self.pairs = SyntheticPairs(config.seed, config.crop, config.scene_side)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs.batch(index * self.batch, self.batch)
+def training_sources(config: TrainConfig, place: Processes) -> Sources:
+    """The source for each of the run's crops; the first process tells what is decoded and what is left out."""
+    crops = dict.fromkeys(phase.crop for phase in config.phases)
+    told = {"say": _silent} if not place.first else {}
+    return {crop: make_source(config.data, config.seed, crop, 0, config.scene_side, **told) for crop in crops}
 
 
-def batches(config: ImageStageConfig, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+def validation_source(config: TrainConfig) -> Source:
+    return make_source(config.data, config.seed, config.crop, 1, config.scene_side, say=_silent)
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+class _Batches(torch.utils.data.Dataset[Any]):
+    """Item k is this process's share of the pairs of step k."""
+
+    def __init__(self, config: TrainConfig, sources: Sources, place: Processes):
+        self.config, self.sources, self.place = config, sources, place
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | SwintormerError:
+        phase = self.config.phase(step)
+        rows = self.place.share(phase.batch)
+        try:
+            return self.sources[phase.crop].batch(phase.first + rows.start, rows.stop - rows.start)
+        except SwintormerError as error:  # raised in a worker, it would come with that process's traceback
+            return error
+
+
+def batches(
+    config: TrainConfig, sources: Sources, device: torch.device, start: int, workers: int, place: Processes
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """From step `start` on, this process's share of the pairs (blurred, sharp), made by `workers` processes.
+
+    Raises:
+        SwintormerError: as the source; or a worker was ended from outside.
+    """
     loader = torch.utils.data.DataLoader(
-        _Batches(config),
+        _Batches(config, sources, place),
         batch_size=None,
         sampler=range(start, config.steps),
-        num_workers=config.workers,
-        multiprocessing_context="spawn" if config.workers else None,  # libvips and OpenMP threads do not survive a fork
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,  # libvips and OpenMP threads do not survive a fork
         worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # or it would draw from the run's own and a resume would differ
+        generator=torch.Generator(),  # or it would draw from the program's own
         pin_memory=device.type == "cuda",
     )
-    return iter(loader)
+    with _signals_waiting():
+        made = iter(loader)
+    while True:
+        try:
+            item = next(made, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SwintormerError(
+                "A process that makes training pairs was ended from outside, perhaps for want of memory: lower "
+                "`workers` or `batch`; the same command goes on from the last checkpoint."
+            ) from error
+        if item is None:
+            return
+        if isinstance(item, SwintormerError):
+            raise item
+        yield item
 
 
 def _ignore_signals(_worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; workers leave it to the trainer, which ends them after its step."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Signals come after the block. Workers inherit the mask, so none ends them while they start."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # started with the first worker, it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

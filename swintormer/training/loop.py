@@ -1,8 +1,12 @@
-"""Train on synthetic pairs, the network or the prior: seeded, resumable to the step, safe to interrupt.
+"""Train on pairs, the network or the prior: seeded, resumable to the step, safe to interrupt.
 
-`swintormer train CONFIG`, where CONFIG is a TOML file of one stage's configuration (config.py).
-A run folder holds `state.safetensors` (everything a resume needs), `log.csv` and at the end `weights.safetensors`
-(the averaged network, as `swintormer deblur --weights` reads it).
+`swintormer train CONFIG`, where CONFIG is a TOML file of one stage's configuration (config.py). Under `torchrun`
+several processes train together; each step's pairs are the same on any number of them, and so are its gradients but for
+the order of their sums.
+
+A run folder holds `state.safetensors` (everything a resume needs), `log.csv`, `curves.svg`, `validation.png` (pairs of
+the validation: input, output, truth) and at the end `weights.safetensors` (the averaged network, as `swintormer deblur
+--weights` reads it).
 """
 
 from __future__ import annotations
@@ -12,19 +16,18 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import exists, prepare_folder, reason, replacing
-from swintormer.signals import stoppable
+from swintormer.images.files import exists, prepare_folder
+from swintormer.signals import exiting, stoppable
 from swintormer.training.config import RestorationConfig, TrainConfig
+from swintormer.training.processes import Processes, processes
+from swintormer.training.report import Reporter
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
-
-CSV_HEADER = "step,samples,minutes,lr,loss,grad_norm,val_psnr,val_psnr_blurred\n"
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,60 +43,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-class _Reporter:
-    """Progress bar on a terminal, else a line every `log_every` steps; log.csv in any case."""
-
-    def __init__(self, config: TrainConfig, resumed_at: int):
-        self.config = config
-        self.path = config.out / "log.csv"
-        self._keep_log_before(resumed_at)
-        self.losses: list[Tensor] = []
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True))
-            self.task = self.bar.add_task("training", total=1.0)
-            self.bar.start()
-
-    def _keep_log_before(self, step: int) -> None:
-        """Drop rows that a run killed after its last checkpoint wrote: they will be computed again."""
-        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
-        kept = [row + "\n" for row in rows if row and int(row.split(",", 1)[0]) <= step]
-        with replacing(self.path) as file:
-            file.write((CSV_HEADER + "".join(kept)).encode())
-
-    def update(self, run: Run, loss: Tensor, norm: Tensor, lr: float, scores: tuple[float, float] | None) -> None:
-        self.losses.append(loss)
-        if scores is None and run.step % self.config.log_every and run.progress < 1:
-            return
-        mean = float(torch.stack(self.losses).mean())
-        self.losses.clear()
-        minutes, samples = run.seconds / 60, run.step * self.config.batch
-        psnrs = ",".join(f"{score:.4f}" for score in scores) if scores else ","
-        try:
-            with self.path.open("a") as file:
-                file.write(f"{run.step},{samples},{minutes:.3f},{lr:.4g},{mean:.6g},{float(norm):.4g},{psnrs}\n")
-        except OSError as error:
-            raise SwintormerError(f"Cannot write {self.path}: {reason(error)}.") from error
-        text = f"step {run.step}, loss {mean:.5f}, lr {lr:.2e}, {run.seconds / run.step:.3f} s a step"
-        if scores:
-            text += f", validation {scores[0]:.2f} dB (blurred {scores[1]:.2f})"
-        if self.bar:
-            self.bar.update(self.task, completed=run.progress, description=text)
-        else:
-            print(f"{text}, {run.progress:.1%} done", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
-
-
 def train(
     config: TrainConfig, resume: bool = True, accept_changes: bool = False, stopped_by: list[int] | None = None
-) -> Path:
+) -> Path | None:
     """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 
     Args:
@@ -102,59 +54,97 @@ def train(
         stopped_by: gets the number of the signal that interrupted the run.
 
     Returns:
-        `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted.
+        `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted; None in the
+        processes of `torchrun` that write no files.
 
     Raises:
         SwintormerError: no such device; `out` cannot be made or written; a state that is unusable, or of other
-            settings; a gradient that is not finite.
+            settings; data that cannot be read; a gradient that is not finite; another process that ended.
     """
-    device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    state = config.out / "state.safetensors"
-    prepare_folder(state)
-    run = make_run(config, device)
-    if resume and exists(state):
-        run.load(state, accept_changes)
+    with exiting(), processes(pick_device(config.device)) as (place, device):
+        _check_shares(config, place)
+        state = config.out / "state.safetensors"
+        if place.first:
+            prepare_folder(state)
+        run = make_run(config, device)
+        run.place = place
+        if resume and place.from_first(lambda: exists(state)):
+            run.load(state, accept_changes)
         if run.progress >= 1:
-            print(f"The run of {state} is complete after {run.step} steps: nothing is left to train.", file=sys.stderr)
-    reporter = _Reporter(config, run.step)
-    try:
-        with _backend(config.backend), stoppable() as caught:
-            _loop(run, reporter, state, caught)
-            run.save(state)  # before the bar ends: after SIGHUP there may be no terminal for its last line
-    finally:
-        reporter.close()
-    if run.progress < 1:
+            if place.first:
+                print(
+                    f"The run of {state} is complete after {run.step} steps: nothing is left to train.", file=sys.stderr
+                )
+        else:
+            run.prepare()
+        signalled = _train(run, state)
+        if not place.first:
+            return None
+        if run.progress >= 1:
+            return _write_weights(run)
         if stopped_by is not None:
-            stopped_by += caught
+            stopped_by.append(signalled)
         print(f"Interrupted after step {run.step}; the same command continues from {state}.", file=sys.stderr)
         return state
-    return _write_weights(run)
+
+
+def _check_shares(config: TrainConfig, place: Processes) -> None:
+    """Raises SwintormerError where a process would have no pair for each of its parts of a step."""
+    smallest, parts = min(phase.batch for phase in config.phases), place.size * config.accumulate
+    if smallest < parts:
+        raise SwintormerError(
+            f"A step of {smallest} pairs cannot be shared by {place.size} processes with `accumulate` "
+            f"{config.accumulate}: set `batch` to {parts} or more."
+        )
+
+
+def _train(run: Run, state: Path) -> int:
+    """Go on to the end or to a signal, whose number is returned, and save; reported by the first process."""
+    started = run.seconds
+    reporter = Reporter(run.config, run) if run.place.first else None
+    try:
+        with _backend(run.config.backend), stoppable() as caught:
+            signalled = _loop(run, reporter, state, caught)
+            if reporter is not None:
+                run.save(state)  # before the bar ends: after SIGHUP there may be no terminal for its last line
+    finally:
+        if reporter is not None:
+            reporter.close()
+    if reporter is not None and run.seconds > started:
+        share = run.waited / (run.seconds - started)
+        print(f"The trainer waited for data {share:.1%} of the time.", file=sys.stderr)
+    return signalled
 
 
 def _backend(name: str) -> AbstractContextManager[None]:
     return nullcontext() if name == "auto" else use_backend(name)
 
 
-def _loop(run: Run, reporter: _Reporter, state: Path, caught: list[int]) -> None:
-    config = run.config
-    if run.progress >= 1:
-        return
+def _loop(run: Run, reporter: Reporter | None, state: Path, caught: list[int]) -> int:
+    config, signalled = run.config, 0
     batches = run.batches(run.step)
     before = time.monotonic()
-    while run.progress < 1 and not caught:
+    while run.progress < 1 and not signalled:
         lr = run.lr
-        loss, norm = run.train_step(*next(batches))
+        asked = time.monotonic()
+        pairs = next(batches)
+        run.waited += time.monotonic() - asked
+        loss, norm = run.train_step(*pairs)
         now = time.monotonic()
-        run.seconds, before = run.seconds + now - before, now
-        done = run.progress >= 1 or bool(caught)
+        signalled, run.seconds = run.place.agree(caught[0] if caught else 0, run.seconds + now - before)
+        before = now
+        done = run.progress >= 1 or signalled
         if done or any(run.step % every == 0 for every in (config.log_every, config.checkpoint_every)):
             _check_finite(run, norm)  # not every step: it waits for the device
+        if reporter is None:
+            continue
         scores = run.validate() if run.step % config.validate_every == 0 or run.progress >= 1 else None
         reporter.update(run, loss, norm, lr, scores)
         if run.step % config.checkpoint_every == 0:
             run.save(state)
+    return signalled
 
 
 def _check_finite(run: Run, norm: Tensor) -> None:
@@ -178,9 +168,9 @@ def make_run(config: TrainConfig, device: torch.device) -> Run:
 def _write_weights(run: Run) -> Path:
     path = run.config.out / "weights.safetensors"
     card = {
-        "data": "synthetic pairs: dead leaves and textures; no photograph",
+        "data": run.sources[run.config.crop].describe(),
         "steps": str(run.step),
-        "pairs": str(run.step * run.config.batch),
+        "pairs": str(run.config.phase(run.step).first),
         "minutes": f"{run.seconds / 60:.1f}",
         "recipe": run.config.model_dump_json(exclude={"out"}),
     }

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
-from swintormer.training.data import batches
+from swintormer.training.data import Source, Sources, batches, training_sources, validation_source
 from swintormer.training.losses import fourier_loss, l1_loss
-from swintormer.training.perceptual import PerceptualLoss
+from swintormer.training.perceptual import PerceptualDistance
+from swintormer.training.processes import Processes
 from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
+
+SHOWN = 4  # validation pairs that are kept as pictures
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Mean PSNR in dB over the validation pairs: of the averaged weights, and of doing without.
+
+    Attributes:
+        pictures: of the first pairs, input, output and truth, each (3, S, S) in [0, 1] on the CPU.
+    """
+
+    psnr: float
+    psnr_without: float
+    pictures: list[tuple[Tensor, Tensor, Tensor]]
 
 
 class Run:
@@ -30,10 +48,12 @@ class Run:
 
     Attributes:
         net: everything that the state file holds, also what does not learn.
+        place: this process among those of the run.
     """
 
     config: TrainConfig
     net: nn.Module
+    place = Processes()
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config = config
@@ -50,6 +70,8 @@ class Run:
         )
         self.step = 0
         self.seconds = 0.0
+        self.waited = 0.0  # seconds of this process without data
+        self._first_row = 0  # of the running part, in the step's batch
 
     def build(self) -> nn.Module:
         """What is trained, with its first weights."""
@@ -68,16 +90,44 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration as the state file notes it: what decides the result."""
-        settings: dict[str, Any] = json.loads(json.dumps(self.config.model_dump(mode="json", exclude=set(FREE))))
+        settings: dict[str, Any] = json.loads(json.dumps(self.config.model_dump(mode="json", exclude=FREE)))
         return settings
 
+    def prepare(self) -> None:
+        """Make what takes long and is made once, such as caches of data.
+
+        Raises:
+            SwintormerError: data that cannot be read.
+        """
+        self.sources  # noqa: B018
+        if self.place.first:
+            self.validation  # noqa: B018
+
+    @cached_property
+    def sources(self) -> Sources:
+        """Of training pairs, for each crop."""
+        return training_sources(self.config, self.place)
+
+    @cached_property
+    def validation(self) -> Source:
+        return validation_source(self.config)
+
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """From step `start` on, what `train_step` takes: pairs (blurred, sharp), each (B, 3, S, S)."""
+        """From step `start` on, what `train_step` takes: this process's pairs (blurred, sharp), each (B, C, S, S)."""
         raise NotImplementedError
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """What a step makes smaller."""
+        """What a step makes smaller: a mean over the pairs. Random numbers come from `chance`."""
         raise NotImplementedError
+
+    def chance(self, count: int) -> list[torch.Generator]:
+        """A generator for each of `count` pairs, by seed, step and place in the step's batch alone.
+
+        So a step draws the same whether one process takes its batch as a whole or several take parts of it, and a
+        resumed run draws what the interrupted one would have.
+        """
+        rows = range(self._first_row, self._first_row + count)
+        return [torch.Generator().manual_seed(_number(self.config.seed, self.step, row)) for row in rows]
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """For validation, of one pair: what this stage makes of it, and what it would be without."""
@@ -96,17 +146,37 @@ class Run:
         return cosine * min(1.0, (self.step + 1) / (c.warmup + 1))
 
     def train_step(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimiser step on (B, 3, S, S) pairs; returns loss and gradient norm before clipping."""
+        """One optimiser step on this process's share of the pairs, (B, C, S, S) and (B, 3, S, S).
+
+        Returns:
+            Loss and gradient norm before clipping, of all processes together.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("rate", 1.0)
-        loss = self.loss(blurred.to(self.device, non_blocking=True), sharp.to(self.device, non_blocking=True))
+        blurred, sharp = blurred.to(self.device, non_blocking=True), sharp.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters(), self.config.clip)
+        loss = self._backward(blurred, sharp)
+        parameters = self._parameters()
+        self.place.add([*(p.grad for p in parameters if p.grad is not None), loss])
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimizer.step()
         self.step += 1
         self._follow()
-        return loss.detach(), norm.detach()
+        return loss, norm.detach()
+
+    def _backward(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """Add the gradients of this process's pairs, part by part; their share of the loss."""
+        batch = len(blurred) if self.place.size == 1 else self.config.phase(self.step).batch
+        total = torch.zeros((), device=self.device)
+        self._first_row = self.place.share(batch).start
+        for part, truth in zip(*(t.tensor_split(self.config.accumulate) for t in (blurred, sharp)), strict=True):
+            # Of what does not draw from `chance`: noise inside the sampler where eta is not 0.
+            torch.manual_seed(_number(self.config.seed, self.step, self._first_row))
+            loss = self.loss(part, truth) * (len(part) / batch)
+            loss.backward()
+            total += loss.detach()
+            self._first_row += len(part)
+        return total
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -138,9 +208,6 @@ class Run:
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         state = {
             "version": STATE_VERSION,
             "step": self.step,
@@ -162,7 +229,7 @@ class Run:
             SwintormerError: no state of this run; one of a network of other sizes; one written under other settings;
                 one that is further than `steps`.
         """
-        state, tensors = read_state(path)
+        state, tensors = self.place.from_first(lambda: read_state(path))
         if state.identity != self.identity():
             raise SwintormerError(f"{path} is of a network of other sizes: start over or choose another `out` folder.")
         sort_tensors(path, state, tensors, self.net.state_dict(), self._parameters())
@@ -175,24 +242,21 @@ class Run:
         self.net.load_state_dict(state.parts["net"])
         self.average = {name: tensor.to(self.device) for name, tensor in state.parts["average"].items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state.slots})
-        rng = state.parts["rng"]
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.step, self.seconds = state.step, state.seconds
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Mean PSNR in dB over the validation pairs: of the averaged weights, and of doing without."""
-        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side, stream=1)
-        restored, untouched = [], []
+    def validate(self) -> Validation:
+        """Of the averaged weights on the validation pairs."""
+        restored, untouched, pictures = [], [], []
         with self.averaged():
             for index in range(self.config.validation):
-                blurred, sharp = (t[None].to(self.device) for t in pairs[index])
-                output, without = self.shown(blurred, sharp)
-                restored.append(_psnr(output.float().clamp(0, 1), sharp))
-                untouched.append(_psnr(without.float().clamp(0, 1), sharp))
-        return sum(restored) / len(restored), sum(untouched) / len(untouched)
+                blurred, sharp = (t.to(self.device) for t in self.validation.batch(index, 1))
+                output, without = (t.float().clamp(0, 1) for t in self.shown(blurred, sharp))
+                restored.append(_psnr(output, sharp))
+                untouched.append(_psnr(without, sharp))
+                if index < SHOWN:
+                    pictures.append((blurred[0, :3].cpu(), output[0].cpu(), sharp[0].cpu()))
+        return Validation(_mean(restored), _mean(untouched), pictures)
 
     def write(self, path: Path, card: dict[str, str]) -> None:
         """The result, with averaged weights, as the next stage or `swintormer deblur` reads it."""
@@ -206,11 +270,11 @@ class ImageRun(Run):
 
     def __init__(self, config: ImageStageConfig, device: torch.device):
         # Before the seed: weights drawn for it change nothing.
-        self.perceptual = None if config.vgg is None else PerceptualLoss(config.vgg).to(device)
+        self.perceptual = PerceptualDistance.trained("vgg").to(device) if config.perceptual else None
         super().__init__(config, device)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(self.config, self.device, start)
+        return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
@@ -218,7 +282,7 @@ class ImageRun(Run):
         if self.config.fourier:
             loss = loss + self.config.fourier * fourier_loss(output, target)
         if self.perceptual is not None:
-            loss = loss + self.config.perceptual * self.perceptual(output, target)
+            loss = loss + self.config.perceptual * self.perceptual(output, target).mean()
         return loss
 
 
@@ -235,13 +299,14 @@ class RestorationRun(ImageRun):
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         with self.autocast():
-            output = self.net(blurred)
+            output = self.net(_right_first(blurred))
         return self.image_loss(output, sharp)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network makes of the blurred picture; that picture."""
+        """What the network makes of the blurred picture; that picture, of two views the right one."""
+        image = _right_first(blurred)
         with self.autocast():
-            return self.net(blurred), blurred
+            return self.net(image), image[:, :3]
 
     def write(self, path: Path, card: dict[str, str]) -> None:
         from swintormer.checkpoint.checkpoint import save_checkpoint
@@ -249,6 +314,11 @@ class RestorationRun(ImageRun):
         with self.averaged() as net:
             assert isinstance(net, Swintormer)
             save_checkpoint(net, path, card=card, training_tile=self.config.training_tile or self.config.crop)
+
+
+def _right_first(blurred: Tensor) -> Tensor:
+    """Of two views the right one first, as the network takes them; sources give the left one first."""
+    return blurred if blurred.shape[1] == 3 else torch.cat((blurred[:, 3:], blurred[:, :3]), dim=1)
 
 
 def first_network(config: NetworkStageConfig) -> Swintormer:
@@ -267,6 +337,15 @@ def first_network(config: NetworkStageConfig) -> Swintormer:
         for parameter in net.output.parameters():
             parameter.zero_()
     return net
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _number(*parts: int) -> int:
+    """A seed of 64 bits out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def _psnr(image: Tensor, truth: Tensor) -> float:

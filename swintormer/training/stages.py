@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swintormer.data import SyntheticPairs
 from swintormer.errors import SwintormerError
 from swintormer.model.network import Swintormer
 from swintormer.prior.checkpoint import config_of, load_prior, make_prior, save_prior
@@ -44,7 +45,10 @@ class PriorRun(Run):
 
 
 class AutoencoderRun(PriorRun, ImageRun):
-    """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other."""
+    """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other.
+
+    The moments of its latents are those of a part of the batch, where `accumulate` or several processes split it.
+    """
 
     config: AutoencoderConfig
 
@@ -79,16 +83,21 @@ class DenoiserRun(PriorRun):
         return prior
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs (condition, sharp latent) from the pool; which ones, the step number alone decides."""
-        conditions, latents = self._pool()
+        """Pairs (condition, sharp latent) from `pool`; which ones, the step number alone decides."""
+        conditions, latents = self.pool
         for step in range(start, self.config.steps):
-            generator = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
-            chosen = torch.randint(len(latents), (self.config.batch,), generator=generator)
-            yield conditions[chosen], latents[chosen]
+            chosen = np.random.default_rng((self.config.seed, step)).integers(len(latents), size=self.config.batch)
+            own = torch.from_numpy(chosen)[self.place.share(self.config.batch)]
+            yield conditions[own], latents[own]
 
+    def prepare(self) -> None:
+        super().prepare()
+        self.pool  # noqa: B018
+
+    @cached_property
     @torch.no_grad()
-    def _pool(self) -> tuple[Tensor, Tensor]:
-        pairs = SyntheticPairs(self.config.seed, self.config.crop, self.config.scene_side)
+    def pool(self) -> tuple[Tensor, Tensor]:
+        pairs = self.sources[self.config.crop]
         made: list[tuple[Tensor, Tensor]] = []
         for start in range(0, self.config.pool, POOL_BATCH):
             blurred, sharp = pairs.batch(start, min(POOL_BATCH, self.config.pool - start))
@@ -101,7 +110,7 @@ class DenoiserRun(PriorRun):
         """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
         with self.autocast():
             part = self.net.condition_part(blurred)
-        return denoising_loss(self.autocast(), self.net, sharp, part)
+        return denoising_loss(self.autocast(), self.net, sharp, part, self.chance(len(sharp)))
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """z_0 from the sampler, decoded; the blurred picture through the autoencoder."""
@@ -151,11 +160,10 @@ class JointRun(ImageRun):
         return {name: getattr(self.config, name).model_dump(mode="json") for name in ("network", "prior")}
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        prior, noise = (
-            self.net.prior,
-            torch.randn(len(blurred), self.net.prior.latent_channels, *_sides(self.net, blurred)),
-        )
-        dropped = float(torch.rand(())) < self.config.prior_dropout
+        prior = self.net.prior
+        shape = (prior.latent_channels, *_sides(self.net, blurred))
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.chance(len(blurred))])
+        dropped = np.random.default_rng((self.config.seed, self.step)).random() < self.config.prior_dropout
         with self.autocast():
             with torch.no_grad():
                 truth = self.before.encode(sharp)
@@ -184,11 +192,12 @@ def _sides(net: Joint, image: Tensor) -> tuple[int, int]:
 
 def _check_crop(config: TrainConfig, multiple: int) -> None:
     """Raises SwintormerError unless the crop is whole positions of the prior's coarsest level."""
-    if config.crop % multiple:
-        raise SwintormerError(
-            f"Stage {config.stage} takes crops of a multiple of {multiple} pixels with this prior, "
-            f"found {config.crop}: set `crop` to {config.crop + -config.crop % multiple}."
-        )
+    for phase in config.phases:
+        if phase.crop % multiple:
+            raise SwintormerError(
+                f"Stage {config.stage} takes crops of a multiple of {multiple} pixels with this prior, "
+                f"found {phase.crop}: set `crop` to {phase.crop + -phase.crop % multiple}."
+            )
 
 
 def _given_prior(config: DenoisingStageConfig) -> LatentPrior:
@@ -199,10 +208,17 @@ def _given_prior(config: DenoisingStageConfig) -> LatentPrior:
     return prior
 
 
-def denoising_loss(autocast: AbstractContextManager[None], prior: LatentPrior, latent: Tensor, part: Tensor) -> Tensor:
+def denoising_loss(
+    autocast: AbstractContextManager[None],
+    prior: LatentPrior,
+    latent: Tensor,
+    part: Tensor,
+    chance: list[torch.Generator],
+) -> Tensor:
     """Mean square error of the denoiser on a latent (B, Cz, h, w) at random times; `part` as for `predict`."""
-    times = torch.randint(prior.scheduler.config["num_train_timesteps"], (len(latent),)).to(latent.device)
-    noise = torch.randn(latent.shape).to(latent.device)
+    last = prior.scheduler.config["num_train_timesteps"]
+    times = torch.cat([torch.randint(last, (1,), generator=generator) for generator in chance]).to(latent.device)
+    noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in chance]).to(latent.device)
     z = prior.scheduler.add_noise(latent, noise, times)
     with autocast:
         predicted = prior.predict(z, times, part)

@@ -13,12 +13,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from swintormer.data.config import DataConfig
 from swintormer.errors import SwintormerError
 
-STATE_VERSION = 3  # 3 added the settings
+STATE_VERSION = 4  # 3 added the settings, 4 left out torch's random state: the step number decides what is drawn
 # Settings that may differ on resuming without a word: they do not decide what is learned. `steps` and `minutes` are not
 # among them, because the learning rate's schedule follows both.
-FREE = frozenset({"out", "device", "threads", "workers", "log_every", "checkpoint_every"})
+FREE: dict[str, Any] = dict.fromkeys(
+    ("out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate"), True
+) | {"data": {"cache"}}
+RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
+# Settings that came later, with what they are for runs from before.
+ADDED = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
@@ -28,7 +34,7 @@ class State:
 
     Attributes:
         step, seconds: done so far.
-        parts: tensors by part ("net", "average", "rng") and name.
+        parts: tensors by part ("net", "average") and name.
         slots: AdamW's state by the parameter's index.
         identity: sizes of what is trained. settings: the configuration without `FREE`; None in older files.
     """
@@ -74,16 +80,15 @@ def sort_tensors(
         net: state dict of the network that is to take the tensors. learning: the optimiser's parameters, in order.
 
     Raises:
-        SwintormerError: a tensor is missing, foreign or of another kind; a random state that torch refuses.
+        SwintormerError: a tensor is missing, foreign or of another kind.
     """
     expected = {f"{part}.{name}": tensor for part in ("net", "average") for name, tensor in net.items()}
-    expected["rng.cpu"] = torch.get_rng_state()
     scalar = torch.tensor(0.0, dtype=torch.float32)
     for index, parameter in enumerate(learning):
         names = [f"optimizer.{index}.{slot}" for slot in SLOTS]
         if any(name in tensors for name in names):  # a parameter without a gradient so far has none
             expected |= dict(zip(names, (scalar, parameter, parameter), strict=True))
-    missing, foreign = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - {"rng.cuda"}
+    missing, foreign = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - RANDOM
     if missing:
         raise fault(path, f"the tensor {min(missing)!r} is missing")
     if foreign:
@@ -93,13 +98,9 @@ def sort_tensors(
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             kinds = [f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in (found, tensor)]
             raise fault(path, f"the tensor {name!r} is {kinds[0]}, expected {kinds[1]}")
-    try:
-        torch.Generator().set_state(tensors["rng.cpu"])
-        if torch.cuda.is_available() and "rng.cuda" in tensors:
-            torch.Generator("cuda").set_state(tensors["rng.cuda"])
-    except (RuntimeError, TypeError) as error:
-        raise fault(path, "its random state is none that torch can take") from error
     for key, tensor in tensors.items():
+        if key in RANDOM:
+            continue
         part, name = key.split(".", 1)
         if part != "optimizer":
             state.parts.setdefault(part, {})[name] = tensor
@@ -115,7 +116,8 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
     advice = "set them back, accept the changes (--accept-changes), or start over (--restart)"
     if before is None:
         raise SwintormerError(f"{path} does not say under which settings it was written, as older ones: {advice}.")
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    before = {**ADDED, **before}
+    names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
         raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")

@@ -1,0 +1,263 @@
+"""What a run trains on: growing crops, photographs, pairs, two views; and that data ends cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import NETWORK, TIMES, log, same_tensors, tiny
+
+from swintormer.checkpoint.checkpoint import checkpoint_info
+from swintormer.data.config import DataConfig
+from swintormer.data.synthetic import MARGIN
+from swintormer.errors import SwintormerError
+from swintormer.images.io import save_vips, wrap
+from swintormer.signals import exiting
+from swintormer.training import data
+from swintormer.training.config import RestorationConfig, read_config
+from swintormer.training.loop import make_run, train
+from swintormer.training.processes import Processes
+from swintormer.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+CROPS = [{"steps": 2, "crop": 16, "batch": 5}, {"steps": 2, "crop": 24, "batch": 3}]
+
+
+def test_crops_grow_and_every_pair_is_used_once(tmp_path) -> None:
+    config = tiny(tmp_path / "run", crops=CROPS)
+    assert [tuple(config.phase(step)) for step in range(6)] == [
+        *((16, 5, 0), (16, 5, 5), (24, 3, 10), (24, 3, 13), (32, 2, 16), (32, 2, 18))
+    ]
+    run = make_run(config, CPU)
+    shapes = [blurred.shape for blurred, _ in run.batches(0)]
+    assert shapes == [(b, 3, s, s) for s, b in ((16, 5), (16, 5), (24, 3), (24, 3), (32, 2), (32, 2))]
+    expected = run.sources[24].batch(13, 3)
+    assert all(torch.equal(a, b) for a, b in zip(next(run.batches(3)), expected, strict=True))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_resumes_in_the_middle_of_a_phase(step: int, tmp_path, monkeypatch) -> None:
+    whole, cut = (tiny(tmp_path / name, crops=CROPS, accumulate=2) for name in ("whole", "cut"))
+    train(whole)
+    original = Run.train_step
+
+    def interrupted(run, blurred, sharp):
+        if run.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, blurred, sharp)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_step", interrupted)
+        assert train(cut) == cut.out / "state.safetensors"
+    train(cut)
+    assert [row | TIMES for row in log(whole)] == [row | TIMES for row in log(cut)]
+    assert [row["samples"] for row in log(cut)] == ["5", "10", "13", "16", "18", "20"]
+    assert same_tensors(whole.out / "state.safetensors", cut.out / "state.safetensors")
+    info = checkpoint_info(cut.out / "weights.safetensors")
+    assert (info.card["pairs"], info.training_tile) == ("20", 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("crops = [{steps = 5, crop = 16, batch = 1}]\nsteps = 5", "the phases of crops last 5 steps and the run 5"),
+        ("crops = [{steps = 0, crop = 16, batch = 1}]", "`crops.0.steps` to 0"),
+        (
+            "crops = [{steps = 1, crop = 300, batch = 1}]\nscene_side = 300",
+            "300 is too small for crops of 300",
+        ),
+        ("crops = [{steps = 1, crop = 16}]", "does not set `crops.0.batch`"),
+        ("crop = 16\nperceptual = 0.1", "the perceptual loss takes crops of 18 pixels or more, found 16"),
+        ("seed = 9223372036854775808", "`seed` to 9223372036854775808"),
+        ("lr = 1e10", "`lr` to 10000000000.0"),
+        ("lr = inf", "`lr` to inf"),
+        ("betas = [0.9, 1.0]", "`betas.1` to 1.0"),
+        ("training_tile = 0", "`training_tile` to 0"),
+        ("[data]\nviews = true\ndegradation = 'camera'", "network.in_channels is 6 for data.views = true"),
+        ("network = 'released'", "takes pictures of 6 channels here and the data has no views"),
+        ("[data]\nphoto = 'x'", "`data.photo` to 'x'"),
+    ],
+)
+def test_faulty_settings_are_named(text: str, complaint: str, tmp_path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("out = 'x'\n" + text)
+    with pytest.raises(SwintormerError) as error:
+        read_config(path)
+    assert complaint in str(error.value)
+
+
+def test_extreme_settings_train(tmp_path) -> None:
+    """The smallest and largest that pass validation, in one step."""
+    largest = {
+        "seed": 2**63 - 1,
+        "steps": 2**63 - 1,
+        "lr": 1e9,
+        "clip": 1e9,
+        "weight_decay": 1e9,
+        "fourier": 1e9,
+        "minutes": 1e-9,
+    }
+    smallest = {"crop": 16, "batch": 1, "min_lr": 0.0, "training_tile": 1, "warmup": 10**9}
+    needed = smallest["crop"] + MARGIN
+    config = tiny(tmp_path / "run", **largest | smallest | {"scene_side": needed, "ema": 0.0, "betas": (0.0, 0.0)})
+    assert train(config) == config.out / "weights.safetensors"
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.kron(rng.integers(0, 256, (20, 24, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        save_vips(folder / f"{number}.png", wrap(pixels))
+    return folder
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_photographs_and_scenes_and_views(views: bool, tmp_path, photographs) -> None:
+    mixture = {"photos": str(photographs), "scenes": 1, "cache": str(tmp_path / "cache"), "degradation": "camera"}
+    network = NETWORK.model_copy(update={"in_channels": 6 if views else 3})
+    config = tiny(tmp_path / "run", network=network, data=mixture | {"views": views}, steps=2, crop=16)
+    info = checkpoint_info(train(config))
+    assert "2 photographs of photographs (camera degradation)" in info.card["data"]
+    run = make_run(config, CPU)
+    blurred, sharp = run.validation.batch(0, 1)
+    with torch.no_grad():
+        restored, right = run.shown(blurred, sharp)
+    # A fresh network is the identity: of the right view, which the sources give second.
+    assert torch.equal(right, blurred[:, 3:] if views else blurred)
+    assert float((restored - right).abs().max()) <= 2 * torch.finfo().eps
+
+
+def test_where_the_cache_lies_decides_nothing_and_what_it_holds_does(tmp_path, photographs) -> None:
+    config = tiny(tmp_path / "run", data={"photos": str(photographs), "cache": str(tmp_path / "one")}, steps=1, crop=16)
+    train(config)
+    moved = config.data.model_copy(update={"cache": tmp_path / "two"})
+    train(config.model_copy(update={"data": moved}))
+    more = config.data.model_copy(update={"photos_share": 2.0})
+    with pytest.raises(SwintormerError, match="`data`"):
+        train(config.model_copy(update={"data": more}))
+
+
+def test_another_crop_or_phases_on_resuming_are_named(tmp_path) -> None:
+    config = tiny(tmp_path / "run", steps=3)
+    train(config.model_copy(update={"minutes": 1e-9}))
+    for change, named in (
+        ({"crop": 48}, "`crop` 32 -> 48"),
+        ({"crops": CROPS[:1]}, "`crops`"),
+        ({"steps": 2}, "`steps` 3 -> 2"),
+    ):
+        with pytest.raises(SwintormerError) as error:
+            train(RestorationConfig(**config.model_dump() | {"minutes": 1e-9} | change))
+        assert named in str(error.value)
+
+
+def test_a_state_from_before_a_setting_was_there_goes_on(tmp_path, monkeypatch) -> None:
+    config = tiny(tmp_path / "run", steps=2)
+    with monkeypatch.context() as patch:
+        before = Run.settings
+        left_out = ("crops", "data")
+        patch.setattr(Run, "settings", lambda run: {k: v for k, v in before(run).items() if k not in left_out})
+        patch.setattr(Run, "progress", property(lambda run: float(run.step > 0)))
+        train(config)
+    train(config)
+    assert [row["step"] for row in log(config)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_data_is_one_sentence_from_any_process(workers: int, tmp_path, photographs) -> None:
+    """A picture that the cache has lost since."""
+    cache = tmp_path / "cache"
+    config = tiny(tmp_path / "run", data={"photos": str(photographs), "cache": str(cache)}, crop=16)
+    sources = data.training_sources(config, Processes())
+    for file in cache.rglob("*.npy"):
+        file.unlink()
+    with pytest.raises(SwintormerError) as error:
+        next(data.batches(config, sources, CPU, 0, workers, Processes()))
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
+    config = tiny(tmp_path / "run", steps=1000)
+    pairs = data.batches(config, data.training_sources(config, Processes()), CPU, 0, 1, Processes())
+    next(pairs)
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(SwintormerError, match="was ended from outside"):
+        for _ in pairs:
+            pass
+
+
+def test_signals_while_data_is_made_leave_and_are_put_back(tmp_path, monkeypatch) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number, kind in ((signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)):
+        monkeypatch.setattr(Run, "prepare", lambda run, number=number: (os.kill(os.getpid(), number), time.sleep(5)))
+        with pytest.raises(kind) as caught:
+            train(tiny(tmp_path / "run"))
+        if kind is SystemExit:
+            assert caught.value.code == 128 + number
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    with exiting():
+        assert signal.getsignal(signal.SIGINT) == handlers[0]
+
+
+def test_interrupt_of_the_program_while_its_worker_starts(tmp_path) -> None:
+    """The signal comes as from a terminal: to all processes of the group, one of them not yet set up."""
+    (tmp_path / "c.toml").write_text(f"""
+        out = "{tmp_path / "run"}"
+        steps = 100000
+        batch = 1
+        crop = 32
+        scene_side = 96
+        workers = 1
+        device = "cpu"
+        {"network = " + inline(NETWORK.model_dump())}
+    """)
+    code = (
+        "import os, signal, sys, threading\n"
+        "from multiprocessing import popen_spawn_posix as popen\n"
+        "launch = popen.Popen._launch\n"
+        "def interrupted(self, process):\n"
+        "    launch(self, process)\n"
+        "    threading.Timer(0.3, os.killpg, (os.getpgrp(), signal.SIGINT)).start()\n"
+        "popen.Popen._launch = interrupted\n"
+        "from swintormer.cli.app import app\n"
+        "if __name__ == '__main__': app(['train', sys.argv[1]])\n"
+    )
+    script = tmp_path / "interrupted.py"
+    script.write_text(code)
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "c.toml")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 128 + signal.SIGINT, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "the same command continues" in process.stderr
+
+
+def inline(table: dict[str, object]) -> str:
+    """A TOML table in one line."""
+    return (
+        "{" + ", ".join(f"{k} = {str(list(v) if isinstance(v, tuple) else v).lower()}" for k, v in table.items()) + "}"
+    )
+
+
+def test_default_data_is_what_it_was() -> None:
+    assert DataConfig.model_validate({}).scenes_share == 1
