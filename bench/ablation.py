@@ -43,8 +43,8 @@ from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.record import Record
 from swintormer.evaluation.scores import NETWORK, degraded_scores, heldout_photographs, network_methods
 from swintormer.evaluation.tables import gains
+from swintormer.execution.tiling import PAPER_TILE, default_stride
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.inference.tiling import PAPER_TILE, default_stride
 from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
 from swintormer.training.config import JointConfig, RestorationConfig, read_config

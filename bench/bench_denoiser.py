@@ -1,9 +1,8 @@
-"""Times a step of a diffusion denoiser and a whole sample: `pytest bench/bench_denoiser.py`.
+"""Times a step of a diffusion denoiser: `pytest bench/bench_denoiser.py`; whole samples: `python -m bench.prior`.
 
 diffusers' UNet2DModel as it comes (contiguous), the same in channels_last, and that one after `sk.optimize`, in turn.
 `reference` in a row is the faster of diffusers' two layouts for `ldm-sr`, and the contiguous one, in which diffusers
-loads a model, for `compact`; the other is printed. A sample is all steps of DDIM with `ddim_step`, beside diffusers'
-own scheduler.
+loads a model, for `compact`; the other is printed.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
-from bench.measure import Row, environment, gemm_rate
+from bench.measure import Row, make_row
 from swintormer.prior.config import PRIORS
 from swintormer_kernels.packed import kept_bytes
-from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate
+from swintormer_kernels.testing.timing import in_turn, peak_memory
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -34,10 +33,6 @@ DENOISERS = {
     "ldm-sr, latent 32": (LDM_SR, 32, 15, "channels_last"),
     "ldm-sr, latent 64": (LDM_SR, 64, 7, "channels_last"),
     "ldm-sr, latent 128": (LDM_SR, 128, 3, "channels_last"),
-}
-SAMPLES = {
-    "compact, latent 32, 4 steps": ("compact, latent 32", 4, 40),
-    "ldm-sr, latent 32, 20 steps": ("ldm-sr, latent 32", 20, 3),
 }
 
 Denoisers = dict[str, torch.nn.Module]
@@ -66,78 +61,8 @@ def bench_step(name, rows):
     inputs = {kind: x if kind == "contiguous" else x.contiguous(memory_format=torch.channels_last) for kind in nets}
     errors = errors_of(nets, x, reference)
     assert errors[0] <= 2 * errors[1], f"relative error {errors[0]:.3g}, diffusers' own {errors[1]:.3g}; not timed"
-    with FlopCounterMode(display=False) as counter:
-        step(nets["contiguous"], x)
     turns = {kind: lambda kind=kind: step(nets[kind], inputs[kind]) for kind in nets}
-    macs = counter.get_total_flops() / 2
-    packed = kept_bytes(nets["optimised"].parameters())
-    rows.append(
-        row(
-            name=name, op="denoiser", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
-            packed=packed,
-        )
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def bench_sample(name, rows):
-    of, steps, rounds = SAMPLES[name]
-    sizes, side, _, reference = DENOISERS[of]
-    nets = denoisers(sizes)
-    generator = torch.Generator().manual_seed(1)
-    channels = sizes["out_channels"]
-    z = torch.randn(1, channels, side, side, generator=generator)
-    condition = torch.randn(1, sizes["in_channels"] - channels, side, side, generator=generator)
-    noises = torch.randn(steps, *z.shape, generator=generator)
-    turns = {
-        "contiguous": lambda: theirs(nets["contiguous"], z, condition, noises, torch.contiguous_format),
-        "channels_last": lambda: theirs(nets["channels_last"], z, condition, noises, torch.channels_last),
-        "optimised": lambda: ours(nets["optimised"], z, condition, noises),
-    }
-    truth = theirs(copy.deepcopy(nets["contiguous"]).double(), z.double(), condition.double(), noises.double(), None)
-    errors = tuple(((turns[kind]() - truth).norm() / truth.norm()).item() for kind in ("optimised", reference))
-    with FlopCounterMode(display=False) as counter:
-        turns["contiguous"]()
-    macs = counter.get_total_flops() / 2
-    packed = kept_bytes(nets["optimised"].parameters())
-    rows.append(
-        row(
-            name=name, op="sample", turns=turns, rounds=rounds, reference=reference, macs=macs, errors=errors,
-            packed=packed,
-        )
-    )  # fmt: skip
-
-
-def scheduler(steps: int) -> Any:
-    found = diffusers.DDIMScheduler(
-        beta_start=0.0015, beta_end=0.0155, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    found.set_timesteps(steps)
-    return found
-
-
-@torch.inference_mode()
-def theirs(net: Any, z: Any, condition: Any, noises: Any, layout: Any) -> torch.Tensor:
-    """diffusers' scheduler and network."""
-    schedule = scheduler(len(noises))
-    for t, noise in zip(schedule.timesteps, noises, strict=True):
-        x = torch.cat([z, condition], 1)
-        x = x if layout is None else x.contiguous(memory_format=layout)
-        z = schedule.step(net(x, t).sample, t, z, eta=1.0, variance_noise=noise).prev_sample
-    return z
-
-
-@torch.inference_mode()
-def ours(net: Any, z: Any, condition: Any, noises: Any) -> torch.Tensor:
-    """The optimised network and `ddim_step`."""
-    schedule = scheduler(len(noises))
-    alphas, apart = schedule.alphas_cumprod.tolist(), 1000 // len(noises)
-    for t, noise in zip(schedule.timesteps.tolist(), noises, strict=True):
-        x = torch.cat([z, condition], 1).contiguous(memory_format=torch.channels_last)
-        later = alphas[t - apart] if t >= apart else alphas[0]
-        z = sk.ddim_step(z, net(x, t).sample, alpha_bar_t=alphas[t], alpha_bar_s=later, eta=1.0, noise=noise)
-    return z
+    rows.append(row(name, nets, turns, rounds, reference, errors))
 
 
 def errors_of(nets: Denoisers, x: torch.Tensor, reference: str) -> tuple[float, float]:
@@ -147,48 +72,36 @@ def errors_of(nets: Denoisers, x: torch.Tensor, reference: str) -> tuple[float, 
 
 
 def row(
-    *,
     name: str,
-    op: str,
+    nets: Denoisers,
     turns: dict[str, Callable[[], torch.Tensor]],
     rounds: int,
     reference: str,
-    macs: float,
     errors: tuple[float, ...],
-    packed: int,
 ) -> Row:
-    """Time `turns` and print what fits in no row."""
+    """Time `turns`, and print what fits in no row."""
+    with FlopCounterMode(display=False) as counter:
+        turns["contiguous"]()
+    macs, packed = counter.get_total_flops() / 2, kept_bytes(nets["optimised"].parameters())
     seconds = {kind: median(found) for kind, found in in_turn(turns, rounds).items()}
     own, eager = seconds["optimised"], seconds[reference]
     peaks = {kind: peak_memory(turn) / 1e6 for kind, turn in turns.items()}
-    nan = float("nan")
     print(
-        f"\n{op} {name}: {macs / 1e9:.3g} GMAC; "
+        f"\ndenoiser {name}: {macs / 1e9:.3g} GMAC; "
         + ", ".join(f"{kind} {1e3 * found:.4g} ms, peak {peaks[kind]:.1f} MB" for kind, found in seconds.items())
         + f"; {seconds['contiguous'] / own:.2f} times as fast as contiguous, "
         f"{seconds['channels_last'] / own:.2f} times as channels_last"
     )
-    return Row(
-        **environment(),
-        op=op,
+    return make_row(
+        op="denoiser",
         case=f"{name}, beside {reference}",
         backend="cpu",
         automatic="cpu",
         rounds=rounds,
-        forward_ms=1e3 * own,
-        reference_ms=1e3 * eager,
-        forward_ratio=eager / own,
-        both_ms=nan,
-        both_reference_ms=nan,
-        both_ratio=nan,
-        gmac=macs / 1e9,
-        gflops=2 * macs / own / 1e9,
-        gemm_share=2 * macs / own / gemm_rate(),
-        gb_s=nan,
-        copy_share=nan,
-        peak_mb=peaks["optimised"],
-        error=errors[0],
-        reference_error=errors[1],
-        fma_share=2 * macs / own / peak_rate(),
-        packed_mb=packed / 1e6,
+        forward=own,
+        reference=eager,
+        macs=macs,
+        peak_bytes=1e6 * peaks["optimised"],
+        errors=errors,
+        packed_bytes=packed,
     )

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import swintormer_kernels as sk
-from bench.measure import Row, environment
+from bench.measure import make_row
 from swintormer import PRESETS, Swintormer
 from swintormer.cli.bench import blocks_backends
 from swintormer.cli.macs import count_macs
 from swintormer_kernels.packed import kept_bytes
-from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory, peak_rate, timed
+from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory, peak_rate, timed
 
 TILE = 256
 ROUNDS, TRAINING_ROUNDS = 9, 3
@@ -53,8 +53,8 @@ def bench(preset, backend, benchmark, rows, notes):
     error, reference_error = errors(net, x, backend)
     assert error <= 2 * reference_error, f"relative error {error:.3g} of {backend}, {reference_error:.3g} of eager"
 
-    yardstick = Yardstick()
-    turns = {"reference": lambda: forward(net, x, "reference"), **yardstick.turns}
+    torch_rate = TorchRate()
+    turns = {"reference": lambda: forward(net, x, "reference"), **torch_rate.turns}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
 
     def others() -> None:
@@ -64,35 +64,27 @@ def bench(preset, backend, benchmark, rows, notes):
     benchmark.group = f"network {preset}, one {TILE}x{TILE} tile"
     benchmark.pedantic(lambda: forward(net, x, backend), setup=others, rounds=ROUNDS, warmup_rounds=1)
     seconds = {name: measured[1:] for name, measured in seconds.items()}  # the first warmed up
-    own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), yardstick.rate(seconds)
+    own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), torch_rate.rate(seconds)
     both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
     macs = count_macs(net.config, TILE, TILE).total
     peak_flops = peak_rate()
     moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
     rows.append(
-        Row(
-            **environment(),
+        make_row(
             op="network",
             case=f"{preset}, one {TILE}x{TILE} tile",
             backend=backend,
             automatic="+".join(blocks_backends(net, x)),
             rounds=ROUNDS,
-            forward_ms=1e3 * own,
-            reference_ms=1e3 * reference,
-            forward_ratio=reference / own,
-            both_ms=1e3 * median(both[backend]),
-            both_reference_ms=1e3 * median(both["reference"]),
-            both_ratio=median(both["reference"]) / median(both[backend]),
-            gmac=macs / 1e9,
-            gflops=2 * macs / own / 1e9,
-            gemm_share=2 * macs / own / rate,
-            gb_s=moved / own / 1e9,
-            copy_share=float("nan"),  # no copy stands beside a whole network
-            peak_mb=peak(net, x, backend) / 1e6,
-            error=error,
-            reference_error=reference_error,
-            fma_share=2 * macs / own / peak_flops,
-            packed_mb=kept_bytes(net.parameters()) / 1e6,
+            forward=own,
+            reference=reference,
+            both=(median(both[backend]), median(both["reference"])),
+            macs=macs,
+            moved=moved,
+            product_rate=rate,
+            peak_bytes=peak(net, x, backend),
+            errors=(error, reference_error),
+            packed_bytes=kept_bytes(net.parameters()),
         )
     )
     shares = {

@@ -12,7 +12,7 @@ import pkgutil
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -28,7 +28,7 @@ import swintormer_kernels.ops
 from swintormer_kernels import native
 from swintormer_kernels.packed import kept_bytes
 from swintormer_kernels.testing.case import Case
-from swintormer_kernels.testing.timing import in_turn, peak_memory, peak_rate, timed
+from swintormer_kernels.testing.timing import peak_memory, peak_rate, timed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SECONDS_PER_CASE = 1.0
@@ -107,29 +107,61 @@ def measure_op(benchmark: Any, module: ModuleType, case: Case, backend: str) -> 
     }
     rounds, median = _between(benchmark, lambda: call(backend), turns)
     forward = benchmark.stats.stats.median
-    return Row(
-        **environment(),
+    return make_row(
         op=module.OP.name,
         case=case.name,
         backend=backend,
         automatic=str(sk.explain(op, *args, **kwargs).backend),
         rounds=rounds,
-        forward_ms=1e3 * forward,
-        reference_ms=1e3 * median["reference"],
-        forward_ratio=median["reference"] / forward,
-        both_ms=1e3 * median["both"],
-        both_reference_ms=1e3 * median["both_reference"],
-        both_ratio=median["both_reference"] / median["both"],
-        gmac=work.macs / 1e9,
-        gflops=2 * work.macs / forward / 1e9,
-        gemm_share=2 * work.macs / forward / gemm_rate(),
-        gb_s=work.bytes / forward / 1e9,
+        forward=forward,
+        reference=median["reference"],
+        both=(median["both"], median["both_reference"]),
+        macs=work.macs,
+        moved=work.bytes,
         copy_share=median["copy"] / forward,
-        peak_mb=peak_memory(lambda: call(backend)) / 1e6,
-        error=error,
-        reference_error=reference_error,
-        fma_share=2 * work.macs / forward / peak_rate(),
-        packed_mb=kept_bytes(t for t in tree_leaves(args) if isinstance(t, Tensor)) / 1e6,
+        peak_bytes=peak_memory(lambda: call(backend)),
+        errors=(error, reference_error),
+        packed_bytes=kept_bytes(t for t in tree_leaves(args) if isinstance(t, Tensor)),
+    )
+
+
+def make_row(
+    *,
+    forward: float,
+    reference: float,
+    macs: float,
+    errors: tuple[float, ...],
+    peak_bytes: float,
+    packed_bytes: float,
+    both: tuple[float, float] = (math.nan, math.nan),
+    moved: float = math.nan,
+    copy_share: float = math.nan,
+    product_rate: float | None = None,
+    **told: Any,
+) -> Row:
+    """A row from seconds, multiply-accumulates and bytes; `errors` and `both` are the backend's and the reference's.
+
+    `product_rate` in FLOP/s is of torch's matrix product, measured now if None; `told` are columns as they are.
+    """
+    return Row(
+        **environment(),
+        **told,
+        forward_ms=1e3 * forward,
+        reference_ms=1e3 * reference,
+        forward_ratio=reference / forward,
+        both_ms=1e3 * both[0],
+        both_reference_ms=1e3 * both[1],
+        both_ratio=both[1] / both[0],
+        gmac=macs / 1e9,
+        gflops=2 * macs / forward / 1e9,
+        gemm_share=2 * macs / forward / (product_rate or gemm_rate()),
+        gb_s=moved / forward / 1e9,
+        copy_share=copy_share,
+        peak_mb=peak_bytes / 1e6,
+        error=errors[0],
+        reference_error=errors[1],
+        fma_share=2 * macs / forward / peak_rate(),
+        packed_mb=packed_bytes / 1e6,
     )
 
 
@@ -204,25 +236,6 @@ def environment() -> dict[str, Any]:
         "isa": native.extension().isa() if native.why_absent() is None else "",
         "threads": torch.get_num_threads(),
     }
-
-
-def print_worst(calls: Iterable[tuple[str, Any, tuple[Any, ...]]], count: int) -> None:
-    """reference / cpu of each (name, op, arguments), forward, the `count` worst ones, the very worst last.
-
-    Both take turns; the best of each counts, because these calls are shorter than a time slice of a busy machine.
-    """
-    found = [(_best_ratio(op, arguments), sk.explain(op, *arguments).backend, name) for name, op, arguments in calls]
-    for value, chosen, name in sorted(found, reverse=True)[-count:]:
-        print(f"{value:5.2f}  {name} ({chosen} is chosen)")
-
-
-def _best_ratio(op: Any, arguments: tuple[Any, ...]) -> float:
-    def call(backend: str) -> None:
-        with sk.use_backend(backend), torch.inference_mode():
-            op(*arguments)
-
-    seconds = in_turn({name: lambda name=name: call(name) for name in ("reference", "cpu")}, rounds=9)
-    return min(seconds["reference"]) / min(seconds["cpu"])
 
 
 def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:

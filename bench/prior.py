@@ -1,16 +1,16 @@
 """What the prior costs: multiply-accumulates, memory and time of a step and of a sample, diffusers' own beside ours.
 
-`python -m bench.prior [compact|ldm-sr] [SIDE ...]` prints a row for each latent side. diffusers' is UNet2DModel on z_t
-and condition, concatenated, and DDIMScheduler.step, eager; ours is
-`LatentPrior`. Random weights; in turn, medians. MB are what torch holds at most above what it held before. "computed"
-marks a sample that was not run, steps times a step, without the encoder; its memory is not known: "not run".
+`python -m bench.prior [NAME ...] [SIDE ...]` prints a row for each prior and latent side, all by default. diffusers' is
+UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step, eager; ours is `LatentPrior`. Random weights; in
+turn, medians. MB are what torch holds at most above what it held before. "computed" marks a sample that was not run,
+steps times a step, without the encoder; its memory is not known: "not run".
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable
 
 import torch
@@ -92,20 +92,24 @@ def row(name: str, prior: LatentPrior, side: int) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main(arguments: list[str]) -> None:
-    names = [word for word in arguments if not word.isdigit()] or ["compact", "ldm-sr"]
-    sides = [int(word) for word in arguments if word.isdigit()] or list(SIDES)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = (*PRIORS, *map(str, SIDES))
+    parser.add_argument("words", nargs="*", metavar="NAME|SIDE", help=f"of {', '.join(words)}, or another side")
+    asked = parser.parse_args(arguments).words
+    unknown = [word for word in asked if word not in PRIORS and not word.isdigit()]
+    if unknown:
+        parser.error(f"there is no prior {unknown[0]!r}: choose from {', '.join(PRIORS)}, or give the side of a latent")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * (len(COLUMNS) - 1))
-    for name in names:
+    for name in [word for word in asked if word in PRIORS] or PRIORS:
         torch.manual_seed(0)
-        config = PRIORS[name]
-        prior = make_prior(config).eval()
+        prior = make_prior(PRIORS[name]).eval()
         prior.sampling = prior.sampling.model_copy(update={"piece": 128})
         with torch.inference_mode():
-            for side in sides:
+            for side in [int(word) for word in asked if word.isdigit()] or SIDES:
                 print(row(name, prior, side), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,9 +1,9 @@
 """Draws bench/results/roofline_<isa>.png, one for each instruction set, from recorded rows: `python -m bench.roofline`.
 
-The floor of a shape is the time that its arithmetic takes at the rate of float32 multiply-adds between registers (rows
-from before that was measured: of torch's matrix product), or that its memory takes at the rate of a copy, whichever is
-longer; both rates are of the row's own run. A bar is the share of the floor that was reached, for the backend and for
-the plain PyTorch reference, newest row of each shape.
+The floor of a shape is the time that its arithmetic takes at the rate of float32 multiply-adds between registers, or
+that its memory takes at the rate of a copy, whichever is longer; both rates are of the row's own run. A bar is the
+share of the floor that was reached, for the backend and for the plain PyTorch reference, newest row of each shape. Rows
+without the rate of multiply-adds are left out.
 """
 
 from __future__ import annotations
@@ -55,19 +55,20 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
 
 
 def newest_rows(files: list[Path]) -> list[dict[str, str]]:
-    """The last row of each (op, case, backend, isa); files grow at their end."""
+    """The last row of each (op, case, backend, isa) that has `fma_share`; files grow at their end."""
     newest: dict[tuple[str, ...], dict[str, str]] = {}
     for file in files:
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                newest[row["op"], row["case"], row["backend"], row["isa"]] = row
+                if not math.isnan(float(row["fma_share"])):
+                    newest[row["op"], row["case"], row["backend"], row["isa"]] = row
     return list(newest.values())
 
 
 def share_of_floor(row: dict[str, str]) -> float:
     """Floor time over measured time: the larger of the two shares, because the longer of the two times binds."""
-    fma, gemm, copy = (float(row[name]) for name in ("fma_share", "gemm_share", "copy_share"))
-    return max(share for share in (gemm if math.isnan(fma) else fma, copy) if not math.isnan(share))
+    fma, copy = float(row["fma_share"]), float(row["copy_share"])
+    return fma if math.isnan(copy) else max(fma, copy)
 
 
 def machine(rows: list[dict[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""Swintormer: restore photographs with defocus or motion blur, tile by tile, on whatever machine a person has."""
+"""Swintormer: restore photographs with defocus or motion blur, tile by tile, on any machine."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ConvWeights(NamedTuple):
 
 
 class ResBlockWeights(NamedTuple):
-    """Parameters of a res block, and what the time embedding adds."""
+    """Parameters of a ResNet block, and what the time embedding adds."""
 
     conv1: Tensor  # (C_mid, C_in, 3, 3)
     conv2: Tensor  # (C_out, C_mid, 3, 3)

@@ -1,4 +1,4 @@
-"""A stand-in for the released network, for tests of `optimize`: its modules, parameter names and arithmetic.
+"""A stand-in for the released block, for tests of `optimize`: its modules, parameter names and arithmetic.
 
 Written from the published description (arXiv 2401.05907) in plain eager code that shares nothing with this package.
 What a near relative could do otherwise stands in class attributes and small methods, so a test can change one thing.
@@ -138,74 +138,3 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
-
-
-class Embed(nn.Module):
-    def __init__(self, channels: int, dim: int):
-        super().__init__()
-        self.proj1 = nn.PixelUnshuffle(2)
-        self.proj2 = nn.Conv2d(4 * channels, dim, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj2(self.proj1(x))
-
-
-class Resample(nn.Module):
-    def __init__(self, dim: int, out: int, shuffle: nn.Module):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(dim, out, 3, padding=1, bias=False), shuffle)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Restorer(nn.Module):
-    """The whole network; sides must be multiples of 16 windows."""
-
-    block = TransformerBlock
-
-    def __init__(self, dim: int = 48, num_blocks=(2, 4, 6, 8), refinement: int = 4, heads=(1, 2, 4, 8), window=16):  # type: ignore[no-untyped-def]
-        super().__init__()
-
-        def stage(level: int, count: int, channels: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(self.block(channels, heads[level], window, window // 2 * (i % 2)) for i in range(count))
-            )
-
-        def down(channels: int) -> Resample:
-            return Resample(channels, channels // 2, nn.PixelUnshuffle(2))
-
-        def up(channels: int) -> Resample:
-            return Resample(channels, channels * 2, nn.PixelShuffle(2))
-
-        self.patch_embed = Embed(6, dim)
-        self.encoder_level1 = stage(0, num_blocks[0], dim)
-        self.down1_2 = down(dim)
-        self.encoder_level2 = stage(1, num_blocks[1], 2 * dim)
-        self.down2_3 = down(2 * dim)
-        self.encoder_level3 = stage(2, num_blocks[2], 4 * dim)
-        self.down3_4 = down(4 * dim)
-        self.latent = stage(3, num_blocks[3], 8 * dim)
-        self.up4_3 = up(8 * dim)
-        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=False)
-        self.decoder_level3 = stage(2, num_blocks[2], 4 * dim)
-        self.up3_2 = up(4 * dim)
-        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=False)
-        self.decoder_level2 = stage(1, num_blocks[1], 2 * dim)
-        self.up2_1 = up(2 * dim)
-        self.decoder_level1 = stage(0, num_blocks[0], 2 * dim)
-        self.refinement = stage(0, refinement, 2 * dim)
-        self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=False)
-        self.output = nn.Sequential(nn.Conv2d(2 * dim, 12, 3, padding=1, bias=False), nn.PixelShuffle(2))
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = 2 * image - 1
-        first = self.patch_embed(x)
-        one = self.encoder_level1(first)
-        two = self.encoder_level2(self.down1_2(one))
-        three = self.encoder_level3(self.down2_3(two))
-        y = self.up4_3(self.latent(self.down3_4(three)))
-        y = self.up3_2(self.decoder_level3(self.reduce_chan_level3(torch.cat([y, three], 1))))
-        y = self.up2_1(self.decoder_level2(self.reduce_chan_level2(torch.cat([y, two], 1))))
-        y = self.refinement(self.decoder_level1(torch.cat([y, one], 1)))
-        return (self.output(y + self.skip_conv(first)) + x[:, :3] + 1) / 2

@@ -25,7 +25,7 @@ from bench.gpu.main import NO_GPU
 from bench.gpu.parts import Meter, relative, time_op
 from bench.gpu.timing import median_ms
 from bench.prior import by_diffusers
-from swintormer.inference.cuda_graph import capture_graph
+from swintormer.execution.cuda_graph import capture_graph
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.config import PRIORS, PriorConfig
 from swintormer.prior.model import LatentPrior

@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     with (asked.out / "log.txt").open("w", encoding="utf-8") as log:
         print(machine(), file=log, flush=True)
-        outcomes = {"tests": run_together(tests(), [], LIMITS["tests"], log)}
+        outcomes = {"tests": run_together(tests(), LIMITS["tests"], log)}
         if outcomes["tests"] == "done":
             for part in ("ops", "network", "compile"):
                 command = [sys.executable, "-m", "bench.gpu.main", "--out", str(asked.out), "--part", part]
-                outcomes[part] = run_together([command], [], LIMITS[part], log)
+                outcomes[part] = run_together([command], LIMITS[part], log)
     rows = read_rows(asked.out)
     write_notes(asked.out, rows, outcomes, time.monotonic() - started)
     if outcomes["tests"] != "done":
@@ -80,23 +80,20 @@ def tests() -> list[list[str]]:
     return [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests" / "app").glob("test_graphs*.py")))]
 
 
-def run_together(commands: list[list[str]], helpers: list[list[str]], limit: float, log: TextIO) -> str:
-    """Run all at once: "done", "stopped after N s" or "failed: COMMAND"; what they print goes to the log in turn.
-
-    Helpers are stopped with the last command, and their outcome does not count.
-    """
+def run_together(commands: list[list[str]], limit: float, log: TextIO) -> str:
+    """Run all at once: "done", "stopped after N s" or "failed: COMMAND"; what they print goes to the log in turn."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // max(1, len(commands))))
     until, outcome = time.monotonic() + limit, "done"
     with ExitStack() as stack:
         running = []
-        for command in (*commands, *helpers):
+        for command in commands:
             output = stack.enter_context(TemporaryFile("w+", encoding="utf-8", errors="replace"))
             process = Popen(command, stdout=output, stderr=STDOUT, cwd=ROOT, env=environment)
             stack.callback(process.wait)
             stack.callback(process.kill)  # of one that ended: nothing
             running.append((command, process, output))
-        for command, process, output in running[: len(commands)]:
+        for command, process, output in running:
             try:
                 if process.wait(max(0.0, until - time.monotonic())) and outcome == "done":
                     outcome = f"failed: {' '.join(command[1:])}"

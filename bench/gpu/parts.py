@@ -17,8 +17,7 @@ from bench.gpu.timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated
 from bench.measure import op_modules
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
-from swintormer.inference.cuda_graph import capture_graph
-from swintormer_kernels.ops import swda_block
+from swintormer.execution.cuda_graph import capture_graph
 from swintormer_kernels.testing.cases import cases_of
 
 TILES, TRAINED, TILE = 40, 8, 256  # 40 tiles are a photograph of 1680x1120
@@ -88,8 +87,6 @@ def run(part: str, out: Path, device: str) -> None:
         for preset in ("released", "small"):
             time_network(meter, preset, PRESETS[preset])
     else:
-        for name in ("level1, C 48, shifted", "latent, C 384, shifted"):
-            time_compiled_block(meter, name)
         time_compiled(meter, PRESETS["released"])
 
 
@@ -109,8 +106,6 @@ def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
                 print(f"{module.OP.name}, {case.name}, {dtype}: {reason}", flush=True)
                 continue
             time_case(meter, op, case.name, (arguments, keywords), module.cost(*arguments, **keywords))
-            if module.OP.name == "swda_attention":
-                time_sdpa(meter, case.name, arguments)
 
 
 def on_device(made: tuple[Any, Any], device: str, dtype: torch.dtype, tiles: int) -> tuple[Any, Any]:
@@ -171,24 +166,6 @@ def wide(value: Any) -> Any:
 
 def relative(value: Tensor, exact: Tensor) -> float:
     return ((value.double() - exact).norm() / exact.norm()).item()
-
-
-def time_sdpa(meter: Meter, name: str, arguments: Any) -> None:
-    """torch's own attention for the window half alone: the same tokens, heads and a bias, without the shift mask."""
-    x, weights, window, _ = arguments
-    heads, channels = weights.logit_scale.shape[0], x.shape[1]
-    tokens, size = window**2, channels // 2 // heads
-    windows = x.numel() // channels // tokens
-    q, k, v = torch.randn(3, windows, heads, tokens, size, device=x.device).to(x.dtype)
-    bias = torch.randn(1, heads, tokens, tokens, device=x.device).to(x.dtype)
-
-    def call() -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-    ms, macs = median_ms(call, meter.device), 2 * windows * heads * tokens**2 * size
-    meter.row(
-        what="attention core", case=name, dtype=x.dtype, by="sdpa core", ms=ms, macs=macs, moved=8 * q.nbytes // 2
-    )
 
 
 # ---- the whole network -----------------------------------------------------------------------------------------------
@@ -265,18 +242,6 @@ def time_compiled(meter: Meter, config: NetworkConfig, tile: int = TILE, tiles: 
     ms = median_ms(lambda: forward("reference", compiled, x), meter.device)
     macs = count_macs(config, tile, tile).total * tiles
     meter.row(what="released", case=f"{tiles} tiles of {tile}", dtype=dtype, by="compile", ms=ms, macs=macs)
-
-
-def time_compiled_block(meter: Meter, name: str, tiles: int = OP_TILES) -> None:
-    """One block's reference through torch.compile(mode="max-autotune"), bfloat16: minutes less than the network."""
-    case = next(case for case in cases_of("swda_block") if case.name == name)
-    arguments, keywords = on_device(case.make(0), meter.device, torch.bfloat16, tiles)
-    compiled = torch.compile(sk.swda_block, mode=compile_mode(meter.device))
-    copies = rotated(arguments, meter.device)
-    turns = [lambda copy=copy: on("reference", compiled, copy, keywords) for copy in copies]
-    work = swda_block.cost(*arguments, **keywords)
-    ms = rotating_ms(turns, meter.device)
-    meter.row(what="swda_block", case=name, dtype=torch.bfloat16, by="compile", ms=ms, macs=work.macs, moved=work.bytes)
 
 
 def compile_mode(device: str) -> str | None:

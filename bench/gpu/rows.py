@@ -16,7 +16,7 @@ class Row:
     case: str
     dtype: str
     passes: str  # "forward" or "both": forward and backward
-    by: str  # "triton", "eager", "compile", "graph", "sdpa core"
+    by: str  # "triton", "eager", "compile", "graph"
     ms: float
     ratio: float
     gmac: float  # forward and backward count as three times the forward

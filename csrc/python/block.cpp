@@ -1,5 +1,5 @@
 // Bindings of the block: swda_block, its halves, and swda_core, which training runs.
-#include "../base/dispatch.h"
+#include "../dispatch/dispatch.h"
 #include "arguments.h"
 
 namespace swk::python {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "../base/dispatch.h"
+#include "../dispatch/dispatch.h"
 #include "arguments.h"
 
 namespace swk::python {

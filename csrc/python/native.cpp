@@ -2,9 +2,9 @@
 // lets go of the GIL while a kernel runs. Every argument is passed by name.
 #include <algorithm>
 
-#include "../base/dispatch.h"
 #include "../base/parallel.h"
-#include "../base/peak.h"
+#include "../dispatch/dispatch.h"
+#include "../dispatch/peak.h"
 #include "arguments.h"
 
 #if defined(__GLIBC__)
@@ -45,7 +45,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");
     module.def("keep_freed_memory", &keep_freed_memory, py::arg("most"), "Whether the allocator can be told.");
-    module.def("peak_gflops", &peak, py::arg("dtype"), py::arg("threads"), "csrc/base/peak.h; 0 for none.");
+    module.def("peak_gflops", &peak, py::arg("dtype"), py::arg("threads"), "csrc/dispatch/peak.h; 0 for none.");
     swk::python::bind_denoiser(module);
     swk::python::bind_block(module);
 }

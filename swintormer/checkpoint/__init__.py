@@ -1,1 +1,1 @@
-"""Weight files: safe readers, checkpoints that describe themselves, and sizes inferred from tensor shapes."""
+"""Checkpoints: a network with its prior, its training tile and its model card in one file."""

@@ -1,7 +1,7 @@
 """Checkpoints: write safetensors that describe themselves; read those and the release's layout; never run code.
 
 A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConfig`), `swintormer.training_tile` and
-`swintormer.card` (JSON object of strings). Any other file has its configuration read off the tensors' shapes.
+`swintormer.card` (JSON object of strings). For any other file, the shapes of the tensors give the configuration.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
-from swintormer.checkpoint.tensors import bare_name, read_tensors
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.prior import checkpoint as prior_weights
 from swintormer.prior.config import PriorConfig
+from swintormer.tensors import bare_name, read_tensors
 
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior
@@ -39,7 +39,7 @@ class Checkpoint:
         prior: the prior in the same file; None where there is none, or where it was left out.
         training_tile: side in pixels of the crops it was trained on; None where the file does not say.
         card: summary of the model card; empty where the file has none.
-        describes_itself: whether the sizes of `net` are from the file's metadata. If not, they were read off the
+        describes_itself: whether the sizes of `net` are from the file's metadata. If not, they were inferred from the
             tensors' shapes, and the window is the caller's or the released 16.
     """
 
@@ -55,7 +55,7 @@ class CheckpointInfo:
     """What a checkpoint says about itself.
 
     Attributes:
-        config: from the metadata, or else read off the shapes.
+        config: from the metadata, or else inferred from the shapes.
         training_tile: side in pixels of the crops it was trained on; None where the file does not say.
         card: summary of the model card; empty where the file has none.
         parameters: number of parameters.
@@ -79,18 +79,19 @@ def save_checkpoint(
     card: Mapping[str, str] | str | None = None,
     prior: LatentPrior | None = None,
 ) -> None:
-    """Write a network as safetensors; whatever stood at `path` is replaced only once the new file is complete.
+    """Write a network as safetensors; an existing file is replaced only once the new one is complete.
 
     Args:
-        net: a network, what torch.compile made of one, or a `Checkpoint`, of which all is kept that is not given here.
+        net: a network, also one compiled by torch.compile, or a `Checkpoint`, whose other contents are written, too,
+            except what is given here.
         training_tile: side in pixels of the training crops.
         card: the model card in short, as name and text pairs; a string alone becomes its `summary`; an empty one is
             left out.
-        prior: goes into the same file, for a network that takes it in.
+        prior: written into the same file; the network must take its latent as input.
 
     Raises:
-        SwintormerError: the file cannot be written, the training tile is not positive, or the prior has other channels
-            than the network takes.
+        SwintormerError: the file cannot be written, the training tile is not positive, or the prior's channels are not
+            those that the network takes.
     """
     if isinstance(net, Checkpoint):
         training_tile = net.training_tile if training_tile is None else training_tile
@@ -120,11 +121,12 @@ def read_checkpoint(
     window_size: int | None = None,
     prior: bool = True,
 ) -> Checkpoint:
-    """All that a checkpoint holds: the network and its prior, in evaluation mode, the training tile and the model card.
+    """Read a whole checkpoint: network and prior in evaluation mode, training tile and model card.
 
     Reads files of `save_checkpoint`, the released layout as `.pth` (a dict with `params_ema` or `params`, the former
-    preferred, or a bare state dict; prefixes of wrappers stripped) and as safetensors without metadata. The kind is
-    told by the content, not by the name. Pickles go through the restricted unpickler: nothing in a file is ever run.
+    preferred, or a bare state dict; prefixes of wrappers stripped) and as safetensors without metadata. The kind of
+    a file is recognised by its content, not its name. Pickles are read with the restricted unpickler: no code in a
+    file is ever run.
 
     Args:
         device: of the network and the prior.
@@ -132,8 +134,8 @@ def read_checkpoint(
         prior: False leaves the file's prior out, which does not need diffusers then.
 
     Raises:
-        SwintormerError: there is no such file, it holds anything else, or it names another window; the prior cannot be
-            made. The sentence says what was found and what was expected.
+        SwintormerError: there is no such file, it holds something else, it stores another window, or the prior cannot
+            be made. The sentence says what was found and what was expected.
     """
     path = Path(path)
     state, metadata = read_tensors(path)
@@ -201,7 +203,9 @@ def _describe(
         described = metadata.get(prior_weights.METADATA)
         prior = prior_weights.parse_config(described) if described else None
         if prior is None and (surplus := next(iter(_parted(state)[1]), None)):
-            raise ValueError(f"it holds {prior_weights.PREFIX + surplus!r} and does not say what prior that is of")
+            raise ValueError(
+                f"it holds {prior_weights.PREFIX + surplus!r} of a prior, but not the prior's configuration"
+            )
         if prior is not None:
             check_channels(config, prior.latent_channels)
     except ValidationError as error:
@@ -227,7 +231,7 @@ def _describe(
 
 
 def check_channels(config: NetworkConfig, latent_channels: int) -> None:
-    """Raises SwintormerError unless a network takes in a latent of that many channels."""
+    """Raises SwintormerError unless the network takes a latent of that many channels as input."""
     if config.prior_channels != latent_channels:
         raise SwintormerError(
             f"The prior's latent has {latent_channels} channels, and the network takes {config.prior_channels}."

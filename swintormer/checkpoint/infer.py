@@ -1,4 +1,4 @@
-"""The sizes of a network, read off the shapes of its tensors."""
+"""The sizes of a network, inferred from the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 
-DEFAULT_WINDOW = 16  # the released value; it stands in no shape
+DEFAULT_WINDOW = 16  # the released value; no shape depends on it
 
 FUSION = "prior_fusion.latent.weight"
 
@@ -35,14 +35,14 @@ _LEVELS = tuple(_STAGES)[:4]
 def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> NetworkConfig:
     """The configuration whose `Swintormer` would have these tensors; `check_shapes` tells whether it really has.
 
-    Every stage must have a block: one without is rather a damaged file than a network that somebody made.
+    Every stage must have a block: without one, the file is more likely damaged than a network of that kind.
 
     Args:
         shapes: by the released key names.
         window_size: taken as it is.
 
     Raises:
-        ValueError: a tensor that every Swintormer has is missing or has another shape; in words, without full stop.
+        ValueError: a tensor that every Swintormer has is missing or has another shape; a sentence without full stop.
         pydantic.ValidationError: the sizes fit no network.
     """
     # patch_embed: (D, 4 C_in, 3, 3); output: (4 C_out, 2D, 3, 3)
@@ -65,14 +65,14 @@ def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> Net
 
 
 def check_shapes(shapes: Shapes, config: NetworkConfig) -> None:
-    """Raises ValueError, in words without full stop, unless these are exactly the tensors of that network."""
+    """Raises ValueError, a sentence without full stop, unless these are exactly the tensors of that network."""
     if sum(config.num_blocks) + config.num_refinement_blocks > len(shapes):  # before anything of that size is built
         raise ValueError(f"it names more blocks than it has tensors ({len(shapes)})")
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Swintormer(config).state_dict().items()}
     missing = [name for name in expected if name not in shapes]
     surplus = [name for name in shapes if name not in expected]
-    for names, what in ((missing, "misses"), (surplus, "has beside the network's own")):
+    for names, what in ((missing, "lacks"), (surplus, "has, in addition to the network's,")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"it {what} the tensor {names[0]!r}{more}, for a network of {len(expected)} tensors")

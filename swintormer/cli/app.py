@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
 
 
 def _is_backend_error(error: Exception) -> bool:
-    """Whether a backend that was asked for cannot serve. Without importing the kernels, which import torch."""
+    """Whether a requested backend cannot serve. Does not import the kernels, which import torch."""
     kernels = sys.modules.get("swintormer_kernels")
     return kernels is not None and isinstance(error, kernels.BackendError)
 

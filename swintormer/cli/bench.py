@@ -1,4 +1,4 @@
-"""`swintormer bench`: how fast this machine restores a picture, with one sentence that sums it up."""
+"""`swintormer bench`: how fast this machine restores a picture, with a summary in one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bench(
     preset: Annotated[str, typer.Option(help="Network to time: small, small-prior or released.")] = "small",
     rounds: Annotated[int, typer.Option(min=1, help="Number of measurements of each kind.")] = 5,
 ) -> None:
-    """Time one tile on this machine, beside plain PyTorch."""
+    """Time one tile on this machine, compared with plain PyTorch."""
     print(run(preset_named(preset), rounds))
 
 
@@ -42,7 +42,7 @@ class Bench:
         torch_gflops: the best rate that torch reaches here in float32.
         peak_gflops: float32 multiply-adds between registers, the most that this machine can do; NaN if not known.
         peak_bfloat16_gflops: the same in bfloat16; NaN if not known, or where the CPU has no such instruction.
-        packed_megabytes: weights that the kernels keep in their own order, beside the network's own.
+        packed_megabytes: copies of the weights in the kernels' own memory layout.
     """
 
     backends: tuple[str, ...]
@@ -62,7 +62,7 @@ class Bench:
 
     def photo_seconds(self) -> float:
         """The network's time for a 24-megapixel photograph, without reading and writing it."""
-        from swintormer.inference.tiling import default_stride, make_grid
+        from swintormer.execution.tiling import default_stride, make_grid
 
         width, height = PHOTO
         return len(make_grid(height, width, TILE, default_stride(TILE))) * self.seconds
@@ -73,12 +73,12 @@ class Bench:
             f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, medians\n"
             f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
             f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
-            f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights beside the network's own\n\n"
+            f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights in addition to the network's own\n\n"
             f"{self.sentence()}"
         )
 
     def _rates(self) -> str:
-        """The rate beside each limit, a line each."""
+        """The rate and its share of each limit, one line for each."""
         limits = {
             "of multiply-adds that this machine can do": self.peak_gflops,
             "of torch's best product": self.torch_gflops,
@@ -113,11 +113,11 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
     from swintormer.model.network import Swintormer
     from swintormer_kernels import use_backend
     from swintormer_kernels.packed import kept_bytes
-    from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_rate
+    from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_rate
 
     net = Swintormer(config).eval()
     tile = torch.rand(1, config.in_channels, TILE, TILE)
-    yardstick = Yardstick()
+    torch_rate = TorchRate()
 
     def plain() -> None:
         with use_backend("reference"):
@@ -125,7 +125,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
 
     with torch.inference_mode():
         backends = blocks_backends(net, tile)
-        seconds = in_turn({"own": lambda: net(tile), "plain": plain, **yardstick.turns}, rounds)
+        seconds = in_turn({"own": lambda: net(tile), "plain": plain, **torch_rate.turns}, rounds)
     own, plain_torch = median(seconds["own"]), median(seconds["plain"])
     return Bench(
         backends=backends,
@@ -133,7 +133,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
         seconds=own,
         reference_seconds=plain_torch,
         gflops=2 * count_macs(config, TILE, TILE).total / own / 1e9,
-        torch_gflops=yardstick.rate(seconds) / 1e9,
+        torch_gflops=torch_rate.rate(seconds) / 1e9,
         peak_gflops=peak_rate() / 1e9,
         peak_bfloat16_gflops=peak_rate("bfloat16") / 1e9,
         packed_megabytes=kept_bytes(net.parameters()) / 1e6,

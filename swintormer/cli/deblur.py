@@ -13,7 +13,7 @@ import typer
 
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.cli.progress import Following, Reporter, describe
-from swintormer.errors import SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import prepare_folder
 from swintormer.signals import stoppable
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from swintormer.cli.plan import Job
     from swintormer.images.io import Image, Samples
     from swintormer.inference.deblurrer import Deblurrer
-    from swintormer.prior.sampling import Sampler
+    from swintormer.prior.model import Sampler
 
 DEBLUR = (
     "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
@@ -65,25 +65,26 @@ def deblur(
         str, _option(_MAIN, "png, tiff, jpeg or webp (default: as the input).", "--format", metavar="NAME")
     ] = "",
     skip_existing: Annotated[
-        bool, _option(_MAIN, "Skip what has a result already; continues an interrupted run.", "--skip-existing")
+        bool, _option(_MAIN, "Skip photographs that have a result; continues an interrupted run.", "--skip-existing")
     ] = False,
     memory: Annotated[
-        str, _option(_MAIN, "Working memory, such as 500M; photograph and network are extra.", metavar="SIZE")
+        str, _option(_MAIN, "Memory limit, such as 500M, not counting photograph and network.", metavar="SIZE")
     ] = "",
     device: Annotated[
-        str, _option(_MAIN, "cpu, cuda, cuda:1 (second GPU), mps or auto (default).", metavar="NAME")
+        str, _option(_MAIN, "Where to compute: cpu, cuda, cuda:1 (second GPU), mps or auto (default).", metavar="NAME")
     ] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
     prior: Annotated[
         bool | None,
         _option(
             _PRIOR,
-            "Use the diffusion prior. Default: only if the file given with --weights contains one.",
+            "Use the diffusion prior, a second network. Default: only if the --weights file contains one.",
             "--prior/--no-prior",
         ),
     ] = None,
     steps: Annotated[
-        int | None, _option(_PRIOR, "Sampling steps (default: 4, or as the weights say).", min=1, metavar="N")
+        int | None,
+        _option(_PRIOR, "Number of steps; more take longer (default: 4, or as the weights say).", min=1, metavar="N"),
     ] = None,
     seed: Annotated[
         int | None,
@@ -91,7 +92,7 @@ def deblur(
     ] = None,
     deterministic: Annotated[
         bool,
-        _option(_PRIOR, "Same picture to the bit on any number of CPU threads; slower.", "--deterministic"),
+        _option(_PRIOR, "Exactly the same picture with any number of CPU threads; slower.", "--deterministic"),
     ] = False,
     weights: Annotated[
         Path | None, _option(_RARE, "Network to use instead of the installed one (.safetensors, .pth).", metavar="FILE")
@@ -103,17 +104,20 @@ def deblur(
         str, _option(_RARE, "Size of the square tiles that are restored in turn, or auto.", metavar="PIXELS")
     ] = "",
     stride: Annotated[
-        int | None, _option(_RARE, "Distance between tiles; smaller than --tile: they overlap.", metavar="PIXELS")
+        int | None,
+        _option(_RARE, "Distance between tiles; they overlap where it is smaller than --tile.", metavar="PIXELS"),
     ] = None,
     blend: Annotated[
-        str, _option(_RARE, "Overlapping tiles: feather (default) fades, uniform averages.", metavar="NAME")
+        str, _option(_RARE, "How tiles are joined: feather (default, soft) or uniform (average).", metavar="NAME")
     ] = "",
     batch: Annotated[int | None, _option(_RARE, "Number of tiles processed at once.", metavar="N")] = None,
     window: Annotated[
         int | None,
         _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
     ] = None,
-    backend: Annotated[str, _option(_RARE, "Kernels to use; `swintormer info` lists them.", metavar="NAME")] = "auto",
+    backend: Annotated[
+        str, _option(_RARE, "Which implementation computes; `swintormer info` lists them.", metavar="NAME")
+    ] = "auto",
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming, plan
@@ -240,7 +244,10 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     outcome = Outcome()
     keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256
     with _on_backend(settings.backend), reporter:
-        checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        try:
+            checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
+        except PriorError as cause:
+            raise SwintormerError(f"{str(cause).rstrip('.')}, or restore without the prior (--no-prior).") from cause
         deblurrer = make_deblurrer(settings, checkpoint)
         if note := window_note(settings.weights, checkpoint, settings.window):
             reporter.say(note)
@@ -302,7 +309,7 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
 
 def _sampler(checkpoint: Checkpoint, settings: Settings) -> Sampler | None:
     """How the prior is sampled; None for no prior. Settings of a sampler that does not run are refused."""
-    from swintormer.prior.sampling import Sampler
+    from swintormer.prior.model import Sampler
 
     if checkpoint.prior is not None:
         return Sampler(

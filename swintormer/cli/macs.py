@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swintormer.cli.messages import preset_named
-from swintormer.errors import SwintormerError
+from swintormer.errors import PriorError, SwintormerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,12 @@ def macs(
 
         found = checkpoint_info(weights)
         config, prior = found.config, found.prior
-    print(describe(config, tile, stride, sizes, prior))
+    try:
+        print(describe(config, tile, stride, sizes, prior))
+    except PriorError as error:
+        raise SwintormerError(
+            f"{str(error).rstrip('.')}, or count a network without a prior, such as --preset small."
+        ) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -107,7 +112,7 @@ class PriorCost:
     """Multiply-accumulates of sampling z_0 for a single tile.
 
     Attributes:
-        encoder: of the blurred image; 0 if the denoiser takes the image itself.
+        encoder: for the blurred image; 0 if the denoiser takes the image itself.
         condition: the condition's part of the denoiser's first convolution, computed once.
         step: one pass of the denoiser.
         steps: number of passes.
@@ -161,7 +166,7 @@ def describe(
         sizes: (width, height) of images.
         prior: None for the one of `PRIORS` whose latent has the network's channels, if any.
     """
-    from swintormer.inference.tiling import default_stride, make_grid
+    from swintormer.execution.tiling import default_stride, make_grid
     from swintormer.prior.config import PRIORS
 
     stride = default_stride(tile) if stride is None else stride

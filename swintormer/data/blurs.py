@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 RADIUS = 15  # reach of the largest kernel in pixels: a 15-pixel path, a disc of 5 or a Gaussian of 3 fit with room
-GAMMA = 2.2  # light that a stored value stands for, near enough to sRGB for training
+GAMMA = 2.2  # exponent from stored values to linear light, close enough to sRGB for training
 
 
 def _grid() -> tuple[Array, Array]:
@@ -64,7 +64,7 @@ def random_kernels(rng: np.random.Generator) -> list[Array]:
     """One to three kernels of one family, from weak to strong: the blurs of one picture.
 
     Families: 10 % identity, 35 % defocus discs of radius 0.5 to 5, 30 % motion of 1 to 15 pixels, 25 % Gaussians of
-    sigma 0.3 to 3. Sizes lean to the small ones, the usual faults of photographs.
+    sigma 0.3 to 3. Small sizes are more frequent, as in photographs.
     """
     family = rng.choice(4, p=(0.1, 0.35, 0.3, 0.25))
     count = int(rng.choice(3, p=(0.4, 0.35, 0.25))) + 1
@@ -99,9 +99,9 @@ def blur(image: Array, kernels: Sequence[Array], field: Array | None = None) -> 
     """Blur (H, W, 3) with kernels that change over the picture; returns the inner (H - 2 RADIUS, W - 2 RADIUS, 3).
 
     Args:
-        image: values in any unit; RADIUS pixels at each edge only feed their neighbours, so no border is invented.
-        kernels: K kernels; every pixel takes the linear blend of the two picked by `field`.
-        field: inner-sized, 0 picks the first kernel and 1 the last; None only with a single kernel.
+        image: values in any unit; RADIUS pixels at each edge are only read, so no border has to be made up.
+        kernels: K kernels; every pixel gets the linear blend of the two selected by `field`.
+        field: of the inner size; 0 selects the first kernel and 1 the last; None only with a single kernel.
     """
     height, width = image.shape[:2]
     spectrum = np.fft.rfft2(image, axes=(0, 1))

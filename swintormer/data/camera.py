@@ -1,4 +1,4 @@
-"""What a camera and its file add after the blur: noise, 8-bit rounding, JPEG."""
+"""Degradation by the camera and its file after the blur: noise, 8-bit rounding, JPEG."""
 
 from __future__ import annotations
 

@@ -49,8 +49,9 @@ class PairFiles:
         name: of the pair, unique within the split; may contain slashes.
         blurred, sharp: the picture and its truth.
         left, right: the dual-pixel views; both or neither.
-        group: what scores are averaged over beside the whole: "indoor", "outdoor" (dpdd, where the files with the
-            labels are there), "test-close-ups" (hide), "J", "R" (realblur), a scene; "" without any.
+        group: what scores are averaged over beside the whole: "indoor", "outdoor" (dpdd's test split, if
+            indoor_labels.npy and outdoor_labels.npy of Restormer's copy lie at the root or beside the pictures),
+            "test-close-ups" (hide), "J", "R" (realblur), a scene; "" without any.
     """
 
     name: str
@@ -122,6 +123,8 @@ def pair_folders(
 def find_pictures(folder: Path) -> list[Path]:
     """All pictures below a folder, told by their names' endings, in natural order; hidden files are left out.
 
+    Links are followed, as collections are often put together from them, but no folder is entered twice.
+
     Raises:
         SwintormerError: a folder cannot be read.
     """
@@ -132,8 +135,13 @@ def _walk(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise SwintormerError(f"Cannot read the folder {error.filename}: {reason(error)}.") from error
 
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    entered = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # also a link to a folder above
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:  # "._name.png" is what other systems leave beside a picture
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)

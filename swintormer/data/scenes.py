@@ -1,9 +1,9 @@
-"""Sharp pictures made from nothing: dead leaves over textures.
+"""Generated sharp pictures: dead leaves over textures.
 
 Leaves of power-law radii (density r^-3) that hide one another give a picture the edge, contrast and spectrum statistics
 of photographs at every scale (Lee, Mumford and Huang, "Occlusion models for natural images", 2001). Networks trained
 on them restore photographs nearly as well as those trained on photographs (Achddou, Gousseau and Ladjal, 2021).
-Nothing here reads a photograph, so every photograph is a fair test.
+No photograph is read here, so every photograph can be used as a test.
 """
 
 from __future__ import annotations
@@ -172,8 +172,9 @@ def soften(image: Array, sigma: float) -> Array:
 def make_scene(rng: np.random.Generator, side: int) -> Array:
     """One sharp picture (side, side, 3), float32 in [0, 1], values as a file stores them.
 
-    Sharp as a camera's best, not to the pixel. Without the softening a network trained for 1000 steps took every
-    photograph for blurred: a disc of radius 1.5 over a picture of a cat lost 1.6 dB instead of gaining.
+    It is as sharp as a good camera's picture, not sharp to the pixel. Without this softening, a network trained for
+    1000 steps treated every photograph as blurred: for a disc of radius 1.5 over a picture of a cat, it lost 1.6 dB
+    instead of gaining.
     """
     textures = [make_texture(rng, side) for _ in range(TEXTURES_PER_SCENE)]
     palette = make_palette(rng)
@@ -183,7 +184,7 @@ def make_scene(rng: np.random.Generator, side: int) -> Array:
     if rng.random() < 0.9:
         for r in _leaf_radii(rng, side):
             _draw_leaf(rng, image, palette, textures, float(r))
-    if rng.random() < 0.5:  # one light, one grain over everything
+    if rng.random() < 0.5:  # the same light and grain over the whole picture
         image *= (1 + np.float32(rng.exponential(0.04)) * textures[-1])[..., None]
     if rng.random() < 0.5:
         image *= (1 + np.float32(rng.uniform(0, 0.15)) * power_noise(rng, side, 2.0))[..., None]

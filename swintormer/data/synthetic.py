@@ -1,4 +1,4 @@
-"""Pairs of blurred and sharp pictures without end, each a function of (seed, index) alone."""
+"""An endless sequence of blurred and sharp pictures in pairs, each a function of (seed, index) alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swintormer.data.camera import random_camera
 from swintormer.data.scenes import make_scene
 
 JPEG_GRID = 16  # JPEG's block with halved chroma: crops start anywhere on it, as in a file
-MARGIN = JPEG_GRID + 2 * RADIUS  # what a pair's region of a scene has beyond the crop
+MARGIN = JPEG_GRID + 2 * RADIUS  # pixels that a pair's region of a scene is larger than the crop
 SCENE_POOL = 32  # scenes held at once; a multiple of batch * workers keeps workers from making one twice
 SCENE_USES = 24  # crops from one scene: a 512x512 scene costs about 15 crops and holds 16 of side 128 side by side
 
@@ -42,7 +42,7 @@ class SyntheticPairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Pair i is the same in every run, process and order of access.
 
     Args:
-        seed: with the index the only source of chance. `stream` separates training (0) from validation (1).
+        seed: the only source of randomness besides the index. `stream` separates training (0) from validation (1).
         crop: side of a pair in pixels.
         scene_side: side of the scenes that crops are cut from; None takes 512 or what the crop needs.
     """

@@ -42,8 +42,8 @@ def _by_channel(image: Array, restore: Callable[[Array], Array]) -> Array:
     return np.clip(restored, 0, 1).astype(np.float32)
 
 
-# Weak and strong settings. The network is compared with the best of them for each picture, chosen by the ground truth,
-# which no user knows.
+# Weak and strong settings. The network is compared with the best of them for each picture, chosen with the ground
+# truth, which no user has.
 CLASSICAL: dict[str, Callable[[Array], Array]] = {
     "Wiener, balance 0.01": lambda image: wiener(image, 0.01),
     "Wiener, balance 0.1": lambda image: wiener(image, 0.1),

@@ -57,8 +57,9 @@ def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     try:
         from skimage.metrics import structural_similarity
     except ModuleNotFoundError as error:
-        raise SwintormerError('SSIM needs scikit-image: pip install "swintormer-kernels[train]".') from error
-
+        raise SwintormerError(
+            'SSIM needs scikit-image, which is not installed: pip install "swintormer-kernels[train]".'
+        ) from error
     _check(restored, truth)
     if min(truth.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, found shape {truth.shape}")

@@ -27,7 +27,7 @@ from swintormer.evaluation.scores import (
     read_float,
     score,
 )
-from swintormer.inference.tiling import Blend
+from swintormer.execution.tiling import Blend
 
 PAPER_BLEND: Blend = "uniform"
 

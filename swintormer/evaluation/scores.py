@@ -24,7 +24,7 @@ Distance: TypeAlias = Callable[[Array, Array], float | None]
 """Perceptual distance of a restored picture from the truth, (H, W, C) in [0, 1]; None for pictures too small for it."""
 
 INPUT, NETWORK, BEST_CLASSICAL = "input", "network", "best classical"
-NO_PRIOR = "network, no prior"  # as with a z_0 of zeros: the fusion adds nothing
+NO_PRIOR = "network, no prior"  # the same as a z_0 of zeros: the fusion adds nothing
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Network:
 def network_methods(
     checkpoint: Checkpoint, levels: int = 255, progress: Progress | None = None, **settings: Any
 ) -> dict[str, Restore]:
-    """The network; with and without prior if its weights contain one, which shows what z_0 is worth.
+    """The network; with and without the prior if its weights contain one, which shows the gain from z_0.
 
     Args:
         settings: of `Deblurrer`: tile, stride, blend, device.

@@ -284,7 +284,7 @@ def check_target(source: Image, target: Path) -> list[str]:
     height, width = source.samples.shape[:2]
     if max(height, width) > form.max_side:
         raise SwintormerError(
-            f"{source.path} is {width}x{height} and {form.name} ends at {form.max_side} pixels a side: "
+            f"{source.path} is {width}x{height} and {form.name} allows at most {form.max_side} pixels a side: "
             "choose --format png or tiff."
         )
     if source.has_alpha and not form.alpha:

@@ -57,7 +57,7 @@ _FORMS = {b"II*\0": Form("<", False), b"MM\0*": Form(">", False), b"II+\0": Form
 
 
 class Entry(NamedTuple):
-    """One tag: TIFF field type, how many items, and their bytes, little-endian whatever the file's order."""
+    """One tag: TIFF field type, how many items, and their bytes, always little-endian."""
 
     type: int
     items: int

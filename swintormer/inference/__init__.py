@@ -1,1 +1,1 @@
-"""Pictures of any size through the network: tiling, memory budgets, CUDA graphs."""
+"""Photographs of any size through the network: the `Deblurrer`, and the memory that it takes."""

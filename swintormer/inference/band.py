@@ -1,4 +1,4 @@
-"""The part of a restored image that tiles still add to."""
+"""The band of a restored image to which tiles are still added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from swintormer.inference.tiling import Grid
+from swintormer.execution.tiling import Grid
 
 T = TypeVar("T")
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Band:
     """The part of one image's output that tiles still add to, one tile deep.
 
-    It lies across the image's shorter side and moves along the longer one: down an image that is higher than wide, to
-    the right over one that is wider. 30000x300 pixels so take what 300x30000 take: with tiles of 256, 0.9 MB.
+    It spans the image's shorter side and moves along the longer one: down an image that is higher than wide, to the
+    right over one that is wider. So 30000x300 pixels take as much memory as 300x30000: 0.9 MB with tiles of 256.
     """
 
     def __init__(self, grid: Grid, channels: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Band:
         region.addcmul_(self._upright(tile) * self.along_weights[along][:, None], self.across_weights[across])
 
     def flush(self, row: int, column: int, emit: Callable[[slice, slice, Tensor], None]) -> None:
-        """After the last tile across, hand out what no later tile touches, in pieces as long as a tile; move along."""
+        """After the last tile across, emit the part that no later tile touches, in tile-long pieces; move the band."""
         along, across = self._turn(row, column)
         if across < len(self.across.origins) - 1:
             return

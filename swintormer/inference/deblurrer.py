@@ -1,8 +1,9 @@
 """Tiled inference: a photograph of any size through the network, tile by tile.
 
-Tiles are cut from the image where it lies, go to the network's device in small batches, and come back into a band as
-deep as one tile along the image's shorter side, which leaves for the output as soon as no later tile touches it. Beyond
-the image and its result, memory depends on the tile, the batch and the image's shorter side, not on its longer one.
+Tiles are cut from the image on its own device, copied to the network's device in small batches, and added to a band
+along the image's shorter side that is one tile deep. Parts of the band that no later tile touches are written to the
+output at once. Besides the image and its result, memory depends on the tile, the batch and the image's shorter side,
+not on its longer one.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
 from swintormer.errors import SwintormerError, first_line
+from swintormer.execution.cuda_graph import GraphedForward
+from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
-from swintormer.inference.cuda_graph import GraphedForward
 from swintormer.inference.memory import (
     available_bytes,
     packed_bytes,
     packed_convolution_bytes,
     resident_bytes,
 )
-from swintormer.inference.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.model.network import Swintormer
-from swintormer.prior.sampling import ImageLatent, Sampler
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.model import Sampler
 
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after every batch, and while z_0 is sampled after every piece, with tiles done and tiles in all."""
+"""Called with the number of tiles done and their total, after every batch, and after every piece of z_0's sampling."""
 
 DEVICES = ("cpu", "cuda", "mps")  # with a number behind a colon where there are several
 # Over the held-out photographs the first weights gained 0.67 dB feathered and 0.66 dB averaged uniformly; no other
@@ -48,19 +50,19 @@ DEFAULT_BLEND: Blend = "feather"
 LARGEST_AUTO_TILE = 512
 CPU_BATCH_PIXELS = 256**2
 LARGEST_AUTO_BATCH = 16
-# Of what is free when no budget is given; the other half is for the image, its result and other programs.
+# Share of the free memory to use when no budget is given; the rest is for the image, its result and other programs.
 SHARE_OF_AVAILABLE = 0.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one image is cut.
+    """How one image is cut into tiles.
 
     Attributes:
         tile: side of a tile in pixels; along a shorter side of the image, tiles are as long as that side.
         stride: pixels from one tile to the next.
         batch: tiles that run at once.
-        grid: where they lie; `len(grid)` is their number.
+        grid: positions of the tiles; `len(grid)` is their number.
     """
 
     tile: int
@@ -75,29 +77,29 @@ class Deblurrer:
     `Deblurrer(net, tile=256, stride=220, blend="uniform")` is the paper's inference (arXiv 2401.05907).
 
     Args:
-        net: a network, or a `Checkpoint` with what belongs to it; moved to the device once, and run in evaluation mode
-            without gradients.
+        net: a network, or a `Checkpoint` with its prior and training tile; moved to the device once, and run in
+            evaluation mode without gradients.
         tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
             up to 512. None is the tile that the network was trained on (the checkpoint's `training_tile`; 256 where
             unknown), which is the paper's train/inference consistency; together with a memory budget it means "auto".
-        stride: from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An automatic
-            tile is at least as long, unless one tile covers the image.
+        stride: pixels from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An
+            automatic tile is not smaller than the stride, unless one tile covers the image.
         blend: "uniform" or "feather", see `tiling.make_grid`.
         batch: tiles at once; None is what the memory budget allows, on a CPU up to 256x256 pixels in all (4 tiles of
             128, 1 of 256), elsewhere up to 16 tiles. The result does not depend on it beyond rounding: two batch sizes
             differ by at most twice the network's own largest float32 error against float64 (test_pipeline.py);
             measured for the preset `small`: 6e-7.
-        memory: budget in bytes for the tiles at work and the copies of weights that the kernels make for themselves,
-            beside the image, its result and the weights. None is half of what is free on the device when an image
-            comes.
+        memory: budget in bytes for the tiles that are processed and the kernels' packed copies of the weights, not
+            counting the image, its result and the weights. None is half of the device's free memory, determined for
+            each image.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
         prior: where z_0 comes from, which is sampled once for each image: True for the checkpoint's prior, if it has
             one, with the prior's own settings and seed 0; False for none; or a `Sampler`. z_0 of a picture stays in
-            memory beside it: for the prior `compact` half a byte for each pixel.
+            memory with it: half a byte for each pixel with the prior `compact`.
 
     Attributes:
-        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`, whose
-            `reason` says why not, if not).
+        forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
+            `reason` says why there is no graph).
 
     Raises:
         SwintormerError: a size or budget below one, an unknown blend, a device that is not there, or a prior that
@@ -200,11 +202,11 @@ class Deblurrer:
         """Restore a picture as it comes from a file.
 
         Args:
-            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. Gray is shown to the network as three
-                equal channels, and the mean of the three that come back is the result.
+            pixels: (H, W, C), C 1 or 3, uint8 or uint16 over its full range. A gray picture enters the network as three
+                equal channels; its result is the mean of the three output channels.
             right: the right view of a dual-pixel pair, of the same shape and dtype, where `pixels` is the left one; for
                 networks of six channels and for those only. The result is then the right view restored.
-            progress: see `Progress`. What it raises ends the run.
+            progress: see `Progress`. An exception from it ends the run.
 
         Returns:
             A new array of the same shape and dtype, rounded to the nearest and clamped.
@@ -254,7 +256,7 @@ class Deblurrer:
         return [right, pixels]
 
     def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
-        """Every tile of every image through the network, in the band's order; what is finished goes to `ends.emit`."""
+        """Run every tile of every image through the network, in the band's order; `ends.emit` gets finished parts."""
         grid = plan.grid
         band = Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
@@ -300,19 +302,24 @@ class Deblurrer:
         return torch.stack(crops).to(self.device, self.dtype)
 
     def _fit(self, height: int, width: int) -> tuple[int, int]:
-        """Tile and batch that the memory budget holds; the tile goes first, then the batch."""
+        """The largest tile, and then the largest batch, that fit into the memory budget."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
+        if self.memory is not None:
+            limit, more = f"the memory limit is {decimal(budget)}", "raise the memory limit"
+        else:
+            limit = f"only {decimal(budget)}, half of the free memory, may be used"
+            more = "close other programs or set a higher memory limit"
         if self.sampler is not None and self.sampler.sampling_bytes(height, width) > budget:
             need = decimal(self.sampler.sampling_bytes(height, width))
             raise SwintormerError(
-                f"{decimal(budget)} of memory do not hold the prior of {width}x{height} pixels (about {need}): "
-                "give more, or restore without the prior."
+                f"The prior needs about {need} of memory for {width}x{height} pixels, but {limit}: "
+                f"{more}, or restore without the prior."
             )
         step = self.net.config.stride
         if isinstance(self.tile, int):
             candidates = [self.tile]
         else:
-            # Past the image's longer side nothing changes.
+            # A tile larger than the image's longer side changes nothing.
             largest = min(LARGEST_AUTO_TILE, max(height, width))
             covering = -(-largest // step) * step
             candidates = [covering, *range(covering - step, (self.stride or 1) - 1, -step)]
@@ -322,20 +329,21 @@ class Deblurrer:
                 break
         else:
             need = decimal(self._cost(candidates[-1], least, height, width))
-            what = f"{'a tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
-            advice = "free more memory or give more"
+            what = f"{'One tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             if self.tile != "auto":
-                advice = 'choose a smaller one or "auto"'
+                more = f'choose a smaller tile or "auto", or {more}'
             elif self.stride is not None and candidates[-1] > step:
-                what, advice = f"{what}, the least for a stride of {self.stride}", f"choose a smaller stride, {advice}"
-            raise SwintormerError(f"{decimal(budget)} of memory do not hold {what} (about {need}): {advice}.")
+                what = f"{what}, the smallest for a stride of {self.stride},"
+                more = f"choose a smaller stride, or {more}"
+            needs = "needs" if least == 1 else "need"
+            raise SwintormerError(f"{what} {needs} about {need} of memory, but {limit}: {more}.")
         if self.batch is not None:
             return tile, least
         most = self._most_tiles(tile)
         return tile, max(b for b in range(1, most + 1) if self._cost(tile, b, height, width) <= budget)
 
     def _packed_bytes(self) -> int:
-        """What the C++ kernels keep of weights in their own layout; nothing where they do not run."""
+        """Bytes of the weights that the C++ kernels keep in their own memory layout; 0 where they do not run."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return 0
         denoiser = () if self.sampler is None else self.sampler.prior.denoiser.parameters()
@@ -347,7 +355,7 @@ class Deblurrer:
         return min(max(fill, 1), LARGEST_AUTO_BATCH)
 
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
-        """Bytes of a batch of tiles at work and of packed weights; on a CPU also the band, with a tile on its way."""
+        """Bytes for a batch of tiles and packed weights; on a CPU also for the band and one tile being copied."""
         config = self.net.config
         rows, columns = min(tile, height), min(tile, width)
         padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
@@ -361,7 +369,7 @@ class Deblurrer:
 
 @dataclass(frozen=True)
 class _Ends:
-    """Where tiles come from and what is finished goes to; both on one device.
+    """The source of tiles and the destination of finished parts, both on one device.
 
     Attributes:
         cut: (image, rows, columns) -> (C_in, rows, columns) in [0, 1].

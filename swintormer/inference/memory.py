@@ -1,4 +1,4 @@
-"""What a batch of tiles costs in memory, and how much memory there is."""
+"""The memory that a batch of tiles needs, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from swintormer.model.config import NetworkConfig
 _SLACK = 1.5
 _SCRATCH = 32 * 2**20
 
-# Rows that packed weights are padded to: of a register tile, and of a convolution's panel at most.
+# Packed weights are padded to multiples of these rows: a register tile's, and at most a convolution panel's.
 _TILE = 12
 _PANEL = 32
 
-# Control groups: the file that names this process's own, and where they are mounted.
+# Control groups: the file with this process's groups, and the folder where they are mounted.
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
-# Where the system does not tell what is free.
+# Assumed where the system does not report its free memory.
 _ASSUMED_AVAILABLE = 2 * 2**30
 _UNLIMITED = 2**62
 
@@ -36,10 +36,9 @@ def live_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
     """Bytes of live tensors at the peak of one forward pass without gradients, an upper bound.
 
     For ten configurations it came to 1.08 to 1.39 times the measured peak of the plain PyTorch reference with two
-    threads, and up to 1.65 with one, where the library makes no blocked copies (test_memory.py). The automatic
-    backend keeps less alive where it is the C++ one: the estimate is 2.9 and 3.8 times its peak for the preset `small`
-    at tiles of 256 and 512, and 1.35 times for the released size at 256. The bound is the reference's all the same, so
-    that it holds whichever backend serves an op.
+    threads, and up to 1.65 with one, where the library makes no blocked copies (test_memory.py). The C++ backend needs
+    less: the estimate is 2.9 and 3.8 times its peak for the preset `small` at tiles of 256 and 512, and 1.35 times for
+    the released size at 256. The estimate is made for the reference, so that it holds whichever backend serves an op.
 
     Each block is counted per token with what the reference keeps alive at its three widest moments: the logits of the
     window half (four copies, and the mask), the depth-wise convolution with the library's blocked copies, and the gated
@@ -63,18 +62,18 @@ def live_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
     # The embedding, three skip connections and the latent (D, D, D/2, D/4, D/8), the decoder's input, and the image
     # three times: as it came, scaled and padded, and restored.
     held = 5 * config.dim + 4 * (2 * config.in_channels + config.out_channels)
-    # Per level once, whatever the image: the position MLP's hidden layer and four forms of the position bias.
+    # Once per level, independent of the image: the position MLP's hidden layer and four forms of the position bias.
     fixed = 512 * (2 * config.window_size - 1) ** 2 + 4 * max(config.heads) * tokens**2
     return int(itemsize * ((widest + held) * pixels / 4 + fixed))
 
 
 def resident_bytes(config: NetworkConfig, pixels: int, itemsize: int = 4) -> int:
-    """What the process or the device grows by at the peak of one forward pass: `live_bytes` and measured slack."""
+    """Additional memory of the process or device at the peak of one forward pass: `live_bytes` and measured slack."""
     return int(_SLACK * live_bytes(config, pixels, itemsize)) + _SCRATCH
 
 
 def packed_bytes(config: NetworkConfig) -> int:
-    """Bytes of the network's weights in the layout of the C++ kernels, kept beside the weights: an upper bound.
+    """Bytes of the network's weights in the memory layout of the C++ kernels, kept besides the weights: an upper bound.
 
     Rows are padded to the height of a register tile, those of q, k and v head by head.
     """
@@ -103,7 +102,7 @@ def _padded(rows: int) -> int:
 
 
 def packed_convolution_bytes(weights: Iterable[Tensor]) -> int:
-    """The same of a denoiser's weights: 3x3 convolutions take 16 numbers for every 9, others the same."""
+    """The same for a denoiser's weights: 3x3 convolutions take 16 numbers for every 9, other layers the same number."""
     numbers = 0
     for weight in weights:
         if weight.ndim < 2:
@@ -114,7 +113,7 @@ def packed_convolution_bytes(weights: Iterable[Tensor]) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free now on the device; for the CPU the least of what the system and the control group grant."""
+    """Free memory of the device now; for the CPU, the smaller of the system's and what the control groups allow."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_system_available(), _group_available())
@@ -134,10 +133,10 @@ def _system_available() -> int:
 
 
 def _group_available() -> int:
-    """What the control groups (a container's limit) leave; without a limit, more than any machine has.
+    """Memory left by the control groups (a container's limit); without a limit, more than any machine has.
 
-    A group's parents limit it too. Where a container sees its own group as the root, the path that the process is told
-    may not exist below the mount: what does exist of it is asked.
+    A group's parents limit it, too. Where a container sees its own group as the root, the path given to the process may
+    not exist below the mount, so every part of the path that exists is checked.
     """
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
@@ -171,7 +170,7 @@ def _left_in_version_1(group: Path) -> int:
 
 
 def _left(limit: Path, used: Path, statistics: Path, cache: str) -> int:
-    """The limit less what is used. The file cache counts as used there but gives way when memory is asked for."""
+    """The limit minus the used memory. The file cache counts as used there but is freed when memory is requested."""
     try:
         found = dict(line.split() for line in statistics.read_text().splitlines())
         return max(0, int(limit.read_text()) - int(used.read_text()) + int(found[cache]))

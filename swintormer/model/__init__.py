@@ -1,1 +1,1 @@
-"""The restoration network: its sizes, its layers, and how a latent prior enters it."""
+"""The restoration network: its sizes, its layers, and the fusion with a latent prior."""

@@ -1,4 +1,4 @@
-"""What a network is made of, as data: one frozen record, and the presets by name."""
+"""The sizes of a network as a frozen record, and the presets by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Upper bounds keep a damaged file's numbers from being built: all are far above any network that was published.
+# Upper bounds, far above any published network, so that no network is built from the numbers of a damaged file.
 Channels = Annotated[int, Field(le=64)]
 Dim = Annotated[int, Field(le=4096)]
 Blocks = Annotated[int, Field(le=256)]
@@ -28,7 +28,7 @@ class NetworkConfig(BaseModel):
         ffn_expansion: hidden channels of the feed-forward part, `int(C * ffn_expansion)`.
         window_size: w, side of a window in tokens; shifted blocks roll by w // 2.
         bias: whether convolutions have a bias.
-        prior_channels: Cz, channels of the prior's latent z_0 that the network takes in; 0 for a network without.
+        prior_channels: Cz, channels of the prior's latent z_0, an additional input; 0 for a network without prior.
 
     Raises:
         pydantic.ValidationError: a size out of range, or channels that the heads do not divide.

@@ -25,7 +25,7 @@ STAGES = {
 class PriorFusion(nn.Module):
     """One projection Cz -> C for each stage, without bias, so that a latent of zeros adds nothing.
 
-    Zero to begin with, so that a trained network restores with it as it did without, to the bit.
+    The weights are initially zero, so that adding it to a trained network does not change a bit of the results.
 
     Args:
         dim: D of the network.
@@ -43,14 +43,14 @@ class PriorFusion(nn.Module):
         """y (B, C, h, w), and z_0 over the same picture at another resolution, -> y + projection of z_0, resampled."""
         size = y.shape[2:]
         projection = self.get_submodule(stage)
-        # A linear map of every pixel changes places with resampling: it runs where there are fewer pixels.
+        # A linear map of each pixel commutes with resampling, so it runs at the lower resolution.
         if prior.shape[2] * prior.shape[3] < size.numel():
             return y + resample(projection(prior), size)
         return y + projection(resample(prior, size))
 
 
 def resample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bilinear where it enlarges, the mean of what a pixel covers where it reduces; per axis."""
+    """Resize x: bilinear along an axis that grows, the mean of the covered area along one that shrinks."""
     height, width = size
     reduced = (min(height, x.shape[2]), min(width, x.shape[3]))
     if tuple(x.shape[2:]) != reduced:
@@ -61,7 +61,7 @@ def resample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 def over_image(prior: Tensor, image: tuple[int, int], padded: tuple[int, int], factor: int | None = None) -> Tensor:
-    """z_0 of an image, continued over what the image is padded with below and on the right.
+    """z_0 of an image, continued over the padding below and on the right of the image.
 
     Args:
         prior: (B, Cz, h, w).

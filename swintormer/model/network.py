@@ -82,10 +82,10 @@ class Swintormer(nn.Module):
         Args:
             image: (B, in_channels, H, W) in [0, 1], any H and W from 1 up. Sides that are not multiples of
                 `config.stride` are padded inside and cropped at the end.
-            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution. None restores without
-                it, as zeros would.
-            prior_factor: side in pixels of what a position of z_0 covers (`LatentPrior.factor`): h is ceil(H / factor),
-                w likewise. None stretches z_0 over the image.
+            prior: the latent z_0 of these images, (B, prior_channels, h, w), at any resolution. None has the same
+                result as zeros.
+            prior_factor: side in pixels of the area of one position of z_0 (`LatentPrior.factor`): h is
+                ceil(H / factor), w likewise. None stretches z_0 over the image.
 
         Returns:
             (B, out_channels, H, W), around [0, 1] and not clamped.
@@ -147,7 +147,7 @@ class Swintormer(nn.Module):
 
         `prior` is z_0 over all of x, see `fusion.over_image`; it is added where a stage begins.
         """
-        # What is no longer needed is let go before the last stages, which hold three maps of 2D channels at 1/2.
+        # Tensors are freed before the last stages, which hold three maps of 2D channels at 1/2 of the resolution.
         embedded = self.patch_embed(x)
         del x
         level1 = self.encoder_level1(self._fused("encoder_level1", embedded, prior))

@@ -1,4 +1,4 @@
-"""The latent diffusion prior: sizes, model, sampling, files, and how z_0 guides tiled inference."""
+"""The latent diffusion prior: its configuration, networks, sampler and weight files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A prior's weights: made from its configuration, and kept in a file beside the network's or alone.
+"""A prior made from its configuration, and its weights in a file, alone or together with the network's.
 
-In a safetensors file its tensors stand under `prior.`, and its `PriorConfig` in the metadata `swintormer.prior`.
+In a safetensors file, the names of its tensors begin with `prior.`, and the metadata `swintormer.prior` hold its
+`PriorConfig`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from swintormer.checkpoint.tensors import read_tensors
-from swintormer.errors import SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
+from swintormer.tensors import read_tensors
 from swintormer_kernels import optimize
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def make_prior(config: PriorConfig) -> LatentPrior:
     """A prior with random weights, on torch's current default device; its denoiser's blocks run through the kernels.
 
     Raises:
-        SwintormerError: diffusers is not installed, or cannot make these parts; parts that do not fit each other.
+        PriorError: diffusers is not installed or cannot make these parts, or the parts do not fit each other.
     """
     from swintormer.prior.model import LatentPrior
 
@@ -47,12 +48,12 @@ def make_prior(config: PriorConfig) -> LatentPrior:
         return LatentPrior(autoencoder, denoiser, DDIMScheduler(**config.scheduler), config.sampling)
     except Exception as error:  # whatever another version of diffusers raises
         if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
-            raise SwintormerError(
-                'The prior needs diffusers: pip install "swintormer-kernels[prior]", or restore with --no-prior.'
+            raise PriorError(
+                'The prior needs diffusers, which is not installed: pip install "swintormer-kernels[prior]".'
             ) from error
-        raise SwintormerError(
-            f"No prior can be made of its configuration ({type(error).__name__}: {first_line(error)}): "
-            "install another version of diffusers, or restore with --no-prior."
+        raise PriorError(
+            f"The prior cannot be made from its configuration ({type(error).__name__}: {first_line(error)}): "
+            "install another version of diffusers."
         ) from error
 
 
@@ -60,7 +61,7 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
     """The prior with these weights, in evaluation mode. `state` has the names of `LatentPrior.state_dict`.
 
     Raises:
-        SwintormerError: as `make_prior`, or tensors of other names or shapes.
+        SwintormerError: tensors of other names or shapes; PriorError as `make_prior`.
     """
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in make_prior(config).state_dict().items()}
@@ -72,7 +73,7 @@ def prior_from(config: PriorConfig, state: Mapping[str, Tensor]) -> LatentPrior:
 
 def check_names(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
     """Raises SwintormerError unless these are exactly the tensors expected."""
-    for names, what in ((expected.keys() - state.keys(), "misses"), (state.keys() - expected.keys(), "has no use for")):
+    for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "does not have")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise SwintormerError(f"The prior {what} the tensor {min(names)!r}{more}.")
@@ -93,7 +94,7 @@ def config_of(prior: LatentPrior) -> PriorConfig:
 
 
 def _arguments(part: Any) -> dict[str, object]:
-    """What the class of diffusers was made with, without what it notes beside; tuples become lists, as in JSON."""
+    """The constructor arguments in a diffusers model's configuration; tuples become lists, as in JSON."""
     taken = inspect.signature(type(part).__init__).parameters
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in part.config.items() if name in taken
@@ -101,7 +102,7 @@ def _arguments(part: Any) -> dict[str, object]:
 
 
 def parse_config(text: str) -> PriorConfig:
-    """The metadata of a file; ValueError, in words without full stop, where it is none."""
+    """The configuration in a file's metadata. Raises ValueError, a sentence without full stop, if it is not valid."""
     try:
         return PriorConfig.model_validate_json(text)
     except ValidationError as error:
@@ -118,7 +119,7 @@ def save_prior(prior: LatentPrior, path: str | Path, card: Mapping[str, str] | N
 
 
 def prior_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as a file holds them."""
+    """The tensors under their names in a file, on the CPU."""
     return {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 

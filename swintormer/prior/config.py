@@ -1,4 +1,4 @@
-"""What a latent diffusion prior is made of, as data: the parts in diffusers' own words, and the presets by name."""
+"""Configuration of a latent diffusion prior: arguments of diffusers' classes, and the presets by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Count = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Sampling(BaseModel):
-    """How z_0 is sampled where the caller does not say.
+    """Default settings for sampling z_0.
 
     Attributes:
         steps: DDIM steps. eta: share of fresh noise, 0 to 1.
-        condition: what the denoiser sees beside z_t: the blurred image's "latent", or the "image" itself in [-1, 1],
-            which puts z_0 at the image's own resolution.
-        latent: what z_0 is a sample of: the sharp image's latent of the "autoencoder". Files name it.
-        piece, stride: side and distance of the pieces, in latent positions, of an image that does not fit in one.
+        condition: the denoiser's input beside z_t: the blurred image's "latent", or the "image" itself in [-1, 1],
+            which gives z_0 the image's own resolution.
+        latent: what z_0 is a sample of: the "autoencoder"'s latent of the sharp image. It is stored in weight files.
+        piece, stride: size of the pieces of a larger image and distance between them, in latent positions.
         clip: bound of |x_0|; None for no bound.
     """
 
@@ -39,7 +39,7 @@ class Sampling(BaseModel):
 
 
 class PriorConfig(BaseModel):
-    """A `LatentPrior`: which classes of diffusers, with which arguments.
+    """Configuration of a `LatentPrior`: classes of diffusers and their arguments.
 
     Attributes:
         autoencoder_kind: class of the autoencoder; one of more than three channels sees the image after PixelUnshuffle.
@@ -89,8 +89,8 @@ _COMPACT = PriorConfig(
         "down_block_types": ["DownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "UpBlock2D"],
     },
-    # The whole of x_0 is predicted: with few steps the noise's error would be divided by sqrt(alpha-bar), 0.006 at
-    # the first step (DiffIR, Xia et al. ICCV 2023, chooses the same). "trailing" starts from pure noise, as the
+    # The denoiser predicts x_0. With few steps, an error of predicted noise would be divided by sqrt(alpha-bar), 0.006
+    # at the first step (DiffIR, Xia et al. ICCV 2023, chooses the same). "trailing" starts from pure noise, as the
     # sampler does (Lin et al. WACV 2024).
     scheduler={
         "num_train_timesteps": 1000,
@@ -106,9 +106,9 @@ _COMPACT = PriorConfig(
 
 PRIORS: dict[str, PriorConfig] = {
     "compact": _COMPACT,
-    # The release's configuration, CompVis' super-resolution model: VQ-f4 (z of 3 channels, 8192 codes, no attention but
-    # in the middle) and a U-Net of 113,622,563 parameters. It sees the blurred image itself beside z_t: 49 pieces of
-    # 128x128 over a 512x512 crop.
+    # The release's configuration, CompVis' super-resolution model: VQ-f4 (z of 3 channels, 8192 codes, attention only
+    # in the middle) and a U-Net of 113,622,563 parameters. Its condition is the blurred image itself: 49 pieces of
+    # 128x128 for a 512x512 crop.
     "ldm-sr": PriorConfig(
         autoencoder_kind="VQModel",
         autoencoder={

@@ -1,6 +1,6 @@
-"""Public weights of the release's prior, CompVis' super-resolution model, from the folder that diffusers keeps them in.
+"""Public weights of the release's prior, CompVis' super-resolution model, from a folder in diffusers' layout.
 
-The folder has a folder for each part, with a `config.json` and the weights.
+That folder has a subfolder for each part, with a `config.json` and the weights.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from swintormer.checkpoint.tensors import read_tensors
 from swintormer.errors import SwintormerError
 from swintormer.prior.checkpoint import prior_from
 from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.tensors import read_tensors
 
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior
 
-# Folders of the parts in diffusers' layout; the autoencoder's is called by its kind.
+# Subfolders of the parts in diffusers' layout; the autoencoder's is named by its kind.
 FOLDERS = {"autoencoder": ("vqvae", "vae", "autoencoder"), "denoiser": ("unet",)}
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -28,7 +28,8 @@ def load_public_prior(path: str | Path, config: PriorConfig | None = None) -> La
     """The prior of a diffusers folder, with `unet/` and `vqvae/` in it. Nothing is downloaded.
 
     Args:
-        config: of the parts; None for the preset `ldm-sr`. A folder's own numbers are not trusted: shapes must fit.
+        config: of the parts; None for the preset `ldm-sr`. The sizes in the folder's own configuration are not used:
+            the shapes of its tensors are checked.
 
     Raises:
         SwintormerError: there is no such folder, or it holds other tensors than that configuration's.
@@ -65,7 +66,7 @@ def _check_class(file: Path, expected: str) -> None:
         raise SwintormerError(f"{file} is of a {name}, where a {expected} was expected.")
 
 
-# Attention's layers as diffusers called them until 0.16; the folder that is public was written then.
+# Names of the attention layers in diffusers up to 0.16, which wrote the public folder.
 _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 

@@ -1,4 +1,4 @@
-"""What one training run does, as data: a TOML file of one stage's configuration."""
+"""The configuration of a training run: a TOML file with the settings of one stage."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class TrainConfig(BaseModel):
         out: run folder.
         data: where the pairs come from; generated scenes where it is left out.
         steps, minutes: the run ends at whichever comes first; the schedule follows the one that is further along.
-        batch, crop: pairs per step, over all processes, and their side; a multiple of 16 * window wastes no padding.
+        batch, crop: pairs per step, over all processes, and their side; a multiple of 16 * window needs no padding.
         accumulate: parts of each process's pairs that go through the network one after the other, which saves memory;
             their gradients are added.
         lr, min_lr, warmup: peak and last learning rate, and the steps of linear rise to the peak; cosine between.
         clip: largest gradient norm. ema: decay of the averaged weights, lower in the first steps.
         dtype: "bfloat16" runs the network under autocast.
         backend: of the ops, "auto" for the best of each. On one AVX-512 core a step of `small` in bfloat16 (batch 4,
-            crop 128) takes 1.35 s of it with the C++ engine, whose backward pass computes the forward anew, and 0.98 s
+            crop 128) takes 1.35 s of it with the C++ engine, whose backward pass recomputes the forward, and 0.98 s
             with "reference".
         channels_last: memory layout of weights; on two AVX-512 cores 17 % faster at crop 128 in float32.
         scene_side: side of the generated pictures that pairs are cut from; None for 512 or what the crop needs.
@@ -190,9 +190,9 @@ class ImageStageConfig(TrainConfig):
         workers: processes that make pairs; 0 makes them in the training process.
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
-        fourier: weight beside L1 of `losses.fourier_loss`. At 0.5, as in configs/, white noise costs 0.35 of its L1
-            there (real and imaginary part have half its variance each), so L1 leads.
-        perceptual: weight beside L1 of `perceptual.PerceptualDistance` with VGG16; needs the extra `[perceptual]`.
+        fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
+            L1 loss of white noise (real and imaginary part have half its variance each), so L1 dominates.
+        perceptual: weight of `perceptual.PerceptualDistance` with VGG16, which needs the extra `[perceptual]`.
     """
 
     workers: int = Field(0, ge=0)
@@ -274,7 +274,7 @@ class DenoiserConfig(DenoisingStageConfig):
     """Second stage of the prior: the denoiser, on the autoencoder's latents, so without a loss of images.
 
     Attributes:
-        pool: pairs whose latents are made once and drawn from.
+        pool: number of pairs whose latents are made once; every batch is drawn from them.
     """
 
     stage: Literal["denoiser"] = "denoiser"
@@ -286,8 +286,8 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
 
     Attributes:
         latent: weight of z_0's distance from the sharp image's latent.
-        prior_rate: factor on the learning rate of what is newer than the network: fusion, denoiser and encoder.
-        prior_dropout: share of the steps that train the network without prior, so that it can do without.
+        prior_rate: factor of the learning rate for the newer parts: fusion, denoiser and encoder.
+        prior_dropout: share of the steps without the prior, so that the network also learns to restore without it.
     """
 
     stage: Literal["joint"] = "joint"
@@ -318,7 +318,7 @@ def read_config(path: str | Path) -> StageConfig:
     """Read a TOML file of the configuration of its `stage`, of "restoration" where it names none.
 
     Raises:
-        SwintormerError: names the file and the first fault.
+        SwintormerError: names the file and the first error.
     """
     if sys.version_info >= (3, 11):
         import tomllib

@@ -29,6 +29,9 @@ from swintormer.training.report import Reporter
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
+# A step counts at most this many seconds, or ten times the mean step: beyond that, the process had been stopped.
+STOPPED = 60.0
+
 
 def pick_device(name: str) -> torch.device:
     """The GPU if there is one for "auto"; anything else is taken as torch names it."""
@@ -133,8 +136,9 @@ def _loop(run: Run, reporter: Reporter | None, state: Path, caught: list[int]) -
         run.waited += time.monotonic() - asked
         loss, norm = run.train_step(*pairs)
         now = time.monotonic()
-        signalled, run.seconds = run.place.agree(caught[0] if caught else 0, run.seconds + now - before)
-        before = now
+        longest = max(STOPPED, 10 * run.seconds / max(run.step - 1, 1))
+        elapsed, before = min(now - before, longest), now
+        signalled, run.seconds = run.place.agree(caught[0] if caught else 0, run.seconds + elapsed)
         done = run.progress >= 1 or signalled
         if done or any(run.step % every == 0 for every in (config.log_every, config.checkpoint_every)):
             _check_finite(run, norm)  # not every step: it waits for the device
@@ -148,10 +152,10 @@ def _loop(run: Run, reporter: Reporter | None, state: Path, caught: list[int]) -
 
 
 def _check_finite(run: Run, norm: Tensor) -> None:
-    """Nothing is saved after a gradient that is not finite: it has reached the weights and stays in every later one."""
+    """Raise an error if the gradient is not finite, before the damaged weights are saved."""
     if not math.isfinite(float(norm)):
         raise SwintormerError(
-            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command goes on from the "
+            f"The gradient is not finite at step {run.step}: lower `lr` or `clip`; the same command continues from the "
             "last checkpoint."
         )
 

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""The losses that training minimises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def l1_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference, in float32 whatever autocast made of `output`; the release trains with this alone."""
+    """Mean absolute difference, in float32 whatever the dtype of `output`; the release trains with this alone."""
     return F.l1_loss(output.float(), target.float())
 
 
@@ -16,8 +16,8 @@ def fourier_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the two-dimensional Fourier transforms, real and imaginary parts apart.
 
     The multi-scale frequency reconstruction loss of MIMO-UNet (Cho et al., ICCV 2021, eq. 7) at full scale; it needs no
-    network and no download. Blur multiplies frequencies, so each one's deficit counts on its own. Here the transform is
-    orthonormal: a residual of white noise costs the same in both domains, whatever the size of the crop. MIMO-UNet's
+    network and no download. Blur scales each frequency, so each frequency's error counts on its own. The transform is
+    orthonormal here: white noise has the same variance in both domains, whatever the size of the crop. MIMO-UNet's
     weight of 0.1 on transforms without a norm is 0.1 sqrt(H W) in these units.
 
     Args:
@@ -35,7 +35,7 @@ def fourier_loss(output: Tensor, target: Tensor) -> Tensor:
 def moment_loss(latent: Tensor) -> Tensor:
     """How far each channel is from mean 0 and variance 1 over batch and places: mean of m^2 + (log s^2)^2 / 4.
 
-    (log s)^2 is symmetric: a channel of half the spread costs what one of twice the spread costs.
+    (log s)^2 is symmetric: half the standard deviation gives the same loss as twice the standard deviation.
 
     Args:
         latent: (B, C, h, w), any floating dtype, at least two values a channel.

@@ -119,7 +119,7 @@ class PerceptualDistance(nn.Module):
 
     def load(self, path: Path) -> None:
         """Take the weights of a file of the package. Raises SwintormerError if it holds others."""
-        from swintormer.checkpoint.tensors import read_tensors
+        from swintormer.tensors import read_tensors
 
         found, _ = read_tensors(path)
         own = {}

@@ -1,4 +1,4 @@
-"""What changes while training, saved and restored as one file; a step; the average of the weights."""
+"""The state of a training run, saved and restored as one file; a training step; the averaged weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Validation:
 
 
 class Run:
-    """What changes while training: network, average, optimiser, counters; saved and restored as one file.
+    """The state of a training run: network, average, optimiser, counters; saved and restored as one file.
 
     The stages derive from it: `RestorationRun`, and those of the prior (stages.py).
 
@@ -74,18 +74,18 @@ class Run:
         self._first_row = 0  # of the running part, in the step's batch
 
     def build(self) -> nn.Module:
-        """What is trained, with its first weights."""
+        """The module to train, with its initial weights."""
         raise NotImplementedError
 
     def learning(self) -> list[dict[str, Any]]:
-        """The parameters that learn, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
+        """The trained parameters, in the optimiser's groups; `rate` of a group multiplies the learning rate."""
         return [{"params": [parameter for parameter in self.net.parameters() if parameter.requires_grad]}]
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def identity(self) -> dict[str, Any]:
-        """What a state file must agree in."""
+        """The sizes in which a state file must agree with this run."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Run:
         return [torch.Generator().manual_seed(_number(self.config.seed, self.step, row)) for row in rows]
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """For validation, of one pair: what this stage makes of it, and what it would be without."""
+        """For validation: this stage's output for one pair, and the picture to compare it with."""
         raise NotImplementedError
 
     @property
@@ -180,7 +180,9 @@ class Run:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # forget the untrained weights soon
+        decay = min(
+            self.config.ema, (1 + self.step) / (10 + self.step)
+        )  # a lower decay at first, to forget the untrained weights
         state = self.net.state_dict()
         floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([self.average[n] for n in floats], [state[n] for n in floats], 1 - decay)
@@ -201,7 +203,7 @@ class Run:
             self.net.load_state_dict(own)
 
     def save(self, path: Path) -> None:
-        """Write everything that `load` needs, beside `path` first, then over it."""
+        """Write everything that `load` needs to a new file, which then replaces `path`."""
         from safetensors.torch import save
 
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
@@ -220,7 +222,7 @@ class Run:
             file.write(save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(state)}))
 
     def load(self, path: Path, accept_changes: bool = False) -> None:
-        """Continue from a file of `save`. Nothing of the run changes unless all of the file fits.
+        """Continue from a file of `save`. The run changes only if the whole file fits.
 
         Args:
             accept_changes: go on under settings other than those that the file was written under.
@@ -264,12 +266,12 @@ class Run:
 
 
 class ImageRun(Run):
-    """What the stages share that compare images."""
+    """Common parts of the stages that compare images."""
 
     config: ImageStageConfig
 
     def __init__(self, config: ImageStageConfig, device: torch.device):
-        # Before the seed: weights drawn for it change nothing.
+        # Made before the seed is set, so that its random initial weights do not change the run.
         self.perceptual = PerceptualDistance.trained("vgg").to(device) if config.perceptual else None
         super().__init__(config, device)
 
@@ -277,7 +279,7 @@ class ImageRun(Run):
         return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """L1, and what the configuration gives a weight; of two batches (B, 3, S, S), outside autocast."""
+        """L1 and the losses to which the configuration gives a weight, for batches (B, 3, S, S), outside autocast."""
         loss = l1_loss(output, target)
         if self.config.fourier:
             loss = loss + self.config.fourier * fourier_loss(output, target)
@@ -322,7 +324,7 @@ def _right_first(blurred: Tensor) -> Tensor:
 
 
 def first_network(config: NetworkStageConfig) -> Swintormer:
-    """The restoration network to begin with: of `initial`, with a new fusion where it has none; or the identity."""
+    """The initial restoration network: that of `initial`, with a new fusion if it has none; else the identity."""
     net = Swintormer(config.network)
     if config.initial is not None:
         from swintormer.checkpoint.checkpoint import load_checkpoint

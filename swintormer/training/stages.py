@@ -1,7 +1,8 @@
 """The stages that train the prior: autoencoder, denoiser on its latents, and both networks jointly through the sampler.
 
 The paper trains in this order (arXiv 2401.05907). In the last stage gradients also reach the denoiser, through every
-step of the sampler, as in DiffIR (Xia et al. ICCV 2023): what it learned of latents alone need not be what helps most.
+step of the sampler, as in DiffIR (Xia et al. ICCV 2023), because the best latent for the network may differ from the
+autoencoder's.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from swintormer.training.config import AutoencoderConfig, DenoiserConfig, Denois
 from swintormer.training.losses import l1_loss, moment_loss
 from swintormer.training.run import ImageRun, Run, first_network
 
-MOMENTS = 0.01  # of `moment_loss`: latents end near mean 0 and variance 1, which the schedule's noise presumes
+MOMENTS = 0.01  # weight of `moment_loss`: the noise schedule assumes latents of mean 0 and variance 1
 POOL_BATCH = 16
 
 
 class PriorRun(Run):
-    """What the stages share that train the prior alone."""
+    """Common parts of the stages that train the prior alone."""
 
     config: AutoencoderConfig | DenoiserConfig
     net: LatentPrior
@@ -45,9 +46,9 @@ class PriorRun(Run):
 
 
 class AutoencoderRun(PriorRun, ImageRun):
-    """The autoencoder on sharp and blurred pictures alike: the denoiser goes from the one to the other.
+    """Trains the autoencoder on sharp and on blurred pictures, because the denoiser needs latents of both.
 
-    The moments of its latents are those of a part of the batch, where `accumulate` or several processes split it.
+    `moment_loss` is computed for each part of the batch where `accumulate` or several processes split it.
     """
 
     config: AutoencoderConfig
@@ -66,13 +67,13 @@ class AutoencoderRun(PriorRun, ImageRun):
         return self.image_loss(output, image) + MOMENTS * moment_loss(latent)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-        """The sharp picture through the bottleneck; the blurred one."""
+        """The sharp picture, encoded and decoded; the blurred one."""
         with self.autocast():
             return self.net.decode(self.net.encode(sharp)), blurred
 
 
 class DenoiserRun(PriorRun):
-    """The denoiser on latents of pairs, made once: from the blurred one's latent and noise to the sharp one's."""
+    """Trains the denoiser, from noise and the blurred picture's latent to the sharp one's. Latents are made once."""
 
     config: DenoiserConfig
 
@@ -83,7 +84,7 @@ class DenoiserRun(PriorRun):
         return prior
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs (condition, sharp latent) from `pool`; which ones, the step number alone decides."""
+        """Pairs (condition, sharp latent) from `pool`; the step number alone selects them."""
         conditions, latents = self.pool
         for step in range(start, self.config.steps):
             chosen = np.random.default_rng((self.config.seed, step)).integers(len(latents), size=self.config.batch)
@@ -107,7 +108,7 @@ class DenoiserRun(PriorRun):
         return torch.cat(conditions), torch.cat(latents)
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """Mean square error of what the scheduler's configuration says that is predicted; see `target`."""
+        """Mean squared error of the denoiser's prediction; see `target`."""
         with self.autocast():
             part = self.net.condition_part(blurred)
         return denoising_loss(self.autocast(), self.net, sharp, part, self.chance(len(sharp)))
@@ -128,11 +129,11 @@ class Joint(nn.Module):
 
 
 class JointRun(ImageRun):
-    """The restoration network with z_0 from the sampler; denoiser and encoder learn along, the decoder does not.
+    """Trains the restoration network with z_0 from the sampler, and with it denoiser and encoder, but not the decoder.
 
-    The encoder too, because a good autoencoder of photographs keeps little of what tells a blurred one from a sharp
-    one: after 9 minutes of the first stage the two latents differ by 0.1 % of their variance. As the latent's truth
-    there is the encoder that the stage before left, so that z_0 stays what the decoder decodes.
+    The encoder is trained, too, because the first stage gives blurred and sharp pictures nearly the same latent: after
+    9 minutes the two differ by 0.1 % of their variance. The target of z_0 comes from the previous stage's encoder, so
+    that the decoder can still decode z_0.
     """
 
     config: JointConfig
@@ -191,7 +192,7 @@ def _sides(net: Joint, image: Tensor) -> tuple[int, int]:
 
 
 def _check_crop(config: TrainConfig, multiple: int) -> None:
-    """Raises SwintormerError unless the crop is whole positions of the prior's coarsest level."""
+    """Raises SwintormerError unless every crop is a multiple of the prior's coarsest positions."""
     for phase in config.phases:
         if phase.crop % multiple:
             raise SwintormerError(
@@ -215,7 +216,7 @@ def denoising_loss(
     part: Tensor,
     chance: list[torch.Generator],
 ) -> Tensor:
-    """Mean square error of the denoiser on a latent (B, Cz, h, w) at random times; `part` as for `predict`."""
+    """Mean squared error of the denoiser for a latent (B, Cz, h, w) at random times; `part` as for `predict`."""
     last = prior.scheduler.config["num_train_timesteps"]
     times = torch.cat([torch.randint(last, (1,), generator=generator) for generator in chance]).to(latent.device)
     noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in chance]).to(latent.device)

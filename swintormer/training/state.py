@@ -17,8 +17,8 @@ from swintormer.data.config import DataConfig
 from swintormer.errors import SwintormerError
 
 STATE_VERSION = 4  # 3 added the settings, 4 left out torch's random state: the step number decides what is drawn
-# Settings that may differ on resuming without a word: they do not decide what is learned. `steps` and `minutes` are not
-# among them, because the learning rate's schedule follows both.
+# Settings that may differ on resuming, because they do not decide what is learned. `steps` and `minutes` are not among
+# them, because the learning rate's schedule follows both.
 FREE: dict[str, Any] = dict.fromkeys(
     ("out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate"), True
 ) | {"data": {"cache"}}
@@ -112,10 +112,12 @@ def sort_tensors(
 
 
 def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raises SwintormerError, which names them, where settings that decide the result differ."""
+    """Raises SwintormerError, with their names, if settings that decide the result differ."""
     advice = "set them back, accept the changes (--accept-changes), or start over (--restart)"
     if before is None:
-        raise SwintormerError(f"{path} does not say under which settings it was written, as older ones: {advice}.")
+        raise SwintormerError(
+            f"{path} does not say under which settings it was written, like older state files: {advice}."
+        )
     before = {**ADDED, **before}
     names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
@@ -129,7 +131,7 @@ def _brief(value: object) -> str:
 
 
 def fault(path: Path, what: str) -> SwintormerError:
-    """The error about a file that is no usable state."""
+    """The error for a file that is not a usable state."""
     return SwintormerError(
         f"{path} is not a training state of this run ({what}): move it away, start over or choose another `out` folder."
     )

@@ -39,7 +39,7 @@ def triton_lacks(x: Tensor) -> str | None:
 
 
 def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
-    # bench/small_windows.py, one thread, reference / cpu: 4 to 16 pixels reach 0.7 to 0.9 from 128 channels on, 1.0 to
+    # bench/small_shapes.py, one thread, reference / cpu: 4 to 16 pixels reach 0.7 to 0.9 from 128 channels on, 1.0 to
     # 1.2 at 64; 36 pixels and more win.
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if x.shape[1] >= 128 and pixels < 32:

@@ -1,10 +1,10 @@
-"""norm_silu_conv3x3: half a res block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239), one pass over the image.
+"""norm_silu_conv3x3: half a ResNet block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239) in one pass.
 
     out = conv3x3(silu(group_norm(x))) + bias + embedding + skip      stride 1, padded with one 0 on each side
 
 norm and SiLU are those of `group_norm_silu`, modulation included; the embedding is that of the time, one number for an
-image and a channel; skip is what the whole res block adds. MACs per pixel: 9 C_in C_out. A fused backend reads x twice
-(once for the statistics) and skip once, and writes out once.
+image and a channel; skip is the ResNet block's skip connection. MACs per pixel: 9 C_in C_out. A fused backend reads x
+twice (once for the statistics) and skip once, and writes out once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
 
 def too_small(batch: int, channels: int, out: int, sides: tuple[int, int]) -> str | None:
     """Where the cpu backend was measured to lose against the reference, in words; else None."""
-    # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
+    # bench/small_shapes.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
     # products is used, single images of 16x16 to 32x32 pixels still reach 1.01 to 1.7, others 0.4 to 1.1; above 0.4
     # the worst of 87 shapes is 0.95, the others 1.0 and more.
     height, width = sides

@@ -1,4 +1,4 @@
-"""res_block: a whole res block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239), two `norm_silu_conv3x3`.
+"""res_block: a whole ResNet block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239), two `norm_silu_conv3x3`.
 
     hidden = conv3x3(silu(group_norm(x))) + bias + embedding
     out    = conv3x3(silu(group_norm(hidden) (1 + scale) + shift)) + bias + skip     skip = x, or x's 1x1 convolution
@@ -45,7 +45,7 @@ OP = Op(
 def res_block(
     x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps1: float = 1e-5, eps2: float = 1e-5
 ) -> Tensor:
-    """A res block: norm, SiLU, 3x3 convolution, the time; norm, SiLU, 3x3 convolution, the skip.
+    """A ResNet block: norm, SiLU, 3x3 convolution, the time; norm, SiLU, 3x3 convolution, the skip.
 
     Args:
         x: (B, C_in, H, W), any strides.
@@ -92,7 +92,7 @@ def check_input(x: Tensor, block: ResBlockWeights, norms: Norms) -> None:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must be {shape} with x {tuple(x.shape)}, found {tuple(tensor.shape)}")
     if block.shortcut is None and (out != channels or block.shortcut_bias is not None):
-        raise ValueError(f"from {channels} to {out} channels, or with a shortcut_bias, a res block needs a shortcut")
+        raise ValueError(f"from {channels} to {out} channels, or with a shortcut_bias, a ResNet block needs a shortcut")
 
 
 def _like_output(x: Tensor, *tensors: Any) -> Tensor:

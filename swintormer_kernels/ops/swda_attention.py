@@ -50,7 +50,7 @@ def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | Non
 def cpu_slower(x: Tensor, window: int) -> str | None:
     """Why the cpu backend loses on windows that leave most of a vector panel (up to 32 tokens) empty; else None.
 
-    `swda_block` shares it. bench/small_windows.py, one thread, reference / cpu: windows of 2 to 4 reach 0.3 to 1.1 from
+    `swda_block` shares it. bench/small_shapes.py, one thread, reference / cpu: windows of 2 to 4 reach 0.3 to 1.1 from
     64 channels on, where products decide, and 1.1 or more below; windows of 5 and more win.
     """
     if window <= 4 and x.shape[1] >= 64:

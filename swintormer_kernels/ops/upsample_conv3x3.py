@@ -25,8 +25,8 @@ def _cpu_serves(x: Tensor, conv: UpsampleWeights) -> str | None:
 
 
 def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
-    # bench/small_convs.py, two threads, reference / cpu: below 16 channels 0.6 to 1.2; below 8x8 pixels 0.5 to 1.1, and
-    # where less than 0.25 of the products is used 0.6 to 1.2; from there on 1.0 and more.
+    # bench/small_shapes.py, two threads, reference / cpu: below 16 channels 0.6 to 1.2; below 8x8 pixels 0.5 to 1.1,
+    # and where less than 0.25 of the products is used 0.6 to 1.2; from there on 1.0 and more.
     channels, height, width = x.shape[1:]
     if channels < 16:
         return f"{channels} input channels fill too little of the cpu backend's vectors"

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swintormer_kernels.nn import Block
 from swintormer_kernels.patch import diffusers, released
 from swintormer_kernels.patch.swap import SwappedModule
 
@@ -117,41 +116,18 @@ def optimize(model: nn.Module, *, verify: Tensor | Sequence[Any] | None = None) 
     if verify is not None and not isinstance(verify, Tensor | Sequence):
         raise TypeError(f"verify takes an example input of the model, found {verify!r}")
     report = Report()
-    blocks: dict[str, tuple[Any, int, int]] = {}
-    for name, module, kind in released.candidates(model):
-        if isinstance(module, Block):
+    swaps = {}
+    for name, found in (*released.find(model), *diffusers.find(model)):
+        if found is None:
             report.ours.append(name)
-        elif isinstance(module, released.SwappedBlock):
-            report.swapped_before[name] = released.describe(module)
-        elif kind != "block":
-            report.kept[name] = f"{kind} of this kind alone: the op includes the norm before it and the residual"
+        elif isinstance(found, str):
+            report.kept[name] = found
+        elif isinstance(found, released.Swapped | diffusers.SwappedPart):
+            report.swapped_before[name] = found
         else:
-            found = released.why_not_block(module) or released.window_and_shift(module)
-            if isinstance(found, str):
-                report.kept[name] = found
-            else:
-                blocks[name] = (module, *found)
-    for name, (block, window, shift) in blocks.items():
-        released.swap(block, window, shift)
-        report.swapped[name] = released.describe(block)
-    _optimize_diffusers(model, report)
+            swaps[name] = found
+    report.swapped.update((name, swap()) for name, swap in swaps.items())
     return report if verify is None else replace(report, difference=_verified(model, verify))
-
-
-def _optimize_diffusers(model: nn.Module, report: Report) -> None:
-    plans: list[tuple[str, nn.Module, str]] = []
-    for name, module, kind in diffusers.candidates(model):
-        before = diffusers.swapped_before(module, kind)
-        if before is not None:
-            report.swapped_before[diffusers.name_of(name, kind)] = before
-            continue
-        reason = diffusers.why_not(module, kind)
-        if reason is None:
-            plans.append((diffusers.name_of(name, kind), module, kind))
-        else:
-            report.kept[name] = f"{kind}: {reason}"
-    for name, module, kind in plans:
-        report.swapped[name] = diffusers.swap(module, kind)
 
 
 def restore(model: nn.Module) -> list[str]:

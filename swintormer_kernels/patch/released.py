@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swintormer_kernels.nn import (
+    Block,
     attention_weights,
     ffn_weights,
     log_spaced_coordinates,
@@ -27,31 +29,16 @@ from swintormer_kernels.ops.swda_block import swda_block
 from swintormer_kernels.patch.swap import (
     WRAPPERS,
     SwappedModule,
-    has_hooks,
-    swapped_class,
+    swap_class,
     unwrapped,
-    why_forward_fixed,
-    why_hooked,
-    why_tensors_unfit,
+    why_not_conv,
+    why_not_swappable,
 )
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Explanation, explain
 
 _COORDINATES = "_swda_coordinates"
-_HALVES = {
-    "attention": ("norm1.", "attn."),
-    "feed-forward": ("norm2.", "ffn."),
-}
-_REQUIRED = {
-    *("norm1.body.weight", "norm1.body.bias", "attn.logit_scale"),
-    *("attn.cpb_mlp.0.weight", "attn.cpb_mlp.0.bias", "attn.cpb_mlp.2.weight"),
-    *("attn.qkv.weight", "attn.qkv_dwconv.weight", "attn.project_out.weight"),
-    *("norm2.body.weight", "norm2.body.bias", "ffn.project_in.weight", "ffn.project_out.weight"),
-}
-_OPTIONAL = {
-    *("attn.qkv.bias", "attn.qkv_dwconv.bias", "attn.project_out.bias"),
-    *("ffn.project_in.bias", "ffn.project_out.bias"),
-}
+_CONVS = ("attn.qkv", "attn.qkv_dwconv", "attn.project_out", "ffn.project_in", "ffn.project_out")
 _WINDOW_NAMES = ("window_size", "window_sizes", "win_size", "window", "ws")
 _SHIFT_NAMES = ("shift_size", "shift_sizes", "shift", "shifted")
 
@@ -75,20 +62,10 @@ class Swapped:
         return f"{sizes}, shift {self.shift} -> {self.explanation.backend}"
 
 
-# ---- the swapped block -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Swap:
-    window: int
-    shift: int
-    parts: tuple[type, ...]  # classes of the inner modules whose forward the op replaces
-
-
 class SwappedBlock(SwappedModule):
     """A released block through `swda_block`."""
 
-    _swda: _Swap
+    _swap_kept: tuple[int, int]  # window and shift
     norm1: Any  # parts are of the block's own classes
     attn: Any
     norm2: Any
@@ -97,16 +74,14 @@ class SwappedBlock(SwappedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs or not self._op_takes(args[0]):
             return super().forward(*args, **kwargs)
-        return swda_block(args[0], *self._weights(), self._swda.window, self._swda.shift)
+        return swda_block(args[0], *self._weights(), *self._swap_kept)
 
     def _op_takes(self, x: Any) -> bool:
         """Whether the op computes what the block's own forward would, with this input and the parts of now."""
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.attn.project_out.weight.shape[0]:
             return False
-        if x.shape[2] % self._swda.window or x.shape[3] % self._swda.window:
-            return False
-        parts = _parts(self)
-        return tuple(map(type, parts)) == self._swda.parts and not any(map(has_hooks, parts))
+        window = self._swap_kept[0]
+        return x.shape[2] % window == 0 and x.shape[3] % window == 0 and self.unchanged()
 
     def _weights(self) -> tuple[AttentionWeights, FFNWeights]:
         bias_table = position_bias(self.attn.cpb_mlp, getattr(self, _COORDINATES))
@@ -115,108 +90,85 @@ class SwappedBlock(SwappedModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwappedBlock:
         before = getattr(self, _COORDINATES)
         super()._apply(fn, recurse)
-        setattr(self, _COORDINATES, remade_coordinates(self._swda.window, before, getattr(self, _COORDINATES)))
+        setattr(self, _COORDINATES, remade_coordinates(self._swap_kept[0], before, getattr(self, _COORDINATES)))
         return self
 
-    def forget_swap(self) -> None:
+    def parts(self) -> tuple[Any, ...]:
+        norm1, attn, norm2, ffn = self.norm1, self.attn, self.norm2, self.ffn
+        leaves = (
+            *(getattr(norm1, "body", None), getattr(norm2, "body", None)),
+            *(getattr(attn, name, None) for name in ("qkv", "qkv_dwconv", "project_out")),
+            *(getattr(ffn, name, None) for name in ("project_in", "project_out")),
+        )
+        return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
+
+    def describe(self) -> Swapped:
+        window, shift = self._swap_kept
+        attention, ffn = self._weights()
+        channels, hidden = ffn.project_out.shape[:2]
+        x = attention.qkv.new_empty(()).expand(1, channels, 8 * window, 8 * window)  # one number, whatever the size
+        explanation = explain(swda_block, x, attention, ffn, window, shift)
+        return Swapped(channels, len(attention.logit_scale), hidden, window, shift, explanation)
+
+    def unswap(self) -> None:
         delattr(self, _COORDINATES)
-        del self._swda
+        super().unswap()
 
 
-def _parts(block: Any) -> tuple[Any, ...]:
-    """The inner modules whose forward the op replaces or skips; None for one that somebody took away since."""
-    norm1, attn, norm2, ffn = block.norm1, block.attn, block.norm2, block.ffn
-    leaves = (
-        *(getattr(norm1, "body", None), getattr(norm2, "body", None)),
-        *(getattr(attn, name, None) for name in ("qkv", "qkv_dwconv", "project_out")),
-        *(getattr(ffn, name, None) for name in ("project_in", "project_out")),
-    )
-    return norm1, attn, norm2, ffn, *leaves, *attn.cpb_mlp.modules()
-
-
-def swap(block: Any, window: int, shift: int) -> None:
+def _swap(block: Any, window: int, shift: int) -> Swapped:
     like = block.attn.cpb_mlp[0].weight
     with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
         coordinates = log_spaced_coordinates(window).to(device=like.device, dtype=like.dtype)
-    block.__class__ = swapped_class(SwappedBlock, type(block))
-    block._swda = _Swap(window, shift, tuple(map(type, _parts(block))))
+    swap_class(block, SwappedBlock, (window, shift))
     block.register_buffer(_COORDINATES, coordinates, persistent=False)
-
-
-def describe(block: Any) -> Swapped:
-    """Sizes and backend of a swapped block."""
-    window, shift = block._swda.window, block._swda.shift
-    attention, ffn = block._weights()
-    channels, hidden = ffn.project_out.shape[:2]
-    x = attention.qkv.new_empty(()).expand(1, channels, 8 * window, 8 * window)  # one number, whatever the size
-    explanation = explain(swda_block, x, attention, ffn, window, shift)
-    return Swapped(channels, len(attention.logit_scale), hidden, window, shift, explanation)
+    described: Swapped = block.describe()
+    return described
 
 
 # ---- recognition -----------------------------------------------------------------------------------------------------
 
 
-def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, module, kind) of what resembles a released part; kind is "block", "attention" or "feed-forward".
+def find(model: nn.Module) -> Iterator[tuple[str, Swapped | str | Callable[[], Swapped] | None]]:
+    """(name, what it is) of everything that resembles a released part.
 
-    The attention and feed-forward modules of a block do not come again by themselves.
+    What swaps it and describes it; or why it is kept; or the description of what an earlier call swapped; or None for
+    a block of this package. Attention and feed-forward modules of a block do not come again by themselves.
     """
     inside: set[int] = set()
     for name, module in model.named_modules():
-        kind = _kind(module)
-        if kind is None or id(module) in inside:
+        if id(module) in inside:
             continue
-        if kind == "block":
+        children = module._modules
+        if _is_attention(unwrapped(children.get("attn"))) or _is_ffn(unwrapped(children.get("ffn"))):
             inside |= {id(part) for part in module.modules()}
-        yield name, module, kind
+            yield name, _found(module)
+        elif _is_attention(module) or _is_ffn(module):
+            kind = "attention" if _is_attention(module) else "feed-forward"
+            yield name, f"{kind} of this kind alone: the op includes the norm before it and the residual"
 
 
-def _kind(module: nn.Module) -> str | None:
-    parts = module._modules
-    if _resembles_attention(unwrapped(parts.get("attn"))) or _resembles_ffn(unwrapped(parts.get("ffn"))):
-        return "block"
-    if _resembles_attention(module):
-        return "attention"
-    return "feed-forward" if _resembles_ffn(module) else None
-
-
-def _resembles_attention(module: nn.Module | None) -> bool:
+def _is_attention(module: nn.Module | None) -> bool:
     return module is not None and {"qkv", "qkv_dwconv", "project_out"} <= module._modules.keys()
 
 
-def _resembles_ffn(module: nn.Module | None) -> bool:
+def _is_ffn(module: nn.Module | None) -> bool:
     return module is not None and {"project_in", "project_out"} <= module._modules.keys()
 
 
-# ---- structure -------------------------------------------------------------------------------------------------------
+def _found(block: nn.Module) -> Swapped | str | Callable[[], Swapped] | None:
+    if isinstance(block, Block):
+        return None
+    if isinstance(block, SwappedBlock):
+        return block.describe()
+    sizes = why_not_block(block) or window_and_shift(block)
+    return sizes if isinstance(sizes, str) else partial(_swap, block, *sizes)
 
 
 def why_not_block(block: nn.Module) -> str | None:
-    """None if `block` has the structure of a released block, else the first difference of each half."""
-    fixed = why_forward_fixed(block)
-    if fixed is not None:
-        return fixed
+    """None if `block` has the structure of a released block, else the first difference."""
     if type(block).forward is nn.Module.forward:
         return "it has no forward of its own, so something else computes it"
-    names = {_clean(name) for name, _ in block.named_parameters(remove_duplicate=False)}
-    outside = sorted(name for name in names if not name.startswith(tuple(sum(_HALVES.values(), ()))))
-    if outside:
-        return f"parameter {outside[0]} has no place in a released block"
-    found = {
-        "attention": _why_parameters_differ("attention", names) or _why_attention_differs(block),
-        "feed-forward": _why_parameters_differ("feed-forward", names) or _why_ffn_differs(block),
-    }
-    reasons = [reason for reason in found.values() if reason is not None]
-    if len(reasons) == 1:
-        fits = next(half for half, reason in found.items() if reason is None)
-        return f"only its {fits} half is of the released kind: {reasons[0]}"
-    return (
-        "; ".join(reasons)
-        or why_tensors_unfit(block)
-        or _why_dropout(block)
-        or why_hooked({name: part for name, part in block.named_modules() if name})
-        or _why_parts_unknown(block)
-    )
+    return why_not_swappable(block) or _why_parameters_differ(block) or _why_parts_differ(block)
 
 
 def _clean(name: str) -> str:
@@ -225,91 +177,59 @@ def _clean(name: str) -> str:
     return name
 
 
-def _why_parameters_differ(half: str, names: set[str]) -> str | None:
-    prefixes = _HALVES[half]
-    missing = sorted(name for name in _REQUIRED - names if name.startswith(prefixes))
+def _why_parameters_differ(block: nn.Module) -> str | None:
+    found = {_clean(name): tuple(p.shape) for name, p in block.named_parameters(remove_duplicate=False)}
+    channels, hidden = (*found.get("ffn.project_out.weight", ()), 0, 0)[:2]
+    heads, perceptron = ((*found.get(name, ()), 0)[0] for name in ("attn.logit_scale", "attn.cpb_mlp.0.weight"))
+    wanted: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("norm1.body.weight", "norm1.body.bias"), (channels,)),
+        **dict.fromkeys(("norm2.body.weight", "norm2.body.bias"), (channels,)),
+        "attn.logit_scale": (heads, 1, 1),
+        "attn.cpb_mlp.0.weight": (perceptron, 2),
+        "attn.cpb_mlp.0.bias": (perceptron,),
+        "attn.cpb_mlp.2.weight": (heads, perceptron),
+        "attn.qkv.weight": (3 * channels, channels, 1, 1),
+        "attn.qkv_dwconv.weight": (3 * channels, 1, 3, 3),
+        "attn.project_out.weight": (channels, channels, 1, 1),
+        "ffn.project_in.weight": (2 * hidden, channels, 1, 1),
+        "ffn.project_out.weight": (channels, hidden, 1, 1),
+    }
+    missing = [name for name in wanted if name not in found]
     if missing:
         return f"it has no {missing[0]}"
-    extra = sorted(name for name in names - _REQUIRED - _OPTIONAL if name.startswith(prefixes))
-    return f"parameter {extra[0]} has no place in it" if extra else None
-
-
-def _why_attention_differs(block: Any) -> str | None:
-    attn = block.attn
-    channels, heads = attn.project_out.weight.shape[0], attn.logit_scale.shape[0]
-    if attn.logit_scale.shape != (heads, 1, 1) or heads < 1 or channels % (2 * heads):
-        return (
-            f"attn.logit_scale must be (heads, 1, 1) with 2 * heads dividing the {channels} channels, "
-            f"found {tuple(attn.logit_scale.shape)}"
-        )
-    hidden = attn.cpb_mlp[0].weight.shape[0]
-    shapes = tuple(attn.cpb_mlp[0].weight.shape), tuple(attn.cpb_mlp[2].weight.shape)
-    if shapes != ((hidden, 2), (heads, hidden)):
-        return f"attn.cpb_mlp must map 2 coordinates to {heads} heads, found weights {shapes[0]} and {shapes[1]}"
-    return (
-        _why_norm_differs("norm1", block.norm1, channels)
-        or _why_conv_differs("attn.qkv", attn.qkv, (3 * channels, channels, 1, 1))
-        or _why_conv_differs("attn.qkv_dwconv", attn.qkv_dwconv, (3 * channels, 1, 3, 3))
-        or _why_conv_differs("attn.project_out", attn.project_out, (channels, channels, 1, 1))
-    )
-
-
-def _why_ffn_differs(block: Any) -> str | None:
-    channels, hidden = block.ffn.project_out.weight.shape[:2]
-    return (
-        _why_norm_differs("norm2", block.norm2, channels)
-        or _why_conv_differs("ffn.project_in", block.ffn.project_in, (2 * hidden, channels, 1, 1))
-        or _why_conv_differs("ffn.project_out", block.ffn.project_out, (channels, hidden, 1, 1))
-    )
-
-
-def _why_norm_differs(name: str, norm: Any, channels: int) -> str | None:
-    if norm.body.weight.shape != (channels,) or norm.body.bias.shape != (channels,):
-        return f"{name}.body must have weight and bias of shape ({channels},), found {tuple(norm.body.weight.shape)}"
-    for owner in (norm, norm.body):
-        eps = getattr(owner, "eps", 1e-5)
-        if eps != 1e-5:
-            return f"{name} has eps {eps}, and the op computes with 1e-05"
+    biases = {f"{conv}.bias": wanted[f"{conv}.weight"][:1] for conv in _CONVS}
+    extra = [name for name in found if name not in wanted | biases]
+    if extra:
+        return f"parameter {extra[0]} has no place in a released block"
+    if heads < 1 or channels % (2 * heads):
+        return f"attn.logit_scale has {heads} heads, and twice as many must divide the {channels} channels"
+    for name, shape in found.items():
+        if shape != (wanted | biases)[name]:
+            return f"{name} has shape {shape}, a released block of this size has {(wanted | biases)[name]}"
     return None
 
 
-def _why_conv_differs(name: str, conv: Any, shape: tuple[int, int, int, int]) -> str | None:
-    if type(conv) is not nn.Conv2d:
-        return f"{name} is a {type(conv).__name__}, not a plain Conv2d"
-    out, _, kernel, _ = shape
-    padding = {"same": (kernel // 2,) * 2, "valid": (0, 0)}.get(str(conv.padding), conv.padding)
-    expected = {
-        "weight": (shape, tuple(conv.weight.shape)),
-        "bias": ((out,), (out,) if conv.bias is None else tuple(conv.bias.shape)),
-        "stride": ((1, 1), conv.stride),
-        "padding": ((kernel // 2,) * 2, padding),
-        "dilation": ((1, 1), conv.dilation),
-        "groups": (out if kernel == 3 else 1, conv.groups),
-        "padding_mode": ("zeros" if kernel == 3 else conv.padding_mode, conv.padding_mode),
-    }
-    for what, (wanted, found) in expected.items():
-        if wanted != found:
-            return f"{name} has {what} {found}, a released block has {wanted}"
-    return None
-
-
-def _why_dropout(block: nn.Module) -> str | None:
-    for name, part in block.named_modules():
+def _why_parts_differ(block: Any) -> str | None:
+    """What of the inner modules no parameter tells."""
+    parts = {_clean(f"{name}.").rstrip("."): part for name, part in block.named_modules()}
+    for name, part in parts.items():
         if getattr(part, "p", 0) and "dropout" in type(part).__name__.lower():
             return f"{name} drops values while training (p = {part.p}), and the op has no dropout"
-    return None
-
-
-def _why_parts_unknown(block: nn.Module) -> str | None:
-    """None if every inner module is one that a released block has, or does nothing."""
-    known = {_clean(name).rpartition(".")[0] for name in _REQUIRED}
-    known |= {"", "norm1", "norm2", "attn", "ffn", "attn.cpb_mlp", "attn.cpb_mlp.1"}
-    for name, part in block.named_modules():
-        clean = _clean(f"{name}.").rstrip(".")
-        if clean not in known and not isinstance(part, nn.Identity | nn.Dropout):
-            return f"{clean} ({type(part).__name__}) has no place in it"
-    attn: Any = block.attn
-    act = attn.cpb_mlp[1]
+        eps = getattr(part, "eps", 1e-5)
+        if eps != 1e-5:
+            return f"{name} has eps {eps}, and the op computes with 1e-05"
+    known = {*("", "norm1", "norm1.body", "norm2", "norm2.body", "attn", "attn.cpb_mlp", "ffn"), *_CONVS}
+    known |= {f"attn.cpb_mlp.{index}" for index in range(3)}
+    for name, part in parts.items():
+        if name not in known and not isinstance(part, nn.Identity | nn.Dropout):
+            return f"{name} ({type(part).__name__}) has no place in it"
+    for name in _CONVS:
+        depthwise = name == "attn.qkv_dwconv"
+        groups = block.attn.qkv_dwconv.weight.shape[0] if depthwise else 1
+        reason = why_not_conv(name, parts[name], 3 if depthwise else 1, groups)
+        if reason is not None:
+            return reason
+    act = block.attn.cpb_mlp[1]
     return None if type(act) is nn.ReLU else f"attn.cpb_mlp.1 is a {type(act).__name__}, not a ReLU"
 
 
@@ -318,51 +238,40 @@ def _why_parts_unknown(block: nn.Module) -> str | None:
 
 def window_and_shift(block: nn.Module) -> tuple[int, int] | str:
     """The window's side from usual attribute names and from buffers, the shift from attributes; or why not."""
-    window = _window(block)
-    if isinstance(window, str):
-        return window
-    shifts = _attributes(block, _SHIFT_NAMES)
-    if isinstance(shifts, str):
-        return shifts
+    windows, shifts = _attributes(block, _WINDOW_NAMES), _attributes(block, _SHIFT_NAMES)
+    for name, value in (windows | shifts).items():
+        if not isinstance(value, int):
+            return f"{name} is {value}, and the op takes one whole number for both sides"
+    windows |= _windows_of_buffers(block)
+    if not windows:
+        return f"its window stands in no attribute ({', '.join(_WINDOW_NAMES)}) and in no buffer"
+    if len(set(windows.values())) > 1 or min(windows.values()) < 2:
+        return f"its window is unclear: {_listed(windows)}"
     if not shifts:
         return f"its shift stands in no attribute ({', '.join(_SHIFT_NAMES)})"
+    window = next(iter(windows.values()))
     found = {window // 2 if shift is True else int(shift) for shift in shifts.values()}
     if len(found) > 1 or not 0 <= min(found) < window:
         return f"its shift is unclear for a window of {window}: {_listed(shifts)}"
     return window, found.pop()
 
 
-def _window(block: nn.Module) -> int | str:
-    named = _attributes(block, _WINDOW_NAMES)
-    if isinstance(named, str):
-        return named
-    told = named | _windows_of_buffers(block)
-    if not told:
-        return f"its window stands in no attribute ({', '.join(_WINDOW_NAMES)}) and in no buffer"
-    if len(set(told.values())) > 1 or min(told.values()) < 2:
-        return f"its window is unclear: {_listed(told)}"
-    return next(iter(told.values()))
-
-
 def _listed(values: dict[str, int]) -> str:
     return ", ".join(f"{name} says {value}" for name, value in values.items())
 
 
-def _attributes(block: Any, names: tuple[str, ...]) -> dict[str, int] | str:
-    """Attributes of the block and of its attention that hold a side: name -> int or bool; or a sentence."""
-    found: dict[str, int] = {}
+def _attributes(block: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Attributes of the block and of its attention by these names; of equal sides one."""
+    found: dict[str, Any] = {}
     for prefix, owner in (("", block), ("attn.", unwrapped(block.attn))):
         for name in names:
             value = getattr(owner, name, None)
-            if value is None or callable(value):
-                continue
             if isinstance(value, Tensor):
                 value = value.tolist()
-            sides = set(value) if isinstance(value, tuple | list) else {value}
-            side = sides.pop() if sides else None
-            if sides or not isinstance(side, int):
-                return f"{prefix}{name} is {value}, and the op takes one whole number for both sides"
-            found[prefix + name] = side
+            if isinstance(value, tuple | list) and len(set(value)) == 1:
+                value = value[0]
+            if value is not None and not callable(value):
+                found[prefix + name] = value
     return found
 
 

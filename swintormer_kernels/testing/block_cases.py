@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swintormer_kernels.records import AttentionWeights, FFNWeights
-from swintormer_kernels.testing.case import Case
+from swintormer_kernels.testing.case import Case, seeded
 
 
 @dataclass(frozen=True)
@@ -109,46 +111,39 @@ def ffn_weights(channels: int, hidden: int, bias: bool = False) -> FFNWeights:
     )
 
 
+def _cases(build: Callable[[Shape], tuple[Any, ...]], names: Iterable[str] = BLOCK_SHAPES) -> list[Case]:
+    shapes = {name: BLOCK_SHAPES[name] for name in names}
+    return [seeded(name, partial(build, shape), shape.timed, shape.tested) for name, shape in shapes.items()]
+
+
+def _attention_of(shape: Shape) -> AttentionWeights:
+    return attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+
+
 def swda_attention_cases() -> list[Case]:
     """The blocks' shapes of the released network at one 256x256 tile, and unusual ones."""
 
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                weights = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
-                return (shape.image(), weights, shape.window, shape.shift), {}
+    def build(shape: Shape) -> tuple[Any, ...]:
+        weights = _attention_of(shape)
+        return shape.image(), weights, shape.window, shape.shift
 
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
+    return _cases(build)
 
 
 def gated_ffn_cases() -> list[Case]:
     """The shapes of the released network at one 256x256 tile, and unusual ones."""
 
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return (shape.image(), ffn_weights(shape.channels, shape.hidden, shape.bias)), {}
+    def build(shape: Shape) -> tuple[Any, ...]:
+        return shape.image(), ffn_weights(shape.channels, shape.hidden, shape.bias)
 
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items() if "shifted" not in name]
+    return _cases(build, (name for name in BLOCK_SHAPES if "shifted" not in name))
 
 
 def swda_block_cases() -> list[Case]:
     """The blocks of the released network at one 256x256 tile, and unusual ones."""
 
-    def case(name: str, shape: Shape) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                attention = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
-                ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
-                return (shape.image(), attention, ffn, shape.window, shape.shift), {}
+    def build(shape: Shape) -> tuple[Any, ...]:
+        weights = _attention_of(shape), ffn_weights(shape.channels, shape.hidden, shape.bias)
+        return shape.image(), *weights, shape.window, shape.shift
 
-        return Case(name, make, timed=shape.timed, tested=shape.tested)
-
-    return [case(name, shape) for name, shape in BLOCK_SHAPES.items()]
+    return _cases(build)

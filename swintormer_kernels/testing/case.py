@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Case:
@@ -22,3 +24,14 @@ class Case:
     make: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
     timed: bool = True
     tested: bool = True
+
+
+def seeded(name: str, build: Callable[[], tuple[Any, ...]], timed: bool = False, tested: bool = True) -> Case:
+    """A case of the arguments that `build()` returns, whose random numbers follow from the seed alone."""
+
+    def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build(), {}
+
+    return Case(name, make, timed=timed, tested=tested)

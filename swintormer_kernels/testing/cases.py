@@ -5,7 +5,7 @@ from __future__ import annotations
 from swintormer_kernels.testing import block_cases, denoiser_cases
 from swintormer_kernels.testing.case import Case
 
-_CASES = {
+CASES = {
     "swda_attention": block_cases.swda_attention_cases,
     "gated_ffn": block_cases.gated_ffn_cases,
     "swda_block": block_cases.swda_block_cases,
@@ -24,7 +24,7 @@ def cases_of(name: str) -> list[Case]:
     Raises:
         KeyError: there is no such op.
     """
-    return _CASES[name]()
+    return CASES[name]()
 
 
 def case_of(op: str, name: str) -> Case:

@@ -15,7 +15,7 @@ from swintormer_kernels.records import (
     ResBlockWeights,
     UpsampleWeights,
 )
-from swintormer_kernels.testing.case import Case
+from swintormer_kernels.testing.case import Case, seeded
 
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -59,25 +59,19 @@ def res_block_weights(batch: int, channels: int, middle: int, out: int, modulate
     )
 
 
+Sizes = tuple[int, int, int, int]
+
+
 def group_norm_silu_cases() -> list[Case]:
-    """Shapes of the released denoiser's res blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
+    """Shapes of the released denoiser's ResNet blocks and of a compact U-Net's at a 32 latent, and unusual ones."""
 
-    def case(
-        name: str, shape: tuple[int, int, int, int], groups: int, layout: str = "channels_last", **options: Any
-    ) -> Case:
-        tags = {"modulated": False, "affine": True, "offset": 0.0, "timed": False, **options}
+    def case(name: str, shape: Sizes, groups: int, layout: str = "channels_last", **options: Any) -> Case:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape) + options.get("offset", 0.0))
+            norm = norm_weights(*shape[:2], modulated=options.get("modulated", False))
+            return x, norm if options.get("affine", True) else GroupNormWeights(), groups
 
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = LAYOUTS[layout](torch.randn(shape) + tags["offset"])
-                norm = norm_weights(*shape[:2], modulated=tags["modulated"])
-            return (x, norm if tags["affine"] else GroupNormWeights(), groups), {}
-
-        return Case(name, make, timed=tags["timed"], tested=x_elements(shape) < 1_000_000)
-
-    def x_elements(shape: tuple[int, int, int, int]) -> int:
-        return shape[0] * shape[1] * shape[2] * shape[3]
+        return seeded(name, build, options.get("timed", False), tested=math.prod(shape) < 1_000_000)
 
     released = {"160x128x128": (160, 128), "320x64x64": (320, 64), "640x16x16": (640, 16), "960x32x32": (960, 32)}
     compact = {"32x32x32": (32, 32), "64x16x16": (64, 16), "96x8x8": (96, 8)}
@@ -109,25 +103,18 @@ def group_norm_silu_cases() -> list[Case]:
 
 
 def norm_silu_conv3x3_cases() -> list[Case]:
-    """Res blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """ResNet blocks of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
-    def case(
-        name: str, shape: tuple[int, int, int, int], out: int, groups: int, layout: str = "", **options: Any
-    ) -> Case:
-        tags = {"modulated": False, "plain": False, "timed": False, **options}
-        arrange = LAYOUTS[layout or "channels_last"]
+    def case(name: str, shape: Sizes, out: int, groups: int, layout: str = "channels_last", **options: Any) -> Case:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape))
+            norm = norm_weights(*shape[:2], modulated=options.get("modulated", False))
+            conv = conv_weights(shape[0], shape[1], out, shape[2:], options.get("plain", False))
+            if conv.skip is not None:
+                conv = conv._replace(skip=LAYOUTS[layout](conv.skip))
+            return x, norm, conv, groups
 
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = arrange(torch.randn(shape))
-                norm = norm_weights(*shape[:2], modulated=tags["modulated"])
-                conv = conv_weights(shape[0], shape[1], out, shape[2:], tags["plain"])
-                if conv.skip is not None:
-                    conv = conv._replace(skip=arrange(conv.skip))
-            return (x, norm, conv, groups), {}
-
-        return Case(name, make, timed=tags["timed"], tested=shape[1] * out * shape[2] * shape[3] < 20_000_000)
+        return seeded(name, build, options.get("timed", False), math.prod(shape[1:]) * out < 20_000_000)
 
     released = [(160, 160, 128), (320, 320, 64), (320, 320, 32), (640, 640, 16), (320, 160, 128), (1280, 640, 16)]
     compact = [(32, 32, 32), (64, 64, 16), (96, 96, 8), (64, 32, 32)]
@@ -152,30 +139,19 @@ def norm_silu_conv3x3_cases() -> list[Case]:
 
 
 def res_block_cases() -> list[Case]:
-    """Res blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
+    """ResNet blocks of the compact U-Net at a 32 latent, of the released one at 32 and 128, and unusual ones."""
 
     def case(
-        name: str,
-        shape: tuple[int, int, int, int],
-        sizes: tuple[int, int],
-        groups: int,
-        layout: str = "",
-        **options: Any,
+        name: str, shape: Sizes, sizes: tuple[int, int], groups: int, layout: str = "channels_last", **options: Any
     ) -> Case:
-        arrange = LAYOUTS[layout or "channels_last"]
-        plain = options.get("plain", False)
-
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = arrange(torch.randn(shape))
-                block = res_block_weights(shape[0], shape[1], *sizes, options.get("modulated", False))
-            if plain:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape))
+            block = res_block_weights(shape[0], shape[1], *sizes, options.get("modulated", False))
+            if options.get("plain", False):
                 block = ResBlockWeights(block.conv1, block.conv2, shortcut=block.shortcut)
-            return (x, block, groups, groups), {}
+            return x, block, groups, groups
 
-        small = shape[2] * shape[3] * shape[1] * sizes[0] < 10_000_000
-        return Case(name, make, timed=options.get("timed", False), tested=small)
+        return seeded(name, build, options.get("timed", False), math.prod(shape[1:]) * sizes[0] < 10_000_000)
 
     compact = [(32, 32, 32), (64, 64, 16), (128, 64, 16), (96, 32, 32)]
     released = [(160, 160, 128), (320, 320, 32), (960, 320, 32)]
@@ -203,20 +179,14 @@ def res_block_cases() -> list[Case]:
 def norm_projection_cases() -> list[Case]:
     """Queries, keys and values of the compact U-Net at latents of 32 and 128, of the released one, and unusual ones."""
 
-    def case(name: str, shape: tuple[int, ...], out: int, groups: int, layout: str = "", **options: Any) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = LAYOUTS[layout or "channels_last"](torch.randn(shape) + options.get("offset", 0.0))
-                norm = norm_weights(shape[0], shape[1], modulated=options.get("modulated", False))
-                weight = torch.randn(out, shape[1]) / shape[1] ** 0.5
-                linear = LinearWeights(weight, torch.randn(out) if options.get("bias", True) else None)
-            return (x, norm, linear, groups), {}
+    def case(name: str, shape: Sizes, out: int, groups: int, layout: str = "channels_last", **options: Any) -> Case:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape) + options.get("offset", 0.0))
+            norm = norm_weights(*shape[:2], modulated=options.get("modulated", False))
+            weight = torch.randn(out, shape[1]) / shape[1] ** 0.5
+            return x, norm, LinearWeights(weight, torch.randn(out) if options.get("bias", True) else None), groups
 
-        return Case(name, make, timed=options.get("timed", False), tested=x_elements(shape) * out < 50_000_000)
-
-    def x_elements(shape: tuple[int, ...]) -> int:
-        return shape[0] * shape[1] * shape[2] * shape[3]
+        return seeded(name, build, options.get("timed", False), math.prod(shape) * out < 50_000_000)
 
     timed = [(64, 16, 8), (64, 64, 8), (320, 32, 32), (640, 8, 32), (640, 16, 32), (512, 64, 32)]
     return [
@@ -235,18 +205,15 @@ def norm_projection_cases() -> list[Case]:
 
 
 def upsample_conv3x3_cases() -> list[Case]:
-    """The steps up of the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
+    """Upsampling in the released denoiser at a 128 latent, of a compact U-Net at a 32 latent, and unusual ones."""
 
-    def case(name: str, shape: tuple[int, int, int, int], out: int, layout: str = "", **options: Any) -> Case:
-        def make(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                x = LAYOUTS[layout or "channels_last"](torch.randn(shape))
-                weight = torch.randn(out, shape[1], 3, 3) / (3 * shape[1] ** 0.5)
-                return (x, UpsampleWeights(weight, torch.randn(out) if options.get("bias", True) else None)), {}
+    def case(name: str, shape: Sizes, out: int, layout: str = "channels_last", **options: Any) -> Case:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape))
+            weight = torch.randn(out, shape[1], 3, 3) / (3 * shape[1] ** 0.5)
+            return x, UpsampleWeights(weight, torch.randn(out) if options.get("bias", True) else None)
 
-        small = shape[1] * out * shape[2] * shape[3] < 5_000_000
-        return Case(name, make, timed=options.get("timed", False), tested=small)
+        return seeded(name, build, options.get("timed", False), math.prod(shape[1:]) * out < 5_000_000)
 
     released, compact = [(640, 16), (320, 32), (320, 64)], [(96, 8), (64, 16)]
     return [

@@ -55,11 +55,11 @@ def peak_rate(dtype: str = "float32") -> float:
     return 1e9 * found if found else float("nan")
 
 
-class Yardstick:
-    """What torch does fastest in float32: a matrix product, and a 1x1 convolution of a shape of the network.
+class TorchRate:
+    """The rate of torch's fastest float32 work: a matrix product, and a 1x1 convolution of a shape of the network.
 
-    It stands beside `peak_rate`, which torch does not reach. `turns` go into the same rounds as what is measured. A
-    turn takes a tenth of a second or so, as a tile does, so that the other work of a busy machine meets both alike.
+    It is reported together with `peak_rate`, which torch does not reach. `turns` are timed in the same rounds as the
+    code under test. A turn takes about a tenth of a second, like a tile, so that a busy machine slows both equally.
     """
 
     _PRODUCTS = 10
@@ -75,5 +75,5 @@ class Yardstick:
         }
 
     def rate(self, seconds: Mapping[str, Sequence[float]]) -> float:
-        """The best FLOP/s of any of the yardstick's turns: what torch gets out of this machine."""
+        """The best FLOP/s of any of these products: the rate that torch reaches on this machine."""
         return max(self._PRODUCTS * flops / min(seconds[name]) for name, flops in self._flops.items())

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import measure
+from bench import measure, roofline
 from swintormer import NetworkConfig, Swintormer
 from swintormer.cli import bench
 from swintormer_kernels import native, use_backend
 from swintormer_kernels.packed import derived, kept_bytes
 from swintormer_kernels.testing import timing
 from swintormer_kernels.testing.cases import cases_of
-from swintormer_kernels.testing.timing import Yardstick, in_turn, peak_memory
+from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory
 
 TINY = NetworkConfig(
     in_channels=3, dim=4, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=4
@@ -97,12 +97,12 @@ def test_peak_memory_counts_what_lives_at_the_same_time():
     assert 12000 <= peak_memory(together) < 16000
 
 
-def test_the_yardstick_takes_the_best_rate():
-    yardstick = Yardstick()
-    seconds = {name: [1.0, 2.0] for name in yardstick.turns}
+def test_the_rate_of_torch_is_the_best_of_its_products():
+    torch_rate = TorchRate()
+    seconds = {name: [1.0, 2.0] for name in torch_rate.turns}
     faster = seconds | {"matrix product": [1.0, 1e-3]}
-    assert yardstick.rate(faster) == 10 * 2 * 768**3 / 1e-3
-    assert yardstick.rate(seconds) < yardstick.rate(faster)
+    assert torch_rate.rate(faster) == 10 * 2 * 768**3 / 1e-3
+    assert torch_rate.rate(seconds) < torch_rate.rate(faster)
 
 
 def test_packed_weights_count_once_and_as_long_as_their_source_lives():
@@ -154,4 +154,14 @@ def test_recorded_files_have_the_columns_of_a_row():
     headers = {f.name: f.read_text(encoding="utf-8").splitlines()[0].split(",") for f in measure.RESULTS.glob("*.csv")}
     ops = {f"{module.OP.name}.csv" for module in measure.op_modules("cpu")}
     assert ops <= headers.keys()
-    assert all(headers[name] == names for name in (*ops, "network.csv", "denoiser.csv", "sample.csv"))
+    assert all(headers[name] == names for name in (*ops, "network.csv", "denoiser.csv"))
+
+
+def test_the_picture_of_the_floors_leaves_out_rows_without_the_rate_of_multiply_adds(tmp_path):
+    head = "op,case,backend,isa,fma_share,copy_share,machine\n"
+    rows = ("a,x,cpu,avx2,0.5,0.25,old", "a,x,cpu,avx2,0.25,nan,new", "a,x,cpu,avx2,nan,0.5,", "a,y,cpu,avx2,nan,0.5,")
+    (tmp_path / "a.csv").write_text(head + "\n".join(rows))
+    (found,) = roofline.newest_rows([tmp_path / "a.csv"])
+    assert found["machine"] == "new"
+    assert roofline.share_of_floor(found) == 0.25
+    assert roofline.share_of_floor({"fma_share": "0.5", "copy_share": "0.75"}) == 0.75

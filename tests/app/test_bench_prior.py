@@ -35,6 +35,14 @@ def test_samples_are_run_and_their_memory_measured(bench, capsys):
         assert float(cells[f"sample, {by}, ms"]) > 0
 
 
+@pytest.mark.parametrize(("words", "code", "told"), [(["--help"], 0, "NAME|SIDE"), (["huge"], 2, "no prior 'huge'")])
+def test_its_arguments_are_told(bench, capsys, words, code, told):
+    with pytest.raises(SystemExit) as end:
+        bench.main(words)
+    assert end.value.code == code
+    assert told in "".join(capsys.readouterr())
+
+
 def test_samples_that_are_too_large_are_computed_and_say_so(bench, capsys, monkeypatch):
     monkeypatch.setattr(bench, "LARGEST_SAMPLE", 0)
     cells = table(bench, capsys)

@@ -149,5 +149,5 @@ def test_diffusers_is_needed_for_the_prior_only(tmp_path):
     assert codes == ["exit code 0", "exit code 0", "exit code 1"], result.stderr
     assert files(tmp_path) == {"a.png", "out/a.png"}
     assert result.stderr.startswith("Error: ")
-    assert "diffusers" in result.stderr
+    assert 'pip install "swintormer-kernels[prior]", or restore without the prior (--no-prior).' in result.stderr
     assert result.stderr.count("\n") == 1

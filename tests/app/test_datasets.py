@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dataset_folders import picture, pictures
 
-from swintormer.data.datasets import LAYOUTS, pair_folders, read_pairs
+from swintormer.data.datasets import LAYOUTS, find_pictures, pair_folders, read_pairs
 from swintormer.errors import SwintormerError
 
 
@@ -128,6 +128,14 @@ def test_folders_of_ones_own(tmp_path):
     pairs = read_pairs("folders", tmp_path, "train")
     assert [p.name for p in pairs] == ["1", "10", "in/2", "in/deep/3"]
     assert all(p.sharp.is_file() and p.left is None for p in pairs)
+
+
+def test_links_are_followed_and_circles_end(tmp_path):
+    pictures(tmp_path, ["elsewhere/2.png", "mine/1.png", "mine/in/3.png"])
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine" / "in" / "circle").symlink_to(tmp_path / "mine")
+    names = [path.relative_to(tmp_path / "mine").as_posix() for path in find_pictures(tmp_path / "mine")]
+    assert names == ["1.png", "in/3.png", "linked/2.png"]
 
 
 def test_folders_of_splits_and_views(tmp_path):

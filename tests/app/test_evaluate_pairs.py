@@ -156,7 +156,7 @@ def test_pairs_that_cannot_be_measured(run):
 
 def test_without_scikit_image(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-    assert "SSIM needs scikit-image: pip install" in run(*own_pairs(1), code=1).stderr
+    assert "SSIM needs scikit-image, which is not installed: pip install" in run(*own_pairs(1), code=1).stderr
 
 
 def test_dual_pixel_pairs(run, dual):

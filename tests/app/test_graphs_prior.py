@@ -7,6 +7,7 @@ import copy
 import math
 import pickle
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swintormer_kernels as sk
-from swintormer.inference.cuda_graph import Forward, GraphedForward
+from swintormer.execution.cuda_graph import Forward, GraphedForward
 from swintormer.prior.checkpoint import make_prior
-from swintormer.prior.model import LatentPrior
-from swintormer.prior.sampling import Sampler
+from swintormer.prior.model import LatentPrior, Sampler
 from swintormer_kernels.testing.timing import peak_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,62 +73,47 @@ def test_from_the_second_image_on_all_steps_are_replayed_with_the_same_bits(dtyp
     assert piece.captures == 0
 
 
-def test_other_kernels_or_another_denoiser_make_another_graph() -> None:
-    prior = tiny()
-    whole, _ = imitate(prior)
-    for _ in range(2):
-        prior.sample(image())
-    sk.restore(prior.denoiser)
-    for _ in range(2):
-        prior.sample(image())
-    assert whole.captures == 2
+def other_weights(prior: LatentPrior) -> None:
+    with torch.no_grad():
+        prior.denoiser.conv_out.weight.add_(1)
+
+
+def other_denoiser(prior: LatentPrior) -> None:
     prior.denoiser = tiny(seed=3).denoiser
-    expected = tiny()
-    expected.denoiser = tiny(seed=3).denoiser
-    for _ in range(2):
-        assert torch.equal(prior.sample(image()), expected.sample(image()))
-    assert whole.captures == 3
 
 
-def test_images_of_a_batch_are_sampled_one_by_one_as_if_alone() -> None:
-    prior, plain = tiny(), tiny()
-    whole, _ = imitate(prior)
-    pictures = image(count=3)
-    batch = prior.sample(pictures, seed=2)
-    assert (whole.captures, whole.replays) == (1, 3)
-    for index in range(3):
-        assert torch.equal(batch[index : index + 1], plain.sample(pictures[index : index + 1], seed=2))
+CHANGES = {
+    "weights": other_weights,
+    "denoiser": other_denoiser,
+    "kernels": lambda prior: sk.restore(prior.denoiser),
+    "prediction": lambda prior: prior.scheduler.register_to_config(prediction_type="v_prediction"),
+    "clip": lambda prior: setattr(prior, "sampling", prior.sampling.model_copy(update={"clip": 0.1})),
+}
+GIVEN = {"steps": {"steps": 4}, "eta": {"eta": 1.0}, "size": {"height": 32}, "backend": {}, "image": {"seed": 7}}
 
 
-@pytest.mark.parametrize(
-    "change", ["steps", "eta", "size", "weights", "another prediction", "clip", "backend", "another image and seed"]
-)
+@pytest.mark.parametrize("change", [*CHANGES, *GIVEN])
 def test_what_makes_another_graph(change: str) -> None:
     prior = tiny()
     whole, _ = imitate(prior)
-    x, given = image(), {"steps": 3, "seed": 1, "eta": 0.0}
-    prior.sample(x, **given), prior.sample(x, **given)
+    given: dict[str, Any] = {"steps": 3, "seed": 1, "eta": 0.0, "height": 48}
+
+    def sample(prior: LatentPrior) -> Tensor:
+        return prior.sample(image(given["seed"], given["height"]), **{k: given[k] for k in ("steps", "seed", "eta")})
+
+    sample(prior), sample(prior)
     assert (whole.captures, whole.replays) == (1, 2)
-    if change in ("steps", "eta"):
-        given[change] = {"steps": 4, "eta": 1.0}[change]
-    elif change == "size":
-        x = image(height=32)
-    elif change == "another image and seed":
-        x, given["seed"] = image(6), 7
-    elif change == "weights":
-        with torch.no_grad():
-            prior.denoiser.conv_out.weight.add_(1)
-    elif change == "another prediction":
-        prior.scheduler.register_to_config(prediction_type="v_prediction")
-    elif change == "clip":
-        prior.sampling = prior.sampling.model_copy(update={"clip": 0.1})
+    CHANGES.get(change, lambda _: None)(prior)
+    given |= GIVEN.get(change, {})
     plain = tiny()
     plain.load_state_dict(prior.state_dict())
     plain.sampling, plain.scheduler = prior.sampling, prior.scheduler
+    if change == "kernels":
+        sk.restore(plain.denoiser)
     with sk.use_backend("reference") if change == "backend" else nullcontext():
         for call in range(2):
-            assert torch.equal(prior.sample(x, **given), plain.sample(x, **given))
-            assert whole.captures == (1 if change == "another image and seed" else 1 + call)
+            assert torch.equal(sample(prior), sample(plain))
+            assert whole.captures == (1 if change == "image" else 1 + call)
 
 
 def test_a_reason_tells_why_images_are_sampled_plainly() -> None:

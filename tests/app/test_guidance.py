@@ -16,7 +16,8 @@ from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
 from swintormer.images.io import read_image
 from swintormer.inference.memory import packed_convolution_bytes
-from swintormer.prior.sampling import ImageLatent, Sampler
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.model import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,7 +121,7 @@ def test_budget_counts_the_prior(net) -> None:
     latent = 4 * 4 * 50 * 25  # bytes of four channels at 1/8
     packed = packed_convolution_bytes(net.prior.denoiser.parameters())
     assert with_it._cost(32, 1, 400, 200) - without._cost(32, 1, 400, 200) == latent + packed
-    with pytest.raises(SwintormerError, match=r"do not hold the prior of 20000x10000 pixels .* without the prior"):
+    with pytest.raises(SwintormerError, match=r"prior needs about .* for 20000x10000 pixels, .* without the prior"):
         Deblurrer(net, tile=32, memory=60 * 2**20).plan(10_000, 20_000)
 
 

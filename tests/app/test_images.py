@@ -316,7 +316,7 @@ def test_targets_that_cannot_hold_the_picture(tmp_path):
     with pytest.raises(SwintormerError, match="transparency, which JPEG"):
         check_target(transparent, tmp_path / "out.jpg")
     long = read_image(save(tmp_path / "long.png", np.zeros((1, 16384, 1), np.uint8)))
-    with pytest.raises(SwintormerError, match="16384x1 and WebP ends at 16383"):
+    with pytest.raises(SwintormerError, match="16384x1 and WebP allows at most 16383 pixels a side"):
         check_target(long, tmp_path / "out.webp")
     with pytest.raises(SwintormerError, match=r"must end in one of \.png"):
         check_target(long, tmp_path / "out.gif")

@@ -1,11 +1,13 @@
 """The paper's measures against scikit-image's, and against what can be worked out by hand."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from swintormer.errors import SwintormerError
 from swintormer.evaluation import metrics
 from swintormer.evaluation.metrics import mae, psnr, ssim
 
@@ -23,6 +25,14 @@ def pictures(request):
 def ssim_error(truth):
     """Variances are differences of means over 49 values up to 1, and stand over at least C1 C2 = 1e-4 * 9e-4."""
     return 49 * EPS * truth.shape[0] / 9e-8
+
+
+def test_without_scikit_image_the_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)  # as if it were not installed
+    picture = np.zeros((8, 8, 3), np.float32)
+    with pytest.raises(SwintormerError, match=r'pip install "swintormer-kernels\[train\]"') as error:
+        ssim(picture, picture)
+    assert "\n" not in str(error.value)
 
 
 def test_psnr_is_scikit_images(pictures):

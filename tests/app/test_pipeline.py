@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.errors import SwintormerError
-from swintormer.inference import deblurrer as pipeline
+from swintormer.execution.tiling import Blend
+from swintormer.inference import deblurrer
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.inference.tiling import Blend
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer_kernels import use_backend
@@ -70,8 +70,8 @@ def test_golden_tiles(oracle: Path) -> None:
     origins = [deblur.plan(300, 410).grid.origin(*tile) for tile in deblur.plan(300, 410).grid]
     assert origins == [tuple(origin) for origin in golden["out.tile_origins"].tolist()]
 
-    # The golden files are float64 results. Yardstick: the reference's float32 error on its golden pass, untiled, which
-    # tests/app/test_network.py holds against the bound that the golden files' README gives.
+    # The golden files are float64 results. The bound is the float32 error of the reference on its golden pass, untiled,
+    # which tests/app/test_network.py compares with the bound that the README of the golden files gives.
     with torch.inference_mode(), use_backend("reference"):
         own_error = _relative(net(state["in.x"]), state["out.y"])
     assert _relative(deblur(golden["in.x"]), golden["out.y"]) <= 2 * own_error
@@ -295,7 +295,7 @@ def test_automatic_tile_grows_with_the_budget_and_stays_within_it(tiny: Swintorm
         tiles.append(plan.tile)
     assert tiles == sorted(tiles)
     assert tiles[0] < tiles[2]
-    assert tiles[-1] == pipeline.LARGEST_AUTO_TILE
+    assert tiles[-1] == deblurrer.LARGEST_AUTO_TILE
     assert Deblurrer(tiny, tile="auto", memory=10**10).plan(7, 300).tile == 320
 
 
@@ -312,7 +312,7 @@ def test_automatic_tile_is_no_shorter_than_the_stride(tiny: Swintormer) -> None:
     stride = free.tile - TINY.stride
     plan = Deblurrer(tiny, stride=stride, memory=60_000_000).plan(3000, 4000)
     assert (plan.tile, plan.stride) == (free.tile, stride)
-    with pytest.raises(SwintormerError, match=r"60\.0 MB.*the least for a stride of 500.*smaller stride") as error:
+    with pytest.raises(SwintormerError, match=r"smallest for a stride of 500.*60\.0 MB.*smaller stride") as error:
         Deblurrer(tiny, stride=500, memory=60_000_000).plan(3000, 4000)
     assert "\n" not in str(error.value)
 
@@ -334,14 +334,14 @@ def test_budget_for_batches_on_a_device(tiny: Swintormer, monkeypatch: pytest.Mo
     deblur = Deblurrer(tiny, tile=256)
     deblur.device = torch.device("cuda")
     free = {"bytes": 10**12}
-    monkeypatch.setattr(pipeline, "available_bytes", lambda device: free["bytes"])
-    assert deblur.plan(1000, 1000).batch == pipeline.LARGEST_AUTO_BATCH
+    monkeypatch.setattr(deblurrer, "available_bytes", lambda device: free["bytes"])
+    assert deblur.plan(1000, 1000).batch == deblurrer.LARGEST_AUTO_BATCH
     free["bytes"] = 2 * deblur._cost(256, 3, 1000, 1000)
     assert deblur.plan(1000, 1000).batch == 3
 
 
 def test_automatic_tile_asks_what_is_free(tiny: Swintormer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "available_bytes", lambda device: 2 * 10**8)
+    monkeypatch.setattr(deblurrer, "available_bytes", lambda device: 2 * 10**8)
     few = Deblurrer(tiny, tile="auto").plan(3000, 3000)
     assert few.tile == Deblurrer(tiny, memory=10**8).plan(3000, 3000).tile
 

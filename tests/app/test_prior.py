@@ -13,12 +13,12 @@ from priors import AUTOENCODER, DENOISER, TINY, tiny
 
 import swintormer_kernels as sk
 from swintormer.errors import SwintormerError
-from swintormer.inference.tiling import make_grid
-from swintormer.prior import model, sampling
+from swintormer.execution.tiling import make_grid
+from swintormer.prior import model
 from swintormer.prior.checkpoint import make_prior
 from swintormer.prior.config import PRIORS, PriorConfig, Sampling
-from swintormer.prior.model import SplitConv
-from swintormer.prior.sampling import Sampler, one_thread_each
+from swintormer.prior.model import Sampler, SplitConv
+from swintormer.prior.threads import one_thread_each
 from swintormer_kernels.registry import asked_backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +147,7 @@ def test_condition_parts_are_made_once_or_where_they_do_not_fit_each_step(prior,
     pieces = len(prior.grid(100, 131))
     assert pieces == 6
     assert len(made) == pieces
-    monkeypatch.setattr(sampling, "CONDITION_CACHE", 0)
+    monkeypatch.setattr(model, "CONDITION_CACHE", 0)
     assert torch.equal(kept, prior.sample(picture, steps=3))
     assert len(made) == pieces + 3 * pieces
 
@@ -346,11 +346,11 @@ def test_whole_numbers_are_refused(prior) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"denoiser": {**DENOISER, "in_channels": 9}}, "takes 5 channels beside z's 4"),
+        ({"denoiser": {**DENOISER, "in_channels": 9}}, "takes 5 channels in addition to z's 4"),
         ({"autoencoder": {**AUTOENCODER, "in_channels": 5, "out_channels": 5}}, "5 channels takes no RGB"),
         ({"scheduler": {**TINY.scheduler, "prediction_type": "epsilons"}}, "must predict one of"),
         ({"sampling": Sampling(piece=7, stride=6)}, "multiple of 2"),
-        ({"denoiser": {**DENOISER, "norm_num_groups": 3}}, "No prior can be made"),
+        ({"denoiser": {**DENOISER, "norm_num_groups": 3}}, "The prior cannot be made"),
         ({"autoencoder": {**AUTOENCODER, "depth": 3}}, "unexpected keyword argument 'depth'"),
     ],
 )
@@ -373,5 +373,5 @@ def test_estimate_covers_what_sampling_holds(prior, monkeypatch) -> None:
     measured = peak_memory(lambda: prior.sample(picture))
     assert measured - one_piece <= Sampler(prior).sampling_bytes(256, 320) <= 2 * measured
     parts = Sampler(prior).sampling_bytes(256, 320)
-    monkeypatch.setattr(sampling, "CONDITION_CACHE", 0)
+    monkeypatch.setattr(model, "CONDITION_CACHE", 0)
     assert Sampler(prior).sampling_bytes(256, 320) <= parts

@@ -90,7 +90,7 @@ def test_faults_are_named(prior, tmp_path) -> None:
     fails("has the shape .* expected", config=wider)
     unet = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(dict(list(state.items())[:-1]), unet)
-    fails("The prior misses the tensor")
+    fails("The prior lacks the tensor")
     fails("holds no vqvae/diffusion_pytorch_model", tmp_path)
     (tmp_path / "model" / "vqvae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     fails("is of a AutoencoderKL")

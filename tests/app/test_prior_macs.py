@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from priors import TINY
@@ -60,6 +62,15 @@ def test_the_released_prior_costs_what_was_measured() -> None:
     cost = count_prior_macs(PRIORS["ldm-sr"], 64, 64)
     assert (cost.encoder, cost.steps) == (0, 20)
     assert (cost.step + cost.condition) / 1e9 == pytest.approx(40.2, abs=0.05)
+
+
+def test_without_diffusers_the_advice_is_one_that_the_command_takes(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    result = CliRunner().invoke(app, ["macs", "--preset", "small-prior"])
+    assert result.exit_code == 1
+    assert 'pip install "swintormer-kernels[prior]"' in result.stderr
+    assert "--preset small" in result.stderr
+    assert "--no-prior" not in result.stderr
 
 
 def test_the_table_names_the_parts() -> None:

@@ -174,5 +174,5 @@ def test_tensors_of_another_prior(together) -> None:
 def test_tensors_without_a_description(together) -> None:
     tensors = load_file(together)
     save_file(tensors, together, {"swintormer.config": NETWORK.model_dump_json()})
-    with pytest.raises(SwintormerError, match="does not say what prior that is of"):
+    with pytest.raises(SwintormerError, match="of a prior, but not the prior's configuration"):
         load_checkpoint(together)

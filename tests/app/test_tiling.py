@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swintormer.errors import SwintormerError
-from swintormer.inference.tiling import Axis, Blend, default_stride, make_grid
+from swintormer.execution.tiling import Axis, Blend, default_stride, make_grid
 
 BLENDS = get_args(Blend)
 EPS = np.finfo(np.float32).eps

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_training import NETWORK, TIMES, log, same_tensors, tiny
+from tiny_training import NETWORK, log, same_tensors, tiny
 from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
@@ -48,23 +48,6 @@ class After:
             return (self.action(run, result) or result) if run.step == self.step else result
 
         monkeypatch.setattr(Run, "train_step", train_step)
-
-
-def test_interrupted_and_resumed_is_the_same_run(config, monkeypatch, capsys):
-    """Losses, gradient norms, learning rates, weights, averages and optimiser, bit for bit."""
-    whole = config.model_copy(update={"out": config.out.with_name("whole")})
-    result = train(whole)
-    assert result == whole.out / "weights.safetensors"
-    with monkeypatch.context() as patch:
-        After(3, lambda run, _: os.kill(os.getpid(), signal.SIGTERM))(patch)
-        assert train(config) == config.out / "state.safetensors"
-    assert "after step 3; the same command continues" in capsys.readouterr().err
-    assert not (config.out / "weights.safetensors").exists()
-    assert train(config) == config.out / "weights.safetensors"
-    for before, after in zip(log(whole), log(config), strict=True):
-        assert before | TIMES == after | TIMES
-    assert same_tensors(whole.out / "state.safetensors", config.out / "state.safetensors")
-    assert same_tensors(result, config.out / "weights.safetensors")
 
 
 def test_killed_run_resumes_from_its_last_checkpoint(config, monkeypatch):
@@ -140,6 +123,31 @@ def test_schedule_follows_whichever_is_further_along(config):
 def test_minutes_end_a_run(config):
     path = train(config.model_copy(update={"steps": 10**9, "minutes": 1e-9}))
     assert checkpoint_info(path).card["steps"] == "1"
+
+
+def test_minutes_leave_out_the_time_while_the_process_was_stopped(config, monkeypatch):
+    """A clock of one second for each step, and a night in the fourth step."""
+    now, original = [0.0], Run.train_step
+
+    def train_step(run, blurred, sharp):
+        now[0] += 8 * 3600.0 if run.step == 3 else 1.0
+        return original(run, blurred, sharp)
+
+    monkeypatch.setattr(Run, "train_step", train_step)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    train(config.model_copy(update={"minutes": 60.0}))
+    assert [round(60 * float(row["minutes"])) for row in log(config)] == [1, 2, 3, 63, 64, 65]
+
+
+@pytest.mark.parametrize("row", ["", "nan,1,2", "\0\0\0", "½,", "-1,"])
+def test_damaged_rows_of_the_log_are_dropped_on_resuming(config, row):
+    train(config.model_copy(update={"steps": 2}))
+    path = config.out / "log.csv"
+    whole = path.read_text()
+    path.write_bytes((whole + row + "\n").encode("latin-1"))
+    train(config.model_copy(update={"steps": 3}), accept_changes=True)
+    assert path.read_text().startswith(whole)
+    assert [entry["step"] for entry in log(config)] == ["1", "2", "3"]
 
 
 def test_worker_process_makes_the_same_batches(config):

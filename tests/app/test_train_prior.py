@@ -62,8 +62,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_interrupted_and_resumed_is_the_same_run(stage: str, tmp_path, given, monkeypatch) -> None:
+@pytest.mark.parametrize("stage", ["restoration", *STAGES])
+def test_interrupted_and_resumed_is_the_same_run(stage: str, tmp_path, given, monkeypatch, capsys) -> None:
+    """Losses, gradient norms, learning rates, weights, averages and optimiser, bit for bit."""
     whole, cut = (config(stage, tmp_path / name, given) for name in ("whole", "cut"))
     result = train(whole)
     original = Run.train_step
@@ -77,6 +78,8 @@ def test_interrupted_and_resumed_is_the_same_run(stage: str, tmp_path, given, mo
     with monkeypatch.context() as patch:
         patch.setattr(Run, "train_step", interrupted)
         assert train(cut) == cut.out / "state.safetensors"
+    assert "after step 2; the same command continues" in capsys.readouterr().err
+    assert not (cut.out / "weights.safetensors").exists()
     assert train(cut) == cut.out / "weights.safetensors"
     assert log(whole.out) == log(cut.out)
     assert same(tensors(whole.out / "state.safetensors"), tensors(cut.out / "state.safetensors"))

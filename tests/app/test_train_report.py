@@ -124,13 +124,3 @@ def test_tensorboard_gets_scalars_and_pictures_where_it_is_installed(tmp_path, m
     assert calls[-1] == "closed"
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
     assert report._board(config, 0) is None
-
-
-def test_a_log_with_damaged_rows_is_mended(tmp_path) -> None:
-    config = tiny(tmp_path / "run", steps=4)
-    train(config.model_copy(update={"steps": 2}))
-    path = config.out / "log.csv"
-    path.write_bytes(path.read_bytes() + b"\xff\0,,\n99,1\n\n3,")
-    train(config, accept_changes=True)
-    assert [row["step"] for row in log(config)] == ["1", "2", "3", "4"]
-    assert all(None not in row and None not in row.values() for row in log(config))

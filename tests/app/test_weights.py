@@ -114,7 +114,11 @@ def test_training_tile_must_be_positive(net: Swintormer, tmp_path: Path) -> None
 # --- foreign files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"params": s}, lambda s: {"params_ema": s, "params": {}}])
+def with_averages(state: dict[str, Tensor]) -> dict[str, object]:
+    return {"params": {name: tensor / 2 for name, tensor in state.items()}, "params_ema": state}
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"params": s}, with_averages])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_released_layout(net: Swintormer, tmp_path: Path, wrap, legacy: bool) -> None:
     path = tmp_path / "net_g.pth"
@@ -122,18 +126,11 @@ def test_released_layout(net: Swintormer, tmp_path: Path, wrap, legacy: bool) ->
     found = read_checkpoint(path, window_size=4)
     assert_same(found.net, net)
     assert found.training_tile is None
-    info = checkpoint_info(path)
-    assert info.config == TINY.model_copy(update={"window_size": 16})
+    assert not found.describes_itself
+    assert checkpoint_info(path, window_size=4).config == TINY
+    info = checkpoint_info(path)  # where neither the file nor the caller says, the window is the released one
+    assert info.config == read_checkpoint(path).net.config == TINY.model_copy(update={"window_size": 16})
     assert not info.describes_itself
-
-
-def test_window_is_the_released_one_where_neither_file_nor_caller_says(net: Swintormer, tmp_path: Path) -> None:
-    torch.save(net.state_dict(), tmp_path / "a.pth")
-    found = read_checkpoint(tmp_path / "a.pth")
-    assert found.net.config.window_size == 16
-    assert found.describes_itself is False
-    assert read_checkpoint(tmp_path / "a.pth", window_size=4).describes_itself is False
-    assert checkpoint_info(tmp_path / "a.pth", window_size=4).config == TINY
 
 
 def test_window_that_contradicts_the_file_is_refused(net: Swintormer, tmp_path: Path) -> None:
@@ -151,12 +148,6 @@ def test_window_out_of_range_is_refused(net: Swintormer, tmp_path: Path, window_
     torch.save(net.state_dict(), tmp_path / "a.pth")
     with pytest.raises(SwintormerError, match="window_size"):
         load_checkpoint(tmp_path / "a.pth", window_size=window_size)
-
-
-def test_averaged_weights_are_preferred(net: Swintormer, tmp_path: Path) -> None:
-    halved = {name: tensor / 2 for name, tensor in net.state_dict().items()}
-    torch.save({"params": halved, "params_ema": net.state_dict()}, tmp_path / "a.pth")
-    assert_same(load_checkpoint(tmp_path / "a.pth", window_size=4), net)
 
 
 @pytest.mark.parametrize(

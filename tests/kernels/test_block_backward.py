@@ -7,29 +7,27 @@ import math
 
 import pytest
 import torch
-from test_swda_block import EPS, OPS, error, gradients, mapped, tensors
+from ops import BLOCK_OPS, EPS, MODULES, double, error, gradients, leaves_of, mapped, public
 
 import swintormer_kernels as sk
 from swintormer_kernels.nn import Block
 from swintormer_kernels.ops import swda_block
 from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
-from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.cases import case_of
 from swintormer_kernels.testing.timing import peak_memory
 
 
 def small(op: str = "swda_block"):
-    return next(case for case in cases_of(op) if case.name == "window 8, C 16").make(0)[0]
+    return case_of(op, "window 8, C 16").make(0)[0]
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", BLOCK_OPS)
 def test_backward_inside_an_autocast_region(op, extension):
     arguments = small(op)
     grad = torch.randn(arguments[0].shape)
     with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(getattr(sk, op), arguments, "cpu", grad)
-    assert all(
-        torch.equal(a, b) for a, b in zip(found, gradients(getattr(sk, op), arguments, "cpu", grad), strict=True)
-    )
+        found = gradients("cpu", public(op), arguments, grad)
+    assert all(map(torch.equal, found, gradients("cpu", public(op), arguments, grad)))
 
 
 @pytest.mark.parametrize("how", [lambda c: torch.randn(2 * c)[::2], lambda c: torch.ones(1).expand(c)])
@@ -39,18 +37,18 @@ def test_weights_with_any_strides(how, extension):
         weights._replace(norm_weight=how(16), norm_bias=how(16), **{name: getattr(weights, name).mT.contiguous().mT})
         for weights, name in ((attention, "dwconv"), (ffn, "project_in"))
     )
-    grad = torch.randn(x.shape)
-    found, plain = (gradients(sk.swda_block, (x, attention, ffn, *sizes), b, grad) for b in ("cpu", "reference"))
-    truth = gradients(sk.swda_block, mapped(torch.Tensor.double, (x, attention, ffn, *sizes)), "reference", grad)
+    arguments, grad = (x, attention, ffn, *sizes), torch.randn(x.shape)
+    found, plain = (gradients(backend, sk.swda_block, arguments, grad) for backend in ("cpu", "reference"))
+    truth = gradients("reference", sk.swda_block, double(arguments), grad)
     for value, rounded, true in zip(found, plain, truth, strict=True):
         assert error(value, true) <= 2 * error(rounded, true) + EPS * 8 * math.sqrt(grad.numel())
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", BLOCK_OPS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_opcheck_of_the_backward_op(op, layout, extension):
     x, *rest = small(op)
-    signature = OPS[op]._SIGNATURE
+    signature = MODULES[op]._SIGNATURE
     x = x.contiguous(memory_format=layout)
     flat = signature.flat(*mapped(lambda t: t.clone().requires_grad_(), (x, *rest)))
     needed = [isinstance(t, torch.Tensor) for t in flat if not isinstance(t, int)]
@@ -72,11 +70,11 @@ def test_training_through_inductor(layout, extension):
         torch.testing.assert_close(compiled, plain, rtol=1024 * EPS, atol=1024 * EPS * plain.abs().max().item())
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", BLOCK_OPS)
 def test_gradients_of_gradients_are_refused(op, extension):
-    leaves = mapped(lambda t: t.clone().requires_grad_(), small(op))
+    leaves, tensors = leaves_of(small(op))
     with sk.use_backend("cpu"):
-        first = torch.autograd.grad(getattr(sk, op)(*leaves).square().sum(), tensors(leaves), create_graph=True)
+        first = torch.autograd.grad(public(op)(*leaves).square().sum(), tensors, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"use_backend\('reference'\)"):
         torch.autograd.grad(first[0].sum(), leaves[0])
 
@@ -87,9 +85,8 @@ def test_any_logit_scale(logit_scale, extension):
     x, weights, *sizes = small("swda_attention")
     arguments = (x, weights._replace(logit_scale=torch.full((1, 1, 1), logit_scale)), *sizes)
     grad = torch.randn(x.shape)
-    found = gradients(sk.swda_attention, arguments, "cpu", grad)
-    plain = gradients(sk.swda_attention, arguments, "reference", grad)
-    truth = gradients(sk.swda_attention, mapped(torch.Tensor.double, arguments), "reference", grad)
+    found, plain = (gradients(backend, sk.swda_attention, arguments, grad) for backend in ("cpu", "reference"))
+    truth = gradients("reference", sk.swda_attention, double(arguments), grad)
     for i, (value, rounded, true) in enumerate(zip(found, plain, truth, strict=True)):
         assert value.isfinite().all()
         if true.norm() and i != 6:  # that of a scale of 1e-7 and less is a sum of pure cancellation
@@ -104,11 +101,11 @@ def test_memory_is_bounded_whichever_way_the_image_grows(batch, height, width, e
     monkeypatch.setattr(block_backward, "_PART_BYTES", part)
     attention, ffn = attention_weights(16, 1, 8), ffn_weights(16, 42)
     x = torch.randn(batch, 16, height, width).contiguous(memory_format=torch.channels_last)
-    leaves = mapped(lambda t: t.clone().requires_grad_(), (x, attention, ffn, 8, 4))
+    leaves, tensors = leaves_of((x, attention, ffn, 8, 4))
     grad = torch.randn_like(x)
     with sk.use_backend("cpu"):
         y = sk.swda_block(*leaves)
-    backward = lambda: torch.autograd.grad(y, tensors(leaves), grad, retain_graph=True)  # noqa: E731
+    backward = lambda: torch.autograd.grad(y, tensors, grad, retain_graph=True)  # noqa: E731
     backward()
     assert peak_memory(backward) <= 4 * x.numel() + 2 * part  # x's gradient, a part, and the C++ engine's scratch
 

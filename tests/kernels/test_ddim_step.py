@@ -1,6 +1,5 @@
 """ddim_step: every backend, instruction set and thread source against the formula in float64 and against diffusers."""
 
-import functools
 import math
 import threading
 
@@ -9,9 +8,8 @@ import torch
 from ddim_step_bounds import EPS, SCHEDULE, assert_exact_up_to_rounding, double, exact, latents, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops import any_layout
 
-from swintormer_kernels.backends.cpu.layout import view
-from swintormer_kernels.backends.reference.ddim_step import Coefficients
 from swintormer_kernels.ops.ddim_step import OP, PREDICTIONS, cost, ddim_step
 from swintormer_kernels.records import Prediction
 from swintormer_kernels.registry import BackendError, explain, use_backend
@@ -134,24 +132,6 @@ def test_noise_is_not_read_when_eta_is_zero():
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def any_layout(draw, shape):
-    """A float32 tensor of `shape`: permuted, cut out of a larger one, or expanded."""
-    rank = len(shape)
-    order = draw(st.permutations(range(rank)))
-    steps = [draw(st.sampled_from([1, 1, 2, 3])) for _ in range(rank)]
-    offsets = [draw(st.integers(0, 2)) for _ in range(rank)]
-    expanded = [draw(st.sampled_from([False, False, False, True])) for _ in range(rank)]
-    extent = [1 if e else o + s * n for n, s, o, e in zip(shape, steps, offsets, expanded, strict=True)]
-    seed = draw(st.integers(0, 2**16))
-    base = torch.randn([extent[i] for i in order], generator=torch.Generator().manual_seed(seed))
-    base = base.permute([order.index(i) for i in range(rank)])
-    index = tuple(
-        slice(None) if e else slice(o, o + s * n, s) for n, s, o, e in zip(shape, steps, offsets, expanded, strict=True)
-    )
-    return base[index].expand(shape)
 
 
 @settings(max_examples=100, deadline=None)
@@ -297,21 +277,6 @@ def test_a_backend_asked_for_by_name_does_not_give_way(extension):
         ddim_step(z, noise_pred, **SCHEDULE)
     assert OP.select(z, noise_pred) == "reference"
     assert "sparse" in explain(ddim_step, torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2), **SCHEDULE).reasons["cpu"]
-
-
-def test_the_binding_refuses_views_that_disagree(extension):
-    x, y = (view(torch.zeros(count)) for count in (4, 5))
-    numbers = dict.fromkeys((*Coefficients._fields, "guidance"), 1.0)
-    call = functools.partial(extension.ddim_step, fresh=None, unconditional=None, threads=1, **numbers)
-    with pytest.raises(ValueError, match="differ in shape"):
-        call(out=x, z=x, pred=y)
-    with pytest.raises(ValueError, match="differ in shape"):
-        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=y, threads=1, **numbers)
-    with pytest.raises(ValueError, match="one stride for each size"):
-        call(out=(x[0], (4,), (), x[3]), z=x, pred=x)
-    numbers.pop("clip")
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        extension.ddim_step(out=x, z=x, pred=x, fresh=None, unconditional=None, threads=1, **numbers)
 
 
 def test_cost_counts_what_the_formula_needs():

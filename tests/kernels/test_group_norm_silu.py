@@ -1,65 +1,34 @@
-"""group_norm_silu: every backend, instruction set, layout and thread count against float64; gradients; torch's view."""
+"""What group_norm_silu has beside the other ops: its own gradients, layouts that keep their bits, tails, means."""
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from denoiser_ops import EPS, ISAS, comparing, leaves_of, mapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops import EPS, ISAS, any_layout, double, leaves_of, mapped, on
 
-import swintormer_kernels as sk
 from swintormer_kernels import native
-from swintormer_kernels.backends.cpu.layout import dense, view
-from swintormer_kernels.ops import group_norm_silu as module
 from swintormer_kernels.ops.group_norm_silu import group_norm_silu
 from swintormer_kernels.records import GroupNormWeights
-from swintormer_kernels.registry import BackendError, explain, use_backend
-from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.registry import explain, use_backend
+from swintormer_kernels.testing.cases import case_of, cases_of
 from swintormer_kernels.testing.denoiser_cases import LAYOUTS, norm_weights
 
 CASES = [pytest.param(case, id=case.name) for case in cases_of("group_norm_silu") if case.tested]
-SMALL = [case for case in CASES if case.values[0].name in ("modulated, batch 3", "no affine", "columns apart")]
-on, assert_as_good_as_the_reference = comparing(group_norm_silu)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", CASES)
-def test_cases_agree_with_float64(case, isa, engine):
-    engine.use_isa(isa)
-    arguments, _ = case.make(1)
-    assert_as_good_as_the_reference(arguments)
-    assert on("cpu", arguments).stride() == torch.empty_like(arguments[0]).stride()
-
-
-def any_strides(data, sizes):
-    order = data.draw(st.permutations(range(4)))
-    step = [data.draw(st.sampled_from([1, 1, 1, 2])) for _ in range(4)]
-    base = torch.randn([sizes[i] * step[i] for i in order])
-    return base.permute([order.index(i) for i in range(4)])[tuple(slice(None, None, s) for s in step)]
-
-
 def any_arguments(data):
     groups = data.draw(st.integers(1, 5))
     batch, channels = data.draw(st.integers(0, 3)), groups * data.draw(st.integers(1, 9))
-    x = any_strides(data, (batch, channels, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70))))
+    x = data.draw(any_layout((batch, channels, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70)))))
     norm = norm_weights(batch, channels, modulated=data.draw(st.booleans()))
     present = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
     norm = GroupNormWeights(*(tensor if keep else None for tensor, keep in zip(norm, present, strict=True)))
     return x, norm, groups, data.draw(st.sampled_from([1e-6, 1e-5, 0.1]))
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data())
-def test_any_shape_and_strides(data):
-    if native.why_absent():
-        pytest.skip(native.why_absent())
-    assert_as_good_as_the_reference(any_arguments(data))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -69,13 +38,13 @@ def test_a_large_mean_does_not_cancel(layout, extension):
     A chunk's mean, a merged one, and the last; SiLU's slope is below 1.1.
     """
     x = (torch.randn(1, 8, 64, 64) + 1e5).contiguous(memory_format=layout)
-    truth = on("reference", (x.double(), GroupNormWeights(), 2))
-    assert (on("cpu", (x, GroupNormWeights(), 2)) - truth).abs().max() <= 3 * 1.1 * (EPS / 2 * 1e5)
+    truth = on("reference", group_norm_silu, (x.double(), GroupNormWeights(), 2))
+    assert (on("cpu", group_norm_silu, (x, GroupNormWeights(), 2)) - truth).abs().max() <= 3 * 1.1 * (EPS / 2 * 1e5)
 
 
 def test_a_constant_group_gives_silu_of_its_bias(extension):
     norm = GroupNormWeights(torch.ones(4), torch.tensor([-1.0, 0.0, 1.0, 2.0]))
-    y = on("cpu", (torch.full((1, 4, 5, 7), 3.0), norm, 2))
+    y = on("cpu", group_norm_silu, (torch.full((1, 4, 5, 7), 3.0), norm, 2))
     expected = torch.nn.functional.silu(norm.bias)[None, :, None, None].expand_as(y)
     torch.testing.assert_close(y, expected, rtol=2 * EPS, atol=0)
 
@@ -85,17 +54,17 @@ def test_far_tails_of_silu(isa, engine):
     engine.use_isa(isa)
     norm = GroupNormWeights(bias=torch.tensor([-1e4, -200.0, -88.5, -60.0, 60.0, 200.0, 1e4, 0.0]))
     arguments = (torch.randn(1, 8, 3, 3), norm, 8)
-    truth = on("reference", mapped(torch.Tensor.double, arguments))
+    truth = on("reference", group_norm_silu, double(arguments))
     # Below float32's smallest normal number relative to the input nothing is left to compare.
     small = torch.finfo(torch.float32).tiny * norm.bias.abs().max()
-    assert ((on("cpu", arguments) - truth).abs() <= small + 64 * EPS * truth.abs()).all()
+    assert ((on("cpu", group_norm_silu, arguments) - truth).abs() <= small + 64 * EPS * truth.abs()).all()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_nan_stays_in_its_group(layout, extension):
     x = torch.randn(2, 12, 9, 7).contiguous(memory_format=layout)
     x[1, 5, 3, 2] = float("nan")
-    spoilt = on("cpu", (x, GroupNormWeights(), 3)).isnan().flatten(2).all(2)
+    spoilt = on("cpu", group_norm_silu, (x, GroupNormWeights(), 3)).isnan().flatten(2).all(2)
     expected = torch.zeros(2, 12, dtype=torch.bool)
     expected[1, 4:8] = True
     assert torch.equal(spoilt, expected)
@@ -111,12 +80,12 @@ def test_same_bits_for_any_thread_count_and_batch(layout, groups, isa, engine):
     outs = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        outs.append(on("cpu", (x, norm, groups)))
+        outs.append(on("cpu", group_norm_silu, (x, norm, groups)))
     engine.use_own_threads(True)
-    outs.append(on("cpu", (x, norm, groups)))
+    outs.append(on("cpu", group_norm_silu, (x, norm, groups)))
     twice = x.repeat(2, 1, 1, 1).contiguous(memory_format=layout)
     both = norm._replace(scale=norm.scale.repeat(2, 1), shift=norm.shift.repeat(2, 1))
-    outs.append(on("cpu", (twice, both, groups))[1:])
+    outs.append(on("cpu", group_norm_silu, (twice, both, groups))[1:])
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
@@ -143,7 +112,7 @@ def assert_gradients_as_good_as_the_reference(arguments, grad):
     Of a parameter relative to the norm of what is summed, which is that of `grad` but for factors near 1.
     """
     x, norm, groups, eps = (*arguments, 1e-5)[:4]
-    wide = mapped(torch.Tensor.double, arguments)
+    wide = double(arguments)
     true, plain = gradients("reference", wide, grad), gradients("reference", arguments, grad)
     found = gradients("cpu", arguments, grad)
     in_groups = wide[0].unflatten(1, (groups, -1))
@@ -173,7 +142,7 @@ def test_gradients_of_any_shape_and_strides(data):
     if native.why_absent():
         pytest.skip(native.why_absent())
     arguments = any_arguments(data)
-    grad = any_strides(data, arguments[0].shape)
+    grad = data.draw(any_layout(arguments[0].shape))
     assert_gradients_as_good_as_the_reference(arguments, grad)
 
 
@@ -224,7 +193,7 @@ def test_gradients_beside_a_large_mean(extension):
     x, grad = torch.randn(1, 8, 64, 64) + 1e4, torch.randn(1, 8, 64, 64)
     for layout in (torch.contiguous_format, torch.channels_last):
         arguments = (x.contiguous(memory_format=layout), GroupNormWeights(), 2)
-        (true,) = gradients("reference", mapped(torch.Tensor.double, arguments), grad)
+        (true,) = gradients("reference", double(arguments), grad)
         (found,) = gradients("cpu", arguments, grad)
         # SiLU's second derivative is at most 0.5, and the other terms together move less than the first.
         assert ((found - true).abs() <= 2 * 0.5 * 3 * (EPS / 2 * 1e4) * (1 + grad.abs())).all()
@@ -242,7 +211,7 @@ def test_automatic_selection_takes_it_in_training_where_it_wins(extension):
 
 
 def test_only_needed_gradients_are_made(extension):
-    arguments, _ = SMALL[0].values[0].make(0)
+    arguments, _ = case_of("group_norm_silu", "modulated, batch 3").make(0)
     arguments[1].shift.requires_grad_()
     with use_backend("cpu"):
         group_norm_silu(*arguments).sum().backward()
@@ -250,112 +219,9 @@ def test_only_needed_gradients_are_made(extension):
     assert arguments[0].grad is None
 
 
-# ---- torch sees the op -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", SMALL)
-def test_opcheck(case, extension):
-    leaves, _ = leaves_of(case.make(0)[0])
-    flat = module._SIGNATURE.flat(*leaves, 1e-5)
-    torch.library.opcheck(module._run.default, (*flat, "cpu"))
-
-
-def test_compiles_to_one_graph_and_gives_the_same_bits(extension):
-    torch._dynamo.reset()
-    arguments, _ = SMALL[0].values[0].make(0)
-    with use_backend("cpu"):
-        expected = group_norm_silu(*arguments)
-        compiled = torch.compile(group_norm_silu, fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(*arguments), expected)
-        leaves, tensors = leaves_of(arguments)
-        grads = [
-            torch.autograd.grad(function(*leaves).square().sum(), tensors) for function in (compiled, group_norm_silu)
-        ]
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_autocast_computes_in_float32(extension):
-    arguments, _ = SMALL[0].values[0].make(0)
+    arguments, _ = case_of("group_norm_silu", "modulated, batch 3").make(0)
     half = mapped(torch.Tensor.bfloat16, arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16), use_backend("cpu"):
         out = group_norm_silu(*half)
-    assert torch.equal(out, on("cpu", mapped(torch.Tensor.float, half)))
-
-
-def test_other_dtypes_are_served_by_the_reference(extension):
-    arguments, _ = SMALL[0].values[0].make(0)
-    for dtype in (torch.float64, torch.bfloat16):
-        cast = mapped(lambda t, to=dtype: t.to(to), arguments)
-        assert group_norm_silu(*cast).dtype == dtype
-        assert explain(group_norm_silu, *cast).backend == "reference"
-        with use_backend("cpu"), pytest.raises(BackendError, match="takes float32"):
-            group_norm_silu(*cast)
-
-
-# ---- arguments -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(2, 6, 3)}, r"x must be \(B, C, H, W\)"),
-        ({"groups": 4}, "groups must divide the 6 channels of x, found 4"),
-        ({"groups": 0}, "groups must divide"),
-        ({"eps": -1.0}, "eps must be at least 0"),
-        ({"norm": GroupNormWeights(weight=torch.ones(5))}, r"weight must be \(6,\)"),
-        ({"norm": GroupNormWeights(scale=torch.ones(6))}, r"scale must be \(2, 6\)"),
-    ],
-)
-def test_bad_arguments_get_one_clear_sentence(change, message):
-    arguments = {"x": torch.zeros(2, 6, 3, 3), "norm": GroupNormWeights(), "groups": 3, "eps": 1e-5, **change}
-    with pytest.raises(ValueError, match=message):
-        group_norm_silu(*arguments.values())
-
-
-def test_the_binding_refuses_layouts_that_disagree(extension):
-    x = torch.zeros(1, 4, 3, 5)
-    planes, rows, other = (view(t) for t in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(1, 2)))
-    norm, scratch = extension.Norm(groups=2, eps=1e-5), dense(torch.zeros(1000))
-    forward = functools.partial(extension.group_norm_silu, norm=norm, scratch=scratch, threads=1)
-    backward = functools.partial(
-        extension.group_norm_silu_backward,
-        norm=norm,
-        sums=dense(torch.zeros(8)),
-        norm_scratch=scratch,
-        scratch=scratch,
-        threads=1,
-    )
-    with pytest.raises(ValueError, match="all images"):
-        forward(out=planes, x=rows)
-    with pytest.raises(ValueError, match="differ in shape"):
-        forward(out=planes, x=other)
-    with pytest.raises(ValueError, match="all images"):
-        backward(grad_x=planes, grad=rows, x=planes)
-    with pytest.raises(ValueError, match="differ in shape"):
-        backward(grad_x=planes, grad=other, x=planes)
-
-
-@pytest.mark.parametrize("name", ["weight", "bias", "scale", "shift", "scratch", "sums", "norm_scratch"])
-def test_the_binding_refuses_memory_of_the_wrong_size(name, extension):
-    """One float less than the kernel would touch."""
-    batch, channels, pixels, groups = 2, 4, 15, 2
-    floats = dict.fromkeys(("weight", "bias"), channels) | dict.fromkeys(("scale", "shift"), batch * channels)
-    floats["norm_scratch"] = extension.group_norm_scratch(batch, channels, pixels, groups)
-    floats["scratch"] = extension.group_norm_silu_backward_scratch(batch, channels, pixels)
-    floats["sums"] = 2 * batch * channels
-    floats[name] -= 1
-    memory = {key: dense(torch.zeros(count)) for key, count in floats.items()}
-    x = view(torch.zeros(batch, channels, 3, 5))
-    parameters = {key: memory.pop(key) for key in ("weight", "bias", "scale", "shift")}
-    norm = extension.Norm(**parameters, groups=groups, eps=1e-5)
-    with pytest.raises(ValueError, match=f"{name.split('_')[-1]}.* must hold .*{floats[name] + 1} floats"):
-        extension.group_norm_silu_backward(grad_x=x, grad=x, x=x, norm=norm, threads=1, **memory)
-    norm = extension.Norm(groups=3, eps=1e-5)
-    with pytest.raises(ValueError, match="groups must divide"):
-        extension.group_norm_silu(out=x, x=x, norm=norm, scratch=memory["norm_scratch"], threads=1)
-
-
-def test_it_is_public():
-    assert sk.group_norm_silu is group_norm_silu
-    assert sk.GroupNormWeights is GroupNormWeights
+    assert torch.equal(out, on("cpu", group_norm_silu, mapped(torch.Tensor.float, half)))

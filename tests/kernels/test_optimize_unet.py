@@ -1,4 +1,4 @@
-"""optimize and restore on diffusers' U-Nets and autoencoders: same outputs and gradients, what is kept and why."""
+"""optimize and restore on diffusers' networks and on the released one: outputs, copies, what is kept and why."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pickle
 
 import pytest
 import torch
+from ops import EPS, error
+from small_blocks import small_model
 from torch import nn
 
 import swintormer_kernels as sk
@@ -17,7 +19,6 @@ diffusers = pytest.importorskip("diffusers")
 resnet_module = pytest.importorskip("diffusers.models.resnet")
 upsampling_module = pytest.importorskip("diffusers.models.upsampling")
 attention_module = pytest.importorskip("diffusers.models.attention_processor")
-EPS = torch.finfo(torch.float32).eps
 
 UNET = {
     "sample_size": 16,
@@ -83,6 +84,7 @@ MODELS = {
         lambda: randomised(diffusers.VQModel(**{**AUTOENCODER, "block_out_channels": (32, 64)}, norm_type="spatial")),
         image,
     ),
+    "released": (small_model, lambda _: (torch.randn(2, 16, 8, 12),)),
 }
 
 
@@ -98,10 +100,15 @@ def model():
     return unet()
 
 
+def output(model, inputs):
+    y = model(*inputs)
+    return y if isinstance(y, torch.Tensor) else y.sample
+
+
 def run(model, inputs):
     """Output, and the gradients of the first input and of every parameter that has one."""
     x = inputs[0].clone().requires_grad_()
-    y = model(x, *inputs[1:]).sample
+    y = output(model, (x, *inputs[1:]))
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(y.square().sum(), [x, *parameters], allow_unused=True)
     return [y.detach(), *(grad for grad in grads if grad is not None)]
@@ -109,10 +116,6 @@ def run(model, inputs):
 
 def double(inputs):
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
-
-
-def relative(value, truth):
-    return ((value.double() - truth).norm() / truth.norm().clamp_min(EPS)).item()
 
 
 # ---- a swapped model is the same model -------------------------------------------------------------------------------
@@ -126,9 +129,9 @@ def test_outputs_and_gradients(model_and_inputs):
     report = sk.optimize(model)
     assert report.swapped
     after = run(model, inputs)
-    worst = max(relative(b, t) for b, t in zip(before, truth, strict=True))
+    worst = max(error(b, t) for b, t in zip(before, truth, strict=True))
     for value, plain, true in zip(after, before, truth, strict=True):
-        assert relative(value, true) <= 2 * max(relative(plain, true), worst)
+        assert error(value, true) <= 2 * max(error(plain, true), worst)
     sk.restore(model)
     for value, plain in zip(run(model, inputs), before, strict=True):
         assert torch.equal(value, plain)
@@ -138,15 +141,23 @@ def test_nothing_else_changes_and_restore_is_exact(model_and_inputs):
     model, _ = model_and_inputs
     inside = [(type(part), dict(vars(part))) for part in model.modules()]
     parts, parameters, keys = list(model.modules()), list(model.named_parameters()), list(model.state_dict())
-    random_state = torch.get_rng_state()
-    sk.optimize(model)
+    buffers = [name for name, _ in model.named_buffers()]
+    modes, random_state = [part.training for part in parts], torch.get_rng_state()
+    first = sk.optimize(model)
+    classes = [type(part) for part in parts]
+    again = sk.optimize(model)
+    assert [type(part) for part in parts] == classes, "twice is once"
+    assert not again.swapped
+    assert again.swapped_before.keys() == first.swapped.keys()
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(a is b for a, b in zip(model.modules(), parts, strict=True))
     assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(model.named_parameters(), parameters, strict=True))
     assert list(model.state_dict()) == keys
-    assert not any(part.training for part in model.modules())
-    sk.restore(model)
+    assert [part.training for part in parts] == modes
+    assert sk.restore(model)
+    assert sk.restore(model) == []
     assert [(type(part), dict(vars(part))) for part in model.modules()] == inside
+    assert [name for name, _ in model.named_buffers()] == buffers
 
 
 def test_the_ops_really_compute_it(model, monkeypatch):
@@ -170,7 +181,7 @@ def test_without_gradients_a_res_block_is_one_op(monkeypatch, extension):
         sk.optimize(model)
         outs, op = [], swapped_unet.fused_res_block
         monkeypatch.setattr(swapped_unet, "fused_res_block", lambda *args: outs.append(op(*args)) or outs[-1])
-        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert error(model(*inputs).sample, truth) <= 2 * error(plain, truth)
         assert len(outs) == 8
         assert all(out is not None for out in outs)
         with sk.use_backend("reference"):
@@ -216,10 +227,10 @@ def test_attention_with_and_without_the_fused_norm(name, channels, monkeypatch, 
     with torch.no_grad():
         truth, plain = copy.deepcopy(part).double()(x.double()), part(x)
         assert sk.optimize(part).swapped
-        assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+        assert error(part(x), truth) <= 2 * error(plain, truth) + EPS
     fused = channels == 512 and name != "no norm"
     assert len(calls) == fused
-    assert relative(part(x), truth) <= 2 * relative(plain, truth) + EPS
+    assert error(part(x), truth) <= 2 * error(plain, truth) + EPS
     assert len(calls) == fused
 
 
@@ -242,17 +253,8 @@ def test_an_end_without_a_3x3_convolution(model, monkeypatch):
         calls = []
         op = swapped_unet.group_norm_silu
         monkeypatch.setattr(swapped_unet, "group_norm_silu", lambda *args: calls.append(args) or op(*args))
-        assert relative(model(*inputs).sample, truth) <= 2 * relative(plain, truth)
+        assert error(model(*inputs).sample, truth) <= 2 * error(plain, truth)
     assert len(calls) == 1
-
-
-def test_twice_is_once(model):
-    first = sk.optimize(model)
-    classes = [type(part) for part in model.modules()]
-    again = sk.optimize(model)
-    assert [type(part) for part in model.modules()] == classes
-    assert not again.swapped
-    assert again.swapped_before.keys() == first.swapped.keys()
 
 
 def test_report_names_sizes_and_backends(model):
@@ -262,27 +264,31 @@ def test_report_names_sizes_and_backends(model):
     assert "conv_norm_out  norm, SiLU and convolution, 16 channels -> " in text
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies(model, how):
-    inputs = unet_inputs(model)
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model)), "torch.save": saved}
+
+
+@pytest.mark.parametrize("kind", ["plain", "released"])
+@pytest.mark.parametrize("how", COPIES)
+def test_copies(how, kind):
+    make, inputs = MODELS[kind]
+    model = make()
+    inputs, classes = inputs(model), [type(part) for part in model.modules()]
     sk.optimize(model)
+    copied = COPIES[how](model)
     with torch.no_grad():
-        expected = model(*inputs).sample
-    if how == "deepcopy":
-        copied = copy.deepcopy(model)
-    elif how == "pickle":
-        copied = pickle.loads(pickle.dumps(model))
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        copied = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    with torch.no_grad():
-        assert torch.equal(copied(*inputs).sample, expected)
+        expected = output(model, inputs)
+        assert torch.equal(output(copied, inputs), expected)
         for parameter in copied.parameters():
             parameter.zero_()
-        assert torch.equal(model(*inputs).sample, expected), "the copy must own its parameters"
+        assert torch.equal(output(model, inputs), expected), "the copy must own its parameters"
     assert sk.restore(copied)
-    assert type(copied.conv_norm_out) is nn.GroupNorm
+    assert [type(part) for part in copied.modules()] == classes
 
 
 def test_weights_changed_afterwards_are_seen(model):
@@ -322,7 +328,7 @@ def test_dropout_while_training_goes_to_the_blocks_own_forward():
     sk.restore(model)
     torch.manual_seed(1)
     # The norm at the end has no dropout and stays swapped.
-    assert relative(dropped, model(*inputs).sample.double()) <= 64 * EPS
+    assert error(dropped, model(*inputs).sample.double()) <= 64 * EPS
 
 
 def test_a_block_that_drops_while_training_is_kept():
@@ -336,7 +342,7 @@ def test_an_embedding_without_a_projection_is_added():
     expected = part(x, temb)
     assert sk.optimize(part).swapped
     assert torch.equal(part(x, temb), expected)
-    assert relative(part(x, None), part(x, 0 * temb).double()) <= 64 * EPS
+    assert error(part(x, None), part(x, 0 * temb).double()) <= 64 * EPS
 
 
 class Double(nn.Module):
@@ -377,7 +383,7 @@ def test_inner_parts_changed_after_the_swap_are_honoured(model, change):
     change(model)
     with torch.no_grad():
         truth = plain(*inputs).sample
-        assert relative(model(*inputs).sample, truth.double()) <= 2 * EPS * (9 * 64) ** 0.5 * 16
+        assert error(model(*inputs).sample, truth.double()) <= 2 * EPS * (9 * 64) ** 0.5 * 16
 
 
 # ---- near relatives stay as they are ---------------------------------------------------------------------------------
@@ -413,7 +419,7 @@ def with_part(block, name, part):
 RELATIVES = {
     "up": (lambda: resnet(up=True), "changes the resolution between norm and convolution (upsample)"),
     "down": (lambda: resnet(down=True), "(downsample)"),
-    "mish": (lambda: resnet(non_linearity="mish"), "nonlinearity is a Mish, and the op has SiLU"),
+    "mish": (lambda: resnet(non_linearity="mish"), "nonlinearity is a Mish, not a plain SiLU"),
     "another norm": (lambda: with_part(resnet(), "norm1", nn.BatchNorm2d(16)), "norm1 is a BatchNorm2d"),
     "stride": (lambda: with_part(resnet(), "conv1", nn.Conv2d(16, 16, 3, 2, 1)), "conv1 has stride (2, 2)"),
     "reflected": (
@@ -421,12 +427,16 @@ RELATIVES = {
         "conv2 has padding_mode reflect",
     ),
     "more": (lambda: with_part(resnet(), "adapter", nn.Linear(2, 2)), "its part adapter (Linear) has no place in it"),
+    "another class": (
+        lambda: resnet_module.ResnetBlockCondNorm2D(in_channels=16, temb_channels=8, groups=4),
+        ".ResnetBlockCondNorm2D, which may compute anything",
+    ),
     "another order": (other_order, ".OtherOrder, which may compute anything"),
     "cross": (lambda: attention(cross_attention_dim=12), "it is cross-attention"),
-    "query norm": (lambda: attention(qk_norm="layer_norm"), "it has a norm_q"),
-    "spatial norm": (lambda: attention(spatial_norm_dim=3), "it has a spatial norm"),
-    "transposed": (lambda: upsampling(use_conv_transpose=True), "it is a transposed convolution"),
-    "norm before": (lambda: upsampling(norm_type="rms_norm"), "it has a norm before it changes the resolution"),
+    "query norm": (lambda: attention(qk_norm="layer_norm"), "its part norm_q (LayerNorm) has no place in it"),
+    "spatial norm": (lambda: attention(spatial_norm_dim=3), "its part spatial_norm (SpatialNorm) has no place in it"),
+    "transposed": (lambda: upsampling(use_conv_transpose=True), "conv is a ConvTranspose2d"),
+    "norm before": (lambda: upsampling(norm_type="rms_norm"), "its part norm (RMSNorm) has no place in it"),
     "same size": (lambda: upsampling(interpolate=False), "it does not change the resolution"),
     "processor": (lambda: attention(processor=Twice()), ".Twice, which may compute anything"),
     "named alike": (lambda: attention(processor=AttnProcessor()), ".AttnProcessor, which may"),
@@ -445,17 +455,12 @@ def test_near_relatives_are_kept_with_the_reason(name):
     assert [(type(part), dict(vars(part))) for part in model.modules()] == state
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.0**0.5])
-def test_scale_factors_of_blocks_and_attention(factor):
-    x, temb, y = torch.randn(2, 16, 6, 5), torch.randn(2, 8), torch.randn(2, 32, 6, 5)
-    for part, inputs in (
-        (resnet(output_scale_factor=factor, out_channels=24), (x, temb)),
-        (attention(rescale_output_factor=factor, residual_connection=True), (y,)),
-    ):
-        with torch.no_grad():
-            truth, plain = copy.deepcopy(part).double()(*double(inputs)), part(*inputs)
-            assert sk.optimize(part).swapped
-            assert relative(part(*inputs), truth) <= 2 * relative(plain, truth) + EPS
+def test_the_scale_factor_of_a_block():
+    part, inputs = resnet(output_scale_factor=2.0**0.5, out_channels=24), (torch.randn(2, 16, 6, 5), torch.randn(2, 8))
+    with torch.no_grad():
+        truth, plain = copy.deepcopy(part).double()(*double(inputs)), part(*inputs)
+        assert sk.optimize(part).swapped
+        assert error(part(*inputs), truth) <= 2 * error(plain, truth) + EPS
 
 
 def test_an_upsampling_to_a_size_goes_to_its_own_forward():

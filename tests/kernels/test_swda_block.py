@@ -1,4 +1,4 @@
-"""The ops of a block through the C++ engine: against float64, on every instruction set, thread count and layout."""
+"""The ops of a block through the C++ engine: odd windows and logits, packed weights, gradients, modules in torch."""
 
 from __future__ import annotations
 
@@ -10,78 +10,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
+from ops import BLOCK_OPS, EPS, ISAS, assert_forward, double, error, gradients, leaves_of, public
 
 import swintormer_kernels as sk
-from swintormer_kernels import native
-from swintormer_kernels import packed as derived_module
+from swintormer_kernels import native, packed
 from swintormer_kernels.nn import Block
-from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
 from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
 from swintormer_kernels.testing.cases import cases_of
 
-OPS = {"swda_block": swda_block, "swda_attention": swda_attention, "gated_ffn": gated_ffn}
-ISAS = native.extension().supported_isas() if native.why_absent() is None else ["none"]
-EPS = torch.finfo(torch.float32).eps
 CASES = [
-    pytest.param(getattr(module, name), case, id=f"{name}, {case.name}")
-    for name, module in OPS.items()
-    for case in cases_of(module.OP.name)
+    pytest.param(public(name), case, id=f"{name}, {case.name}")
+    for name in BLOCK_OPS
+    for case in cases_of(name)
     if case.tested
 ]
-SMALL = {"window 8, C 16", "one window, odd shift", "window 3, d 1, odd sizes"}
+SMALL = ("window 8, C 16", "one window, odd shift", "window 3, d 1, odd sizes")
 SMALL_CASES = [case for case in CASES if case.values[1].name in SMALL]
-
-
 # Not the largest (seconds in float64), nor C 2, where d is 1 and a cosine 1 or -1: its gradient is mere rounding.
 GRADIENT_CASES = [case for case in CASES if "C 384" not in case.id and "C 2" not in case.id]
 
 
-def mapped(function, arguments):
-    """`function` of every tensor in the arguments, which may hold records of tensors."""
-    return [
-        type(a)(*mapped(function, a)) if isinstance(a, tuple) else function(a) if isinstance(a, torch.Tensor) else a
-        for a in arguments
-    ]
-
-
-def tensors(arguments):
-    found = []
-    mapped(lambda t: found.append(t) or t, arguments)
-    return found
-
-
-def on(backend, op, arguments):
-    with torch.no_grad(), sk.use_backend(backend):
-        return op(*arguments)
-
-
-def exact(op, arguments):
-    return on("reference", op, mapped(torch.Tensor.double, arguments))
-
-
-def error(value, truth):
-    return ((value.double() - truth).norm() / truth.norm()).item()
-
-
-def assert_as_good_as_the_reference(op, arguments):
-    truth, out = exact(op, arguments), on("cpu", op, arguments)
-    assert out.shape == truth.shape
-    assert not out.isnan().any(), "an element that nobody wrote"
-    if truth.numel():
-        assert error(out, truth) <= 2 * error(on("reference", op, arguments), truth) + EPS
-
-
 # ---- numbers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("op", "case"), CASES)
-def test_cases_agree_with_float64(op, case, isa, engine):
-    engine.use_isa(isa)
-    arguments, _ = case.make(1)
-    assert_as_good_as_the_reference(op, arguments)
-    assert on("cpu", op, arguments).stride() == torch.empty_like(arguments[0]).stride()
 
 
 @st.composite
@@ -112,7 +61,7 @@ def test_any_shape_and_strides(shape, isa, threads):
         torch.set_num_threads(threads)
         attention = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
         ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
-        assert_as_good_as_the_reference(sk.swda_block, (shape.image(), attention, ffn, shape.window, shape.shift))
+        assert_forward("cpu", sk.swda_block, (shape.image(), attention, ffn, shape.window, shape.shift), EPS)
     finally:
         extension.use_isa(before)
         torch.set_num_threads(threads_before)
@@ -124,33 +73,7 @@ def test_masked_pairs_can_still_win(isa, engine):
     engine.use_isa(isa)
     weights = attention_weights(8, 1, 16)
     weights = weights._replace(logit_scale=torch.full((1, 1, 1), 9.0))
-    assert_as_good_as_the_reference(sk.swda_attention, (Shape(8, 1, 32, 32).image(), weights, 16, 8))
-
-
-def test_nan_stays_in_its_window(engine):
-    arguments, _ = next(case for case in cases_of("swda_block") if case.name == "window 8, C 16").make(0)
-    arguments[0][0, 3, 5, 6] = float("nan")
-    spoilt = on("cpu", sk.swda_block, arguments).isnan()
-    assert torch.equal(spoilt, on("reference", sk.swda_block, arguments).isnan())
-    assert 0 < spoilt.sum() < spoilt.numel()
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_same_bits_for_any_thread_count_batch_and_layout(isa, engine):
-    """3 windows split over their insides when threads are many; 6 do not."""
-    engine.use_isa(isa)
-    arguments, _ = cases_of("swda_block")[5].make(0)
-    x, *rest = arguments
-    x = x[:, :, :32, :48]
-    outs = []
-    for threads in (1, 2, 3, 4):
-        torch.set_num_threads(threads)
-        outs.append(on("cpu", sk.swda_block, (x, *rest)))
-    engine.use_own_threads(True)
-    outs.append(on("cpu", sk.swda_block, (x, *rest)))
-    outs.append(on("cpu", sk.swda_block, (x.contiguous(), *rest)))
-    outs.append(on("cpu", sk.swda_block, (x.repeat(2, 1, 1, 1), *rest))[1:])
-    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert_forward("cpu", sk.swda_attention, (Shape(8, 1, 32, 32).image(), weights, 16, 8), EPS)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -162,7 +85,7 @@ def block_and_input():
 
 def kept():
     gc.collect()
-    return len(derived_module._kept)
+    return len(packed._kept)
 
 
 def run(block, x):
@@ -221,24 +144,10 @@ def test_memory_stays_flat_over_changing_shapes_and_weights(extension):
             block.attn.qkv.weight.add_(1e-3)
         run(block, torch.randn(1, 16, 8 * (1 + i % 3), 8 * (1 + i % 2)))
     assert kept() == before
-    assert all(len(copies) <= 2 for copies in derived_module._kept.values())
+    assert all(len(copies) <= 2 for copies in packed._kept.values())
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("op", "case"), SMALL_CASES)
-def test_opcheck(op, case, extension):
-    arguments, _ = case.make(0)
-    arguments = mapped(lambda t: t.clone().requires_grad_(), arguments)
-    signature = OPS[op.op.name]._SIGNATURE
-    torch.library.opcheck(OPS[op.op.name]._run.default, (*signature.flat(*arguments), "cpu"))
-
-
-def gradients(op, arguments, backend, grad):
-    leaves = mapped(lambda t: t.detach().clone().requires_grad_(), arguments)
-    with sk.use_backend(backend):
-        return torch.autograd.grad(op(*leaves), tensors(leaves), grad.to(leaves[0].dtype))
 
 
 @functools.lru_cache(maxsize=2)  # the cases stand beside one another; instruction sets share what they are held to
@@ -246,8 +155,8 @@ def case_with_truth(op, case):
     """Arguments, gradient of the result, and the reference's gradients in float32 and in float64."""
     arguments, _ = case.make(0)
     grad = torch.randn(arguments[0].shape)
-    plain = gradients(op, arguments, "reference", grad)
-    truth = gradients(op, mapped(torch.Tensor.double, arguments), "reference", grad)
+    plain = gradients("reference", op, arguments, grad)
+    truth = gradients("reference", op, double(arguments), grad)
     return arguments, grad, plain, truth
 
 
@@ -263,7 +172,7 @@ def test_gradients(op, case, isa, part_bytes, engine, monkeypatch):
     monkeypatch.setattr(block_backward, "_PART_BYTES", part_bytes)
     engine.use_isa(isa)
     arguments, grad, plain, truth = case_with_truth(op, case)
-    found = gradients(op, arguments, "cpu", grad)
+    found = gradients("cpu", op, arguments, grad)
     pixels = grad.numel() // max(1, grad.shape[1])
     for i, (value, rounded, true) in enumerate(zip(found, plain, truth, strict=True)):
         assert value.shape == true.shape
@@ -276,11 +185,11 @@ def test_gradients(op, case, isa, part_bytes, engine, monkeypatch):
 @pytest.mark.parametrize(("op", "case"), SMALL_CASES)
 def test_gradients_of_a_part_of_the_inputs(op, case, extension):
     arguments, _ = case.make(0)
-    leaves = mapped(lambda t: t.clone().requires_grad_(), arguments)
+    leaves, tensors = leaves_of(arguments)
     grad = torch.randn(arguments[0].shape)
     with sk.use_backend("cpu"):
-        found = torch.autograd.grad(op(*leaves), tensors(leaves), grad)
-        some = torch.autograd.grad(op(*leaves), tensors(leaves)[2:4], grad)
+        found = torch.autograd.grad(op(*leaves), tensors, grad)
+        some = torch.autograd.grad(op(*leaves), tensors[2:4], grad)
     assert all(torch.equal(a, b) for a, b in zip(some, found[2:4], strict=True))
 
 
@@ -304,8 +213,8 @@ def test_equal_logits_share_the_maximums_gradient(extension):
     weights = weights._replace(dwconv=weights.dwconv * torch.eye(3)[1].outer(torch.eye(3)[1]))
     arguments = (torch.randn(1, 8, 1, 1).expand(1, 8, 4, 8).clone(), weights, 4, 0)
     grad = torch.randn(1, 8, 4, 8)
-    found = gradients(sk.swda_attention, arguments, "cpu", grad)
-    truth = gradients(sk.swda_attention, mapped(torch.Tensor.double, arguments), "reference", grad)
+    found = gradients("cpu", sk.swda_attention, arguments, grad)
+    truth = gradients("reference", sk.swda_attention, double(arguments), grad)
     assert error(found[0], truth[0]) <= 32 * EPS * 8
     assert truth[6].norm() == pytest.approx(found[6].norm().item(), abs=grad.numel() * EPS)
 
@@ -343,63 +252,6 @@ def test_autocast_computes_and_returns_float32(extension):
     assert out.dtype == half.dtype == torch.float32
     assert torch.equal(out, expected)
     assert sk.explain(sk.gated_ffn, x.bfloat16(), block.ffn.weights(block.norm2)).backend == "reference"
-
-
-@pytest.mark.parametrize(("op", "case"), SMALL_CASES)
-def test_flops_are_those_of_the_references_products(op, case, extension):
-    arguments, _ = case.make(0)
-    counts = []
-    for backend in ("reference", "cpu"):
-        with FlopCounterMode(display=False) as counter:
-            on(backend, op, arguments)
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] == 2 * OPS[op.op.name].cost(*arguments).macs
-
-
-@pytest.mark.parametrize(("change", "reason"), [(torch.Tensor.double, "takes float32"), (torch.Tensor.half, "float32")])
-def test_other_dtypes_go_to_the_reference(change, reason, extension):
-    arguments, _ = next(case for case in cases_of("gated_ffn") if case.name == "window 8, C 16").make(0)
-    arguments = mapped(change, arguments)
-    explanation = sk.explain(sk.gated_ffn, *arguments)
-    assert explanation.backend == "reference"
-    assert reason in explanation.reasons["cpu"]
-
-
-@pytest.mark.parametrize("name", ["norm_bias", "project_in", "project_out", "project_out_bias", "scratch"])
-def test_the_binding_refuses_memory_of_the_wrong_size(name, engine):
-    """One float less than the kernel would touch."""
-    from swintormer_kernels.backends.cpu.layout import dense, view
-
-    x = view(torch.zeros(1, 16, 8, 8))
-    tile, scratch_floats, _ = engine.swda_layout(16, 0, 0, 42)
-    in_rows, out_rows = (-(-rows // unit) * tile for rows, unit in ((42, tile // 2), (16, tile)))
-    floats = {"norm_weight": 16, "norm_bias": 16, "project_in": in_rows * 16, "project_in_bias": in_rows}
-    floats |= {"project_out": out_rows * 42, "project_out_bias": out_rows, "scratch": scratch_floats}
-
-    def call():
-        memory = {key: dense(torch.zeros(count)) for key, count in floats.items()}
-        scratch = memory.pop("scratch")
-        engine.gated_ffn(out=x, x=x, ffn=engine.Ffn(**memory, hidden=42), scratch=scratch, threads=1)
-
-    call()
-    floats[name] -= 1
-    with pytest.raises(ValueError, match=f"{name} must hold .*{floats[name] + 1} floats, found {floats[name]}"):
-        call()
-
-
-def test_the_binding_refuses_weights_of_other_windows(engine):
-    from swintormer_kernels.backends.cpu.layout import dense, view
-    from swintormer_kernels.backends.cpu.packing import pack_attention
-
-    x, scratch = view(torch.zeros(1, 16, 12, 12)), dense(torch.zeros(1 << 20))
-    attention = pack_attention(attention_weights(16, 1, 8), 8, 0)
-    call = functools.partial(engine.swda_attention, out=x, x=x, scratch=scratch, threads=1)
-    with pytest.raises(ValueError, match="window must divide the sides"):
-        call(attention=attention, shift=0)
-    with pytest.raises(ValueError, match="heads must divide"):
-        call(attention=pack_attention(attention_weights(18, 3, 4), 4, 0), shift=0)
-    with pytest.raises(ValueError, match="shift must be"):
-        call(attention=pack_attention(attention_weights(16, 1, 4), 4, 0), shift=4)
 
 
 def test_where_vectors_stay_empty_the_reference_is_chosen(extension):

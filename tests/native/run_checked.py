@@ -1,30 +1,19 @@
-"""Runs every op of the cpu backend through an extension built with sanitizers: python run_checked.py EXTENSION.
+"""Runs every op of the cpu backend under sanitizers: python run_checked.py EXTENSION address|thread.
 
-The address sanitizer's library must be preloaded: tensors then lie in memory that it watches, and a step too far ends
-the process. Values are checked elsewhere. It prints "ok" after each instruction set and then reads past a tensor's end
-on purpose, which must end the process.
+EXTENSION is built with them, and the sanitizer's library must be preloaded. Tensors then lie in memory that it watches,
+scratch and packed weights too, each ending where its data end. Values are checked elsewhere. It prints "ok" after each
+instruction set and then does on purpose what the sanitizer forbids, which must end the process.
 """
 
 import importlib.util
 import sys
+import threading
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 NAME = "swintormer_kernels._native"
-OPS = (
-    "ddim_step",
-    "gated_ffn",
-    "group_norm_silu",
-    "norm_projection",
-    "norm_silu_conv3x3",
-    "res_block",
-    "swda_attention",
-    "swda_block",
-    "upsample_conv3x3",
-)
-WITH_BACKWARD = ("gated_ffn", "group_norm_silu", "swda_attention", "swda_block")
-MOST_NUMBERS = 60000
+MOST_NUMBERS = {"address": 60000, "thread": 400000}
 """Of a case's tensors: the sanitizers make the rest slow, and add nothing to it."""
 
 
@@ -36,43 +25,71 @@ def load(path):
     return sys.modules[NAME]
 
 
-def run_ops():
-    import swintormer_kernels as sk
-    from swintormer_kernels.testing.cases import cases_of
+class ExactScratch:
+    """In place of `scratch.Scratch`: a tensor for each piece, so that a step past its end is seen."""
 
+    def __init__(self, *floats):
+        from swintormer_kernels.backends.cpu.layout import dense
+
+        self.buffers = [dense(torch.empty(size)) for size in floats]
+
+
+def run_ops(most):
+    import swintormer_kernels as sk
+    from swintormer_kernels.backends.cpu import denoiser
+    from swintormer_kernels.testing.cases import CASES, cases_of
+
+    denoiser.Scratch = ExactScratch
     calls = 0
-    for name in OPS:
+    for name in CASES:
         op = getattr(sk, name)
         for case in cases_of(name):
             args, kwargs = case.make(0)
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            if sum(tensor.numel() for tensor in tensors) > MOST_NUMBERS:
+            if sum(tensor.numel() for tensor in tensors) > most:
                 continue
             calls += 1
             with sk.use_backend("cpu"):
                 for threads in (1, 3):
                     torch.set_num_threads(threads)
                     op(*args, **kwargs)
-                if name in WITH_BACKWARD:
+                if op.op.own_backward("cpu") is not None:
                     for tensor in tensors:
                         tensor.requires_grad_()
                     op(*args, **kwargs).sum().backward()
     return calls
 
 
+def step(extension, out, z):
+    """A step of 1000 numbers from one tensor to another."""
+    coefficients = ("x0_from_z", "x0_from_pred", "out_from_x0", "out_from_z", "out_from_pred", "out_from_fresh")
+    numbers = dict.fromkeys((*coefficients, "clip", "guidance"), 1.0)
+    extension.ddim_step(out=out, z=z, pred=z, fresh=None, unconditional=None, threads=1, **numbers)
+
+
 def read_past_the_end(extension):
     from swintormer_kernels.backends.cpu.layout import view
 
     x, out = torch.zeros(1000), torch.zeros(1000)
-    coefficients = ("x0_from_z", "x0_from_pred", "out_from_x0", "out_from_z", "out_from_pred", "out_from_fresh")
-    numbers = dict.fromkeys((*coefficients, "clip", "guidance"), 1.0)
-    shorter = (x.data_ptr() + 64, x.shape, x.stride(), x)
-    extension.ddim_step(out=view(out), z=shorter, pred=view(x), fresh=None, unconditional=None, threads=1, **numbers)
+    step(extension, view(out), (x.data_ptr() + 64, x.shape, x.stride(), x))
+
+
+def write_from_two_threads(extension):
+    from swintormer_kernels.backends.cpu.layout import view
+
+    x, out = torch.zeros(1000000), torch.zeros(1000000)
+    writers = [threading.Thread(target=step, args=(extension, view(out), view(x))) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
 
 
 if __name__ == "__main__":
-    extension = load(sys.argv[1])
+    path, kind = sys.argv[1:]
+    extension = load(path)
     for isa in extension.supported_isas():
         extension.use_isa(isa)
-        print(isa, run_ops(), "calls ok", flush=True)
-    read_past_the_end(extension)
+        extension.use_own_threads(True)  # the OpenMP runtime is not built with sanitizers
+        print(isa, run_ops(MOST_NUMBERS[kind]), "calls ok", flush=True)
+    read_past_the_end(extension) if kind == "address" else write_from_two_threads(extension)

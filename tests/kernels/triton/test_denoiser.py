@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from ops import error
 from torch import Tensor, nn
 
 import swintormer_kernels as sk
@@ -41,10 +42,6 @@ def unet(**options: object) -> nn.Module:
         **options,
     )
     return net.to(DEVICE).eval()
-
-
-def error(value: Tensor, truth: Tensor) -> float:
-    return ((value.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("options", [{}, {"resnet_time_scale_shift": "scale_shift"}])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import swintormer_kernels as sk
-from swintormer_kernels import torch_op as block_op
+from swintormer_kernels import torch_op
 from swintormer_kernels.backends.triton import blocks
 from swintormer_kernels.backends.triton import layout as tensors
 
@@ -110,9 +110,9 @@ def test_autocast_brings_dtypes_together():
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert tensors.dense_on_gpu(x, half) is None
         assert "float64" in tensors.dense_on_gpu(x, half.double())
-    assert block_op.in_autocast_dtype(x, torch.float16).dtype == torch.float16
-    assert block_op.in_autocast_dtype(x.double(), torch.float16).dtype == torch.float64
-    assert block_op.in_autocast_dtype(3, torch.float16) == 3
+    assert torch_op.in_autocast_dtype(x, torch.float16).dtype == torch.float16
+    assert torch_op.in_autocast_dtype(x.double(), torch.float16).dtype == torch.float64
+    assert torch_op.in_autocast_dtype(3, torch.float16) == 3
 
 
 @pytest.mark.parametrize("op", [sk.gated_ffn, sk.swda_attention, sk.swda_block])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import attention_in_triton
 import pytest
 import torch
-from attention_in_triton import DEVICE, error, mapped, with_ffn
+import triton_samples
+from ops import assert_as_good, double, gradients, leaves_of
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_samples import DEVICE, with_ffn
 
 import swintormer_kernels as sk
 from swintormer_kernels.backends.reference.blocks import gated_ffn as reference_ffn
@@ -18,7 +19,6 @@ pytest.importorskip("triton")
 from swintormer_kernels.backends.triton import attention_forward, attention_gradients, runtime, window_setup
 
 pytestmark = pytest.mark.usefixtures("one_thread", "large_blocks")
-EPS = torch.finfo(torch.float32).eps
 # Small: the interpreter takes about a second for a window and head.
 ONE_WINDOW = Shape(8, 1, 8, 8, shift=4, window=8, bias=True)
 TWO_WINDOWS = Shape(8, 2, 4, 8, shift=1, window=4, layout="contiguous")
@@ -31,33 +31,20 @@ SHAPES = {
 }
 
 
-def tensors(arguments):
-    found = []
-    mapped(lambda t: found.append(t) or t, arguments)
-    return found
-
-
 def attention_arguments(shape, dtype=torch.float32):
-    x, weights, *rest = attention_in_triton.attention_arguments(shape, dtype)
+    x, weights, *rest = triton_samples.attention_arguments(shape, dtype)
     # No clamp: where it holds every head, the gradient is 0 and says nothing. There is a test of its own.
     return [x, weights._replace(logit_scale=weights.logit_scale.clamp(max=4)), *rest]
-
-
-def gradients(name, op, arguments, grad):
-    leaves = mapped(lambda t: t.detach().requires_grad_(), arguments)
-    with sk.use_backend(name):
-        y = op(*leaves)
-    return torch.autograd.grad(y, tensors(leaves), grad.to(y.dtype))
 
 
 def cancellation(x, weights, window, shift, *ffn_and_grad):
     """How much larger the terms of logit_scale's gradient are than their sum: sum |terms| / |sum|, over all heads."""
     ffn, grad = ffn_and_grad[:-1], ffn_and_grad[-1]
-    x, weights = mapped(lambda t: t.detach().double(), (x, weights))
+    x, weights = double((x, weights))
     # One scale for each pair of tokens, whose gradient is the sum's term.
     scale = weights.logit_scale.expand(-1, window**2, window**2).clone().requires_grad_()
     y = reference_attention(x, weights._replace(logit_scale=scale), window, shift)
-    y = reference_ffn(y, mapped(torch.Tensor.double, ffn)[0]) if ffn else y
+    y = reference_ffn(y, *double(ffn)) if ffn else y
     terms = torch.autograd.grad(y, scale, grad.double())[0].flatten(1)
     return (terms.abs().sum(1).norm() / terms.sum(1).norm()).item()
 
@@ -65,17 +52,14 @@ def cancellation(x, weights, window, shift, *ffn_and_grad):
 def assert_as_good_as_the_reference(op, arguments):
     grad = torch.randn(arguments[0].shape, device=DEVICE).to(arguments[0].dtype)
     found, reference = (gradients(name, op, arguments, grad) for name in ("triton", "reference"))
-    truth = gradients("reference", op, mapped(torch.Tensor.double, arguments), grad)
+    truth = gradients("reference", op, double(arguments), grad)
     x, weights, *ffn, window, shift = arguments
     for value, plain, true in zip(found, reference, truth, strict=True):
-        assert value.shape == plain.shape
-        assert value.dtype == plain.dtype
-        assert not value.isnan().any(), "an element that nobody wrote"
         # And half a unit in the last place, with which the gradient itself is stored. Of logit_scale's gradient, one
         # sum for a head, neither error is an average over elements: its N^2 terms come out of sums over N tokens, a
         # random walk of sqrt(N) roundings each, and the sum is smaller than its terms.
         steps = window * cancellation(x, weights, window, shift, *ffn, grad) if value.shape[1:] == (1, 1) else 1
-        assert error(value, true) <= 2 * error(plain, true) + steps * torch.finfo(value.dtype).eps / 2
+        assert_as_good(value, plain, true, steps * torch.finfo(value.dtype).eps / 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -110,10 +94,10 @@ def test_bands_of_one_window_and_a_part_of_the_inputs(monkeypatch):
     assert all(map(torch.equal, whole, gradients("triton", sk.swda_attention, arguments, grad))), "the same bits twice"
     monkeypatch.setattr(attention_gradients, "BAND_BYTES", 1)
     bands = gradients("triton", sk.swda_attention, arguments, grad)
-    truth = gradients("reference", sk.swda_attention, mapped(torch.Tensor.double, arguments), grad)
+    truth = gradients("reference", sk.swda_attention, double(arguments), grad)
     assert torch.equal(whole[0], bands[0])
     for value, plain, true in zip(bands[1:], whole[1:], truth[1:], strict=True):
-        assert error(value, true) <= 2 * error(plain, true) + EPS / 2
+        assert_as_good(value, plain, true)
 
     leaf = arguments[1].qkv.clone().requires_grad_()
     x, weights, *rest = arguments
@@ -193,5 +177,5 @@ def test_forward_keeps_only_its_inputs():
     with sk.use_backend("triton"):
         y = sk.swda_attention(leaf, weights, *rest)
     saved = [tensor for tensor in y.grad_fn.saved_tensors if tensor is not None]
-    inputs = {tensor.data_ptr() for tensor in tensors((leaf, weights))}
+    inputs = {tensor.data_ptr() for tensor in leaves_of((leaf, weights))[1]}
     assert {tensor.data_ptr() for tensor in saved} <= inputs

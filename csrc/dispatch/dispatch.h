@@ -1,9 +1,11 @@
-// Which instruction set this machine gets. Asked once; SWINTORMER_ISA=portable|avx2|avx512|neon forces one.
+// The table of all ops, and which instruction set's build of them this machine gets. That is decided once;
+// SWINTORMER_ISA=portable|avx2|avx512|neon forces one.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "../base/fma_loop.h"
 #include "../block/swda_block.h"
 #include "../block/swda_core.h"
 #include "../denoiser/ddim_step.h"
@@ -12,7 +14,6 @@
 #include "../denoiser/norm_silu_conv3x3.h"
 #include "../denoiser/res_block.h"
 #include "../denoiser/upsample_conv3x3.h"
-#include "fma_loop.h"
 
 // Every op: its name, and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \

@@ -1,7 +1,7 @@
 // Compiled for AVX512_BF16; peak.cpp asks the CPU before it calls. No std templates here, as in simd.h.
 #include <immintrin.h>
 
-#include "fma_loop.h"
+#include "../base/fma_loop.h"
 
 namespace swk {
 

@@ -1,4 +1,4 @@
-"""Where tiles lie on an image, and with what weight each pixel of a tile counts.
+"""The positions of tiles on an image, and the weight of each pixel of a tile.
 
 The grid is the product of two axes and every blend window is separable, so the normalised weight of a tile is an outer
 product of two normalised vectors. Tiles are weighted and added straight into the output: no map of the image's size is
@@ -27,7 +27,7 @@ def default_stride(tile: int) -> int:
     """Stride for a tile of that side: the paper's 220 at 256.
 
     Smaller tiles overlap by the same share, 36/256, so the work per pixel stays the paper's. Larger tiles overlap by
-    the same 36 pixels: what the overlap hides is the border of a tile, which gets no wider as the tile grows.
+    the same 36 pixels: the overlap hides errors near the border of a tile, which do not reach further in a larger tile.
     """
     return max(1, tile - min(PAPER_OVERLAP, round(tile * PAPER_OVERLAP / PAPER_TILE)))
 
@@ -86,9 +86,9 @@ def make_grid(height: int, width: int, tile: int, stride: int, blend: Blend = "u
     side shorter than a tile there is one tile, as long as that side.
 
     Args:
-        blend: "uniform" averages tiles where they overlap (the paper); "feather" hands over from one tile to the next
-            along a sine-squared ramp as wide as their overlap. Both leave pixels that only one tile holds as they are,
-            up to the image's border.
+        blend: "uniform" averages tiles where they overlap (the paper); "feather" blends neighbouring tiles with a
+            sine-squared ramp over their overlap. Neither changes pixels that only one tile covers, up to the image's
+            border.
 
     Raises:
         SwintormerError: a size below one, a stride that leaves gaps, or an unknown blend.
@@ -100,7 +100,7 @@ def make_grid(height: int, width: int, tile: int, stride: int, blend: Blend = "u
 
 
 def check_tiling(tile: int, stride: int, blend: str) -> None:
-    """Raises SwintormerError where no grid can have that tile, stride and blend, whatever the image."""
+    """Raises SwintormerError if the tile, stride and blend are not valid for any image."""
     if tile < 1:
         raise SwintormerError(f"The tile must be at least 1 pixel, found {tile}.")
     if not 1 <= stride <= tile:
@@ -124,7 +124,7 @@ def _make_axis(length: int, tile: int, stride: int, blend: Blend) -> Axis:
 
 
 def _ramp_overlaps(windows: NDArray[np.float64], origins: tuple[int, ...]) -> None:
-    """Ramp each window down over its overlap with the next tile, and that one's up; two ramps add up to one."""
+    """Ramp each window down over its overlap with the next tile, and the next one up; the two add up to one."""
     tile = windows.shape[1]
     for index, (here, following) in enumerate(pairwise(origins)):
         overlap = here + tile - following

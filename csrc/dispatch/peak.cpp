@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../base/parallel.h"
 #include "dispatch.h"
-#include "parallel.h"
 
 namespace swk {
 

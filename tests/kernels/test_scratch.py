@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import swintormer_kernels as sk
-from swintormer_kernels.backends.cpu import scratch as workspace
+from swintormer_kernels.backends.cpu import scratch
 from swintormer_kernels.backends.cpu.scratch import Scratch, times_grown
 from swintormer_kernels.ops import group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3
 from swintormer_kernels.testing.cases import cases_of
@@ -25,10 +25,10 @@ FLOAT = torch.finfo(torch.float32).bits // 8
 
 
 @pytest.fixture(autouse=True)
-def own_workspace():
-    workspace.release_scratch()
+def own_scratch():
+    scratch.release_scratch()
     yield
-    workspace.release_scratch()
+    scratch.release_scratch()
 
 
 def calls():
@@ -54,8 +54,8 @@ def test_only_the_first_step_takes_scratch(extension):
         for _ in range(3):
             again = [call() for call in step]
         assert times_grown() == grown
-        assert workspace.release_scratch() > 0
-        assert workspace.release_scratch() == 0
+        assert scratch.release_scratch() > 0
+        assert scratch.release_scratch() == 0
         for call in step:
             call()
         assert times_grown() > grown
@@ -74,13 +74,13 @@ def test_a_call_allocates_its_result_and_nothing_else(module, extension):
 
 
 def test_pieces_are_aligned_and_apart():
-    scratch = Scratch(5, 0, 33, 16)
-    addresses = [address for address, _, _ in scratch.buffers]
+    pieces = Scratch(5, 0, 33, 16)
+    addresses = [address for address, _, _ in pieces.buffers]
     assert all(address % 64 == 0 for address in addresses)
     sizes = (5, 0, 33, 16)
     for address, size, after in zip(addresses, sizes, addresses[1:], strict=False):
         assert address + FLOAT * size <= after
-    memory = scratch.buffers[0][2]
+    memory = pieces.buffers[0][2]
     end = memory.data_ptr() + FLOAT * memory.numel()
     assert memory.data_ptr() <= addresses[0]
     assert addresses[-1] + FLOAT * sizes[-1] <= end
@@ -88,16 +88,16 @@ def test_pieces_are_aligned_and_apart():
 
 def test_it_is_full_of_nan_in_every_call_of_a_test():
     for _ in range(2):
-        scratch = Scratch(100)
-        assert scratch.buffers[0][2][:100].isnan().all()
-        scratch.buffers[0][2].zero_()
+        pieces = Scratch(100)
+        assert pieces.buffers[0][2][:100].isnan().all()
+        pieces.buffers[0][2].zero_()
 
 
 def test_more_than_the_bound_is_not_kept(monkeypatch):
-    monkeypatch.setattr(workspace, "MOST_FLOATS", 1000)
+    monkeypatch.setattr(scratch, "MOST_FLOATS", 1000)
     Scratch(100)
     Scratch(2000)
-    assert 0 < workspace.release_scratch() <= FLOAT * 1000
+    assert 0 < scratch.release_scratch() <= FLOAT * 1000
 
 
 def test_threads_share_none_and_leave_none(extension):
@@ -110,7 +110,7 @@ def test_threads_share_none_and_leave_none(extension):
         torch.set_num_threads(1)
         with torch.no_grad(), sk.use_backend("cpu"):
             found.append([call() for _ in range(20)][-1])
-        pieces.append(workspace._kept.memory.untyped_storage()._weak_ref())
+        pieces.append(scratch._kept.memory.untyped_storage()._weak_ref())
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -121,15 +121,15 @@ def test_threads_share_none_and_leave_none(extension):
     assert all(torch.equal(value, expected[0]) for value in found)
     assert len(set(pieces)) == 2
     assert all(torch.UntypedStorage._expired(piece) for piece in pieces)
-    assert workspace.release_scratch() > 0, "this thread's own is still there"
+    assert scratch.release_scratch() > 0, "this thread's own is still there"
 
 
-# A res block and steps up, whose results are held together and let go.
+# A ResNet block and upsampling, whose results are held together and freed.
 _STEPS = """
 import resource, torch
 import swintormer_kernels as sk
-from swintormer_kernels.backends.cpu import scratch as workspace
-kept = workspace.keep_freed_memory()
+from swintormer_kernels.backends.cpu import scratch
+kept = scratch.keep_freed_memory()
 torch.set_num_threads(1)
 x = torch.randn(1, 64, 64, 64).contiguous(memory_format=torch.channels_last)
 weight = torch.randn(64, 64, 3, 3) / 24
@@ -167,4 +167,4 @@ def test_no_step_after_the_first_takes_memory_from_the_operating_system(extensio
 
 def test_bytes_to_keep_must_be_some():
     with pytest.raises(ValueError, match="most must be at least 131072 bytes, found 131071"):
-        workspace.keep_freed_memory(131071)
+        scratch.keep_freed_memory(131071)

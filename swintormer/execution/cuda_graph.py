@@ -1,10 +1,10 @@
 """A network's forward pass, or a loop of many, as one CUDA graph, so that hundreds of small launches cost one.
 
     forward = GraphedForward(net)
-    y = forward(x)      # plain where there is no CUDA, and for the first batch of a shape; y serves until the next call
-    forward.reason      # why batches run plainly although they lie on a GPU; None where they need not
+    y = forward(x)      # without a graph on the CPU and for the first batch of a shape; y is valid until the next call
+    forward.reason      # why batches on a GPU run without a graph; None if nothing prevents it
 
-    def denoise(z, part, times, schedule):      # times (B, steps) on the GPU: a graph makes no tensor of a number
+    def denoise(z, part, times, schedule):      # times (B, steps) on the GPU: a graph makes no tensors from numbers
         for step, (a_t, a_s) in enumerate(schedule):
             z = ddim_step(z, net(z, times[:, step], part), alpha_bar_t=a_t, alpha_bar_s=a_s)
         return z
@@ -12,8 +12,8 @@
     sample = GraphedForward(net, function=denoise)
     z0 = sample(noise, part, times, settings=(schedule,))   # all steps are one graph, of this schedule
 
-A graph repeats the kernels and addresses of one pass. It is thrown away when a parameter, the shape, a setting of torch
-or the chosen backend changes, and taken into use only after it gave what a plain pass gives on other data.
+A graph repeats the kernels and addresses of one pass. It is discarded when a parameter, the shape, a setting of torch
+or the chosen backend changes. It is used only after it agreed with a pass without graph on other data.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from swintormer_kernels.registry import asked_backend
 Forward: TypeAlias = Callable[..., Tensor]
 """Tensors, each with the batch first -> a tensor with the batch first."""
 Capture: TypeAlias = Callable[..., Forward]
-"""(function, *examples) -> what computes the function for inputs of the examples' shapes, or fewer of them."""
+"""(function, *examples) -> the function for inputs of the examples' shapes, or of a smaller batch."""
 
 
 class GraphedForward:
     """`function(x, ...)` without gradients, replayed from the second batch of a shape on.
 
     Args:
-        net: all whose parameters and buffers the function reads, in evaluation mode when called.
-        capture: makes a graph; the tests give another.
+        net: module with all parameters and buffers that the function reads; in evaluation mode when called.
+        capture: makes a graph; tests pass a stand-in.
         device: type of the devices that have graphs.
-        function: takes the inputs, then the settings, and keeps the CPU out of it: no synchronisation, no tensor made
-            of numbers. None for `net` itself.
+        function: takes the inputs, then the settings. It must not synchronise with the CPU, nor make tensors from
+            numbers. None for `net` itself.
 
     Attributes:
-        reason: why the current shape runs plainly; None where it is replayed or was not seen twice yet.
+        reason: why the current shape runs without a graph; None if it has one, or occurred only once so far.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class GraphedForward:
         """`function(*inputs, *settings)`.
 
         Args:
-            inputs: each with the batch first; what of them the batch does not change belongs to the shape.
-            settings: what a graph is made for; another one makes another graph.
-            progress: goes to the function as an argument of this name where it runs plainly. A replay calls nothing.
+            inputs: each with the batch first. The other dimensions, dtype, device and memory format are the shape.
+            settings: further arguments; other values need another graph.
+            progress: passed to the function under this name if it runs without a graph. A replay does not call it.
         """
         first = inputs[0]
         following = {} if progress is None else {"progress": progress}
@@ -91,11 +91,11 @@ class GraphedForward:
         return self._replay(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the graph, which holds addresses of this one's tensors."""
+        """For copies and pickles: without the graph, which holds addresses of this object's tensors."""
         return self.__dict__ | {"_key": None, "_batch": 0, "_replay": None, "reason": None}
 
     def _state(self, x: Tensor) -> Any:
-        """All beside the inputs that a graph would go on ignoring after it changed."""
+        """Everything besides the inputs that makes the graph invalid when it changes."""
         tensors = chain(self.net.parameters(), self.net.buffers())
         versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         settings = (
@@ -106,9 +106,9 @@ class GraphedForward:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type),
         )
-        # What `sk.optimize` swaps or another denoiser brings is another class, with the same parameters.
+        # `sk.optimize` or another denoiser may change a class and keep the parameters.
         classes = tuple(type(module) for module in self.net.modules())
-        # `forget` lets go of packed weights whose addresses a graph holds, and changes no version.
+        # `forget` frees packed weights whose addresses a graph holds, without changing a version.
         return versions, classes, settings, generation()
 
     def _take(self, inputs: tuple[Tensor, ...], settings: tuple[Hashable, ...]) -> None:
@@ -122,7 +122,7 @@ class GraphedForward:
             other = [_other(x) for x in inputs]
             replayed = replay(*other)
             plain = function(*other)
-            with _counting(self.net) as passes:  # apart: parts with hooks may run through other kernels
+            with _counting(self.net) as passes:  # in a run of its own: modules with hooks may use other kernels
                 function(*other)
         except Exception as error:
             self.reason = f"the graph could not be captured ({first_line(error)})"
@@ -166,11 +166,11 @@ def _counting(net: nn.Module) -> Iterator[Counter[nn.Module]]:
 
 
 def _agree(value: Tensor, plain: Tensor, net: nn.Module, calls: Counter[nn.Module]) -> bool:
-    """Equal but for the order of sums, which some libraries do not keep.
+    """Whether they are equal up to the order of sums, which some libraries change from run to run.
 
-    Sums are float32, so a term of the longest may move the result by an epsilon of that; after each layer it is rounded
-    to the coarsest dtype at hand, and as many layers as there are parameters add up like a random walk. Each pass of a
-    loop may do so: as many as the module had that was called most.
+    Sums are float32, so each term of the longest sum may change the result by one epsilon. After each layer the result
+    is rounded to the coarsest dtype in use; the roundings of as many layers as there are parameters add up like a
+    random walk. In a loop, every pass adds that much: as many passes as the most often called module had calls.
     """
     parameters = list(net.parameters())
     longest = max((p[0].numel() for p in parameters if p.ndim), default=1)
@@ -182,14 +182,14 @@ def _agree(value: Tensor, plain: Tensor, net: nn.Module, calls: Counter[nn.Modul
 
 
 def capture_graph(function: Forward, *examples: Tensor) -> Forward:
-    """`function` at the examples' shapes as a CUDA graph. Fewer inputs are filled up with earlier ones."""
+    """`function` at the examples' shapes as a CUDA graph. A smaller batch is filled up with rows of an earlier one."""
     device = examples[0].device
     with torch.cuda.device(device):
         inputs = [example.clone(memory_format=torch.preserve_format) for example in examples]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            function(*inputs)  # compiles, and makes what is made once, such as packed weights
+            function(*inputs)  # compiles kernels and packs weights, which happens once
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Tensors out of files: safetensors and PyTorch's own format, without ever running code from a file."""
+"""Read tensors from safetensors files and from PyTorch's own format, without ever running code from a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _strangeness(tensor: object) -> str | None:
-    """In words what sets it apart from a plain tensor of numbers; None for a plain one."""
+    """Why it is not a plain tensor of numbers, as a phrase; None if it is one."""
     if not isinstance(tensor, Tensor):
         return f"of type {type(tensor).__name__}"
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -61,7 +61,9 @@ def _strangeness(tensor: object) -> str | None:
         return f"on the device {tensor.device.type}"
     if tensor.dtype not in _DTYPES:
         return f"of type {tensor.dtype}"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number said to be 2**60
+    if (
+        tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    ):  # a file may store one number and claim 2**60
         return f"of shape {tuple(tensor.shape)}, more elements than it stores"
     return None
 
@@ -100,7 +102,7 @@ def _open_safetensors(path: Path) -> Any:
 def _load_pickle(path: Path) -> Mapping[Any, Any]:
     """The state dict in a `.pth`, without ever running code from it."""
     try:
-        # A file object, because of a path torch.load would judge by its ending. It warns of unusual pickle protocols.
+        # A file object, because torch.load judges a path by its ending. It warns of unusual pickle protocols.
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
@@ -122,5 +124,5 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
 
 
 def bare_name(name: str) -> str:
-    """A key without what DataParallel, torch.compile and activation checkpointing add, wherever it stands."""
+    """A key without the parts that DataParallel, torch.compile and activation checkpointing insert."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

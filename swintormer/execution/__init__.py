@@ -1,0 +1,1 @@
+"""Tools to run a network, the restoration network or the prior: tiles of a large image, and CUDA graphs."""
