@@ -19,7 +19,7 @@ from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.cli import evaluate as command
 from swintormer.cli.app import app
 from swintormer.data.datasets import PairFiles
-from swintormer.evaluation import metrics
+from swintormer.evaluation import lpips, metrics
 from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, named_pairs, with_rooms
 from swintormer.evaluation.published import PUBLISHED, published_table
 from swintormer.images.io import read_image, wrap
@@ -376,3 +376,15 @@ def test_the_perceptual_distance_is_shown_where_it_is_at_hand(run, monkeypatch):
     assert text.rstrip().endswith("| 0.250 |")
     assert rows()[0]["lpips"] == "0.25000"
     assert shapes == [(SIDE, SIDE, 3)] * 2
+
+
+def test_the_perceptual_distance_of_gray_and_of_small_pictures(monkeypatch):
+    monkeypatch.setattr(lpips, "lpips_available", lambda: False)
+    assert command._lpips() is None
+    monkeypatch.setattr(lpips, "lpips_available", lambda: True)
+    monkeypatch.setattr(lpips, "lpips", lambda restored, truth: float(restored.shape == truth.shape == (30, 40, 3)))
+    distance = command._lpips()
+    assert distance is not None
+    gray, small = np.zeros((30, 40, 1), np.float32), np.zeros((20, 40, 3), np.float32)
+    assert distance(gray, gray) == 1.0
+    assert distance(small, small) is None
