@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swintormer_kernels.ops.gated_ffn import gated_ffn
 from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import asked_backend
 
@@ -123,7 +123,7 @@ def position_bias(mlp: nn.Module, coordinates: Tensor) -> Tensor:
     wanted = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
     if wanted or torch.compiler.is_compiling() or asked_backend() == "reference":
         return mlp(coordinates)
-    return derived(sources[::-1], "position bias", lambda: mlp(coordinates))
+    return packed_weight(sources[::-1], "position bias", lambda: mlp(coordinates))
 
 
 def attention_weights(norm: Any, attn: Any, bias_table: Tensor) -> AttentionWeights:

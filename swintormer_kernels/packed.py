@@ -46,7 +46,7 @@ _lock = threading.Lock()
 _generation = [0]  # calls of `forget`; a list because it is written from a function
 
 
-def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+def packed_weight(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """`make()`, or what it returned before for the same `sources` in the same state and the same `key`.
 
     Runs without gradients and without autocast. `key` tells apart what is computed from the same first source.
@@ -70,7 +70,7 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
 def kept_bytes(sources: Iterable[Tensor]) -> int:
     """Bytes of all that is kept of `sources` (a model's parameters, say); memory that two share counts once."""
     with _lock:
-        kept = [derived for source in sources for _, derived in _kept.get(source, {}).values()]
+        kept = [tensor for source in sources for _, tensor in _kept.get(source, {}).values()]
     return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
 
 

@@ -5,7 +5,7 @@ error text and `explain()` all read that one answer, so they cannot disagree.
 
 Adding an op: make one `Op` in ops/<op>.py; its public function calls `OP.select(...)` with its own arguments:
 
-    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "not written: ..."})
+    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "there is no Triton kernel for ..."})
 
     @OP.public
     def ddim_step(z, noise_pred, ...):

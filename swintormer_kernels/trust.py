@@ -27,7 +27,13 @@ from torch import Tensor
 CHECKED = ("triton",)
 """Backends that must pass the check before they are taken automatically."""
 
-_known: dict[tuple[str, str, str, torch.dtype], str] = {}  # -> why it failed, "" if it passed
+NOT_CHECKED = (
+    "its kernels have not been checked on this device, and no check can run while a call is traced or captured; "
+    "call swintormer_kernels.selfcheck() first"
+)
+
+_known: dict[tuple[str, str, str, torch.dtype], str] = {}  # (op, backend, device, dtype) -> "" if passed, else why not
+_warned: set[tuple[str, str, str, torch.dtype]] = set()  # compiled without a verdict, and the user was told
 _lock = threading.RLock()
 
 
@@ -40,7 +46,7 @@ def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
     if backend not in CHECKED or not isinstance(x, Tensor):
         return None
     if torch.compiler.is_compiling():
-        return _recorded(op, backend, x.device, x.dtype)
+        return _recorded_while_compiling(op, backend, x.device, x.dtype)
     dtypes = {x.dtype}
     if torch.is_autocast_enabled(x.device.type):
         dtypes.add(torch.get_autocast_dtype(x.device.type))  # which of the two an op computes in is the op's own rule
@@ -56,6 +62,24 @@ def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
 
 
 @torch.compiler.assume_constant_result
+def _recorded_while_compiling(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """As `_recorded`; warns once if there is no verdict, because the compiled code keeps the slower backend."""
+    reason = _recorded(op, backend, device, dtype)
+    key = (op, backend, str(device), dtype)
+    with _lock:
+        warn = reason is NOT_CHECKED and key not in _warned
+        if warn:
+            _warned.add(key)
+    if warn:
+        warnings.warn(
+            f"swintormer_kernels: torch.compile does not use the {backend} kernels of {op} in {dtype} on "
+            f"{_device_name(device)}: {NOT_CHECKED}, then compile again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
+
+
 def _recorded(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The verdict as far as it is known, from this process or from the file; runs nothing."""
     key = (op, backend, str(device), dtype)
@@ -63,10 +87,7 @@ def _recorded(op: str, backend: str, device: torch.device, dtype: torch.dtype) -
         if key not in _known:
             verdict = _read().get(_file_key(op, backend, device, dtype))
             if verdict is None:
-                return (
-                    "its kernels have not been checked on this device yet, and no check runs while a call is traced or "
-                    "captured; call swintormer_kernels.selfcheck() first"
-                )
+                return NOT_CHECKED
             _known[key] = verdict
         return _known[key] or None
 
@@ -116,6 +137,7 @@ def forget_verdicts() -> None:
     """Forget what this process knows; the file stays. For tests."""
     with _lock:
         _known.clear()
+        _warned.clear()
 
 
 def _not_now() -> bool:

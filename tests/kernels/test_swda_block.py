@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
-from swintormer_kernels import native
-from swintormer_kernels import packed as derived_module
+from swintormer_kernels import native, packed
 from swintormer_kernels.nn import Block
 from swintormer_kernels.ops import gated_ffn, swda_attention, swda_block
 from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
@@ -162,7 +161,7 @@ def block_and_input():
 
 def kept():
     gc.collect()
-    return len(derived_module._kept)
+    return len(packed._kept)
 
 
 def run(block, x):
@@ -221,7 +220,7 @@ def test_memory_stays_flat_over_changing_shapes_and_weights(extension):
             block.attn.qkv.weight.add_(1e-3)
         run(block, torch.randn(1, 16, 8 * (1 + i % 3), 8 * (1 + i % 2)))
     assert kept() == before
-    assert all(len(copies) <= 2 for copies in derived_module._kept.values())
+    assert all(len(copies) <= 2 for copies in packed._kept.values())
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import Buffer, dense
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
@@ -74,7 +74,7 @@ def pack_ffn(weights: FFNWeights) -> Any:
 def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
     if source is None:
         return dense(_zeros(missing))
-    return dense(derived([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
+    return dense(packed_weight([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
 
 
 @functools.lru_cache(maxsize=64)

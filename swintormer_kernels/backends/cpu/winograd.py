@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swintormer_kernels import native
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 ALL_POINTS = (0, 1, 2, 3)
 POINTS_OF_DOUBLED = (0, 1, 3)
@@ -18,7 +18,7 @@ POINTS_OF_DOUBLED = (0, 1, 3)
 
 def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...]) -> Tensor:
     """`winograd_weight`, made once for each version of `weight`."""
-    return derived([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
+    return packed_weight([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
 
 
 def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_POINTS) -> Tensor:
@@ -40,7 +40,7 @@ def in_panels(weight: Tensor, panel: int) -> Tensor:
         filled = F.pad(weight.flatten(1), (0, 0, 0, -weight.shape[0] % panel))
         return filled.unflatten(0, (-1, panel)).permute(0, 2, 1).contiguous()
 
-    return derived([weight], ("panels", panel), make)
+    return packed_weight([weight], ("panels", panel), make)
 
 
 def layout(channels: int, batch: int, height: int, width: int, threads: int) -> tuple[int, int]:

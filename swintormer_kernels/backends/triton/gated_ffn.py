@@ -18,7 +18,7 @@ from swintormer_kernels.backends.triton.ffn_backward_kernels import Band
 from swintormer_kernels.backends.triton.ffn_kernels import PackedFFN
 from swintormer_kernels.backends.triton.layout import dense_layout, is_rows
 from swintormer_kernels.backends.triton.runtime import launch, precision
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import FFNWeights
@@ -169,7 +169,11 @@ def pack(weights: FFNWeights) -> PackedFFN:
     padded = (sizes["HIDDEN"], sizes["PIECES"] * sizes["PIECE"])
 
     def made(source: Tensor | None, how: Any) -> Tensor | None:
-        return None if source is None else derived([source], (how, padded), lambda: how(source, *padded).contiguous())
+        return (
+            None
+            if source is None
+            else packed_weight([source], (how, padded), lambda: how(source, *padded).contiguous())
+        )
 
     return PackedFFN(
         weights.norm_weight,

@@ -29,7 +29,7 @@ from swintormer_kernels.backends.triton.group_norm_silu import (
 )
 from swintormer_kernels.backends.triton.layout import dense
 from swintormer_kernels.backends.triton.runtime import launch, precision
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import ConvWeights, GroupNormWeights
@@ -116,7 +116,7 @@ def _pack(conv: ConvWeights, skip: Tensor | None, tuned: dict[str, int]) -> tupl
         triton.cdiv(count, block) * block
         for count, block in ((channels, tuned["BLOCK_C"]), (outputs, tuned["BLOCK_N"]))
     )
-    weight = derived([conv.weight], ("taps", padded), lambda: _packed(conv.weight, *padded))
+    weight = packed_weight([conv.weight], ("taps", padded), lambda: _packed(conv.weight, *padded))
     bias, embedding = (None if t is None else t.contiguous() for t in (conv.bias, conv.embedding))
     sizes = {"C": channels, "OUT": outputs, "CP": padded[0], "OP": padded[1]}
     return PackedConv(weight, bias, embedding, skip), sizes

@@ -12,7 +12,7 @@ from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.layout import is_rows
 from swintormer_kernels.backends.triton.runtime import precision
 from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights
@@ -40,7 +40,7 @@ def pack(weights: AttentionWeights) -> Weights:
     """Dense weights; 16 sigmoid(table) log2(e) is made once for each version of the table."""
     dense: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in weights._asdict().items()}
     table = dense.pop("bias_table")
-    bias = derived([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(table))
+    bias = packed_weight([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(table))
     return Weights(**dense, bias=bias)
 
 

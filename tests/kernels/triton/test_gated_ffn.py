@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
-from swintormer_kernels import packed as derived_module
+from swintormer_kernels import packed
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.ops import gated_ffn as module
 from swintormer_kernels.records import FFNWeights
@@ -225,7 +225,7 @@ def test_a_change_of_a_parameter_is_seen_and_the_packed_copy_serves_again(monkey
         weights.project_out.add_(1)
     assert not torch.equal(on("triton", x, weights), before)
     assert made
-    assert all(len(copies) <= 2 for copies in derived_module._kept.values())
+    assert all(len(copies) <= 2 for copies in packed._kept.values())
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------
