@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# torch's cache of compiled graphs has no instruction set in its keys: a graph compiled under ATEN_CPU_CAPABILITY=avx2 is
+# found by a run without it, and gives wrong values or a crash (torch 2.13).
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    name = f"torchinductor_{os.getuid()}_{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), name))
 
 ROOT = Path(__file__).resolve().parent.parent
 
