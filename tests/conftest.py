@@ -16,9 +16,9 @@ if not torch.cuda.is_available():  # before anything imports triton: its kernels
 
 # torch's cache of compiled graphs has no instruction set in its keys: a graph compiled under ATEN_CPU_CAPABILITY=avx2 is
 # found by a run without it, and gives wrong values or a crash (torch 2.13).
-if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
-    name = f"torchinductor_{os.getuid()}_{capability}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), name))
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    CACHE = f"torchinductor_{os.getuid()}_{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), CACHE))
 
 ROOT = Path(__file__).resolve().parent.parent
 
