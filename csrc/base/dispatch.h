@@ -1,5 +1,5 @@
-// Selects the kernels of the best instruction set of this machine, once. SWINTORMER_ISA=portable|avx2|avx512|neon forces
-// one.
+// Selects the kernels of the best instruction set of this machine, once. SWINTORMER_ISA=portable|avx2|avx512|neon
+// forces one.
 #pragma once
 
 #include <string>

@@ -8,7 +8,8 @@ namespace swk {
 constexpr int kMaxRank = 64;     // torch allows no more
 constexpr int kMaxOperands = 5;
 
-// Loops over `rows` rows of `length` elements. Element i of a row of operand k has the offset row offset + i * stride[k].
+// Loops over `rows` rows of `length` elements. Element i of a row of operand k is at offset
+// row_offset[k] + i * stride[k].
 struct ElementwisePlan {
     int operands;
     int64_t length;                  // of a row, at least 1
@@ -19,9 +20,9 @@ struct ElementwisePlan {
     int64_t strides[kMaxOperands][kMaxRank];
 };
 
-// Orders dimensions by the stride of operand 0 (the output), smallest innermost, and merges those that are contiguous in
-// every operand. The innermost dimension becomes the row, or the longest one if the innermost is short. `strides[k]` are
-// the strides of operand k, [rank].
+// Orders dimensions by the stride of operand 0 (the output), smallest innermost, and merges those that are contiguous
+// in every operand. The innermost dimension becomes the row, or the longest one if the innermost is short. `strides[k]`
+// are the strides of operand k, [rank].
 ElementwisePlan plan_elementwise(int rank, const int64_t* sizes, int operands, const int64_t* const* strides);
 
 // Writes the offset of row `row` for each operand, in elements.

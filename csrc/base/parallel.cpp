@@ -26,8 +26,8 @@ using TeamBody = void (*)(int worker, int team, void* context);
 // busy-waits after its own loops while the other needs the cores. Instead, this finds the runtime that the process has
 // loaded already through the entry points of GCC-compiled code, which LLVM's and Intel's runtimes export, too.
 // ddim_step of 131072 elements and torch.add in turn, two cores, median of a pair: 34 us on torch's threads, 48 to 54
-// on our own (bench/bench_threads.py). On an overloaded machine busy-waiting is a disadvantage: at load 9 on two cores a
-// parallel region takes 25 to 40 ms on torch's threads, also in torch itself, and little on threads that block.
+// on our own (bench/bench_threads.py). On an overloaded machine busy-waiting is a disadvantage: at load 9 on two cores
+// a parallel region takes 25 to 40 ms on torch's threads, also in torch itself, and little on threads that block.
 
 struct OpenMp {
     void (*parallel)(void (*body)(void*), void* context, unsigned threads, unsigned flags) = nullptr;  // GOMP_parallel
@@ -60,8 +60,8 @@ OpenMp find_openmp() {
     // The global scope first: torch's own calls are bound to it if a runtime was preloaded.
     const OpenMp global = openmp_in(RTLD_DEFAULT);
     if (global.found()) return global;
-    // dl_iterate_phdr holds a lock that dlopen takes after another one, so calling dlopen inside the callback can deadlock
-    // with a thread that loads a library. The paths are therefore collected first.
+    // dl_iterate_phdr holds a lock that dlopen takes after another one, so calling dlopen inside the callback can
+    // deadlock with a thread that loads a library. The paths are therefore collected first.
     std::vector<std::string> paths;
     dl_iterate_phdr(&note_runtime, &paths);
     for (const std::string& path : paths) {

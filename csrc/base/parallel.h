@@ -15,9 +15,9 @@ const char* thread_source();
 // Uses the package's own threads from now on (true), or torch's if they are found (false). For tests and benches.
 void use_own_threads(bool own);
 
-// Calls body(begin, end, worker) on consecutive ranges that cover 0 .. count-1, one range per worker, with at least `grain`
-// items per worker. Ranges begin at multiples of `align`. `worker` < threads is the index of the worker's scratch memory.
-// Results must not depend on the boundaries of the ranges.
+// Calls body(begin, end, worker) on consecutive ranges that cover 0 .. count-1, one range per worker, with at least
+// `grain` items per worker. Ranges begin at multiples of `align`. `worker` < threads is the index of the worker's
+// scratch memory. Results must not depend on the boundaries of the ranges.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, int64_t align, int threads, const Body& body) {
     if (count <= 0) return;

@@ -1,8 +1,9 @@
 // Vectors of float32. Only this file uses vector types of an instruction set.
 //
-// The source of every op is compiled once per instruction set (CMakeLists.txt), each time with another namespace SWK_ISA.
-// Arithmetic, comparison and ?: are GCC/Clang vector extensions. Only `madd` fuses products and sums (the build sets
-// -ffp-contract=off), so an element has the same bits at any position in a vector, in a tail and on any thread.
+// The source of every op is compiled once per instruction set (CMakeLists.txt), each time with another namespace
+// SWK_ISA. Arithmetic, comparison and ?: are GCC/Clang vector extensions. Only `madd` fuses products and sums (the
+// build sets -ffp-contract=off), so an element has the same bits at any position in a vector, in a tail and on any
+// thread.
 //
 // For op sources only. They must not instantiate std templates: the linker keeps one copy of a template for all
 // instruction sets, which may be one that this machine cannot run (tests/native/test_build.py checks the symbols).
@@ -106,8 +107,8 @@ static inline F32 square_root(F32 value) {
 
 // e^value for value <= 88. Below -87.3, where float32 becomes subnormal, the result is e^-87.3 = 1.2e-38.
 // Error at most 1.26 units in the last place, measured on every 37th float from -87.3 to 0 on each instruction set.
-// Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, with ln 2 split in two so that n times its head is exact. The
-// polynomial is that of expf in Cephes. 2^n is assembled from the bits of n.
+// Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, with ln 2 split in two so that n times its head is exact.
+// The polynomial is that of expf in Cephes. 2^n is assembled from the bits of n.
 static inline F32 exponential(F32 value) {
     value = maximum(broadcast(-87.33654f), value);  // NaN stays NaN
     const F32 shifter = broadcast(12582912.0f);  // 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer

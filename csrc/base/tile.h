@@ -1,17 +1,17 @@
 // The matrix product of the kernels: a register tile of kTileRows rows by kPanel tokens.
 //
-// Memory layout of activations: panels of kPanel tokens, [panel][channel][kPanel], tokens along the vector. Any number of
-// channels works without a remainder loop (a row is a broadcast), reductions over channels or keys are vector sums, and
-// softmax and norms need no operations across lanes.
+// Memory layout of activations: panels of kPanel tokens, [panel][channel][kPanel], tokens along the vector. Any number
+// of channels works without a remainder loop (a row is a broadcast), reductions over channels or keys are vector sums,
+// and softmax and norms need no operations across lanes.
 #pragma once
 
 #include "simd.h"
 
 namespace swk::SWK_ISA {
 
-// 2 vectors by 12 rows take 24 of the 32 registers of AVX-512 and NEON, 2 by 6 take 12 of the 16 of AVX2. Per load there
-// are 1.7 (AVX2: 1.5) multiply-adds, and the cores sustain one load per multiply-add. 12 and 6 divide C, d and 3d of the
-// released network.
+// 2 vectors by 12 rows take 24 of the 32 registers of AVX-512 and NEON, 2 by 6 take 12 of the 16 of AVX2. Per load
+// there are 1.7 (AVX2: 1.5) multiply-adds, and the cores sustain one load per multiply-add. 12 and 6 divide C, d and 3d
+// of the released network.
 #if !defined(SWK_PORTABLE) && (defined(__AVX512F__) || defined(__ARM_NEON))
 constexpr int kTileRows = 12;
 #else

@@ -12,7 +12,7 @@
 
 namespace swk::SWK_ISA {
 
-constexpr float kLeastNorm = 1e-12f;  // lower bound of the norm in cosine attention, as in torch.nn.functional.normalize
+constexpr float kLeastNorm = 1e-12f;  // lower bound of the norm, as in torch.nn.functional.normalize
 
 // Sizes computed from C, heads and window, and the scratch of one head.
 struct HeadShape {
@@ -104,8 +104,8 @@ protected:
         }
     }
 
-    // Stores the tokens of a tile in the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that the zero on the right
-    // of a row is also the zero on the left of the next one.
+    // Stores the tokens of a tile in the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that the zero on the
+    // right of a row is also the zero on the left of the next one.
     void spread(const Tile& tile, const float* bias, int64_t token) {
         const int64_t w = shape_.window;
         for (int v = 0; v < kPanelVectors; ++v, token += kLanes) {
@@ -124,8 +124,8 @@ protected:
         }
     }
 
-    // 3x3 convolution of one plane. The last vector of a row may overwrite the start of the next row, so the last vectors
-    // of all rows are computed first.
+    // 3x3 convolution of one plane. The last vector of a row may overwrite the start of the next row, so the last
+    // vectors of all rows are computed first.
     void convolve(const float* plane, const F32 (&tap)[9], float bias, float* to) {
         const int64_t w = shape_.window, pitch = w + 1;
         for (int64_t x = (w - 1) / kLanes * kLanes; x >= 0; x -= kLanes) {

@@ -128,8 +128,8 @@ private:
         }
     }
 
-    // Replaces grads by the gradient of the input of `normalise_tokens`; rows is its output. Returns the sum of rows . grads
-    // over the tokens, the gradient of log(factor).
+    // Replaces grads by the gradient of the input of `normalise_tokens`; rows is its output. Returns the sum of rows .
+    // grads over the tokens, the gradient of log(factor).
     float normalise_tokens_backward(const float* rows, float* grads, const float* scales, float factor) {
         // Multiply by 1 / factor twice, because factor^2 may underflow float32. Where 1 / factor overflows, rows are 0.
         const float inverse = factor > 1e-37f ? 1.0f / factor : 0.0f;

@@ -2,9 +2,9 @@
 //
 //   x += out(x1 * x2) + bias, [x1, x2] = in(LayerNorm(x)) + bias      x [panel][channel][kPanel]
 //
-// 3 C hidden multiply-accumulates per token. Memory beside the weights is scratch in L1 and L2: x is read for the norm and
-// updated once per chunk of hidden channels (1 to 5 chunks at the released sizes). The weights, 12 C hidden bytes, are
-// read once per group of panels.
+// 3 C hidden multiply-accumulates per token. Memory beside the weights is scratch in L1 and L2: x is read for the norm
+// and updated once per chunk of hidden channels (1 to 5 chunks at the released sizes). The weights, 12 C hidden bytes,
+// are read once per group of panels.
 #pragma once
 
 #include "tokens.h"
@@ -13,8 +13,8 @@ namespace swk::SWK_ISA {
 
 constexpr int kPairs = kTileRows / 2;
 
-// Hidden channels per chunk, at most 256: a panel of x1 * x2 then takes 32 KiB (AVX-512) and a tile of the output weights
-// 12 KiB, which both stay in L1 and L2. Chunks are whole tiles and nearly equal in size.
+// Hidden channels per chunk, at most 256: a panel of x1 * x2 then takes 32 KiB (AVX-512) and a tile of the output
+// weights 12 KiB, which both stay in L1 and L2. Chunks are whole tiles and nearly equal in size.
 static inline int64_t hidden_chunk(int64_t hidden) {
     const int64_t tiles = (hidden + kPairs - 1) / kPairs, most = 256 / kPairs;
     const int64_t chunks = (tiles + most - 1) / most;

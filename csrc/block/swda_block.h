@@ -23,8 +23,8 @@ struct ImageView {
     int64_t batch_stride, channel_stride, row_stride, column_stride;
 };
 
-// Weights of a 1x1 convolution in tiles of tile_rows (SwdaLayoutArgs) output channels: [tile][input channel][row], zeros
-// in the rows after the last output channel. `bias` is [tile][row], zeros if the convolution has none.
+// Weights of a 1x1 convolution in tiles of tile_rows (SwdaLayoutArgs) output channels: [tile][input channel][row],
+// zeros in the rows after the last output channel. `bias` is [tile][row], zeros if the convolution has none.
 struct TiledMatrix {
     const float* weight;
     const float* bias;

@@ -107,7 +107,8 @@ private:
     }
 };
 
-// Calls visit(buffers of the head, its window, window index, unit) for every unit = half * heads + head of every window.
+// Calls visit(buffers of the head, its window, window index, unit) for every unit = half * heads + head of every
+// window.
 template <class Visit>
 void each_head(const SwdaCoreArgs& args, const Visit& visit) {
     struct Job {

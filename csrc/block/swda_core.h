@@ -7,8 +7,8 @@
 // softmax with one more logit that equals the row's maximum and has the value 0:
 //   dl_ij = P_ij (g_ij - Delta_i) - [l_ij is the maximum] Delta_i / D_i     (equal maxima share the last term)
 //
-// Multiply-accumulates per pixel: 27C + CN + Cd forward; 81C + 2.5CN + 2.5Cd backward, including the convolution and the
-// logits, which it computes again.
+// Multiply-accumulates per pixel: 27C + CN + Cd forward; 81C + 2.5CN + 2.5Cd backward, including the convolution and
+// the logits, which it computes again.
 // Memory: 4C elements per pixel forward, 7C backward (qkv and the gradient of attended read, that of qkv written).
 #pragma once
 
@@ -22,10 +22,10 @@ struct SwdaCoreArgs {
     bool last_row, last_column;              // the part ends with the map's last row or column of windows
     ImageView qkv;                           // [B][3C][H][W], read
     AttentionWeights weights;                // only dwconv, dwconv_bias, scale and bias are read
-    ImageView attended;                      // [B][C][H][W]: the output of swda_core; for swda_core_backward the gradient of that
+    ImageView attended;                      // [B][C][H][W]: output of swda_core; swda_core_backward reads its gradient
     // Written by swda_core_backward only:
     ImageView grad_qkv;     // [B][3C][H][W]
-    float* grad_dwconv;     // [window of the part][half][head][3d][10], nine taps and the bias; the caller sums over windows
+    float* grad_dwconv;     // [window of the part][half][head][3d][10], 9 taps and bias; the caller sums over windows
     float* grad_bias;       // [window][head][(2w-1)^2], of the bias itself (16 sigmoid(table))
     float* grad_log_scale;  // [window][head], of min(logit_scale, ln 100)
     float* scratch;         // [threads][core_scratch_floats], 64-byte aligned

@@ -7,9 +7,10 @@
 namespace swk::SWK_ISA {
 
 // Number of panels that are multiplied by a tile of weights before the next tile is loaded: weights are read from L2 or
-// L3 once per group, and the activations of the group stay in L1 and L2. gated_ffn on 16x16 pixels, AVX-512, one core, GFLOP/s for groups of 1, 2, 4, 8
-// and 16: 201, 201, 200, 200, 200 (C 96); 225, 228, 222, 222, 223 (C 192); 168, 198, 185, 191, 192 (C 384);
-// AVX2, CPU time, C 384, groups of 1, 2 and 4: 97, 94, 101. The machine was busy, so differences of 5 % are noise.
+// L3 once per group, and the activations of the group stay in L1 and L2. gated_ffn on 16x16 pixels, AVX-512, one core,
+// GFLOP/s for groups of 1, 2, 4, 8 and 16: 201, 201, 200, 200, 200 (C 96); 225, 228, 222, 222, 223 (C 192); 168, 198,
+// 185, 191, 192 (C 384); AVX2, CPU time, C 384, groups of 1, 2 and 4: 97, 94, 101. The machine was busy, so differences
+// of 5 % are noise.
 static inline int64_t panel_group(int64_t channels) { return channels >= 256 ? 4 : 2; }
 
 // Scratch of a window: its tokens, the output of the heads, and the regions of the shift mask.
@@ -59,7 +60,8 @@ public:
         }
     }
 
-    // Projection and residual, FFN if there is one, and the write to `out`. `gate` is scratch of ffn_panels for a group.
+    // Projection and residual, FFN if there is one, and the write to `out`. `gate` is scratch of ffn_panels for a
+    // group.
     void finish(int64_t first_panel, int64_t last_panel, const FfnWeights* ffn, float* gate) const {
         const int64_t floats = shape_.channels * kPanel, group = panel_group(shape_.channels);
         for (int64_t first = first_panel; first < last_panel; first += group) {

@@ -16,9 +16,9 @@
 //   out_from_x0      A - d a / b
 //   out_from_fresh   sigma
 //
-// With a bound, the noise is e' = (z - a x0) / b. Without a bound e' is e, and computing it from x0 would lose digits to
-// cancellation by 1 / b: errors were 3.5 times the rounding bound for an inversion step from a_t = 0.9985 and 455 times
-// from 1 - 1e-6.
+// With a bound, the noise is e' = (z - a x0) / b. Without a bound e' is e, and computing it from x0 would lose digits
+// to cancellation by 1 / b: errors were 3.5 times the rounding bound for an inversion step from a_t = 0.9985 and 455
+// times from 1 - 1e-6.
 #pragma once
 
 #include <cstdint>

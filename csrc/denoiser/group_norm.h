@@ -33,7 +33,8 @@ struct GroupNormInput {
     int threads;          // at most this many are used
 };
 
-// Statistics are computed per chunk, which is read twice (mean, then deviations) and stays in L1 (16 of 32 KiB), and merged.
+// Statistics are computed per chunk, which is read twice (mean, then deviations) and stays in L1 (16 of 32 KiB), and
+// merged.
 constexpr int64_t kChunkFloats = 4096;
 
 // An image in rows is divided into at most this many stripes, each a sequence of chunks with one result. More stripes
@@ -41,8 +42,8 @@ constexpr int64_t kChunkFloats = 4096;
 // depend on the number of threads.
 constexpr int64_t kStripes = 16;
 
-// Floats of scratch, enough for both layouts: mean and M2 of every chunk (planes) or of every stripe and channel (rows),
-// mean and 1 / deviation of each group, and three numbers per channel.
+// Floats of scratch, enough for both layouts: mean and M2 of every chunk (planes) or of every stripe and channel
+// (rows), mean and 1 / deviation of each group, and three numbers per channel.
 constexpr int64_t group_norm_scratch(int64_t batch, int64_t channels, int64_t pixels, int64_t groups) {
     const int64_t chunks = channels * ((pixels + kChunkFloats - 1) / kChunkFloats);
     const int64_t stripes = kStripes * channels;

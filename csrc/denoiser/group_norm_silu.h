@@ -1,5 +1,5 @@
-// group_norm_silu: y = v sigmoid(v), where v is the result of the norm (group_norm.h), and its gradients. With s = sigmoid(v),
-// n = (x - mean) / deviation, gain = weight (1 + scale), and means over a group's elements:
+// group_norm_silu: y = v sigmoid(v), where v is the result of the norm (group_norm.h), and its gradients. With s =
+// sigmoid(v), n = (x - mean) / deviation, gain = weight (1 + scale), and means over a group's elements:
 //
 //   dv = dy s (1 + v (1 - s))
 //   dx = (gain dv - mean(gain dv) - n mean(gain dv n)) / deviation        (Wu and He 2018, differentiated)

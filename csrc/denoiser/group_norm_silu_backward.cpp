@@ -166,8 +166,8 @@ struct Rows {
           to_stride(args.grad_x_strides.pixel), count(pixels) {}
 };
 
-// Writes dv of `Vectors` vectors of channels starting at `c` and adds its sums to [dv, dv (x - mean)][channels]. The last
-// vector has `lanes` channels. folded: [mean, factor, offset][channels].
+// Writes dv of `Vectors` vectors of channels starting at `c` and adds its sums to [dv, dv (x - mean)][channels]. The
+// last vector has `lanes` channels. folded: [mean, factor, offset][channels].
 template <int Vectors>
 void sums_of_rows(const Rows& rows, int64_t c, int lanes, int64_t channels, const float* folded, float* sums) {
     const auto at = [&](const float* from, int v) { return load(from + c + v * kLanes, 1, lanes); };

@@ -7,7 +7,7 @@
 
 namespace swk::SWK_ISA {
 
-constexpr int64_t kGrain = 8192;  // elements per worker at least: at 4 to 8 cycles each 10 us; waking torch's threads takes 2 us
+constexpr int64_t kGrain = 8192;  // elements per worker at least: 10 us at 4 to 8 cycles each; waking a thread takes 2
 
 // v sigmoid(v). The argument of the exponential is at most 88; for v < -88 the result is about 1e-38 v.
 static inline F32 silu(F32 v) { return v / (exponential(-maximum(broadcast(-88.0f), v)) + 1.0f); }
@@ -85,8 +85,8 @@ static inline int64_t stripes_of_image(const GroupNormInput& input) {
     return most < input.pixels ? most : input.pixels;
 }
 
-// For images in rows: writes [batch][mean, factor, offset][channels] to `scratch` and returns its address; it is followed
-// by [batch][groups][mean, 1 / deviation].
+// For images in rows: writes [batch][mean, factor, offset][channels] to `scratch` and returns its address; it is
+// followed by [batch][groups][mean, 1 / deviation].
 static inline const float* norm_of_rows(const GroupNormInput& input) {
     const int64_t channels = input.channels, pixels = input.pixels, stripes = stripes_of_image(input);
     const int64_t stripe_floats = 2 * channels, all = input.batch * stripes;

@@ -1,6 +1,6 @@
-// Mean and sum of squared deviations (M2) of chunks in L1, by the corrected two-pass algorithm of Chan, Golub and LeVeque
-// (1983): the mean first, then the deviations, whose sum (0 except for rounding) corrects both. Their formula also merges
-// chunks. A large mean causes no cancellation.
+// Mean and sum of squared deviations (M2) of chunks in L1, by the corrected two-pass algorithm of Chan, Golub and
+// LeVeque (1983): the mean first, then the deviations, whose sum (0 except for rounding) corrects both. Their formula
+// also merges chunks. A large mean causes no cancellation.
 #pragma once
 
 #include "../base/simd.h"

@@ -29,8 +29,8 @@ void norm_pixels(const GroupNormInput& norm, const float* folded, const float* f
     }
 }
 
-// multiply_tiles as a sum of partial sums of kPart terms: with one sum of 640 terms the largest error was 2.3 times that
-// of torch's product.
+// multiply_tiles as a sum of partial sums of kPart terms: with one sum of 640 terms the largest error was 2.3 times
+// that of torch's product.
 constexpr int64_t kPart = 2 * kSlice;
 
 Tile multiply_in_parts(int64_t channels, const float* rows, const float* weight) {

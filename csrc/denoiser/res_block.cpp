@@ -5,10 +5,10 @@
 //
 // Shapes: x (B, C, H, W), hidden (B, M, H, W), out (B, O, H, W). Memory layout: channels_last.
 // MACs per pixel: 4 C M + 4 M O by Winograd (conv3x3.h), and C O for a shortcut.
-// Bytes per pixel: 4 (2.3 C + 3.3 M + 2 O): each convolution reads its input 2.3 times (see norm_silu_conv3x3.cpp), hidden
-// and out are written once, and skip is read once. A shortcut reads x once more and writes skip, 4 (C + O) bytes.
-// hidden and skip are scratch of the calling thread, 128 KB each for 32 channels of 32x32 pixels, and stay in L2. The op
-// exists for small images, where a call from Python costs as much as a convolution.
+// Bytes per pixel: 4 (2.3 C + 3.3 M + 2 O): each convolution reads its input 2.3 times (see norm_silu_conv3x3.cpp),
+// hidden and out are written once, and skip is read once. A shortcut reads x once more and writes skip, 4 (C + O)
+// bytes. hidden and skip are scratch of the calling thread, 128 KB each for 32 channels of 32x32 pixels, and stay in
+// L2. The op exists for small images, where a call from Python costs as much as a convolution.
 #include "res_block.h"
 
 #include "normed_conv3x3.h"

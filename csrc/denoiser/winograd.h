@@ -1,7 +1,8 @@
 // Winograd's F(2x2, 3x3) on blocks of tiles: input transform, products, output transform. Formulas: conv3x3.h.
 //
-// Vectors hold consecutive channels, so that the transforms need no shuffle: input channels in the input transform, output
-// channels in the output transform. The rows of a product are tiles (broadcast), its columns kPanel output channels.
+// Vectors hold consecutive channels, so that the transforms need no shuffle: input channels in the input transform,
+// output channels in the output transform. The rows of a product are tiles (broadcast), its columns kPanel output
+// channels.
 #pragma once
 
 #include "../base/parallel.h"
@@ -60,7 +61,8 @@ static inline void transform_four(F32& a, F32& b, F32& c, F32& d) {
     a = a - c, d = b - d, b = b + c, c = difference;
 }
 
-// kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice] weight[c][o].
+// kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice]
+// weight[c][o].
 __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channels, const float* rows,
                                                                  const float* weight) {
     Tile tile{};
