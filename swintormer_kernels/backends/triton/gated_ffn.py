@@ -133,7 +133,7 @@ def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
     return out.sum(0)
 
 
-# ---- layout ----------------------------------------------------------------------------------------------------------
+# ---- layout --------------------------------------------------------------------------------------------------------
 
 
 def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
@@ -144,7 +144,7 @@ def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
     return pixels, blocks, images * blocks
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------------------------
 
 
 def sizes_of(weights: FFNWeights) -> dict[str, int]:
