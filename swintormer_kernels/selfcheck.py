@@ -208,7 +208,7 @@ def _device(backend: str, device: torch.device | str | None) -> torch.device:
     return found
 
 
-# ---- one run and its error -----------------------------------------------------------------------------------------
+# ---- one run and its error -------------------------------------------------------------------------------------------
 
 
 def _forward(backend: str, function: Callable[..., Tensor], arguments: Any) -> list[Tensor]:
@@ -259,7 +259,7 @@ def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-# ---- the cases -----------------------------------------------------------------------------------------------------
+# ---- the cases -------------------------------------------------------------------------------------------------------
 
 
 def _image(random: Callable[..., Tensor], *shape: int) -> Tensor:

@@ -168,7 +168,7 @@ def _in_a_fresh_thread(op: str, backend: str, device: torch.device, dtype: torch
     return found[0] if found else ("the check ended without a result", False)
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------------
 
 
 def cache_file() -> Path:

@@ -21,7 +21,7 @@ namespace {
 
 using TeamBody = void (*)(int worker, int team, void* context);
 
-// ---- torch's threads -----------------------------------------------------------------------------------------------
+// ---- torch's threads ------------------------------------------------------------------------------------------------
 // The extension does not link to OpenMP. A second runtime next to torch's would mean two thread pools, each of which
 // busy-waits after its own loops while the other needs the cores. Instead, this finds the runtime that the process has
 // loaded already through the entry points of GCC-compiled code, which LLVM's and Intel's runtimes export, too.
@@ -93,7 +93,7 @@ void run_openmp(const OpenMp& runtime, int threads, TeamBody body, void* context
         &region, static_cast<unsigned>(threads), 0);
 }
 
-// ---- own threads, if there is no OpenMP runtime --------------------------------------------------------------------
+// ---- own threads, if there is no OpenMP runtime ---------------------------------------------------------------------
 
 class Pool {
 public:

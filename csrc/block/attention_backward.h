@@ -152,7 +152,7 @@ private:
         return sum_of_lanes(total);
     }
 
-    // ---- window half -----------------------------------------------------------------------------------------------
+    // ---- window half ----------------------------------------------------------------------------------------------
 
     template <bool Masked>
     void window_half_backward(const float* region, int64_t head, float* bias) {
@@ -284,7 +284,7 @@ private:
         }
     }
 
-    // ---- channel half ----------------------------------------------------------------------------------------------
+    // ---- channel half ---------------------------------------------------------------------------------------------
 
     void channel_half_backward() {
         const int64_t d = shape_.size, stride = shape_.padded_size, matrix = HeadShape::up(d * stride, 16);

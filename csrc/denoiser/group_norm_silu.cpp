@@ -35,7 +35,7 @@ struct Row {
     F32 one(F32 x) const { return silu(madd(x - mean, factor, offset)); }
 };
 
-// ---- planes --------------------------------------------------------------------------------------------------------
+// ---- planes ---------------------------------------------------------------------------------------------------------
 
 struct Planes : GroupPlanes {
     float* out;
@@ -80,7 +80,7 @@ void split_groups(const Planes& planes) {
     });
 }
 
-// ---- rows ----------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------
 
 void apply_row(const float* from, const float* folded, int64_t channels, float* to) {
     const float *mean = folded, *factor = folded + channels, *offset = folded + 2 * channels;

@@ -48,7 +48,7 @@ Group fold_group(const Args& args, int64_t unit, const float* group, const Sum& 
     return {static_cast<float>(-inverse * inverse * of_product / count), static_cast<float>(-inverse * of_grad / count)};
 }
 
-// ---- planes --------------------------------------------------------------------------------------------------------
+// ---- planes ---------------------------------------------------------------------------------------------------------
 
 struct Planes : GroupPlanes {
     const Args& args;
@@ -150,7 +150,7 @@ void split_groups(const Planes& planes) {
     });
 }
 
-// ---- rows ----------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------
 
 // Consecutive pixels of one image; strides are those between pixels.
 struct Rows {

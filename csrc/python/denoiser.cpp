@@ -36,7 +36,7 @@ void ddim_step(const View& out, const View& z, const View& pred, const std::opti
     chosen.ddim_step(args);
 }
 
-// ---- images and norms ----------------------------------------------------------------------------------------------
+// ---- images and norms ------------------------------------------------------------------------------------------------
 
 // (batch, channels, pixels) of an image whose rows of pixels follow one another.
 PlaneStrides plane_strides(const View& image) {
@@ -106,7 +106,7 @@ void group_norm_silu_backward(const View& grad_x, const View& grad, const View& 
     chosen.group_norm_silu_backward(args);
 }
 
-// ---- products ------------------------------------------------------------------------------------------------------
+// ---- products --------------------------------------------------------------------------------------------------------
 
 struct ConvLayout {
     int64_t panel = 0, scratch_floats = 0;

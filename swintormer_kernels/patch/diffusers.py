@@ -363,7 +363,7 @@ def _together(tensors: list[Tensor]) -> Tensor:
     return packed_weight(tensors, "together", lambda: torch.cat(tensors))
 
 
-# ---- swapping ------------------------------------------------------------------------------------------------------
+# ---- swapping --------------------------------------------------------------------------------------------------------
 
 
 def why_not(module: Any, kind: str) -> str | None:
@@ -406,7 +406,7 @@ def _change(module: Any, mixin: type[_SwappedUnetPart]) -> Any:
     return module
 
 
-# ---- recognition ---------------------------------------------------------------------------------------------------
+# ---- recognition -----------------------------------------------------------------------------------------------------
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -490,7 +490,7 @@ def why_not_last_conv(conv: Any, channels: int) -> str | None:
     return reason
 
 
-# ---- pieces --------------------------------------------------------------------------------------------------------
+# ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def _why_class_differs(module: nn.Module, name: str) -> str | None:

@@ -74,7 +74,7 @@ def ffn_gradients(grad: Tensor, x: Tensor, ffn: FFNWeights) -> list[Tensor]:
     )
 
 
-# ---- parts ---------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 class _Part(NamedTuple):
@@ -139,7 +139,7 @@ def _in_parts(
     return [value for source, value in wanted if value is not None and source is not None and source.requires_grad]
 
 
-# ---- the two halves on the tokens of a part ------------------------------------------------------------------------
+# ---- the two halves on the tokens of a part --------------------------------------------------------------------------
 
 
 class _Normed(NamedTuple):

@@ -189,7 +189,7 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     return out
 
 
-# ---- arguments of the extension ------------------------------------------------------------------------------------
+# ---- arguments of the extension --------------------------------------------------------------------------------------
 
 
 def _norm(norm: GroupNormWeights, groups: int, eps: float) -> Any:
