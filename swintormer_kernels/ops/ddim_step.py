@@ -53,7 +53,7 @@ def _cpu_slower(
     tensors = (z, noise_pred, noise, prediction.unconditional)
     wanted = gradients_wanted(*tensors)
     if z.numel() < (1 << 20 if wanted else 1 << 16):
-        return f"{z.numel()} elements are less work than a call of the cpu backend" + " with gradients" * wanted
+        return f"{z.numel()} elements take less time than a call of the cpu backend" + " with gradients" * wanted
     return None
 
 
