@@ -86,8 +86,8 @@ def assert_as_good_as_the_reference(op, arguments):
     found, reference = (gradients(name, op, arguments, grad) for name in ("triton", "reference"))
     truth = gradients("reference", op, double(arguments), grad)
     for value, plain, true in zip(found, reference, truth, strict=True):
-        # Half a unit in the last place, with which the gradient itself is stored. logit_scale's is one sum for each head,
-        # so the reference's error may be 0 by luck.
+        # Half a unit in the last place, with which the gradient itself is stored. That of logit_scale is one sum for
+        # each head, so the reference's error may be 0 by luck.
         more = torch.finfo(value.dtype).eps / 2
         if value.shape[1:] == (1, 1):
             more += (rounding_of_scale(arguments, grad, value.dtype).norm() / true.norm()).item()
