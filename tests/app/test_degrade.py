@@ -110,6 +110,11 @@ def test_noise_has_its_variance_before_the_curve():
             expected = gain * camera.shot * 0.4 + gain**2 * camera.read
             assert float(noise[0, view, channel].var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / 150**2))
     assert abs(float(np.corrcoef(noise[0, 0].flatten(), noise[0, 1].flatten())[0, 1])) < 5 / np.sqrt(3 * 150**2)
+    fine, coarse = (develop(grey, stored, [replace(camera, grain=grain)])[0, 0] - grey[0, 0] for grain in (0.0, 0.5))
+    spread = 5 * np.sqrt(2 / (3 * 150**2 / 9))  # of a sample variance, where nine pixels are alike
+    assert float(coarse.var()) == pytest.approx(float(fine.var()), rel=spread), "grain keeps the variance"
+    alike = float(np.corrcoef(coarse[1, :, 1:].flatten(), coarse[1, :, :-1].flatten())[0, 1])
+    assert alike == pytest.approx(2 * 0.5 / (1 + 2 * 0.25), abs=spread), "and makes neighbours alike"
     shot, read = noise_for_mid_grey(4 / 255)
     grey = torch.full((1, 1, 1, 150, 150), 0.18)
     values = develop(grey, [Light()], [Camera(shot, read, eight_bits=False)])
