@@ -237,6 +237,18 @@ def test_pictures_need_not_be_square_or_coloured():
         assert blurred.shape == sharp.shape == (1, 1, 16, 32)
 
 
+def test_windows_may_overshoot_a_little():
+    """As resampled photographs do; a power of a negative number would be nan."""
+    window = torch.full((1, 3, 8 + 2 * MARGIN, 8 + 2 * MARGIN), 1.02)
+    window[..., ::3] = -0.02
+    kept = window.clone()
+    for plan in (Plan(Light(contrast=1.3), Bank(impulse()), Camera()), Plan(Light(), Bank(impulse()), Camera())):
+        for image in carry_out(window, [plan]):
+            assert image.min() >= 0
+            assert image.max() <= 1
+    assert torch.equal(window, kept)
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"windows must be \(B, 1 or 3, h \+ "):
         degrade(torch.zeros(1, 3, 2 * MARGIN, 200), [0])
