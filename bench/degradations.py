@@ -43,7 +43,7 @@ HEXAGON = Aperture(blades=6, rim=0.5, turn=0.3)
 
 def plans(height: int = HEIGHT, width: int = WIDTH) -> Iterator[tuple[str, Plan, int]]:
     """(label, plan, number of the view that is shown)."""
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(6)
     file = (height + JPEG_GRID, width + JPEG_GRID)
     scene = (file[0] + 2 * REACH, file[1] + 2 * REACH)
 
