@@ -54,7 +54,7 @@ def steps_for(length: float) -> int:
 
 
 @dataclass(frozen=True)
-class Camera:
+class Placement:
     """Where a picture lies in the photograph that the camera takes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Camera:
     centre: tuple[float, float] = (0.0, 0.0)
 
 
-def camera_maps(camera: Camera, angles: NDArray[np.float64], shifts: NDArray[np.float64]) -> Maps:
+def camera_maps(camera: Placement, angles: NDArray[np.float64], shifts: NDArray[np.float64]) -> Maps:
     """Homographies C R C^-1 and shifts (Hartley and Zisserman, "Multiple view geometry", 2004, section 8.4).
 
     Args:
@@ -102,7 +102,7 @@ def corners(height: int, width: int) -> NDArray[np.float64]:
 
 
 def scaled_to(
-    length: float, camera: Camera, angles: NDArray[np.float64], shifts: NDArray[np.float64], size: tuple[int, int]
+    length: float, camera: Placement, angles: NDArray[np.float64], shifts: NDArray[np.float64], size: tuple[int, int]
 ) -> Maps:
     """Maps along a path made smaller or larger, until middle and corners travel `length` pixels on average.
 
@@ -127,7 +127,7 @@ def random_camera_maps(rng: np.random.Generator, length: float, height: int, wid
     steps, side = steps_for(length), max(height, width)
     photograph = side * rng.uniform(2, 6)
     away = (photograph - side) / 2
-    camera = Camera(
+    camera = Placement(
         photograph * rng.uniform(0.7, 2.5), (float(rng.uniform(-away, away)), float(rng.uniform(-away, away)))
     )
     path, drift = random_path(rng, 1.0, steps), random_path(rng, 1.0, steps)
