@@ -13,6 +13,7 @@ from swintormer.data.camera import jpeg
 from swintormer.data.degrade import MARGIN, Plan, Recipe, carry_out, degrade
 from swintormer.data.degrade.bank import REACH, Bank, impulse
 from swintormer.data.degrade.camera import Camera, develop, noise_for_mid_grey, resized
+from swintormer.data.degrade.defocus import defocus
 from swintormer.data.degrade.light import Light, light_to_srgb, srgb_to_light, to_light, to_values, tone
 from swintormer.data.degrade.motion import Motion, corners, moved
 from swintormer.data.degrade.process import _together
@@ -235,6 +236,19 @@ def test_pictures_need_not_be_square_or_coloured():
     for seed in range(8):
         blurred, sharp = degrade(window, [seed])
         assert blurred.shape == sharp.shape == (1, 1, 16, 32)
+
+
+def test_a_lamp_fills_its_disc_with_white():
+    """It is clipped after the blur, not before: a hundredth of its light is white still."""
+    dark = torch.full((1, 3, 33 + 2 * MARGIN, 33 + 2 * MARGIN), 0.1)
+    # The file's middle is that of the crop and the rest of JPEG's grid, half a block further.
+    lamp = np.array([[-JPEG_GRID / 2, -JPEG_GRID / 2, 1.5, 400, 400, 400]], np.float32)
+    blurred, sharp = carry_out(dark, [Plan(Light(lamps=lamp), Bank(defocus(8.0)[None, None]), Camera())])
+    y, x = np.mgrid[-16:17, -16:17]
+    within, beyond = (torch.from_numpy(np.hypot(y, x)) < 5, torch.from_numpy(np.hypot(y, x)) > 11)
+    assert (blurred[0][:, within] == 1).all()
+    assert (blurred[0][:, beyond] - 0.1).abs().max() <= 0.5 / 255 + (2 * REACH + 1) ** 2 * EPS * 400
+    assert int((sharp[0, 0] > 0.99).sum()) < 20
 
 
 def test_windows_may_overshoot_a_little():
