@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bench import degradations
+from swintormer.data.degrade import Recipe
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -19,3 +20,8 @@ def test_sixteen_labelled_degradations_of_one_photograph():
     sharp = next(iter(shown.values()))
     blurred = shown["disc 10, left half"]
     assert np.abs(np.diff(blurred, axis=0)).mean() < np.abs(np.diff(sharp, axis=0)).mean()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_times_are_of_the_processor():
+    assert degradations.milliseconds(Recipe(), views=True, pairs=8, crop=16) > 0

@@ -13,6 +13,7 @@ from swintormer.data.camera import jpeg
 from swintormer.data.degrade import MARGIN, Plan, Recipe, carry_out, degrade
 from swintormer.data.degrade.bank import REACH, Bank, impulse
 from swintormer.data.degrade.camera import Camera, develop, noise_for_mid_grey, resized
+from swintormer.data.degrade.defocus import defocus
 from swintormer.data.degrade.light import Light, light_to_srgb, srgb_to_light, to_light, to_values, tone
 from swintormer.data.degrade.motion import Motion, corners, moved
 from swintormer.data.degrade.process import _together
@@ -110,6 +111,11 @@ def test_noise_has_its_variance_before_the_curve():
             expected = gain * camera.shot * 0.4 + gain**2 * camera.read
             assert float(noise[0, view, channel].var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / 150**2))
     assert abs(float(np.corrcoef(noise[0, 0].flatten(), noise[0, 1].flatten())[0, 1])) < 5 / np.sqrt(3 * 150**2)
+    fine, coarse = (develop(grey, stored, [replace(camera, grain=grain)])[0, 0] - grey[0, 0] for grain in (0.0, 0.5))
+    spread = 5 * np.sqrt(2 / (3 * 150**2 / 9))  # of a sample variance, where nine pixels are alike
+    assert float(coarse.var()) == pytest.approx(float(fine.var()), rel=spread), "grain keeps the variance"
+    alike = float(np.corrcoef(coarse[1, :, 1:].flatten(), coarse[1, :, :-1].flatten())[0, 1])
+    assert alike == pytest.approx(2 * 0.5 / (1 + 2 * 0.25), abs=spread), "and makes neighbours alike"
     shot, read = noise_for_mid_grey(4 / 255)
     grey = torch.full((1, 1, 1, 150, 150), 0.18)
     values = develop(grey, [Light()], [Camera(shot, read, eight_bits=False)])
@@ -230,6 +236,31 @@ def test_pictures_need_not_be_square_or_coloured():
     for seed in range(8):
         blurred, sharp = degrade(window, [seed])
         assert blurred.shape == sharp.shape == (1, 1, 16, 32)
+
+
+def test_a_lamp_fills_its_disc_with_white():
+    """It is clipped after the blur, not before: a hundredth of its light is white still."""
+    dark = torch.full((1, 3, 33 + 2 * MARGIN, 33 + 2 * MARGIN), 0.1)
+    # The file's middle is that of the crop and the rest of JPEG's grid, half a block further.
+    lamp = np.array([[-JPEG_GRID / 2, -JPEG_GRID / 2, 1.5, 400, 400, 400]], np.float32)
+    blurred, sharp = carry_out(dark, [Plan(Light(lamps=lamp), Bank(defocus(8.0)[None, None]), Camera())])
+    y, x = np.mgrid[-16:17, -16:17]
+    within, beyond = (torch.from_numpy(np.hypot(y, x)) < 5, torch.from_numpy(np.hypot(y, x)) > 11)
+    assert (blurred[0][:, within] == 1).all()
+    assert (blurred[0][:, beyond] - 0.1).abs().max() <= 0.5 / 255 + (2 * REACH + 1) ** 2 * EPS * 400
+    assert int((sharp[0, 0] > 0.99).sum()) < 20
+
+
+def test_windows_may_overshoot_a_little():
+    """As resampled photographs do; a power of a negative number would be nan."""
+    window = torch.full((1, 3, 8 + 2 * MARGIN, 8 + 2 * MARGIN), 1.02)
+    window[..., ::3] = -0.02
+    kept = window.clone()
+    for plan in (Plan(Light(contrast=1.3), Bank(impulse()), Camera()), Plan(Light(), Bank(impulse()), Camera())):
+        for image in carry_out(window, [plan]):
+            assert image.min() >= 0
+            assert image.max() <= 1
+    assert torch.equal(window, kept)
 
 
 def test_wrong_arguments_are_refused():

@@ -30,8 +30,8 @@ from swintormer.data.degrade.defocus import (
 from swintormer.data.degrade.gaussian import gaussian
 from swintormer.data.degrade.mattes import random_matte
 from swintormer.data.degrade.motion import (
-    Camera,
     Motion,
+    Placement,
     apply_motion,
     camera_maps,
     corners,
@@ -307,7 +307,7 @@ def test_a_rotation_blurs_more_away_from_its_axis():
     """About the line of sight a pixel moves by angle times distance; about the others by focal length times angle."""
     turn = np.linspace(-0.01, 0.01, 16)
     zero = np.zeros_like(turn)
-    camera, still = Camera(500.0), np.zeros((16, 2))
+    camera, still = Placement(500.0), np.zeros((16, 2))
     places = np.array([[0.0, 0.0], [100.0, 0.0], [0.0, 200.0]])
     roll = moved(camera_maps(camera, np.stack([zero, zero, turn], 1), still), places)
     assert np.linalg.norm(roll[-1] - roll[0], axis=1) == pytest.approx([0, 2, 4], rel=1e-4, abs=1e-9)
@@ -344,7 +344,7 @@ def test_paths_have_their_length_and_stay_in_the_margin():
 def test_scaling_keeps_the_mean_pose():
     rng = np.random.default_rng(6)
     angles, shifts = rng.normal(1, 0.01, (16, 3)) * 0.01, rng.normal(3, 1, (16, 2))
-    maps = scaled_to(10.0, Camera(300.0), angles, shifts, (100, 100))
+    maps = scaled_to(10.0, Placement(300.0), angles, shifts, (100, 100))
     middle = moved(maps, np.zeros((1, 2))).mean(0)
     assert np.abs(middle).max() < 0.05  # rotations are linear to the second order of small angles
 

@@ -22,6 +22,7 @@ class Camera:
         shot: variance of the shot noise per unit of light.
         read: variance of the read noise.
         balance: gains of the white balance after the sensor; noise of weak channels is amplified with them.
+        grain: what neighbours share of a pixel's noise, as demosaicing leaves it: 0 for none, 0.5 for two pixels wide.
         shrink: the picture is made smaller by this factor and large again, 1 for no change.
         eight_bits: whether values are rounded to 256 levels.
         quality: JPEG quality; None for no JPEG.
@@ -31,6 +32,7 @@ class Camera:
     shot: float = 0.0
     read: float = 0.0
     balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    grain: float = 0.0
     shrink: float = 1.0
     eight_bits: bool = True
     quality: int | None = None
@@ -83,7 +85,8 @@ def resized(values: torch.Tensor, shrink: float) -> torch.Tensor:
 
 def _noise(light: torch.Tensor, cameras: Sequence[Camera]) -> torch.Tensor:
     """Noise of variance g shot light + g^2 read, g the white balance; drawn on the CPU, the same for every device."""
-    shape = tuple(light.shape[1:])
+    # A pixel more at every edge, which only feeds its neighbours.
+    shape = (*light.shape[1:-2], light.shape[-2] + 2, light.shape[-1] + 2)
     draws = [
         np.random.default_rng(camera.seed).standard_normal(shape, dtype=np.float32)
         if camera.shot or camera.read
@@ -95,4 +98,12 @@ def _noise(light: torch.Tensor, cameras: Sequence[Camera]) -> torch.Tensor:
     read = rows([camera.read * gain * gain for camera, gain in zip(cameras, gains, strict=True)], light)
     # Light beyond white is clipped, whatever its noise.
     variance = light.clamp(0, 2) * shot[:, None, :, None, None] + read[:, None, :, None, None]
-    return variance.sqrt_().mul_(rows(draws, light))
+    noise = rows(draws, light)
+    grain = rows([np.array(camera.grain) for camera in cameras], light)[:, None, None, None, None]
+    if any(camera.grain for camera in cameras):
+        noise = noise[..., 1:-1, :] + grain * (noise[..., :-2, :] + noise[..., 2:, :])
+        noise = noise[..., 1:-1] + grain * (noise[..., :-2] + noise[..., 2:])
+        noise /= 1 + 2 * grain * grain
+    else:
+        noise = noise[..., 1:-1, 1:-1]
+    return variance.sqrt_().mul_(noise)

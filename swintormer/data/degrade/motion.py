@@ -7,7 +7,7 @@ step, so that the ground shows through its ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ def steps_for(length: float) -> int:
 
 
 @dataclass(frozen=True)
-class Camera:
+class Placement:
     """Where a picture lies in the photograph that the camera takes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Camera:
     centre: tuple[float, float] = (0.0, 0.0)
 
 
-def camera_maps(camera: Camera, angles: NDArray[np.float64], shifts: NDArray[np.float64]) -> Maps:
+def camera_maps(camera: Placement, angles: NDArray[np.float64], shifts: NDArray[np.float64]) -> Maps:
     """Homographies C R C^-1 and shifts (Hartley and Zisserman, "Multiple view geometry", 2004, section 8.4).
 
     Args:
@@ -102,7 +102,7 @@ def corners(height: int, width: int) -> NDArray[np.float64]:
 
 
 def scaled_to(
-    length: float, camera: Camera, angles: NDArray[np.float64], shifts: NDArray[np.float64], size: tuple[int, int]
+    length: float, camera: Placement, angles: NDArray[np.float64], shifts: NDArray[np.float64], size: tuple[int, int]
 ) -> Maps:
     """Maps along a path made smaller or larger, until middle and corners travel `length` pixels on average.
 
@@ -127,7 +127,7 @@ def random_camera_maps(rng: np.random.Generator, length: float, height: int, wid
     steps, side = steps_for(length), max(height, width)
     photograph = side * rng.uniform(2, 6)
     away = (photograph - side) / 2
-    camera = Camera(
+    camera = Placement(
         photograph * rng.uniform(0.7, 2.5), (float(rng.uniform(-away, away)), float(rng.uniform(-away, away)))
     )
     path, drift = random_path(rng, 1.0, steps), random_path(rng, 1.0, steps)
@@ -169,33 +169,38 @@ def apply_motion(scenes: torch.Tensor, plans: Sequence[Motion]) -> tuple[torch.T
     if not cameras:
         mean = _mean_view(content, things)
         return (mean[:, :-1] + (1 - mean[:, -1:]) * ground)[:, None], sharp
-    total, steps = torch.zeros_like(ground), len(things[0])
-    for step in range(steps):
-        over = _mean_view(content, [maps[step : step + 1] for maps in things])
-        behind = _mean_view(scenes, [maps[step : step + 1] for maps in cameras])
-        total += over[:, :-1] + (1 - over[:, -1:]) * behind
-    return (total / steps)[:, None], sharp
+    total = torch.zeros_like(ground)
+    for over, behind in zip(_views(content, things), _views(scenes, cameras), strict=True):
+        total += (over[:, :-1] + (1 - over[:, -1:]) * behind).sum(2)
+    return (total / len(things[0]))[:, None], sharp
 
 
 def _mean_view(scenes: torch.Tensor, maps: Sequence[Maps]) -> torch.Tensor:
-    """(B, C, h, w): the mean over the steps of what `maps`, B times (T, 3, 3), see of (B, C, h + 2 REACH, ...)."""
+    """(B, C, h, w): the mean over the steps of `_views`."""
+    total = torch.zeros_like(inner(scenes, REACH))
+    for views in _views(scenes, maps):
+        total += views.sum(2)
+    return total / len(maps[0])
+
+
+def _views(scenes: torch.Tensor, maps: Sequence[Maps]) -> Iterator[torch.Tensor]:
+    """(B, C, n, h, w): what n of the steps of `maps`, B times (T, 3, 3), see of (B, C, h + 2 REACH, ...), n by n."""
     batch, channels, full_height, full_width = scenes.shape
     height, width = full_height - 2 * REACH, full_width - 2 * REACH
     # From pixels to grid_sample's coordinates, -1 to 1 from edge to edge of the scene, in double precision.
     scale = np.diag([2 / full_width, 2 / full_height, 1.0])
-    steps = rows([(scale @ m).transpose(0, 2, 1).astype(np.float32) for m in maps], scenes)
+    steps = rows([scale @ m for m in maps], scenes)
     y = torch.arange(height, dtype=scenes.dtype, device=scenes.device) - (height - 1) / 2
     x = torch.arange(width, dtype=scenes.dtype, device=scenes.device) - (width - 1) / 2
-    points = torch.stack(
-        [x.expand(height, -1), y[:, None].expand(-1, width), torch.ones_like(x).expand(height, -1)], -1
-    )
-    count, total = steps.shape[1], torch.zeros_like(scenes[..., :height, :width])
-    chunk = 8  # steps at once: their views stay in the caches of a CPU
-    for first in range(0, count, chunk):
-        part = steps[:, first : first + chunk]
-        places = points.view(1, 1, -1, 3) @ part
-        places = places[..., :2] / places[..., 2:]
-        places = places.view(batch, -1, width, 2)
-        views = F.grid_sample(scenes, places, mode="bilinear", padding_mode="border", align_corners=False)
-        total += views.view(batch, channels, part.shape[1], height, width).sum(2)
-    return total / count
+    chunk = 4  # steps at once: their views stay in the caches of a CPU
+    for first in range(0, steps.shape[1], chunk):
+        part = steps[:, first : first + chunk, :, :, None, None]
+        places = scenes.new_empty(batch, part.shape[1], height, width, 2)
+        # Every row of a map is a sum of one term in x and one in y: three sums and two quotients a pixel.
+        rises = (part[:, :, row, 0] * x + (part[:, :, row, 1] * y[:, None] + part[:, :, row, 2]) for row in range(3))
+        along, across, scaled = rises
+        torch.div(along, scaled, out=places[..., 0])
+        torch.div(across, scaled, out=places[..., 1])
+        flat = places.view(batch, -1, width, 2)
+        views = F.grid_sample(scenes, flat, mode="bilinear", padding_mode="border", align_corners=False)
+        yield views.view(batch, channels, part.shape[1], height, width)

@@ -68,6 +68,7 @@ def _together(windows: torch.Tensor, plans: Sequence[Plan]) -> tuple[torch.Tenso
     tall, wide = height + JPEG_GRID + 2 * REACH, width + JPEG_GRID + 2 * REACH
     starts = [tuple(JPEG_GRID - shift for shift in plan.offset) for plan in plans]
     files = torch.stack([w[:, y : y + tall, x : x + wide] for w, (y, x) in zip(windows, starts, strict=True)])
+    files.clamp_(0, 1)  # what a resampled photograph overshoots has no tone
     lights, cameras = [plan.light for plan in plans], [plan.camera for plan in plans]
     blurred, sharp = blur(to_light(files, lights), plans)
     values, truth = develop(blurred, lights, cameras), to_values(sharp, lights)

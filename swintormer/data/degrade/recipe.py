@@ -50,7 +50,6 @@ Blur: TypeAlias = Bank | Layers | Motion
 JPEG_GRID = 16  # JPEG's block with halved chroma: crops start anywhere on it, as in a file
 MARGIN = JPEG_GRID + REACH
 Range: TypeAlias = tuple[float, float]
-Share = Field(ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ class Recipe(BaseModel):
         exposed: share of pictures with another exposure and white balance.
         contrasted: share of pictures with a tone curve of more contrast than sRGB's.
         stored: share of pictures in which stored values are blurred, as editors and some published test sets do.
+        noisy, grainy: share of pictures with noise, and with noise that neighbours share.
+        resized: share of pictures that were made smaller, down to half, and large again.
         full_precision: share of pictures that are not rounded to 8 bits, of those without JPEG.
     """
 
@@ -122,6 +123,7 @@ class Recipe(BaseModel):
     noisy: float = Field(default=0.8, ge=0, le=1)
     noise: Range = (0.0, 12.0)
     noise_lean: float = Field(default=5.0, ge=1)
+    grainy: float = Field(default=0.5, ge=0, le=1)
     resized: float = Field(default=0.05, ge=0, le=1)
     jpeg: float = Field(default=0.35, ge=0, le=1)
     quality: tuple[int, int] = (50, 98)
@@ -183,6 +185,7 @@ def _camera(rng: np.random.Generator, recipe: Recipe) -> Camera:
         shot, read = noise_for_mid_grey(strength(rng, recipe.noise_lean, recipe.noise) / 255)
         read *= float(np.exp(rng.normal(0, 0.26)))
     balance = (float(rng.uniform(1.2, 2.4)), 1.0, float(rng.uniform(1.2, 2.4)))
+    grain = float(rng.uniform(0, 0.6)) if rng.random() < recipe.grainy else 0.0
     shrink = 1 + strength(rng, 2.0) if rng.random() < recipe.resized else 1.0
     quality, eight_bits = None, True
     if rng.random() < recipe.jpeg:
@@ -190,7 +193,7 @@ def _camera(rng: np.random.Generator, recipe: Recipe) -> Camera:
         quality = round(high - strength(rng, recipe.quality_lean, (0, high - low)))
     else:
         eight_bits = rng.random() >= recipe.full_precision
-    return Camera(shot, read, balance, shrink, eight_bits, quality, int(rng.integers(2**63)))
+    return Camera(shot, read, balance, grain, shrink, eight_bits, quality, int(rng.integers(2**63)))
 
 
 def random_aperture(rng: np.random.Generator) -> Aperture:
