@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from swintormer.cli.messages import SIGNALLED
+from swintormer.cli.messages import SIGNALLED, is_out_of_memory
+from swintormer.errors import SwintormerError
 
 
 def train(
@@ -27,7 +28,16 @@ def train(
     from swintormer.training.loop import train as run
 
     stopped_by: list[int] = []
-    path = run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by)
+    settings = read_config(config)
+    try:
+        path = run(settings, resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SwintormerError(
+            "The memory is not sufficient for this training: lower `batch` or `crop`, or raise `accumulate`, which "
+            "takes a step's pairs in parts and does not change the result."
+        ) from error
     if path is not None:
         print(path)
     if stopped_by:
