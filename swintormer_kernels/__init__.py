@@ -1,11 +1,11 @@
-"""Ops on tensors for shifted-window, depth-wise-convolution attention and for the diffusion denoiser step.
+"""Fused ops for shifted-window attention with depth-wise convolution, and for the steps of a diffusion denoiser.
 
 import swintormer_kernels as sk
 
 sk.explain(sk.ddim_step, z, e, alpha_bar_t=.2, alpha_bar_s=.5)   # the backend these inputs get, and each rejection
-sk.backends()                                  # what this machine has, and why not the rest
+sk.backends()                                  # the backends of this machine, and why others are missing
 with sk.use_backend("reference"): ...          # or "cpu", "triton"; scoped
-report = sk.optimize(model)                    # blocks of any model through the ops, in place; says what and why not
+report = sk.optimize(model)                    # replaces known blocks of a model by the ops, in place; reports which
 sk.restore(model)
 print(sk.selfcheck())                          # every op and backend against the reference, on this machine's devices
 """

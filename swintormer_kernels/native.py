@@ -1,4 +1,4 @@
-"""The native extension, or why it is absent. The only place that imports `swintormer_kernels._native`."""
+"""The native extension, or the reason for its absence. Only this module imports `swintormer_kernels._native`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 BUILD_COMMAND = "`pip install -e .` in the source tree, with a C++17 compiler at hand,"
 ABSENCE_NOTE = Path(__file__).with_name("_native_absent.txt")
-"""setup.py writes here why it could not build the extension, and removes the file when it could."""
+"""setup.py writes the reason here if it cannot build the extension, and removes the file if it can."""
 
 _extension: ModuleType | None = None
 _import_error = ""
@@ -18,11 +18,11 @@ except ImportError as error:
 
 
 def why_absent() -> str | None:
-    """None if the extension can run, else why it cannot and what would help."""
+    """None if the extension can run, otherwise the reason and the remedy."""
     if _extension is not None:
         try:
             _extension.isa()
-        except ValueError as error:  # SWINTORMER_ISA names what this machine has not
+        except ValueError as error:  # SWINTORMER_ISA names an instruction set that this machine does not have
             return f"the native extension cannot run: {error}"
         return None
     if ABSENCE_NOTE.exists():
@@ -33,15 +33,15 @@ def why_absent() -> str | None:
 
 
 def peak_gflops(dtype: str = "float32", threads: int = 1) -> float | None:
-    """Billions of operations a second that `threads` cores reach in multiply-adds of registers, measured in 0.2 s.
+    """Peak rate of `threads` cores in 1e9 operations per second, measured in 0.2 s with multiply-adds in registers.
 
-    The most that any kernel can reach on the instruction set in use (SWINTORMER_ISA forces one), and what a share of
-    the machine's rate is a share of. A multiply-add counts as two operations. The best of several slices is taken, so
-    that other work on the machine lowers it little.
+    This is the upper bound for every kernel on the instruction set in use (SWINTORMER_ISA forces one), and the
+    reference of "share of peak" in the benchmarks. A multiply-add counts as two operations. The best of several slices
+    is returned, so that other processes affect it little.
 
     Args:
         dtype: "float32", or "bfloat16" for dot products of bfloat16 with float32 sums.
-        threads: at least 1; more than there are cores only share them.
+        threads: at least 1; more threads than cores give no higher rate.
 
     Returns:
         None without the extension, and for "bfloat16" where the CPU, the compiler that built the extension or the
@@ -63,7 +63,7 @@ def extension() -> ModuleType:
     """The loaded extension.
 
     Raises:
-        ImportError: it is absent; the message says why and which command builds it.
+        ImportError: the extension is absent. The message gives the reason and the command that builds it.
     """
     if _extension is None:
         raise ImportError(why_absent())

@@ -1,4 +1,4 @@
-"""The block as modules, with the released parameter names and shapes."""
+"""The block as modules, with the parameter names and shapes of the released network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from swintormer_kernels.ops.gated_ffn import gated_ffn
 from swintormer_kernels.ops.swda_attention import swda_attention
 from swintormer_kernels.ops.swda_block import swda_block
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import asked_backend
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of each pixel. Holds the parameters; the ops compute it (keys `body.*`)."""
+    """LayerNorm over the channels of each pixel. The ops compute it from its parameters (keys `body.*`)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         if channels % (2 * heads):
             raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
         self.window = window
-        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))  # Swin v2's start
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))  # initial value of Swin v2
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
         self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
@@ -54,23 +54,23 @@ class Attention(nn.Module):
         self.register_buffer("coordinates", log_spaced_coordinates(window), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
-        """As of any module, with the coordinates made anew where `fn` changed them."""
+        """nn.Module._apply, after which the coordinates are computed again if `fn` replaced them."""
         before = self.coordinates
         super()._apply(fn, recurse)
         self.coordinates = remade_coordinates(self.window, before, self.coordinates)
         return self
 
     def bias_table(self) -> Tensor:
-        """((2w-1)^2, heads): the position MLP on every relative coordinate, before 16 * sigmoid."""
+        """((2w-1)^2, heads): output of the position MLP for every relative coordinate, before 16 * sigmoid."""
         return position_bias(self.cpb_mlp, self.coordinates)
 
     def weights(self, norm: ChannelNorm) -> AttentionWeights:
-        """What the op takes, with the norm that stands before it."""
+        """The weights of the op `swda_attention`, including the norm before it."""
         return attention_weights(norm, self, self.bias_table())
 
 
 class GatedFFN(nn.Module):
-    """Parameters of the gated feed-forward part (`swintormer_kernels.ops.gated_ffn`); hidden = int(C * expansion)."""
+    """Parameters of the gated FFN (`swintormer_kernels.ops.gated_ffn`); hidden = int(C * expansion)."""
 
     def __init__(self, channels: int, expansion: float = 2.66, bias: bool = False):
         super().__init__()
@@ -79,7 +79,7 @@ class GatedFFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def weights(self, norm: ChannelNorm) -> FFNWeights:
-        """What the op takes, with the norm that stands before it."""
+        """The weights of the op `gated_ffn`, including the norm before it."""
         return ffn_weights(norm, self)
 
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     Args:
         channels, heads, window, bias: as in `Attention`.
-        shift: s, by how much the windows are rolled; 0 or w // 2 in the released network.
+        shift: s, pixels by which the map is rolled, 0 <= s < w; 0 or w // 2 in the released network.
         expansion: as in `GatedFFN`.
     """
 
@@ -106,28 +106,29 @@ class Block(nn.Module):
         return swda_block(x, self.attn.weights(self.norm1), self.ffn.weights(self.norm2), self.window, self.shift)
 
     def attention(self, x: Tensor) -> Tensor:
-        """The first half alone: x + attention(norm1(x))."""
+        """The first half: x + attention(norm1(x)). (B, C, H, W) -> the same."""
         return swda_attention(x, self.attn.weights(self.norm1), self.window, self.shift)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The second half alone: x + ffn(norm2(x))."""
+        """The second half: x + ffn(norm2(x)). (B, C, H, W) -> the same."""
         return gated_ffn(x, self.ffn.weights(self.norm2))
 
 
 def position_bias(mlp: nn.Module, coordinates: Tensor) -> Tensor:
-    """`mlp(coordinates)`, once for each version of the parameters where no gradient is wanted.
+    """`mlp(coordinates)`, cached for each version of the parameters if no gradient is wanted.
 
-    Under `use_backend("reference")` it is computed each time, as the release does: that is what gets timed as such.
+    Under `use_backend("reference")` it is computed in every call, as in the released network, so that timings of the
+    reference include it.
     """
     sources = [coordinates, *mlp.parameters()]
     wanted = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
     if wanted or torch.compiler.is_compiling() or asked_backend() == "reference":
         return mlp(coordinates)
-    return derived(sources[::-1], "position bias", lambda: mlp(coordinates))
+    return packed_weight(sources[::-1], "position bias", lambda: mlp(coordinates))
 
 
 def attention_weights(norm: Any, attn: Any, bias_table: Tensor) -> AttentionWeights:
-    """Parameters of `swda_attention`, from any modules that name them as the release does (`optimize` needs that)."""
+    """Parameters of `swda_attention`, from modules with the attribute names of the released network."""
     return AttentionWeights(
         norm_weight=norm.body.weight,
         norm_bias=norm.body.bias,
@@ -143,7 +144,7 @@ def attention_weights(norm: Any, attn: Any, bias_table: Tensor) -> AttentionWeig
 
 
 def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
-    """Parameters of `gated_ffn`, from any modules that name them as the release does."""
+    """Parameters of `gated_ffn`, from modules with the attribute names of the released network."""
     return FFNWeights(
         norm_weight=norm.body.weight,
         norm_bias=norm.body.bias,
@@ -155,14 +156,14 @@ def ffn_weights(norm: Any, ffn: Any) -> FFNWeights:
 
 
 def remade_coordinates(window: int, before: Tensor, after: Tensor) -> Tensor:
-    """The buffer of a module whose `_apply` made `after` of `before`.
+    """The coordinates buffer of a module whose `_apply` replaced `before` by `after`.
 
-    The coordinates stand in no file and `to_empty` leaves garbage, which nothing tells from a copy: so every new tensor
-    is filled anew. A tensor that is still the same object is kept, with its shared memory and its packed weights.
+    Checkpoints do not contain the coordinates, and `to_empty` leaves uninitialised memory that cannot be told from a
+    copy, so every new tensor is filled again. An unchanged object is returned as it is, with its packed weights.
     """
     if after is before or after.is_meta:
         return after
-    with torch.inference_mode(False):  # a buffer made in inference mode could not be trained with
+    with torch.inference_mode(False):  # autograd cannot save a buffer made in inference mode
         return log_spaced_coordinates(window, torch.device("cpu")).to(device=after.device, dtype=after.dtype)
 
 

@@ -1,8 +1,8 @@
-"""Packed weights: tensors computed from parameters, in a kernel's layout for instance, and kept until one changes.
+"""Packed weights: tensors computed from parameters, for example in a kernel's memory layout, cached until one changes.
 
-A packed tensor lives as long as its first source and is used until the version counter or the storage of a source
-changes: an in-place update is seen, a deleted model leaves nothing behind, and results do not depend on what is kept.
-Tensors made in inference mode have no version counter, so what is computed from them is computed anew each time.
+A packed tensor is freed with its first source. It is computed again when the version counter or the storage of a source
+has changed, so in-place updates are seen and results do not depend on the cache. Tensors made in inference mode have no
+version counter; nothing is cached for them.
 Writing through `parameter.data` (`p.data.mul_(0.99)`) does not raise the counter: write under `torch.no_grad()` instead
 (`p.mul_(0.99)`), or call `forget` afterwards.
 """
@@ -24,11 +24,11 @@ from swintormer_kernels.transforms import transform_at_work
 
 
 class _State(NamedTuple):
-    """State of a source when something was computed from it."""
+    """State of a source when a packed tensor was computed from it."""
 
     tensor: weakref.ref[Tensor]
     version: int
-    storage: StorageWeakRef  # as long as this is there, no other storage gets its identity
+    storage: StorageWeakRef  # while this exists, no other storage can have its identity
     offset: object  # an int, or symbolic
 
     @classmethod
@@ -46,10 +46,15 @@ _lock = threading.Lock()
 _generation = [0]  # calls of `forget`; a list because it is written from a function
 
 
-def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """`make()`, or what it returned before for the same `sources` in the same state and the same `key`.
+def packed_weight(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """The packed tensor `make()`, or the cached result for the same `sources` in the same state and the same `key`.
 
-    Runs without gradients and without autocast. `key` tells apart what is computed from the same first source.
+    `make` runs without gradients and without autocast.
+
+    Args:
+        sources: the parameters that `make` reads, at least one; the cache entry belongs to the first.
+        key: identifies the kind of packing among those of the same first source.
+        make: computes the packed tensor.
     """
     if transform_at_work() is not None:  # the sources may be wrappers, or hold tangents that the result must carry on
         return make()
@@ -68,17 +73,17 @@ def derived(sources: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]
 
 
 def kept_bytes(sources: Iterable[Tensor]) -> int:
-    """Bytes of all that is kept of `sources` (a model's parameters, say); memory that two share counts once."""
+    """Bytes of the packed weights cached for `sources`, for example a model's parameters; shared memory counts once."""
     with _lock:
-        kept = [derived for source in sources for _, derived in _kept.get(source, {}).values()]
+        kept = [tensor for source in sources for _, tensor in _kept.get(source, {}).values()]
     return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
 
 
 def forget(model: nn.Module) -> None:
-    """Drop the packed weights of `model`, computed from its parameters and buffers; the next call makes them anew.
+    """Clear the packed weights of `model`'s parameters and buffers; the next call computes them again.
 
-    Needed after writes that torch's version counter does not see, those through `parameter.data`.
-    Raises `generation()`.
+    Needed after writes that torch's version counter does not record, such as those through `parameter.data`.
+    Increments `generation()`.
     """
     with _lock:
         _generation[0] += 1
@@ -87,13 +92,13 @@ def forget(model: nn.Module) -> None:
 
 
 def generation() -> int:
-    """How often `forget` was called in this process: part of the key of a captured graph.
+    """Number of calls of `forget` in this process, part of the key of a captured graph.
 
-    A graph holds packed weights by address; a call of `forget` may have freed them, so the graph must be captured anew.
+    A graph contains addresses of packed weights. `forget` may have freed them, so the graph must be captured again.
     """
     return _generation[0]
 
 
 def _without_autocast(source: Tensor) -> AbstractContextManager[object]:
-    kind = source.device.type  # "meta", of which ahead-of-time compilation makes its arguments, has no autocast
+    kind = source.device.type  # ahead-of-time compilation calls this with "meta" tensors, which have no autocast
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

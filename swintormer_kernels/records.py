@@ -1,4 +1,4 @@
-"""Records of weights and settings that the ops take, shapes beside each field."""
+"""Named tuples of weights and settings that the ops take. Shapes are beside the fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class AttentionWeights(NamedTuple):
-    """Parameters of `swda_attention`; the number of heads is read off `logit_scale`."""
+    """Parameters of `swda_attention`. The number of heads is the length of `logit_scale`."""
 
     norm_weight: Tensor  # (C,)
     norm_bias: Tensor  # (C,)
@@ -34,16 +34,16 @@ class FFNWeights(NamedTuple):
 
 
 class GroupNormWeights(NamedTuple):
-    """Parameters of a GroupNorm and the modulation after it."""
+    """Parameters of a GroupNorm and of the scale and shift after it."""
 
-    weight: Tensor | None = None  # (C,), 1 where it is None
-    bias: Tensor | None = None  # (C,), 0 where it is None
-    scale: Tensor | None = None  # (B, C), 0 where it is None
-    shift: Tensor | None = None  # (B, C), 0 where it is None
+    weight: Tensor | None = None  # (C,), None for 1
+    bias: Tensor | None = None  # (C,), None for 0
+    scale: Tensor | None = None  # (B, C), None for 0
+    shift: Tensor | None = None  # (B, C), None for 0
 
 
 class ConvWeights(NamedTuple):
-    """Parameters of the 3x3 convolution, and what is added to its result."""
+    """Parameters of a 3x3 convolution and the tensors added to its result."""
 
     weight: Tensor  # (C_out, C_in, 3, 3)
     bias: Tensor | None = None  # (C_out,)
@@ -52,25 +52,25 @@ class ConvWeights(NamedTuple):
 
 
 class ResBlockWeights(NamedTuple):
-    """Parameters of a ResNet block, and what the time embedding adds."""
+    """Parameters of a ResNet block and the projections of the time embedding."""
 
     conv1: Tensor  # (C_mid, C_in, 3, 3)
     conv2: Tensor  # (C_out, C_mid, 3, 3)
     conv1_bias: Tensor | None = None  # (C_mid,)
     conv2_bias: Tensor | None = None  # (C_out,)
-    norm1_weight: Tensor | None = None  # (C_in,), 1 where it is None
-    norm1_bias: Tensor | None = None  # (C_in,), 0 where it is None
+    norm1_weight: Tensor | None = None  # (C_in,), None for 1
+    norm1_bias: Tensor | None = None  # (C_in,), None for 0
     norm2_weight: Tensor | None = None  # (C_mid,)
     norm2_bias: Tensor | None = None  # (C_mid,)
     embedding: Tensor | None = None  # (B, C_mid), added to conv1's result
-    scale: Tensor | None = None  # (B, C_mid), of norm2's result
+    scale: Tensor | None = None  # (B, C_mid), applied to the result of norm2
     shift: Tensor | None = None  # (B, C_mid)
-    shortcut: Tensor | None = None  # (C_out, C_in, 1, 1); x itself is added where it is None
+    shortcut: Tensor | None = None  # (C_out, C_in, 1, 1); None to add x itself
     shortcut_bias: Tensor | None = None  # (C_out,)
 
 
 class Norms(NamedTuple):
-    """Groups of the two norms, and what is added to their variances."""
+    """Numbers of groups of the two norms, and the constants added to their variances."""
 
     groups1: int
     groups2: int
@@ -93,8 +93,8 @@ class UpsampleWeights(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the network predicts, and a second prediction to be guided away from."""
+    """Kind of the network's prediction, and the unconditional prediction for classifier-free guidance."""
 
-    kind: str = "epsilon"  # or "sample" (x0), or "v_prediction": diffusers' names
+    kind: str = "epsilon"  # or "sample" (x0) or "v_prediction", the names of diffusers
     unconditional: Tensor | None = None  # the prediction without the condition; None for no guidance
     guidance_scale: float = 1.0  # g of unconditional + g (conditional - unconditional)

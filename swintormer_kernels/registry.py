@@ -1,21 +1,21 @@
-"""Which backend serves these inputs, and why not the others.
+"""Selection of the backend for an op's inputs, with the reasons against the others.
 
-One predicate for each (op, backend) pair answers with None ("can serve") or with the reason in words. Selection,
-error text and `explain()` all read that one answer, so they cannot disagree.
+Each (op, backend) pair has one predicate, which returns None (it can serve) or the reason as one sentence. Selection,
+error messages and `explain()` use the same result, so they cannot disagree.
 
-Adding an op: make one `Op` in ops/<op>.py; its public function calls `OP.select(...)` with its own arguments:
+To add an op, create one `Op` in ops/<op>.py. Its public function calls `OP.select(...)` with its own arguments:
 
-    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "not written: ..."})
+    OP = Op("ddim_step", serves={"cpu": _cpu_serves}, absent={"triton": "there is no Triton kernel for ..."})
 
     @OP.public
     def ddim_step(z, noise_pred, ...):
         backend = OP.select(z, noise_pred, ...)
         if backend == "reference":
-            return reference(...)        # plain torch: autograd, vmap and inductor see through it
+            return reference(...)        # plain torch, which autograd, vmap and inductor can process
         return torch.ops.swintormer.ddim_step(..., backend)
 
 The implementation of a pair is the function named after the op in backends/<backend>/<op>.py, or in the module that
-`MODULES` names, imported when first used.
+`MODULES` names. It is imported at its first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.transforms import transform_at_work
 
 BACKENDS = ("triton", "cpu", "reference")
-"""Every backend, the preferred first. The reference serves whatever the op is defined for."""
+"""All backends in order of preference. The reference serves every input for which the op is defined."""
 
 _BLOCK = ("swda_attention", "gated_ffn", "swda_block")
 _DENOISER = ("group_norm_silu", "norm_silu_conv3x3", "res_block", "norm_projection", "upsample_conv3x3")
@@ -47,20 +47,20 @@ MODULES: Mapping[str, Mapping[str, str]] = {
     "cpu": {**dict.fromkeys(_BLOCK, "block"), **dict.fromkeys(_DENOISER, "denoiser")},
     "triton": {},
 }
-"""backend -> op -> its module in backends/<backend>/; one that is not listed has a module of its own name."""
+"""backend -> op -> its module in backends/<backend>/; an op that is not listed has a module of its own name."""
 
 Predicate = Callable[..., "str | None"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class BackendError(RuntimeError):
-    """A backend asked for by name cannot serve; the message says which predicate failed and what would help."""
+    """A backend requested by name cannot serve the inputs. The message gives the reason and the remedy."""
 
 
 class _Choice(threading.local):
-    # The attribute must be set by __init__, once per thread. Dynamo cannot trace a ContextVar, and of a threading.local
-    # whose default is a class attribute it guards the class: it then reuses the graph of another backend (seen with
-    # torch 2.13; tests/kernels/test_registry.py).
+    # __init__ must set the attribute, once per thread. Dynamo cannot trace a ContextVar. For a threading.local with a
+    # class attribute as default it guards the class, and then reuses the graph of another backend (torch 2.13;
+    # tests/kernels/test_registry.py).
     def __init__(self) -> None:
         self.name: str | None = None
 
@@ -70,9 +70,9 @@ _choice = _Choice()
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ops called inside take the backend `name` ("reference", "cpu" or "triton") or raise BackendError.
+    """Context manager: ops called inside use the backend `name` ("reference", "cpu" or "triton") or raise BackendError.
 
-    Scoped to the block and to the calling thread; nests; restored when an exception leaves the block.
+    Affects only the calling thread. Can be nested. The previous choice is restored on exit, also after an exception.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -87,33 +87,33 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def asked_backend() -> str | None:
-    """The backend that `use_backend` asks for here, or None."""
+    """The backend requested by the innermost `use_backend`, or None."""
     return _choice.name
 
 
 @torch.compiler.assume_constant_result
 def machine_lacks(backend: str) -> str | None:
-    """What this machine lacks to run `backend`, and what would help; None when it lacks nothing."""
+    """None if this machine can run `backend`, otherwise what is missing and how to get it."""
     if backend == "reference":
         return None
     if backend == "cpu":
         return native.why_absent()
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed; `pip install triton` brings it"
+        return "the package triton is not installed; install it with `pip install triton`"
     runs = torch.cuda.is_available() or triton_tensors.INTERPRETED
     return None if runs else "torch sees no CUDA device, which the Triton kernels need"
 
 
 class Op:
-    """One op: the predicates of the backends that it has, and the reasons for those that it has not.
+    """One op: predicates of the backends that implement it, and reasons for those that do not.
 
     Args:
-        name: the op's name, and that of its function in every backend.
-        serves: backend -> predicate. It takes the public function's arguments and returns None, or in one sentence
-            without full stop why these cannot be served. "reference" may be left out: it then serves everything.
-        absent: backend -> why this pair does not exist. Every backend stands in exactly one of the two.
-        slower: backend -> predicate with the same arguments that tells where the backend was measured to lose against
-            the next one. It counts in automatic selection only; a backend asked for by name serves all the same.
+        name: name of the op and of its function in every backend.
+        serves: backend -> predicate. It takes the public function's arguments and returns None, or one sentence
+            without full stop that says why it cannot serve them. Without "reference", the reference serves everything.
+        absent: backend -> why the op has no such backend. Every backend is in exactly one of `serves` and `absent`.
+        slower: backend -> predicate with the same arguments that returns a reason where the backend was measured to
+            be slower than the next one. Only automatic selection uses it.
     """
 
     def __init__(
@@ -130,17 +130,17 @@ class Op:
         self.slower = dict(slower or {})
         self._implementations: dict[str, Callable[..., Any]] = {}
         if sorted([*self.serves, *self.absent]) != sorted(BACKENDS):
-            raise ValueError(f"{name}: every backend of {BACKENDS} must stand once, in `serves` or in `absent`")
+            raise ValueError(f"{name}: every backend of {BACKENDS} must be in exactly one of `serves` and `absent`")
         if not self.slower.keys() <= self.serves.keys():
-            raise ValueError(f"{name}: `slower` names a backend that `serves` does not")
+            raise ValueError(f"{name}: `slower` has a backend that `serves` does not have")
 
     def public(self, function: _Function) -> _Function:
-        """Decorator: mark `function` as this op's public function, which is what `explain()` takes."""
+        """Decorator: marks `function` as this op's public function, the argument of `explain()`."""
         function.op = self  # type: ignore[attr-defined]
         return function
 
     def why_not(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
-        """None if `backend` can serve these arguments, else the reason."""
+        """None if `backend` can serve these arguments, otherwise the reason."""
         if backend in self.absent:
             return self.absent[backend]
         if backend == "reference":
@@ -148,7 +148,7 @@ class Op:
         return machine_lacks(backend) or transform_at_work() or self.serves[backend](*args, **kwargs)
 
     def why_slower(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
-        """None, or why automatic selection passes over `backend` although it can serve."""
+        """None, or the reason why automatic selection does not take `backend` although it can serve."""
         reason = triton_tensors.only_for_tests() if backend == "triton" else None
         if reason is not None:
             return reason
@@ -158,10 +158,10 @@ class Op:
         return trust.why_not_trusted(self.name, backend, args[0])
 
     def select(self, *args: Any, **kwargs: Any) -> str:
-        """The backend that these arguments get. torch.compile traces through it and guards on what it read.
+        """The backend for these arguments. torch.compile traces this function and guards on the values that it reads.
 
         Raises:
-            BackendError: the backend that `use_backend` asks for cannot serve.
+            BackendError: the backend requested by `use_backend` cannot serve.
         """
         asked = _choice.name
         if asked is not None:
@@ -175,13 +175,13 @@ class Op:
         raise BackendError(f"{self.name}: no backend serves these inputs: {self.why_not('reference', *args, **kwargs)}")
 
     def implementation(self, backend: str) -> Callable[..., Any]:
-        """The function `<op>` of the backend, imported now if it was not before."""
+        """The function `<op>` of the backend, imported at its first use."""
         if backend not in self._implementations:
             self._implementations[backend] = getattr(self._module(backend), self.name)
         return self._implementations[backend]
 
     def own_backward(self, backend: str) -> Callable[..., Any] | None:
-        """The function `<op>_backward` beside it, or None where gradients are computed through the reference."""
+        """The function `<op>_backward` of the backend, or None if its gradients are computed with the reference."""
         return getattr(self._module(backend), f"{self.name}_backward", None)
 
     def _module(self, backend: str) -> ModuleType:
@@ -195,13 +195,13 @@ def _serves_everything(*args: Any, **kwargs: Any) -> None:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain()` found; `str()` gives one line for each backend.
+    """Result of `explain()`; `str()` gives one line per backend.
 
     Attributes:
         op: the op's name.
-        backend: the backend that these inputs get; None if the one asked for by name cannot serve.
-        asked: the backend that `use_backend` asks for here, or None.
-        reasons: backend -> why it is not taken; None for the one that is taken.
+        backend: the selected backend; None if the one requested by name cannot serve.
+        asked: the backend requested by `use_backend`, or None.
+        reasons: backend -> why it was not selected; None for the selected one.
     """
 
     op: str
@@ -218,10 +218,15 @@ class Explanation:
 
 
 def explain(op_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Which backend `op_function(*args, **kwargs)` would get here and now, and why not each of the others.
+    """The backend that `op_function(*args, **kwargs)` would use at this point, and the reasons against the others.
+
+    Args:
+        op_function: an op of this package, for example `swintormer_kernels.ddim_step`.
+        *args: as in a call of the op.
+        **kwargs: as in a call of the op.
 
     Raises:
-        TypeError: `op_function` is no op of this package, or takes no such arguments.
+        TypeError: `op_function` is not an op of this package, or the arguments do not match its signature.
     """
     op: Op | None = getattr(op_function, "op", None)
     if op is None:
@@ -248,12 +253,12 @@ def explain(op_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Expla
 
 
 class Backends(dict[str, "str | None"]):
-    """backend -> None if this machine can run it, else what it lacks. `str()` gives one line for each."""
+    """backend -> None if this machine can run it, otherwise what is missing. `str()` gives one line per backend."""
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<9}  {reason or 'available'}" for name, reason in self.items())
 
 
 def backends() -> Backends:
-    """What this machine has, and why not the rest."""
+    """The backends that this machine can run, and what is missing for the others."""
     return Backends({name: machine_lacks(name) for name in BACKENDS})

@@ -1,9 +1,9 @@
-"""Every op and backend of this machine against the reference, on its own device.
+"""Comparison of every op and backend of this machine with the reference, on the backend's device.
 
     print(sk.selfcheck())        # a table: op, backend, dtype, forward, backward
 
-The cases are small and the same on every machine. An error is measured against the reference in float64 on the same
-rounded inputs, ||y - exact|| / ||exact||, and judged by the reference's own error in that dtype.
+The cases are small and the same on every machine. The error of a result is ||y - exact|| / ||exact||, where `exact` is
+the reference in float64 on the same rounded inputs. It is compared with the reference's own error in that dtype.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from swintormer_kernels.registry import BACKENDS, Op, machine_lacks, use_backend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MARGIN = 4
-"""A result passes with at most so many times the reference's own error, two roundings, and `Case.terms` in float32."""
+"""A result may have this many times the reference's error, plus two roundings and `Case.terms` roundings in float32."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call that is checked.
+    """A call to check.
 
     Attributes:
         function: the public function.
         make: (a maker of random tensors of a shape) -> (args, kwargs); x is args[0].
-        terms: length of the longest sum behind one element of the result or of a gradient.
+        terms: length of the longest sum in one element of the result or of a gradient.
     """
 
     function: Callable[..., Tensor]
@@ -58,7 +58,7 @@ class Case:
     terms: int
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same float64 tensors on the CPU at every call."""
+        """float64 tensors on the CPU, the same at every call."""
         generator = torch.Generator().manual_seed(0)
 
         def random(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
@@ -72,10 +72,10 @@ class Row:
     """One line of the table.
 
     Attributes:
-        op, backend, dtype: what was checked; dtype is None where that makes no difference.
+        op, backend, dtype: the checked combination; dtype is None if the backend is absent.
         forward, backward: "ok", "failed: ..." or "-".
-        not_served: why there is nothing to check, or None.
-        out_of_memory: whether it failed for want of memory.
+        not_served: why the combination cannot be checked, or None.
+        out_of_memory: whether the check failed because memory ran out.
     """
 
     op: str
@@ -88,7 +88,7 @@ class Row:
 
     @property
     def failure(self) -> str | None:
-        """What failed, in words, or None."""
+        """Description of the failures, or None."""
         failed = [
             f"{name} {told}"
             for name, told in (("forward", self.forward), ("backward", self.backward))
@@ -99,13 +99,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `selfcheck` found; `str()` is a table."""
+    """Result of `selfcheck`; `str()` is a table."""
 
     rows: tuple[Row, ...]
 
     @property
     def failures(self) -> tuple[Row, ...]:
-        """The rows that failed; empty if all is well."""
+        """The rows that failed; empty if none did."""
         return tuple(row for row in self.rows if row.failure is not None)
 
     def __str__(self) -> str:
@@ -130,18 +130,18 @@ def selfcheck(
     ops: Iterable[str] | None = None,
     dtypes: Iterable[torch.dtype] = DTYPES,
 ) -> Report:
-    """Check every op and backend that this machine has against the reference.
+    """Compare every op and backend of this machine with the reference.
 
-    Verdicts on GPU kernels are kept: automatic selection takes them after they passed. The first run on a GPU compiles
-    the kernels, which takes minutes.
+    Verdicts on GPU kernels are stored; automatic selection uses the kernels that passed. The first run on a GPU
+    compiles the kernels, which takes minutes.
 
     Args:
-        device: where; by default each backend on the device that it is made for.
-        ops: names of the ops to check, all of them by default.
-        dtypes: of the tensors.
+        device: device of the tensors; by default the device that each backend is made for.
+        ops: names of the ops to check, by default all.
+        dtypes: dtypes of the tensors.
 
     Returns:
-        The report; `report.failures` is empty if all is well.
+        The report; `report.failures` is empty if no check failed.
 
     Raises:
         ValueError: there is no op of that name.
@@ -160,7 +160,7 @@ def selfcheck(
 
 @trust.checked_by
 def check(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Row:
-    """One op and backend in one dtype on one device, called by name. An exception of the kernels is a failure."""
+    """Check one op and backend in one dtype on one device. An exception of the kernels is a failure."""
     if op not in CASES:
         return Row(op, backend, dtype, not_served="the self-check has no case for this op")
     case = CASES[op]
@@ -174,7 +174,7 @@ def check(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Ro
     out_of_memory = False
     for run in (_forward, _backward):
         try:
-            # The reference in float64 stays on the CPU: it is the truth on every device.
+            # The float64 reference is computed on the CPU for every device.
             truth = run("reference", case.function, _mapped(lambda t: t.cpu().double(), given))
             plain = run("reference", case.function, given)
             found = run(backend, case.function, given)
@@ -208,7 +208,7 @@ def _device(backend: str, device: torch.device | str | None) -> torch.device:
     return found
 
 
-# ---- one run, and how far it is from the truth -----------------------------------------------------------------------
+# ---- one run and its error -------------------------------------------------------------------------------------------
 
 
 def _forward(backend: str, function: Callable[..., Tensor], arguments: Any) -> list[Tensor]:
@@ -229,7 +229,7 @@ def _backward(backend: str, function: Callable[..., Tensor], arguments: Any) -> 
         y = function(*args, **kwargs)
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y.device, y.dtype)
-    # float64 must differentiate what the others got: what a float16 holds.
+    # Round the gradient to the dtype under test first, so that float64 differentiates the same values.
     return list(torch.autograd.grad(y, leaves, grad.to(leaves[0].dtype)))
 
 
@@ -248,7 +248,7 @@ def _error(value: Tensor, exact: Tensor) -> float:
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`function` of every tensor in nested tuples, records and dictionaries."""
+    """Applies `function` to every tensor in nested tuples, named tuples and dictionaries."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Makes ops on an image and records of weights ops of torch: schema, fake, autograd, FLOPs.
+"""Registers ops on an image and weight records as custom ops of torch: schema, fake, autograd, FLOP formula.
 
-The public functions take x, one or two records of weights, then numbers. torch.ops.swintormer.<op> takes the same with
-the records' tensors one after the other, and the backend's name at the end.
+The public functions take x, one or two records of weights, and numbers. torch.ops.swintormer.<op> takes the same with
+the records flattened into their tensors, and the name of the backend as last argument.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMESPACE = "swintormer"
 
 
 class Cost(NamedTuple):
-    """Work of one forward call: the least that the formula needs, whatever a backend does."""
+    """Work of one forward call: the minimum that the formula needs, independent of the backend."""
 
     macs: int
     """Multiply-accumulates."""
@@ -35,14 +35,14 @@ def element_bytes(elements: int, *weights: Tensor | None) -> int:
 
 
 def float32_or_autocast(*tensors: Tensor | None) -> str | None:
-    """Predicate as `float32_on_cpu`; under autocast, which these ops answer with float32, half types serve as well."""
+    """Predicate as `float32_on_cpu`, but accepts half types under autocast, where these ops compute in float32."""
     if torch.is_autocast_enabled("cpu"):
         tensors = tuple(x for x in tensors if x is None or x.dtype not in (torch.bfloat16, torch.float16))
     return float32_on_cpu(*tensors)
 
 
 def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raises ValueError for the first field of a record of weights that is there and has another shape."""
+    """Raises ValueError for the first tensor in a record of weights that has another shape than wanted."""
     for field, shape in wanted.items():
         tensor = getattr(weights, field)
         if tensor is not None and tensor.shape != shape:
@@ -55,21 +55,21 @@ def gradients_wanted(*tensors: Tensor | None) -> bool:
 
 
 def slower_with_gradients(*tensors: Tensor | None) -> str | None:
-    """`slower` predicate of ops whose backward runs a forward in torch first: forward and backward 0.3 to 0.9x."""
+    """`slower` predicate of ops whose backward first runs a forward pass in torch: 0.3 to 0.9 times as fast."""
     if gradients_wanted(*tensors):
         return "its backward computes the forward again, which takes longer than the forward saves"
     return None
 
 
 class Signature(NamedTuple):
-    """What an op takes after x: records of weights (named tuples), then integers, then floats."""
+    """Arguments of an op after x: records of weights (named tuples), then integers, then floats."""
 
     records: tuple[type[tuple[Tensor | None, ...]], ...]
     integers: tuple[str, ...]
     floats: tuple[str, ...] = ()
 
     def schema(self) -> str:
-        """In torch's schema language; a field with a default is an optional tensor."""
+        """The arguments in torch's schema language; a field with a default is an optional tensor."""
         arguments = ["Tensor x"]
         for number, record in enumerate(self.records):
             defaults = record._field_defaults  # type: ignore[attr-defined]
@@ -100,13 +100,13 @@ def define_block_op(
     cost: Callable[..., Cost],
     like_output: Callable[..., Tensor] = lambda x, *_: torch.empty_like(x),
 ) -> Callable[..., Tensor]:
-    """Registers swintormer::<op> and swintormer::<op>_backward; returns the former.
+    """Registers swintormer::<op> and swintormer::<op>_backward and returns the former.
 
     Args:
-        op: whose name and implementations are used.
-        signature: what it takes.
-        cost: work of a call with these public arguments.
-        like_output: an uninitialised result, from the arguments of torch.ops.
+        op: provides the name and the implementations.
+        signature: arguments after x.
+        cost: (public arguments) -> work of a call.
+        like_output: (arguments of torch.ops) -> an uninitialised tensor with the shape and strides of the result.
     """
     name = f"{NAMESPACE}::{op.name}"
     differentiate = _define_backward(op, signature)
@@ -154,14 +154,14 @@ def _define_autocast(name: str, packet: Callable[..., Tensor]) -> None:
 
 
 def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
-    """`argument` in `dtype` if it is a tensor that autocast changes: floating point, and no float64."""
+    """`argument` in `dtype` if it is a tensor that autocast converts: floating point, but not float64."""
     if isinstance(argument, Tensor) and argument.is_floating_point() and argument.dtype != torch.float64:
         return argument.to(dtype)
     return argument
 
 
 def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]]:
-    # An op of its own, or torch.compile would trace its loops over bands of windows into the graph.
+    # A separate op, because torch.compile would otherwise trace its loops over bands of windows into the graph.
     name = f"{op.name}_backward"
     full, schema = (
         f"{NAMESPACE}::{name}",
@@ -175,11 +175,11 @@ def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]
         own = op.own_backward(backend)
         tensors: list[Any] = []
         for tensor, need in zip(rest, needed, strict=False):
-            # Its own backward gets the parameters themselves where it can, so that it finds their packed weights.
+            # The backend's backward gets the parameters themselves if possible, so that it finds their packed weights.
             keep = tensor is None or (own is not None and tensor.requires_grad == need)
             tensors.append(tensor if keep else tensor.detach().requires_grad_(need))
         public = signature.public(*tensors, *rest[len(tensors) :])
-        # A backward may run inside the user's autocast region; what was computed without it is differentiated without.
+        # The backward may run inside the user's autocast region. The forward computed without it, so this does, too.
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             if own is not None:
                 found = own(grad, *public)
@@ -205,20 +205,20 @@ def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]
 
 
 def _reference_gradients(op: Op, grad: Tensor, public: tuple[Any, ...], tensors: list[Any]) -> list[Tensor]:
-    """Gradients of those `tensors` that require one, in order, by autograd through the reference."""
+    """Gradients of those `tensors` that require one, in order, computed by autograd through the reference."""
     wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-    # Autocast once more: `_autograd_sees` replaces the set of dispatch keys in which the caller switched it off.
+    # Disable autocast again: `_autograd_sees` replaces the dispatch keys in which the caller disabled it.
     with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
         return list(torch.autograd.grad(op.implementation("reference")(*public), wanted, grad))
 
 
 def _autograd_sees() -> Any:
-    """Inside an op with an autograd formula torch hides autograd's keys; the reference's gradients need them."""
+    """Enables autograd's dispatch keys, which torch disables inside a custom op, for the reference's gradients."""
     hidden = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
 
 
 def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
-    """`gradient` with the strides that `torch.empty_like(tensor)` has, which is what the fake promises."""
+    """`gradient` with the strides of `torch.empty_like(tensor)`, as the fake implementation declares."""
     like = torch.empty_like(tensor)
     return gradient if gradient.stride() == like.stride() else like.copy_(gradient)

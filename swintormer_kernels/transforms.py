@@ -1,4 +1,4 @@
-"""Which of torch's transforms are at work around a call. The reference alone goes through them."""
+"""Detection of torch transforms (vmap, forward-mode AD) around a call. Only the reference supports them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch.autograd import forward_ad
 
 
 def transform_at_work() -> str | None:
-    """None, or in one sentence the transform around this call that custom ops do not serve.
+    """None, or one sentence that names a transform around this call which custom ops do not support.
 
-    They would drop the tangents of forward-mode AD without a word, and raise under torch.func's transforms.
+    Custom ops would drop the tangents of forward-mode AD silently and raise under the transforms of torch.func.
     """
     if _inside_torch_func():
-        return "transforms of torch.func (vmap, grad, jvp and the like) do not see through custom ops"
-    # Private, because torch has no public question. torch.compile guards on what it reads here.
+        return "custom ops do not support the transforms of torch.func (vmap, grad, jvp and others)"
+    # A private attribute, because torch has no public query. torch.compile guards on its value.
     if forward_ad._current_level >= 0:
-        return "forward-mode AD (torch.autograd.forward_ad) does not see through custom ops"
+        return "custom ops do not support forward-mode AD (torch.autograd.forward_ad)"
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it; it guards on the answer by itself
+@torch.compiler.assume_constant_result  # torch.compile cannot trace this call and guards on transforms by itself
 def _inside_torch_func() -> bool:
     return torch._C._functorch.maybe_current_level() is not None

@@ -1,8 +1,8 @@
-"""Which GPU kernels automatic selection may take: those that agreed with the reference on this device.
+"""The GPU kernels that automatic selection may use: those that agreed with the reference on this device.
 
-A backend in `CHECKED` is taken automatically for an op and a dtype only after `selfcheck.check` passed there. The check
-runs at the first use and its verdict is kept in a file, for this device and these versions. A backend asked for by name
-is not checked, and neither is the call inside a check, which names its backend.
+A backend in `CHECKED` is selected automatically for an op and a dtype only after `selfcheck.check` has passed. The
+check runs at the first use, and its verdict is stored in a file for this device and these versions. A backend requested
+by name is not checked; the check itself requests its backend by name.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ import torch
 from torch import Tensor
 
 CHECKED = ("triton",)
-"""Backends that must pass the check before they are taken automatically."""
+"""Backends that must pass the check before automatic selection uses them."""
 
-_known: dict[tuple[str, str, str, torch.dtype], str] = {}  # -> why it failed, "" if it passed
+NOT_CHECKED = (
+    "its kernels have not been checked on this device, and no check can run while a call is traced or captured; "
+    "call swintormer_kernels.selfcheck() first"
+)
+
+_known: dict[tuple[str, str, str, torch.dtype], str] = {}  # (op, backend, device, dtype) -> "" if passed, else why not
+_warned: set[tuple[str, str, str, torch.dtype]] = set()  # compiled without a verdict, and the user was told
 _lock = threading.RLock()
 
 
 def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
-    """None if automatic selection may take `backend` for x's device and dtype, else why not.
+    """None if automatic selection may use `backend` for x's device and dtype, otherwise the reason.
 
-    The check runs here, once, unless the call is being traced, transformed or captured: then only a verdict that is
-    known already counts, and without one the backend is not taken.
+    Runs the check if there is no verdict. While the call is traced, transformed or captured no check can run; then a
+    backend without verdict is not used.
     """
     if backend not in CHECKED or not isinstance(x, Tensor):
         return None
     if torch.compiler.is_compiling():
-        return _recorded(op, backend, x.device, x.dtype)
+        return _recorded_while_compiling(op, backend, x.device, x.dtype)
     dtypes = {x.dtype}
     if torch.is_autocast_enabled(x.device.type):
-        dtypes.add(torch.get_autocast_dtype(x.device.type))  # which of the two an op computes in is the op's own rule
+        dtypes.add(torch.get_autocast_dtype(x.device.type))  # each op decides in which of the two it computes
     for dtype in dtypes:
         found = _known.get((op, backend, str(x.device), dtype))
         if found is None:
@@ -56,23 +62,38 @@ def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
 
 
 @torch.compiler.assume_constant_result
+def _recorded_while_compiling(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """As `_recorded`; warns once if there is no verdict, because the compiled code keeps the next backend."""
+    reason = _recorded(op, backend, device, dtype)
+    key = (op, backend, str(device), dtype)
+    with _lock:
+        warn = reason is NOT_CHECKED and key not in _warned
+        if warn:
+            _warned.add(key)
+    if warn:
+        warnings.warn(
+            f"swintormer_kernels: torch.compile does not use the {backend} kernels of {op} in {dtype} on "
+            f"{_device_name(device)}: {NOT_CHECKED}, then compile again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
+
+
 def _recorded(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The verdict as far as it is known, from this process or from the file; runs nothing."""
+    """The verdict of this process or of the file, NOT_CHECKED without one. Runs no check."""
     key = (op, backend, str(device), dtype)
     with _lock:
         if key not in _known:
             verdict = _read().get(_file_key(op, backend, device, dtype))
             if verdict is None:
-                return (
-                    "its kernels have not been checked on this device yet, and no check runs while a call is traced or "
-                    "captured; call swintormer_kernels.selfcheck() first"
-                )
+                return NOT_CHECKED
             _known[key] = verdict
         return _known[key] or None
 
 
 def _checked(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The verdict, by a check if there is none yet. Other threads wait for it."""
+    """The verdict; runs the check if there is none. Other threads wait."""
     key, warning = (op, backend, str(device), dtype), None
     with _lock:
         if key not in _known:
@@ -85,8 +106,8 @@ def _checked(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
                 if verdict:
                     warning = (
                         f"swintormer_kernels: the {backend} kernels of {op} in {dtype} are not used on "
-                        f"{_device_name(device)}: {verdict}. The next backend serves. Please report this, with what "
-                        "`swintormer selfcheck` prints."
+                        f"{_device_name(device)}: {verdict}. The next backend is used. Please report this with the "
+                        "output of `swintormer selfcheck`."
                     )
             _known[key] = verdict
         verdict = _known[key]
@@ -96,7 +117,7 @@ def _checked(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def record(op: str, backend: str, device: torch.device, dtype: torch.dtype, failure: str | None) -> None:
-    """Keep the verdict of a check that was run for another reason (`selfcheck`)."""
+    """Store the verdict of a check that the user started (`selfcheck`)."""
     if backend in CHECKED:
         with _lock:
             _known[op, backend, str(device), dtype] = failure or ""
@@ -107,19 +128,20 @@ _checks: list[Callable[..., Any]] = []
 
 
 def checked_by(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: `check(op, backend, dtype, device)` gives the verdicts. It needs the ops, which stand above."""
+    """Decorator: registers `check(op, backend, dtype, device)`, which this module cannot import (it needs the ops)."""
     _checks[:] = [check]
     return check
 
 
 def forget_verdicts() -> None:
-    """Forget what this process knows; the file stays. For tests."""
+    """Clear the verdicts and warnings of this process, not those of the file. For tests."""
     with _lock:
         _known.clear()
+        _warned.clear()
 
 
 def _not_now() -> bool:
-    """Whether somebody looks at or rewrites the calls of this thread: a mode, a transform, a trace, a graph capture."""
+    """Whether a dispatch mode, a transform, a trace or a graph capture is active in this thread."""
     return (
         torch._C._functorch.maybe_current_level() is not None
         or torch._C._len_torch_dispatch_stack() > 0
@@ -129,15 +151,15 @@ def _not_now() -> bool:
 
 
 def _in_a_fresh_thread(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
-    """(why it failed or "", whether that is worth keeping), untouched by the caller's autocast, modes and stream."""
+    """(reason of the failure or "", whether to store it). In a new thread, without the caller's autocast and modes."""
     found: list[tuple[str, bool]] = []
 
     def run() -> None:
         try:
             row = _checks[0](op, backend, dtype, device)
-            # What does not fit the memory now may fit it next time.
+            # A case that does not fit into memory now may fit next time.
             found.append((row.failure or row.not_served or "", row.not_served is None and not row.out_of_memory))
-        except Exception as error:  # a fault of the check itself: not trusted, and tried again by the next process
+        except Exception as error:  # an error of the check itself: not stored, so the next process tries again
             found.append((f"the check itself failed: {error!r}", False))
 
     thread = threading.Thread(target=run, name="swintormer_kernels selfcheck")
@@ -150,7 +172,7 @@ def _in_a_fresh_thread(op: str, backend: str, device: torch.device, dtype: torch
 
 
 def cache_file() -> Path:
-    """Where verdicts are kept: in $SWINTORMER_CACHE, else in swintormer_kernels/ of $XDG_CACHE_HOME or ~/.cache."""
+    """File of the verdicts: in $SWINTORMER_CACHE, otherwise in swintormer_kernels/ of $XDG_CACHE_HOME or ~/.cache."""
     folder = os.environ.get("SWINTORMER_CACHE")
     if folder:
         return Path(folder) / "selfcheck.json"
@@ -159,7 +181,7 @@ def cache_file() -> Path:
 
 
 def _read() -> dict[str, str]:
-    """What the file holds; nothing if it is absent or damaged."""
+    """Contents of the file; empty if it is absent or damaged."""
     try:
         held = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -170,7 +192,7 @@ def _read() -> dict[str, str]:
 
 
 def _write(key: str, verdict: str) -> None:
-    """Add one verdict, replacing the file as a whole; where that cannot be done, the next process checks again."""
+    """Add one verdict by replacing the whole file. If that fails, the next process checks again."""
     file = cache_file()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +220,7 @@ def _device_name(device: torch.device) -> str:
 
 @functools.lru_cache(maxsize=1)
 def versions() -> tuple[str, ...]:
-    """What a verdict depends on beside the device: torch, triton, this package and the kernels' own sources."""
+    """Versions that a verdict depends on: torch, triton, this package and a hash of the kernels' sources."""
     installed = []
     for package in ("triton", "swintormer-kernels"):
         try:

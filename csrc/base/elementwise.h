@@ -1,4 +1,4 @@
-// Walks tensors of one shape and any strides together. Compiled once, not per instruction set.
+// Iterates over tensors of the same shape and any strides together. Compiled once, not per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@ namespace swk {
 constexpr int kMaxRank = 64;     // torch allows no more
 constexpr int kMaxOperands = 5;
 
-// Loops over `rows` rows of `length` elements: operand k's element i of a row lies at offset + i * stride[k].
+// Loops over `rows` rows of `length` elements. Element i of a row of operand k is at offset
+// row_offset[k] + i * stride[k].
 struct ElementwisePlan {
     int operands;
     int64_t length;                  // of a row, at least 1
@@ -19,12 +20,12 @@ struct ElementwisePlan {
     int64_t strides[kMaxOperands][kMaxRank];
 };
 
-// Orders dimensions by the stride of operand 0 (the output), smallest innermost, merges those that are contiguous in
-// every operand, and makes a row of the innermost, or of the longest where that one is short. `strides[k]` holds
-// operand k's strides of the `rank` dimensions.
+// Orders dimensions by the stride of operand 0 (the output), smallest innermost, and merges those that are contiguous
+// in every operand. The innermost dimension becomes the row, or the longest one if the innermost is short. `strides[k]`
+// are the strides of operand k, [rank].
 ElementwisePlan plan_elementwise(int rank, const int64_t* sizes, int operands, const int64_t* const* strides);
 
-// Writes each operand's offset of row `row`, in elements.
+// Writes the offset of row `row` for each operand, in elements.
 void row_offsets(const ElementwisePlan& plan, int64_t row, int64_t* offsets);
 
 }  // namespace swk

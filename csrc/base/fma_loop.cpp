@@ -4,8 +4,8 @@
 
 namespace swk::SWK_ISA {
 
-// As many chains as a tile of tile.h has accumulators: 24 with 32 registers, 12 with 16. Two units of four cycles'
-// latency, the most of today's cores, are busy with 8.
+// One chain per accumulator of a tile (tile.h): 24 with 32 registers, 12 with 16. Two multiply-add units with a latency
+// of four cycles, the most in current cores, need 8 chains.
 void fma_loop(const FmaLoopArgs& args) {
     constexpr int kChains = kTileRows * kPanelVectors;
     const F32 factor = broadcast(args.factor), addend = broadcast(args.addend);

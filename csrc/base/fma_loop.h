@@ -1,4 +1,4 @@
-// The work that measures a core's peak: multiply-adds of registers alone, in chains enough to hide their latency.
+// The loop that measures the peak rate of a core: multiply-adds in registers, in enough chains to hide their latency.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@ namespace swk {
 
 struct FmaLoopArgs {
     int64_t rounds;
-    float factor, addend;  // a value stays finite with factor 0.5; not constants, or the compiler would do the work
-    float* result;         // [1], what the chains add up to
+    float factor, addend;  // factor 0.5 keeps values finite; arguments, so that the compiler cannot compute the result
+    float* result;         // [1], the sum of the chains
     int64_t* operations;   // of one round; a multiply-add counts as two
 };
 

@@ -22,12 +22,12 @@ namespace {
 using TeamBody = void (*)(int worker, int team, void* context);
 
 // ---- torch's threads ------------------------------------------------------------------------------------------------
-// The extension links to no OpenMP. A second runtime beside torch's means two pools, each of which spins for work after
-// its own loops while the other one wants the cores. Instead this finds the runtime that the process has loaded already
-// through the entry points that GCC-compiled code uses, which LLVM's and Intel's runtimes export too.
+// The extension does not link to OpenMP. A second runtime next to torch's would mean two thread pools, each of which
+// busy-waits after its own loops while the other needs the cores. Instead, this finds the runtime that the process has
+// loaded already through the entry points of GCC-compiled code, which LLVM's and Intel's runtimes export, too.
 // ddim_step of 131072 elements and torch.add in turn, two cores, median of a pair: 34 us on torch's threads, 48 to 54
-// on our own (bench/bench_threads.py). On a machine with more to run than cores the spinning turns against it: at load
-// 9 on two cores a region costs 25 to 40 ms on torch's threads, torch's own regions too, and little on threads that block.
+// on our own (bench/bench_threads.py). On an overloaded machine busy-waiting is a disadvantage: at load 9 on two cores
+// a parallel region takes 25 to 40 ms on torch's threads, also in torch itself, and little on threads that block.
 
 struct OpenMp {
     void (*parallel)(void (*body)(void*), void* context, unsigned threads, unsigned flags) = nullptr;  // GOMP_parallel
@@ -46,7 +46,7 @@ OpenMp openmp_in(void* handle) {
     return runtime;
 }
 
-// Notes the paths of loaded libraries that may be an OpenMP runtime.
+// Collects the paths of loaded libraries that may be an OpenMP runtime.
 int note_runtime(dl_phdr_info* library, size_t, void* paths) {
     const char* slash = std::strrchr(library->dlpi_name, '/');
     const std::string_view name = slash ? slash + 1 : library->dlpi_name;
@@ -57,11 +57,11 @@ int note_runtime(dl_phdr_info* library, size_t, void* paths) {
 }
 
 OpenMp find_openmp() {
-    // The global scope first: torch's own calls are bound there if a runtime was preloaded.
+    // The global scope first: torch's own calls are bound to it if a runtime was preloaded.
     const OpenMp global = openmp_in(RTLD_DEFAULT);
     if (global.found()) return global;
-    // dl_iterate_phdr holds a lock that dlopen takes after another one: dlopen inside its callback can deadlock with any
-    // thread that loads a library. So the paths are collected first.
+    // dl_iterate_phdr holds a lock that dlopen takes after another one, so calling dlopen inside the callback can
+    // deadlock with a thread that loads a library. The paths are therefore collected first.
     std::vector<std::string> paths;
     dl_iterate_phdr(&note_runtime, &paths);
     for (const std::string& path : paths) {
@@ -93,11 +93,11 @@ void run_openmp(const OpenMp& runtime, int threads, TeamBody body, void* context
         &region, static_cast<unsigned>(threads), 0);
 }
 
-// ---- own threads, where there is no OpenMP runtime -------------------------------------------------------------------
+// ---- own threads, if there is no OpenMP runtime ---------------------------------------------------------------------
 
 class Pool {
 public:
-    // A second caller at the same time runs alone: the workers are busy.
+    // A second, simultaneous caller runs single-threaded, because the workers are busy.
     void run(int threads, TeamBody body, void* context) {
         std::unique_lock<std::mutex> only(running_, std::try_to_lock);
         if (!only) return body(0, 1, context);

@@ -1,4 +1,4 @@
-// Threads: the only header with them (parallel.cpp says whose threads they are, and why).
+// Multithreading. parallel.cpp explains which threads are used.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +6,18 @@
 namespace swk {
 
 // Calls body(worker, team, context) once for each worker of 0 .. team-1, in parallel, and returns when all are done.
-// 1 <= team <= threads; the team is smaller where the runtime has no more threads to give, as inside a parallel region.
+// 1 <= team <= threads; the team is smaller if the runtime has fewer threads, for example inside a parallel region.
 void run_team(int threads, void (*body)(int worker, int team, void* context), void* context);
 
-// Whose threads run_team takes: "openmp" (the runtime that torch has loaded) or "own".
+// The source of run_team's threads: "openmp" (the runtime that torch has loaded) or "own".
 const char* thread_source();
 
-// Takes the package's own threads from now on (true), or torch's where they can be found (false). For tests and benches.
+// Uses the package's own threads from now on (true), or torch's if they are found (false). For tests and benches.
 void use_own_threads(bool own);
 
-// Calls body(begin, end, worker) on consecutive ranges that cover 0 .. count-1, one range per worker. A worker is not
-// worth waking for fewer than `grain` items. Ranges begin at multiples of `align`.
-// `worker` < threads tells apart the scratch memories of workers. Nothing may depend on where the ranges are cut.
+// Calls body(begin, end, worker) on consecutive ranges that cover 0 .. count-1, one range per worker, with at least
+// `grain` items per worker. Ranges begin at multiples of `align`. `worker` < threads is the index of the worker's
+// scratch memory. Results must not depend on the boundaries of the ranges.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, int64_t align, int threads, const Body& body) {
     if (count <= 0) return;

@@ -1,11 +1,12 @@
-// Vectors of float32: the only file with vector types.
+// Vectors of float32. Only this file uses vector types of an instruction set.
 //
-// Every op's source is compiled once per instruction set (CMakeLists.txt), each time with another SWK_ISA as namespace.
-// Arithmetic, comparison and ?: come from the GCC/Clang vector extensions. Products are fused only where `madd` says so
-// (the build sets -ffp-contract=off), so an element gets the same bits wherever it falls in a vector, a tail or a thread.
+// The source of every op is compiled once per instruction set (CMakeLists.txt), each time with another namespace
+// SWK_ISA. Arithmetic, comparison and ?: are GCC/Clang vector extensions. Only `madd` fuses products and sums (the
+// build sets -ffp-contract=off), so an element has the same bits at any position in a vector, in a tail and on any
+// thread.
 //
-// Included by op sources only. They must not instantiate std templates: the linker keeps one copy of a template for all
-// instruction sets, and it may be the one that this machine cannot run (tests/native/test_build.py looks for such symbols).
+// For op sources only. They must not instantiate std templates: the linker keeps one copy of a template for all
+// instruction sets, which may be one that this machine cannot run (tests/native/test_build.py checks the symbols).
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,7 @@ using Lanes = LaneList<0, 1, 2, 3, 4, 5, 6, 7>;
 using Lanes = LaneList<0, 1, 2, 3>;
 #endif
 
-// value - 0 is value bit for bit, so the compiler drops the subtraction (0 + value would turn -0 into +0 and stay).
+// value - 0 has the bits of value, so the compiler removes the subtraction; 0 + value would change -0 to +0.
 static inline F32 broadcast(float value) { return value - F32{}; }
 
 static inline F32 load(const float* from) {
@@ -50,10 +51,10 @@ static inline F32 load(const float* from) {
 
 static inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
-// Lanes of the next vector of `left` elements.
+// Number of lanes in use if `left` elements remain.
 static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
-// The first `count` lanes, the rest 0. `stride` in elements.
+// Loads the first `count` lanes and sets the rest to 0. `stride` in elements.
 static inline F32 load(const float* from, int64_t stride, int count) {
     if (stride == 1 && count == kLanes) return load(from);
     float lanes[kLanes] = {};
@@ -66,7 +67,7 @@ static inline void store(float* to, int64_t stride, int count, F32 value) {
     for (int lane = 0; lane < count; ++lane) to[lane * stride] = value[lane];
 }
 
-// a * b + c, rounded once where the instruction set can (everywhere but in the portable build).
+// a * b + c, rounded once (twice in the portable build).
 static inline F32 madd(F32 a, F32 b, F32 c) {
 #if !defined(SWK_PORTABLE) && defined(__AVX512F__)
     return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -79,7 +80,7 @@ static inline F32 madd(F32 a, F32 b, F32 c) {
 #endif
 }
 
-// a where a > b, else b: the semantics of the x86 instruction, so b where one of them is NaN.
+// a where a > b, otherwise b, as the x86 instruction; b if one of them is NaN.
 static inline F32 maximum(F32 a, F32 b) {
 #if !defined(SWK_PORTABLE) && defined(__AVX512F__)
     return (F32)_mm512_max_ps((__m512)a, (__m512)b);
@@ -104,10 +105,10 @@ static inline F32 square_root(F32 value) {
 #endif
 }
 
-// e^value for value <= 88; below -87.3 (where float32 loses its last normal number) the result is e^-87.3 = 1.2e-38.
-// Error at most 1.26 units in the last place, over one float in 37 from -87.3 to 0 on each instruction set.
-// Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, ln 2 split in two so that n times its head is exact; the
-// polynomial is Cephes' expf; 2^n is put together from the bits of n.
+// e^value for value <= 88. Below -87.3, where float32 becomes subnormal, the result is e^-87.3 = 1.2e-38.
+// Error at most 1.26 units in the last place, measured on every 37th float from -87.3 to 0 on each instruction set.
+// Cody and Waite: value = n ln 2 + r with |r| <= ln 2 / 2, with ln 2 split in two so that n times its head is exact.
+// The polynomial is that of expf in Cephes. 2^n is assembled from the bits of n.
 static inline F32 exponential(F32 value) {
     value = maximum(broadcast(-87.33654f), value);  // NaN stays NaN
     const F32 shifter = broadcast(12582912.0f);  // 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer
@@ -126,7 +127,7 @@ static inline F32 exponential(F32 value) {
     return p * (F32)power;
 }
 
-// rows[i][j] <-> rows[j][i], by swapping ever larger off-diagonal blocks.
+// Swaps rows[i][j] and rows[j][i] by exchanging off-diagonal blocks of increasing size.
 template <int Step, int... Lane>
 static inline void transpose_step(F32* rows, LaneList<Lane...>) {
     for (int i = 0; i < kLanes; ++i) {
@@ -144,7 +145,7 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
-// NaN stays NaN, as in torch.clamp: it fails both comparisons.
+// NaN stays NaN, as in torch.clamp, because both comparisons are false.
 static inline F32 clamp(F32 value, F32 low, F32 high) {
     value = value < low ? low : value;
     return value > high ? high : value;

@@ -1,6 +1,7 @@
-// One head of one half of a window's attention, from the window's normed tokens to its d rows of the concatenation.
+// One head of one half of a window's attention: from the normalised tokens of the window to d rows of `attended`.
+// Formulas: swda_block.h. Memory layout: q, k and v are rows [channel][pitch] of tokens.
 //
-// The 3d channels of the head are made just before they are used, so q, k and v of one head is all that exists:
+// The 3d channels of a head are computed just before they are used, so only one head's q, k and v are in memory. MACs:
 //   qkv and depth-wise convolution  3d (C + 9) N multiply-accumulates, kTileRows channels at a time through L1
 //   window half                     2 d N^2, logits of one panel of queries at a time: [key][query], N * kPanel floats
 //   channel half                    2 d^2 N
@@ -11,18 +12,18 @@
 
 namespace swk::SWK_ISA {
 
-constexpr float kLeastNorm = 1e-12f;  // of cosine attention, as torch.nn.functional.normalize floors it
+constexpr float kLeastNorm = 1e-12f;  // lower bound of the norm, as in torch.nn.functional.normalize
 
-// Sizes that follow from C, heads and window; the scratch of one head.
+// Sizes computed from C, heads and window, and the scratch of one head.
 struct HeadShape {
     int64_t channels, heads, window;
     int64_t tokens, panels;      // N and its panels
     int64_t size, padded_size;   // d, and d in whole tiles
     int64_t rows;                // 3d in whole tiles: qkv's rows of a head
-    int64_t pitch;               // floats from channel to channel of q, k and v
-    int64_t plane;               // floats of a window with a rim of zeros
+    int64_t pitch;               // floats between consecutive channels of q, k and v
+    int64_t plane;               // floats of one channel of a window with a border of zeros
     int64_t bias_floats;
-    bool in_table;               // a vector of queries lies in one row of the window
+    bool in_table;               // every vector of queries is inside one row of the window: bias read from the table
     int64_t scratch_planes, scratch_qkv, scratch_values, scratch_logits, scratch_floats;
 
     HeadShape(int64_t channels, int64_t heads, int64_t window) : channels(channels), heads(heads), window(window) {
@@ -31,8 +32,8 @@ struct HeadShape {
         size = channels / 2 / heads;
         padded_size = up(size, kTileRows);
         rows = up(3 * size, kTileRows);
-        // Rows of a window end in a vector that may reach kLanes - 1 further, a tile of keys reads kTileRows - 1 further.
-        // An odd number of cache lines: else the channels of a token would share a few sets of the L1.
+        // The last vector of a row may write kLanes - 1 floats past its end, a tile of keys reads kTileRows - 1 floats
+        // past it. An odd number of cache lines, so that channels do not fall into the same few sets of the L1 cache.
         pitch = (up(panels * kPanel + 16, 16) / 16 | 1) * 16;
         plane = up((window + 2) * (window + 1) + 1 + kLanes, 16);
         in_table = window % kLanes == 0;
@@ -62,11 +63,11 @@ public:
           qkv_(planes_ + shape.scratch_planes),
           values_(qkv_ + shape.scratch_qkv),
           logits_(values_ + shape.scratch_values) {
-        for (int64_t i = 0; i < shape.scratch_planes; ++i) planes_[i] = 0.0f;  // the rims stay 0
+        for (int64_t i = 0; i < shape.scratch_planes; ++i) planes_[i] = 0.0f;  // the borders stay 0
     }
 
     // Head `head` of the window half (half 0) or the channel half (half 1).
-    // normed [panel][C][kPanel]; attended, the same shape, gets the head's d channels.
+    // normed: [panel][C][kPanel]; attended: the same shape, of which the head's d channels are written.
     void attend(const float* normed, const Regions& regions, int half, int64_t head, float* attended) {
         project(normed, half * shape_.heads + head);
         float* to = attended + (half * shape_.channels / 2 + head * shape_.size) * kPanel;
@@ -84,7 +85,7 @@ protected:
     float* k() { return qkv_ + shape_.size * shape_.pitch; }
     float* v() { return qkv_ + 2 * shape_.size * shape_.pitch; }
 
-    // qkv_ = dwconv(qkv weights of `unit` x normed), [3d][pitch], 0 past the last token.
+    // qkv_ = dwconv(qkv weights of `unit` times normed), [3d][pitch], zeros after the last token.
     void project(const float* normed, int64_t unit) {
         const int64_t depth = shape_.channels, first = unit * shape_.rows;
         for (int64_t row = 0; row < 3 * shape_.size; row += kTileRows) {
@@ -103,8 +104,8 @@ protected:
         }
     }
 
-    // Puts a tile's tokens into the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that a row's right rim is the
-    // left rim of the next one.
+    // Stores the tokens of a tile in the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that the zero on the
+    // right of a row is also the zero on the left of the next one.
     void spread(const Tile& tile, const float* bias, int64_t token) {
         const int64_t w = shape_.window;
         for (int v = 0; v < kPanelVectors; ++v, token += kLanes) {
@@ -123,8 +124,8 @@ protected:
         }
     }
 
-    // 3x3 convolution of one plane. A row's last vector may reach into the next row, which is written later: hence the
-    // last vectors of all rows come first.
+    // 3x3 convolution of one plane. The last vector of a row may overwrite the start of the next row, so the last
+    // vectors of all rows are computed first.
     void convolve(const float* plane, const F32 (&tap)[9], float bias, float* to) {
         const int64_t w = shape_.window, pitch = w + 1;
         for (int64_t x = (w - 1) / kLanes * kLanes; x >= 0; x -= kLanes) {
@@ -144,7 +145,7 @@ protected:
         for (int64_t i = shape_.tokens; i < shape_.panels * kPanel; ++i) to[i] = 0.0f;
     }
 
-    // rows[c][t] *= factor / max(norm over c, 1e-12); the quotients stay in `scales` [t], unless that is null.
+    // rows[c][t] *= factor / max(norm over c, 1e-12). The quotients are stored in `scales` [t] unless it is null.
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
@@ -175,7 +176,7 @@ protected:
         }
     }
 
-    // to [token][padded_size] = rows [d][pitch] transposed; the padding feeds rows that nobody reads.
+    // to [token][padded_size] = rows [d][pitch] transposed. The padding only affects output rows that are not read.
     void transpose_rows(const float* rows, float* to) {
         const int64_t d = shape_.size;
         for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
@@ -195,7 +196,7 @@ protected:
         }
     }
 
-    // logits_ [key][query] of one panel of queries, and the highest of each query.
+    // Computes logits_ [key][query] of one panel of queries, and the maximum of each query.
     template <bool Masked>
     void make_logits(const float* region, int64_t head, int64_t panel, F32 (&highest)[kPanelVectors]) {
         const int64_t w = shape_.window, tokens = shape_.tokens, query = panel * kPanel;
@@ -204,7 +205,7 @@ protected:
         for (int v = 0; v < kPanelVectors; ++v) {
             const int64_t i = query + v * kLanes;
             bias[v] = weights_.bias + head * shape_.bias_floats;
-            // Of queries past the last one nothing is used; they take the bias of query 0.
+            // Queries after the last token are not used; they read the bias of query 0.
             if (shape_.in_table && i < tokens) bias[v] += (i / w + w - 1) * (2 * w - 1) + i % w + w - 1;
             if (shape_.in_table && i >= tokens) bias[v] += (w - 1) * (2 * w - 1) + w - 1;
             if (!shape_.in_table) bias[v] += panel * tokens * kPanel + v * kLanes;
@@ -229,7 +230,7 @@ protected:
         }
     }
 
-    // column <- exp(column - highest) over the tokens; returns the sum.
+    // Replaces column by exp(column - highest) over the tokens and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
         for (int64_t key = 0; key < shape_.tokens; ++key, column += kPanel) {
@@ -240,7 +241,7 @@ protected:
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 
-    // to [d][kPanel] = values of the panel's queries.
+    // to [d][kPanel] = attended values of the panel's queries.
     void mix_values(const F32 (&sum)[kPanelVectors], float* to) {
         F32 inverse[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
@@ -255,7 +256,7 @@ protected:
         }
     }
 
-    // Row products of q and k over the tokens, softmax_one over k's channels, times v.
+    // softmax_one over the channels of k of (q k^T over the tokens), times v.
     void channel_half(float* to) {
         const int64_t d = shape_.size, stride = shape_.padded_size;
         normalise_channels(q()), normalise_channels(k());
@@ -282,7 +283,7 @@ protected:
         return sum;
     }
 
-    // rows[c][t] /= max(norm over t, 1e-12); the factors stay in `scales` [c], unless that is null.
+    // rows[c][t] /= max(norm over t, 1e-12). The factors are stored in `scales` [c] unless it is null.
     void normalise_channels(float* rows, float* scales = nullptr) {
         const int64_t length = shape_.panels * kPanel;
         for (int64_t c = 0; c < shape_.size; ++c) {
@@ -301,14 +302,14 @@ protected:
         }
     }
 
-    // 3x3 of them take 9 accumulators and 6 operands, which AVX2's 16 registers hold; 3 divides d = 24 and 48.
+    // 3x3 channels take 9 accumulators and 6 operands: they fit the 16 registers of AVX2, and 3 divides d = 24 and 48.
     static constexpr int kGramSide = 3;
 
-    // product[b][a] = rows[a] . columns[b] for kGramSide channels of each from a and b on; [d][padded_size].
+    // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
     void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
         const int64_t last = shape_.size - 1, stride = shape_.padded_size;
         const float *left[kGramSide], *right[kGramSide];
-        for (int i = 0; i < kGramSide; ++i) {  // past the last channel, the last one again
+        for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
             left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
             right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }

@@ -1,15 +1,16 @@
 // The gradient of one head of one half of a window's attention (formula: swda_core.h), in the layout of attention.h.
 //
-// Everything is made again from the head's 3d channels of qkv. The window half goes by panels of queries, as forward:
-//   l, P and g of a panel are [key][query]; dq sums over keys, dv and dk sum over queries and want them transposed
-//   5 d N^2 multiply-accumulates (l, g, dq, dk, dv), N^2 exponentials, two transpositions of N^2
+// The forward pass is computed again from the head's 3d channels of qkv. The window half proceeds by panels of queries:
+//   l, P and g of a panel are [key][query]; dq sums over keys; dv and dk sum over queries and need the transpose.
+//   5 d N^2 multiply-accumulates (l, g, dq, dk, dv), N^2 exponentials, two transpositions of N^2 elements.
+// Channel half: 5 d^2 N multiply-accumulates. Convolution: 3 * 27 d N (forward, gradients of input and of weights).
 #pragma once
 
 #include "attention.h"
 
 namespace swk::SWK_ISA {
 
-// Scratch of HeadGradient beside the Head's.
+// Scratch of HeadGradient in addition to that of Head.
 struct GradientShape {
     int64_t keys;  // N in whole panels
     int64_t rows, grads, out, transposed, panel, square, planes, scales, floats;
@@ -41,16 +42,16 @@ public:
         q_tokens_ = take(sizes.transposed), k_tokens_ = take(sizes.transposed), out_tokens_ = take(sizes.transposed);
         logit_grads_ = take(sizes.panel), plane_ = take(sizes.planes);
         q_scales_ = take(sizes.scales), k_scales_ = take(sizes.scales);
-        squares_ = next;  // last: the channel half may need more of it
+        squares_ = next;  // last, because the channel half may need more than 2 squares
         for (int64_t i = 0; i < sizes.planes; ++i) plane_[i] = 0.0f;
     }
 
-    // [3d][pitch], 0 past the last token: the caller fills it with qkv; `backward` leaves its gradient there.
+    // [3d][pitch], zeros after the last token. Input: qkv. `backward` replaces it by its gradient.
     float* rows() { return rows_; }
-    // [d][pitch], 0 past the last token: the caller fills it with the gradient of the head's output.
+    // [d][pitch], zeros after the last token. Input: the gradient of the head's output.
     float* out() { return out_; }
 
-    // The head's output from rows(); `attended` as in Head::attend.
+    // Computes the head's output from rows(); `attended` as in Head::attend.
     void forward(const Regions& regions, int half, int64_t head, float* attended) {
         convolve_rows(half * shape_.heads + head);
         if (half) return channel_half(attended);
@@ -58,7 +59,7 @@ public:
         window_half<false>(regions.of_token, head, attended);
     }
 
-    // dwconv [3d][10]; bias [(2w-1)^2] and log_scale [1] are written by the window half alone.
+    // dwconv [3d][10]; bias [(2w-1)^2] and log_scale [1] are written by the window half only.
     void backward(const Regions& regions, int half, int64_t head, float* dwconv, float* bias, float* log_scale) {
         const int64_t unit = half * shape_.heads + head;
         convolve_rows(unit);
@@ -83,7 +84,7 @@ private:
     // Gradient of q, k or v after the convolution: [d][pitch].
     float* grad(int part) { return grads_ + part * shape_.size * shape_.pitch; }
 
-    // plane <- a row of tokens, its rim left alone.
+    // Copies a row of tokens into a plane; the border of zeros is not touched.
     void fill_plane(const float* row, float* plane) {
         const int64_t w = shape_.window;
         for (int64_t y = 0; y < w; ++y) {
@@ -103,14 +104,14 @@ private:
         }
     }
 
-    // rows_ <- the gradient of rows_, from grads_; taps and bias of row r to dwconv + 10 r.
+    // Replaces rows_ by its gradient, computed from grads_; gradients of taps and bias of row r go to dwconv + 10 r.
     void convolve_backward(int64_t unit, float* dwconv) {
         const int64_t w = shape_.window, pitch = w + 1, first = 1 + pitch, last = first + w * pitch;
         for (int64_t row = 0; row < 3 * shape_.size; ++row) {
             float* line = rows_ + row * shape_.pitch;
             fill_plane(line, planes_);
             fill_plane(grads_ + row * shape_.pitch, plane_);
-            // Both planes have rims of 0, so one run over the plane is all the sums of products that there are.
+            // Both planes have borders of zeros, so one pass over the whole plane gives all nine sums of products.
             F32 sum[10] = {};
             for (int64_t i = first; i < last; i += kLanes) {
                 const F32 value = load(plane_ + i);
@@ -127,13 +128,13 @@ private:
         }
     }
 
-    // grads <- gradient before `normalise_tokens`, where rows are what it left. Returns the sum of rows . grads over the
-    // tokens, which is the gradient of factor's logarithm.
+    // Replaces grads by the gradient of the input of `normalise_tokens`; rows is its output. Returns the sum of rows .
+    // grads over the tokens, the gradient of log(factor).
     float normalise_tokens_backward(const float* rows, float* grads, const float* scales, float factor) {
-        // Twice by 1 / factor, because factor^2 leaves float32's range; where that quotient would, rows are 0 as well.
+        // Multiply by 1 / factor twice, because factor^2 may underflow float32. Where 1 / factor overflows, rows are 0.
         const float inverse = factor > 1e-37f ? 1.0f / factor : 0.0f;
         const F32 floored = factor / broadcast(kLeastNorm);
-        F32 total = {};  // lanes past the last token add 0: their rows are
+        F32 total = {};  // lanes after the last token add 0, because rows are 0 there
         for (int64_t t = 0; t < sizes_.keys; t += kLanes) {
             F32 dot[2] = {};
             for (int64_t c = 0; c < shape_.size; ++c) {
@@ -169,7 +170,7 @@ private:
         }
     }
 
-    // One vector of queries: logits_ <- P, logit_grads_ <- dl.
+    // For one vector of queries: replaces logits_ by P and writes dl to logit_grads_.
     void differentiate_column(int v, int64_t panel, F32 highest) {
         float *p = logits_ + v * kLanes, *dl = logit_grads_ + v * kLanes;
         F32 ties;
@@ -201,7 +202,7 @@ private:
         }
     }
 
-    // As `exponentiate`; the row's maximum, and what equals it, is left with a minus sign, and counted.
+    // As `exponentiate`. Elements equal to the row maximum get a minus sign, and `ties` is their number.
     F32 exponentiate_marking(float* column, F32 highest, F32& ties) {
         F32 sum[4] = {};
         ties = F32{};
@@ -219,7 +220,7 @@ private:
         for (int64_t t = 0; t < kPanel; t += kLanes) {
             const int64_t query = panel * kPanel + t;
             if (query >= shape_.tokens) return;
-            // Keys below one another follow in turn: beside one another they would add to nearly the same addresses.
+            // Column by column: consecutive keys of a row would add to overlapping addresses, load after store.
             for (int64_t x = 0; x < w; ++x) {
                 for (int64_t y = 0; y < w; ++y) {
                     const float* dl = logit_grads_ + (y * w + x) * kPanel + t;
@@ -237,7 +238,7 @@ private:
         }
     }
 
-    // Gradient of the panel's q, [d][query].
+    // Gradient of q of the panel, [d][query].
     void sum_over_keys(int64_t panel) {
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
             const Tile tile = multiply(shape_.tokens, k_tokens_ + c, shape_.padded_size, logit_grads_, kPanel);
@@ -248,7 +249,7 @@ private:
         }
     }
 
-    // Adds the panel's queries to the gradients of k and v, [d][key].
+    // Adds the contribution of the panel's queries to the gradients of k and v, [d][key].
     void sum_over_queries(int64_t panel) {
         float *p = squares_, *dl = squares_ + sizes_.square;
         transpose_panel(logits_, p), transpose_panel(logit_grads_, dl);
@@ -269,7 +270,7 @@ private:
         }
     }
 
-    // [key][query] -> [query][keys], 0 past the last key.
+    // [key][query] -> [query][keys], zeros after the last key.
     void transpose_panel(const float* from, float* to) {
         for (int64_t key = 0; key < sizes_.keys; key += kLanes) {
             for (int64_t query = 0; query < kPanel; query += kLanes) {
@@ -304,7 +305,7 @@ private:
         normalise_channels_backward(q(), grad(0), q_scales_), normalise_channels_backward(k(), grad(1), k_scales_);
     }
 
-    // The same as differentiate_column, for one channel of q: p holds P, dl holds g and gets dl.
+    // As differentiate_column, for one channel of q: p is P; dl is g on entry and dl on return.
     void differentiate_channel(const float* p, float* dl) {
         const int64_t stride = shape_.padded_size;
         float delta = 0.0f, highest = 0.0f, ties = 0.0f;
@@ -332,7 +333,7 @@ private:
         }
     }
 
-    // grads <- gradient before `normalise_channels`, where rows are what it left.
+    // Replaces grads by the gradient of the input of `normalise_channels`; rows is its output.
     void normalise_channels_backward(const float* rows, float* grads, const float* scales) {
         for (int64_t c = 0; c < shape_.size; ++c) {
             const float* row = rows + c * shape_.pitch;

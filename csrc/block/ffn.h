@@ -1,10 +1,10 @@
-// The gated feed-forward part on panels of tokens in scratch:
+// The gated FFN on panels of tokens in scratch:
 //
 //   x += out(x1 * x2) + bias, [x1, x2] = in(LayerNorm(x)) + bias      x [panel][channel][kPanel]
 //
-// 3 C hidden multiply-accumulates a token. All it touches beside weights is scratch: x is read for the norm and added to
-// once for each chunk of hidden channels (1 to 5 of them at the released sizes). Weights, 12 C hidden bytes, are read
-// once for each group of panels.
+// 3 C hidden multiply-accumulates per token. Memory beside the weights is scratch in L1 and L2: x is read for the norm
+// and updated once per chunk of hidden channels (1 to 5 chunks at the released sizes). The weights, 12 C hidden bytes,
+// are read once per group of panels.
 #pragma once
 
 #include "tokens.h"
@@ -13,8 +13,8 @@ namespace swk::SWK_ISA {
 
 constexpr int kPairs = kTileRows / 2;
 
-// Hidden channels at a time: a panel of x1 * x2 is then 32 KiB (AVX-512) and stays in L1 and L2, and so do the 12 KiB of
-// a tile of out's weights. Chunks are of nearly the same size, in whole tiles.
+// Hidden channels per chunk, at most 256: a panel of x1 * x2 then takes 32 KiB (AVX-512) and a tile of the output
+// weights 12 KiB, which both stay in L1 and L2. Chunks are whole tiles and nearly equal in size.
 static inline int64_t hidden_chunk(int64_t hidden) {
     const int64_t tiles = (hidden + kPairs - 1) / kPairs, most = 256 / kPairs;
     const int64_t chunks = (tiles + most - 1) / most;

@@ -1,7 +1,14 @@
-// swda_block and swda_attention on the CPU: a window is the unit of work, and is in scratch from its one reading to its
-// one writing. At the released sizes a window is 0.3 to 5 M multiply-accumulates for each of its 0.4 to 3 KiB per token.
-// A worker's scratch is 285, 444, 732 and 1328 KiB at C = 48, 96, 192 and 384 (AVX2; AVX-512 up to 1406): at 384 it is
-// larger than an L2 of 1 MiB, as the block's weights (6 MB) are anyway.
+// swda_block and swda_attention on the CPU, float32. The formulas are in swda_block.h.
+//
+//   swda_attention   y   = x + proj(concat(window half, channel half)) of norm1(x)
+//   swda_block       out = y + ffn(norm2(y))
+//
+// Shapes: x and out (B, C, H, W), any strides; windows of w*w = N tokens, `heads` heads of d = C / 2 / heads channels.
+// Memory layout: a worker copies one window into scratch as panels [panel][C][kPanel], processes it and writes it back.
+// MACs per pixel: 4 C^2 + 27 C + C N + C d (attention), 3 C hidden (FFN).
+// Bytes per pixel: 8 C, x read once and out written once. Weights come from L2 or L3 for each window.
+// Scratch of a worker: 285, 444, 732 and 1328 KiB at C = 48, 96, 192 and 384 with AVX2, at most 1406 KiB with AVX-512.
+// At C = 384 that exceeds an L2 cache of 1 MiB, and so do the block's weights (6 MB).
 #include "swda_block.h"
 
 #include "../base/parallel.h"
@@ -14,7 +21,7 @@ int64_t gate_floats(int64_t channels, int64_t hidden) {
     return hidden ? panel_group(channels) * hidden_chunk(hidden) * kPanel : 0;
 }
 
-// Scratch of one worker: a window's buffers, a head's, and the FFN's gate.
+// Scratch of one worker: the buffers of a window, those of a head, and the gate of the FFN.
 struct Workspace {
     HeadShape shape;
     int64_t head_at, gate_at, floats;
@@ -26,7 +33,7 @@ struct Workspace {
     }
 };
 
-// Windows in turn, each taken by whichever worker is free.
+// Each worker processes whole windows and takes the next one when it is free.
 void each_window_alone(const SwdaBlockArgs& args, const Workspace& space, const FfnWeights* ffn, int64_t windows) {
     struct Job {
         const SwdaBlockArgs& args;
@@ -55,7 +62,7 @@ void each_window_alone(const SwdaBlockArgs& args, const Workspace& space, const 
     }, &job);
 }
 
-// All workers in one window: first its panels, then its heads, then its panels again.
+// All workers share one window: its panels (norm), then its heads, then its panels again (projection and FFN).
 void one_window_together(const SwdaBlockArgs& args, const Workspace& space, const FfnWeights* ffn, int64_t index) {
     const HeadShape& shape = space.shape;
     const WindowBuffers buffers(shape, args.scratch);
@@ -77,7 +84,8 @@ void one_window_together(const SwdaBlockArgs& args, const Workspace& space, cons
 void run(const SwdaBlockArgs& args, const FfnWeights* ffn) {
     const Workspace space(args.channels, args.heads, args.window, ffn ? ffn->hidden : 0);
     const int64_t windows = args.batch * (args.height / args.window) * (args.width / args.window);
-    // With fewer than 8 windows a worker, those left over when each worker has had its share are worth splitting.
+    // With fewer than 8 windows per worker, the remainder of an even division is shared window by window: one worker
+    // processing it while the others wait would cost more than an eighth of the time.
     int64_t alone = windows;
     if (windows < 8 * args.threads) alone = windows / args.threads * args.threads;
     if (alone) each_window_alone(args, space, ffn, alone);

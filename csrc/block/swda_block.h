@@ -1,4 +1,4 @@
-// swda_block, and its halves swda_attention and gated_ffn, on x (B, C, H, W):
+// swda_block and its halves swda_attention and gated_ffn (arXiv 2401.05907), on x (B, C, H, W):
 //
 //   y   = x + proj(concat(window half, channel half)) of norm1(x)      swda_attention
 //   out = y + out(x1 * x2), [x1, x2] = in(norm2(y))                    gated_ffn
@@ -10,7 +10,7 @@
 //   softmax_one(l) = exp(l - max) / (1 + sum exp(l - max)); mask is -100 between different regions of the rolled map.
 //
 // Multiply-accumulates per pixel: 3C^2 + 27C + CN + Cd + C^2 (attention), 3 C hidden (FFN).
-// Memory: x read once, out written once, 8 C bytes per pixel; everything else stays in scratch and weights.
+// Memory: 8 C bytes per pixel, x read once and out written once; intermediate results stay in scratch.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct ImageView {
     int64_t batch_stride, channel_stride, row_stride, column_stride;
 };
 
-// A 1x1 convolution's weights in tiles of tile_rows (SwdaLayoutArgs) output channels: [tile][input channel][row], the
-// rows past the last output channel 0. `bias` [tile][row], 0 where the convolution has none.
+// Weights of a 1x1 convolution in tiles of tile_rows (SwdaLayoutArgs) output channels: [tile][input channel][row],
+// zeros in the rows after the last output channel. `bias` is [tile][row], zeros if the convolution has none.
 struct TiledMatrix {
     const float* weight;
     const float* bias;
@@ -33,7 +33,7 @@ struct TiledMatrix {
 struct AttentionWeights {
     const float* norm_weight;  // [C]
     const float* norm_bias;    // [C]
-    // Tiles of each (half, head) apart, window half first; its output channels are q's d, k's d, v's d.
+    // Separate tiles for each (half, head), window half first; output channels: d of q, d of k, d of v.
     TiledMatrix qkv;
     const float* dwconv;       // [row of qkv's tiles][9], row-major taps
     const float* dwconv_bias;  // [row of qkv's tiles]
@@ -45,30 +45,30 @@ struct AttentionWeights {
 struct FfnWeights {
     const float* norm_weight;  // [C]
     const float* norm_bias;    // [C]
-    // Tiles hold tile_rows / 2 channels of x1, then the same channels of x2; channels past the last one are 0.
+    // A tile holds tile_rows / 2 channels of x1, then the same channels of x2; zeros after the last channel.
     TiledMatrix in;
     TiledMatrix out;
     int64_t hidden;
 };
 
-// swda_attention leaves `ffn` unread; gated_ffn leaves `attention`, heads, window and shift.
+// swda_attention does not read `ffn`; gated_ffn does not read `attention`, heads, window and shift.
 struct SwdaBlockArgs {
     int64_t batch, channels, height, width;  // sides are multiples of the window, except for gated_ffn
     int64_t heads, window, shift;            // 2 heads divide the channels; 0 <= shift < window
-    ImageView x, out;                        // overlap nothing
+    ImageView x, out;                        // must not overlap
     AttentionWeights attention;
     FfnWeights ffn;
     float* scratch;  // [threads][scratch_floats], 64-byte aligned
-    int threads;     // at most so many
+    int threads;     // at most this many are used
 };
 
-// What the caller has to prepare for the instruction set in use.
+// Sizes that the caller needs to pack weights and allocate scratch for the instruction set in use.
 struct SwdaLayoutArgs {
     int64_t channels, heads, window, hidden;  // heads = 0 for gated_ffn, hidden = 0 for swda_attention
     int64_t* tile_rows;                       // even
     int64_t* scratch_floats;                  // for each thread
     int64_t* bias_floats;                     // for each head, 0 without attention
-    // [bias_floats] which entry of the (2w-1)^2 bias table stands where; nullptr to leave it.
+    // [bias_floats]: index into the (2w-1)^2 bias table for each element of the packed bias; nullptr if not wanted.
     int64_t* bias_index;
 };
 

@@ -1,5 +1,13 @@
-// swda_core and swda_core_backward on the CPU: a head of a window is the unit of work, taken by whichever worker is free.
-// Heads share no output, and what is summed over windows is written apart for each, so the bits do not depend on threads.
+// swda_core and swda_core_backward on the CPU, float32. The formulas are in swda_core.h.
+//
+//   attended = concat(window half, channel half) of dwconv3x3(qkv), window by window; and its gradients
+//
+// Shapes: qkv (B, 3C, H, W), attended (B, C, H, W), any strides; N tokens of a window, d channels of a head.
+// Memory layout: the unit of work is one head of one window, copied to scratch as rows [channel][pitch] of tokens.
+// MACs per pixel: 27 C + C N + C d forward; 81 C + 2.5 C N + 2.5 C d backward.
+// Bytes per pixel: 16 C forward (qkv read, attended written), 28 C backward (also the gradient of qkv written).
+// A free worker takes the next unit. Units write to separate outputs, and sums over windows are written per window and
+// added by the caller, so the result does not depend on the number of threads.
 #include "swda_core.h"
 
 #include "../base/parallel.h"
@@ -12,7 +20,7 @@ namespace {
 struct Workspace {
     HeadShape shape;
     GradientShape gradient;
-    int64_t region_at, panels_at, floats;  // regions of a window's tokens; panels [panel][C][kPanel] on their way
+    int64_t region_at, panels_at, floats;  // offsets: regions of a window's tokens; staging panels [panel][C][kPanel]
 
     Workspace(int64_t channels, int64_t heads, int64_t window) : shape(channels, heads, window), gradient(shape) {
         region_at = HeadShape::up(shape.scratch_floats + gradient.floats, 16);
@@ -21,7 +29,7 @@ struct Workspace {
     }
 };
 
-// One window of the part: where its tokens lie, and how they travel between images and rows [channel][pitch].
+// One window of the part: the addresses of its tokens, and copies between images and rows [channel][pitch].
 class PartWindow {
 public:
     PartWindow(const SwdaCoreArgs& args, const Workspace& space, float* scratch, int64_t index)
@@ -42,7 +50,7 @@ public:
         return {last_row || last_column, region_};
     }
 
-    // rows [d][pitch] <- d channels of the image from `channel` on, 0 past the last token.
+    // Copies d channels of the image, starting at `channel`, to rows [d][pitch]; zeros after the last token.
     void read(const ImageView& image, int64_t channel, float* rows) const {
         const HeadShape& shape = space_.shape;
         for (int64_t panel = 0; panel < shape.panels; ++panel) {
@@ -54,7 +62,7 @@ public:
         }
     }
 
-    // The inverse; only tokens are written.
+    // The inverse of `read`; elements after the last token are not written.
     void write(const float* rows, const ImageView& image, int64_t channel) const {
         const HeadShape& shape = space_.shape;
         for (int64_t panel = 0; panel < shape.panels; ++panel) {
@@ -66,7 +74,7 @@ public:
         }
     }
 
-    // Head::attend's layout, [panel][C][kPanel], of which it fills d channels.
+    // [panel][C][kPanel], the output layout of Head::attend, which fills d of the C channels.
     float* panels() const { return panels_; }
 
     void write_panels(const ImageView& image, int64_t channel) const {
@@ -99,7 +107,8 @@ private:
     }
 };
 
-// visit(head's buffers, its window, window index, unit) for every unit = half * heads + head of every window.
+// Calls visit(buffers of the head, its window, window index, unit) for every unit = half * heads + head of every
+// window.
 template <class Visit>
 void each_head(const SwdaCoreArgs& args, const Visit& visit) {
     struct Job {

@@ -6,13 +6,13 @@
 
 namespace swk::SWK_ISA {
 
-// Where the tokens of a panel lie in the image, relative to channel 0.
+// Offsets of a panel's tokens in the image, in elements, at channel 0.
 struct PanelPlace {
-    int count;  // tokens; the panel's other lanes are 0 when read and not written
+    int count;  // tokens; the remaining lanes of the panel are read as 0 and not written
     int64_t offset[kPanel];
 };
 
-// Whether kLanes tokens from `lane` on are neighbours in memory.
+// Whether the kLanes tokens starting at `lane` are contiguous in memory.
 static inline bool contiguous(const PanelPlace& place, int lane) {
     if (place.count - lane < kLanes) return false;
     for (int i = 1; i < kLanes; ++i) {
@@ -21,8 +21,8 @@ static inline bool contiguous(const PanelPlace& place, int lane) {
     return true;
 }
 
-// Lanes lane .. lane + kLanes - 1 of a panel. Channels that are neighbours in memory go through a transposition in
-// registers, tokens that are go vector by vector, anything else element by element.
+// Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, through a
+// transposition in registers if channels are, otherwise element by element.
 static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
     const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
     const int64_t* offset = place.offset + lane;
@@ -80,7 +80,7 @@ static inline void write_panel(const ImageView& image, const PanelPlace& place, 
 static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, float* to) {
     const float inverse = 1.0f / static_cast<float>(channels);
     for (int lane = 0; lane < kPanel; lane += kLanes) {
-        // Four partial sums each: the adds need not wait for one another, and rounding errors stay smaller.
+        // Four partial sums each: four independent chains of additions, and smaller rounding errors.
         F32 sum[4] = {}, square[4] = {};
         for (int64_t c = 0; c < channels; ++c) sum[c & 3] += load(from + c * kPanel + lane);
         const F32 mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;

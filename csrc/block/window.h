@@ -1,4 +1,4 @@
-// One window from the image into scratch, through its heads, projection and FFN, and back into the image.
+// One window of swda_block: copied into scratch, processed by heads, projection and FFN, and written back.
 #pragma once
 
 #include "attention.h"
@@ -6,13 +6,14 @@
 
 namespace swk::SWK_ISA {
 
-// Panels of a window that pass a tile of weights together: weights are read from L2 or L3 once for each group, while the
-// group's activations stay in L1 and L2. gated_ffn on 16x16 pixels, AVX-512, one core, GFLOP/s for groups of 1, 2, 4, 8
-// and 16: 201, 201, 200, 200, 200 (C 96); 225, 228, 222, 222, 223 (C 192); 168, 198, 185, 191, 192 (C 384);
-// AVX2 by processor time at C 384, groups of 1, 2 and 4: 97, 94, 101. The machine was busy: 5 % means nothing.
+// Number of panels that are multiplied by a tile of weights before the next tile is loaded: weights are read from L2 or
+// L3 once per group, and the activations of the group stay in L1 and L2. gated_ffn on 16x16 pixels, AVX-512, one core,
+// GFLOP/s for groups of 1, 2, 4, 8 and 16: 201, 201, 200, 200, 200 (C 96); 225, 228, 222, 222, 223 (C 192); 168, 198,
+// 185, 191, 192 (C 384); AVX2, CPU time, C 384, groups of 1, 2 and 4: 97, 94, 101. The machine was busy, so differences
+// of 5 % are noise.
 static inline int64_t panel_group(int64_t channels) { return channels >= 256 ? 4 : 2; }
 
-// Scratch of a window: its tokens, what the heads made of them, and the regions of the shift mask.
+// Scratch of a window: its tokens, the output of the heads, and the regions of the shift mask.
 struct WindowBuffers {
     float *tokens, *normed, *attended;  // [panel][C][kPanel]
     float* region;                      // [panels * kPanel]
@@ -39,7 +40,7 @@ public:
         last_column_ = args.shift && column_ + args.window == args.width;
     }
 
-    // Regions of the rolled map inside this window; only the last windows of a row or column have several.
+    // Regions of the rolled map inside this window. Only the last window of a row or column contains more than one.
     Regions mark_regions() const {
         if (last_row_ || last_column_) {
             const int64_t w = args_.window, edge = w - args_.shift;
@@ -59,7 +60,8 @@ public:
         }
     }
 
-    // Projection and residual, the FFN if there is one, and out. `gate` is scratch of ffn_panels for one group.
+    // Projection and residual, FFN if there is one, and the write to `out`. `gate` is scratch of ffn_panels for a
+    // group.
     void finish(int64_t first_panel, int64_t last_panel, const FfnWeights* ffn, float* gate) const {
         const int64_t floats = shape_.channels * kPanel, group = panel_group(shape_.channels);
         for (int64_t first = first_panel; first < last_panel; first += group) {
@@ -80,7 +82,7 @@ private:
     int64_t batch_, row_, column_;
     bool last_row_, last_column_;
 
-    // The roll is an addition to the address: token (y, x) of the window lies at (y + shift, x + shift) modulo the sides.
+    // The roll only changes addresses: token (y, x) of the rolled map is at (y + shift, x + shift) modulo the sides.
     PanelPlace place(const ImageView& image, int64_t panel) const {
         PanelPlace place{};
         const int64_t w = args_.window;
@@ -96,7 +98,7 @@ private:
         return place;
     }
 
-    // tokens += proj(attended) for `panels` panels from `first` on.
+    // tokens += proj(attended) for `panels` panels starting at `first`.
     void project(int64_t first, int64_t panels, float* tokens) const {
         const int64_t channels = shape_.channels, floats = channels * kPanel;
         const float* bias = args_.attention.proj.bias;

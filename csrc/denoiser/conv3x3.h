@@ -1,6 +1,6 @@
-// A 3x3 convolution, stride 1, padded with one 0 on each side, of images in rows of channels (channels_last), through
-// Winograd's F(2x2, 3x3) (Lavin and Gray 2016, arXiv 1509.09308): a tile of 2x2 outputs takes 16 multiplications for
-// each pair of channels, not 36:
+// A 3x3 convolution, stride 1, padded with one 0 on each side, of images in channels_last, by Winograd's F(2x2, 3x3)
+// (Lavin and Gray 2016, arXiv 1509.09308). A tile of 2x2 outputs takes 16 multiplications per pair of channels instead
+// of 36:
 //
 //   out tile = At [sum over channels (G w Gt) * (Bt d B)] A      d: 4x4 inputs, w: 3x3
 //
@@ -9,12 +9,12 @@
 //        0 -1  1  0         1/2 -1/2  1/2          0  1 -1 -1
 //        0  1  0 -1          0    0    1
 //
-// Of an image whose pixels were doubled, the two middle rows of d are equal, and its two middle columns: the third row
-// and column of Bt d B are 0, and 9 products are left.
+// In an image upsampled by nearest neighbour, the two middle rows of d are equal and so are the two middle columns. The
+// third row and column of Bt d B are then 0, and 9 products remain.
 //
-// The error is that of sums of `channels` terms instead of 9 `channels`, times the transforms' growth: about 1.0 to 1.8
-// times the direct product's in NCHW, and less than that of torch's channels_last product. F(4x4, 3x3) would take 36 for
-// 16 outputs instead of 64, at 6 to 11 times the error.
+// The rounding error is that of a sum of `channels` terms instead of 9 `channels`, times the growth of the transforms:
+// 1.0 to 1.8 times the error of torch's direct convolution in NCHW and below that of torch's in channels_last.
+// F(4x4, 3x3) would take 36 multiplications for 16 outputs instead of 64, with 6 to 11 times the error.
 #pragma once
 
 #include <cstdint>
@@ -30,18 +30,18 @@ struct Conv3x3 {
     int64_t batch, channels, height, width, out_channels;  // height and width of out
     const float* x;
     RowStrides x_strides;
-    const float* weight;      // G w Gt, [panel of out channels][point][channel][panel width], 0 beyond out_channels
+    const float* weight;      // G w Gt, [panel of out channels][point][channel][panel width], zeros after out_channels
     const float* bias;        // [out_channels], or nullptr
     const float* embedding;   // [batch][out_channels], or nullptr
     const float* skip;        // like out, or nullptr
     RowStrides skip_strides;
-    float* out;               // overlaps no input
+    float* out;               // must not overlap an input
     RowStrides out_strides;
     float* scratch;           // [scratch_floats of Conv3x3LayoutArgs]
-    int threads;              // at most so many
+    int threads;              // at most this many are used
 };
 
-// What the caller has to prepare for the instruction set in use.
+// Sizes that the caller needs to pack weights and allocate scratch for the instruction set in use.
 struct Conv3x3LayoutArgs {
     int64_t batch, channels, height, width;
     int threads;

@@ -16,8 +16,9 @@
 //   out_from_x0      A - d a / b
 //   out_from_fresh   sigma
 //
-// With a bound, x0 implies the noise e' = (z - a x0) / b. Without one e' is e, and going through x0 all the same would
-// cancel by 1 / b: an inversion step from a_t = 0.9985 came out at 3.5 times the rounding bound, from 1 - 1e-6 at 455.
+// With a bound, the noise is e' = (z - a x0) / b. Without a bound e' is e, and computing it from x0 would lose digits
+// to cancellation by 1 / b: errors were 3.5 times the rounding bound for an inversion step from a_t = 0.9985 and 455
+// times from 1 - 1e-6.
 #pragma once
 
 #include <cstdint>
@@ -34,19 +35,19 @@ struct DdimStepCoefficients {
 struct DdimStepArgs {
     int rank;               // of all tensors, 0 to kMaxRank (elementwise.h)
     const int64_t* sizes;   // [rank], the common shape; a size may be 0
-    float* out;             // overlaps no input
+    float* out;             // must not overlap an input
     const float* z;         // latent at t
     const float* pred;      // p, the prediction
     const float* fresh;     // n ~ N(0, 1), or nullptr when sigma = 0
     const float* unconditional;  // u, the prediction without the condition, or nullptr
-    // [rank] each, in elements; inputs may have any strides, 0 (expanded) too; nullptr for a tensor that is not there.
+    // [rank] each, in elements; inputs may have any strides, 0 (expanded) too; nullptr for an absent tensor.
     const int64_t* out_strides;
     const int64_t* z_strides;
     const int64_t* pred_strides;
     const int64_t* fresh_strides;
     const int64_t* unconditional_strides;
     DdimStepCoefficients coefficients;
-    int threads;            // at most so many
+    int threads;            // at most this many are used
 };
 
 }  // namespace swk

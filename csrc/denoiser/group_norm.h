@@ -1,17 +1,17 @@
-// What ops that begin with a GroupNorm take of it: statistics of channels / groups channels by `pixels` pixels, then for
-// each image and channel
+// Arguments of ops that begin with a GroupNorm (Wu and He 2018): statistics over channels / groups channels by `pixels`
+// pixels, then for each image and channel
 //
 //   v = ((x - mean) / sqrt(variance + eps) weight + bias) (1 + scale) + shift
 //
-// Tensors are [batch][channels][pixels], where either a channel's pixels are neighbours in memory (planes, NCHW) or a
-// pixel's channels are (rows, channels_last).
+// Tensors are [batch][channels][pixels]. Memory layout: the pixels of a channel are contiguous (planes, NCHW) or the
+// channels of a pixel are (rows, channels_last).
 #pragma once
 
 #include <cstdint>
 
 namespace swk {
 
-// In elements; `pixel` or `channel` is 1.
+// In elements; either `pixel` or `channel` is 1.
 struct PlaneStrides {
     int64_t batch, channel, pixel;
 };
@@ -30,19 +30,20 @@ struct GroupNormInput {
     GroupNormWeights norm;
     float eps;
     float* scratch;       // [group_norm_scratch]
-    int threads;          // at most so many
+    int threads;          // at most this many are used
 };
 
-// Statistics are taken of chunks that stay in L1 (16 KiB of 32) while they are read twice, mean first, and merged.
+// Statistics are computed per chunk, which is read twice (mean, then deviations) and stays in L1 (16 of 32 KiB), and
+// merged.
 constexpr int64_t kChunkFloats = 4096;
 
-// An image in rows is cut into so many stripes at most, each a sequence of chunks with one result. More would let more
-// threads take part in the statistics, and take longer to merge; nothing but the shape decides, or the bits would not
-// be the same for any thread count.
+// An image in rows is divided into at most this many stripes, each a sequence of chunks with one result. More stripes
+// would use more threads but take longer to merge. The number depends only on the shape, so that the result does not
+// depend on the number of threads.
 constexpr int64_t kStripes = 16;
 
-// Floats of scratch, for either layout: mean and M2 of every chunk of planes, or of every stripe and channel of rows;
-// then mean and 1 / deviation of each group, and three numbers for each channel.
+// Floats of scratch, enough for both layouts: mean and M2 of every chunk (planes) or of every stripe and channel
+// (rows), mean and 1 / deviation of each group, and three numbers per channel.
 constexpr int64_t group_norm_scratch(int64_t batch, int64_t channels, int64_t pixels, int64_t groups) {
     const int64_t chunks = channels * ((pixels + kChunkFloats - 1) / kChunkFloats);
     const int64_t stripes = kStripes * channels;

@@ -1,6 +1,13 @@
-// group_norm_silu on the CPU. Bandwidth decides for large images; y and x once each are 8 bytes an element, for about 20
-// operations, most of them the exponential. Planes: a worker takes a whole group, and reads it a second time from
-// cache if it is no larger than L2. Rows: groups are interleaved, so the image as a whole is read twice.
+// group_norm_silu on the CPU, float32.
+//
+//   y = silu(v), v = ((x - mean) / sqrt(variance + eps) weight + bias) (1 + scale) + shift      (group_norm.h)
+//
+// Shapes: x and y [batch][channels][pixels]; statistics over channels / groups channels by `pixels` pixels.
+// Memory layout: planes (NCHW) or rows (channels_last).
+// Bytes per element: 8 (x read, y written) if the second read of x hits a cache, otherwise 12. MACs: none to speak of;
+// about 20 operations per element, most of them for the exponential. Bandwidth decides the time of large images.
+// Planes: a worker takes a whole group and reads it again from L2 if it fits. Rows: the groups are interleaved, so the
+// whole image is read twice.
 #include "group_norm_silu.h"
 
 #include "group_planes.h"
@@ -8,7 +15,7 @@
 namespace swk::SWK_ISA {
 namespace {
 
-// count elements of one channel.
+// Applies the norm and SiLU to `count` elements of one channel.
 struct Row {
     F32 mean, factor, offset;
 
@@ -37,7 +44,7 @@ struct Planes : GroupPlanes {
     explicit Planes(const GroupNormSiluArgs& args)
         : GroupPlanes(args.input), out(args.out), out_strides(args.out_strides) {}
 
-    // Pixels first .. last - 1 of channel `c` of group `unit`.
+    // Writes pixels first .. last - 1 of channel `c` of group `unit`.
     void apply(int64_t unit, const float* group, int64_t c, int64_t first, int64_t last) const {
         const int64_t b = unit / input.groups, channel = unit % input.groups * depth + c;
         const Channel at = channel_of(input, b, channel, group);
@@ -48,7 +55,7 @@ struct Planes : GroupPlanes {
     }
 };
 
-// Each group by one worker.
+// Each group is processed by one worker.
 void whole_groups(const Planes& planes) {
     const GroupNormInput& input = planes.input;
     parallel_for(planes.units, planes.grain_of_groups(), 1, input.threads, [&](int64_t begin, int64_t end, int) {
@@ -60,7 +67,7 @@ void whole_groups(const Planes& planes) {
     });
 }
 
-// Workers share groups, because these are few: chunks first, then stretches of channels.
+// Few groups: workers share them, first chunks for the statistics, then pieces of channels for the result.
 void split_groups(const Planes& planes) {
     const GroupNormInput& input = planes.input;
     const float* groups = planes.shared_statistics();
@@ -105,7 +112,7 @@ void rows(const GroupNormSiluArgs& args) {
 void group_norm_silu(const GroupNormSiluArgs& args) {
     const GroupNormInput& input = args.input;
     if (input.batch * input.channels * input.pixels == 0) return;
-    // Of a single channel both walks are one, unless it is cut from rows of more.
+    // With a single channel the two layouts are the same, unless it is a slice of rows with more channels.
     const bool apart = input.channels > 1 || input.x_strides.pixel != 1 || args.out_strides.pixel != 1;
     if (input.x_strides.channel == 1 && args.out_strides.channel == 1 && apart) return rows(args);
     const Planes planes(args);

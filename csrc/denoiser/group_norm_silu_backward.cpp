@@ -1,7 +1,13 @@
-// Gradients of group_norm_silu on the CPU, formulas in group_norm_silu.h. Statistics are taken again: 4 bytes an
-// element more to read, where the forward's would have to be kept. Then two passes: dv, which is left in grad_x, with
-// its sums; and dx from dv and x. x is read three times, dy once, grad_x is written twice: 28 bytes an element for about
-// 35 operations, in planes mostly from cache, as a worker takes a whole group.
+// Gradients of group_norm_silu on the CPU, float32. Formulas: group_norm_silu.h.
+//
+//   dv = dy silu'(v)
+//   dx = (gain dv - mean(gain dv) - n mean(gain dv n)) / deviation,  gain = weight (1 + scale), n = normalised x
+//
+// Shapes: x, dy and dx [batch][channels][pixels]; sums [batch][dv, dv n][channels].
+// Memory layout: planes (NCHW) or rows (channels_last), the same for all three.
+// Three passes: the statistics, which are computed again (4 bytes per element; nothing is kept from the forward pass);
+// dv, stored in dx, and its sums (12 bytes); dx from dv and x (12 bytes). That is 28 bytes per element for about 35
+// operations and no MACs to speak of. In planes a worker takes a whole group, so most reads hit a cache.
 #include "group_norm_silu.h"
 
 #include "group_planes.h"
@@ -11,7 +17,7 @@ namespace {
 
 using Args = GroupNormSiluBackwardArgs;
 
-// grad silu'(v) = grad s (1 + v (1 - s)), s = sigmoid(v) = 1 / (1 + e), 1 - s = e s. The bound: see silu.
+// grad silu'(v) = grad s (1 + v (1 - s)), s = sigmoid(v) = 1 / (1 + e), 1 - s = e s. The bound -88 is that of silu.
 F32 through_silu(F32 grad, F32 v) {
     const F32 e = exponential(-maximum(broadcast(-88.0f), v)), s = broadcast(1.0f) / (e + 1.0f);
     return grad * s * madd(v, e * s, broadcast(1.0f));
@@ -22,7 +28,7 @@ struct Group {
     float slope, constant;
 };
 
-// From sum(c) = {sum of dv, sum of dv (x - mean)} over channel c's pixels: a group's, and the args' `sums`.
+// Computes `Group` and writes `args.sums`; sum(c, dv, product) gives the sums of dv and dv (x - mean) over channel c.
 template <class Sum>
 Group fold_group(const Args& args, int64_t unit, const float* group, const Sum& sum) {
     const GroupNormInput& input = args.input;
@@ -60,7 +66,7 @@ struct Planes : GroupPlanes {
         return const_cast<float*>(at(args.grad_x, args.grad_x_strides, plane, piece));
     }
 
-    // dv of a piece, and its sums. plane = image * channels + channel.
+    // Writes dv of a piece and its sums. plane = image * channels + channel.
     void sums(int64_t plane, int64_t piece, const float* group) const {
         const Channel channel = channel_of(input, image_of(plane), plane % input.channels, group);
         const F32 mean = broadcast(channel.mean), factor = broadcast(channel.factor), offset = broadcast(channel.offset);
@@ -90,7 +96,7 @@ struct Planes : GroupPlanes {
         });
     }
 
-    // dx of a piece, in place of dv.
+    // Replaces dv of a piece by dx.
     void apply(int64_t plane, int64_t piece, const float* group, const Group& folded) const {
         const Channel channel = channel_of(input, image_of(plane), plane % input.channels, group);
         const F32 mean = broadcast(channel.mean), factor = broadcast(channel.factor);
@@ -108,7 +114,7 @@ struct Planes : GroupPlanes {
     }
 };
 
-// Each group by one worker.
+// Each group is processed by one worker.
 void whole_groups(const Planes& planes) {
     const int64_t pieces = planes.pieces;
     parallel_for(planes.units, planes.grain_of_groups(), 1, planes.input.threads, [&](int64_t begin, int64_t end, int) {
@@ -123,7 +129,7 @@ void whole_groups(const Planes& planes) {
     });
 }
 
-// Workers share groups, because these are few.
+// Few groups: workers share them.
 void split_groups(const Planes& planes) {
     const float* groups = planes.shared_statistics();
     const int64_t pieces = planes.pieces;
@@ -134,7 +140,7 @@ void split_groups(const Planes& planes) {
         });
     };
     each([&](int64_t plane, int64_t piece, int64_t unit) { planes.sums(plane, piece, groups + 2 * unit); });
-    float* folded = planes.input.scratch;  // the chunks' moments have been used
+    float* folded = planes.input.scratch;  // the moments of the chunks are not needed any more
     for (int64_t unit = 0; unit < planes.units; ++unit) {
         const Group group = planes.fold(unit, groups + 2 * unit);
         folded[2 * unit] = group.slope, folded[2 * unit + 1] = group.constant;
@@ -146,7 +152,7 @@ void split_groups(const Planes& planes) {
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
-// A stretch of pixels of one image, from some channel on; strides from pixel to pixel.
+// Consecutive pixels of one image; strides are those between pixels.
 struct Rows {
     const float *x, *grad;
     float* to;
@@ -160,8 +166,8 @@ struct Rows {
           to_stride(args.grad_x_strides.pixel), count(pixels) {}
 };
 
-// dv of Vectors vectors of channels from `c` on, and its sums added to [dv, dv (x - mean)][channels]. The last vector may
-// hold `lanes` channels only. folded: [mean, factor, offset][channels].
+// Writes dv of `Vectors` vectors of channels starting at `c` and adds its sums to [dv, dv (x - mean)][channels]. The
+// last vector has `lanes` channels. folded: [mean, factor, offset][channels].
 template <int Vectors>
 void sums_of_rows(const Rows& rows, int64_t c, int lanes, int64_t channels, const float* folded, float* sums) {
     const auto at = [&](const float* from, int v) { return load(from + c + v * kLanes, 1, lanes); };
@@ -197,7 +203,7 @@ void stripe_sums(const Args& args, int64_t b, int64_t first, int64_t last, const
     }
 }
 
-// From stripes' sums, [stripe][dv, dv (x - mean)][channels]: [slope, constant][channels].
+// Computes lines [slope, constant][channels] from the sums of the stripes, [stripe][dv, dv (x - mean)][channels].
 void fold_image(const Args& args, int64_t b, const float* groups, int64_t stripes, const float* sums, float* lines) {
     const int64_t channels = args.input.channels, depth = channels / args.input.groups;
     for (int64_t g = 0; g < args.input.groups; ++g) {
@@ -227,7 +233,7 @@ void rows(const Args& args) {
     const int64_t channels = input.channels, pixels = input.pixels, stripes = stripes_of_image(input);
     const float* folded = norm_of_rows(input);
     const float* groups = folded + 3 * input.batch * channels;
-    float* sums = input.scratch;  // in place of the stripes' moments, which have been used
+    float* sums = input.scratch;  // replaces the moments of the stripes, which are not needed any more
     float* lines = args.scratch;
     parallel_for(input.batch * stripes, 1 + kGrain * stripes / (pixels * channels), 1, input.threads,
                  [&](int64_t begin, int64_t end, int) {
@@ -258,7 +264,7 @@ void group_norm_silu_backward(const GroupNormSiluBackwardArgs& args) {
     if (input.batch * input.channels * input.pixels == 0) return;
     const bool channels_apart = input.x_strides.channel != 1 || args.grad_strides.channel != 1 ||
                                 args.grad_x_strides.channel != 1;
-    // As in group_norm_silu.cpp, for a single channel.
+    // A single channel: see group_norm_silu.cpp.
     const bool pixels_apart = input.channels > 1 || input.x_strides.pixel != 1 || args.grad_strides.pixel != 1 ||
                               args.grad_x_strides.pixel != 1;
     if (!channels_apart && pixels_apart) return rows(args);

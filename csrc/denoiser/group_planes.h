@@ -1,4 +1,4 @@
-// Images in planes (NCHW): statistics of groups, and how workers share the work.
+// Images in planes (NCHW): statistics of groups and the division of the work among threads.
 #pragma once
 
 #include "group_statistics.h"
@@ -10,7 +10,7 @@ constexpr int64_t kGrainOfPieces = 1 + kGrain / kChunkFloats;
 struct GroupPlanes {
     const GroupNormInput& input;
     int64_t depth, units;           // channels of a group; groups of all images
-    int64_t runs, run;              // a group is `runs` stretches of `run` neighbours
+    int64_t runs, run;              // a group is `runs` contiguous runs of `run` elements
     int64_t chunks_of_run, chunks;  // of a group
     int64_t pieces;                 // of a channel's pixels
 
@@ -22,8 +22,8 @@ struct GroupPlanes {
         pieces = (input.pixels + kChunkFloats - 1) / kChunkFloats;
     }
 
-    // Whether each group goes to one worker. One with no group waits; with 8 groups each, the one left over costs at
-    // most an eighth.
+    // Whether each group is processed by one worker. A worker without a group waits: with at least 8 groups per worker
+    // that costs at most an eighth of the time.
     bool enough_groups() const { return units % input.threads == 0 || units >= 8 * input.threads; }
 
     int64_t grain_of_groups() const { return (kGrain + depth * input.pixels - 1) / (depth * input.pixels); }
@@ -55,7 +55,7 @@ struct GroupPlanes {
         finish_group(moments, input.eps, group);
     }
 
-    // The same of all groups, whose chunks workers share; in scratch, behind 2 floats for each chunk.
+    // The same for all groups, with chunks divided among workers. Stored in scratch after 2 floats per chunk.
     const float* shared_statistics() const {
         float* groups = input.scratch + 2 * units * chunks;
         parallel_for(units * chunks, kGrainOfPieces, 1, input.threads, [&](int64_t begin, int64_t end, int) {

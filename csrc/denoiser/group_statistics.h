@@ -1,4 +1,4 @@
-// Statistics of a GroupNorm, what follows from them for each channel, and SiLU.
+// Statistics of a GroupNorm, the factor and offset per channel that follow from them, and SiLU.
 #pragma once
 
 #include "../base/parallel.h"
@@ -7,12 +7,12 @@
 
 namespace swk::SWK_ISA {
 
-constexpr int64_t kGrain = 8192;  // elements of 4 to 8 cycles each: 10 us, and waking torch's threads takes 2
+constexpr int64_t kGrain = 8192;  // elements per worker at least: 10 us at 4 to 8 cycles each; waking a thread takes 2
 
-// v sigmoid(v). The exponential may not be asked for more than e^88; below v = -88 the result is 0 but for 1e-38 v.
+// v sigmoid(v). The argument of the exponential is at most 88; for v < -88 the result is about 1e-38 v.
 static inline F32 silu(F32 v) { return v / (exponential(-maximum(broadcast(-88.0f), v)) + 1.0f); }
 
-// What is applied to every element of a channel of an image: (x - mean) * factor + offset.
+// Every element of a channel of an image becomes (x - mean) * factor + offset.
 struct Channel {
     float mean, factor, offset;
 };
@@ -32,7 +32,7 @@ static inline void finish_group(const Moments& moments, float eps, float* group)
     group[1] = static_cast<float>(1.0 / __builtin_sqrt(moments.m2 / moments.count + static_cast<double>(eps)));
 }
 
-// Statistics of image b's stripe of rows: mean and m2, [channels].
+// Statistics of pixels first .. last - 1 of image b: mean and m2, [channels].
 static inline void stripe_moments(const GroupNormInput& input, int64_t b, int64_t first, int64_t last, float* mean,
                                   float* m2) {
     const int64_t channels = input.channels, stride = input.x_strides.pixel;
@@ -51,8 +51,8 @@ static inline void stripe_moments(const GroupNormInput& input, int64_t b, int64_
     }
 }
 
-// From stripes' moments, [stripe][mean, m2][channels], what is applied to each channel: [mean, factor, offset][channels];
-// and of each group [mean, 1 / deviation].
+// Computes folded [mean, factor, offset][channels] and groups [group][mean, 1 / deviation] from the moments of the
+// stripes, [stripe][mean, m2][channels].
 static inline void fold_rows(const GroupNormInput& input, int64_t b, int64_t stripes, const float* moments,
                              float* folded, float* groups) {
     const int64_t channels = input.channels, depth = channels / input.groups;
@@ -85,8 +85,8 @@ static inline int64_t stripes_of_image(const GroupNormInput& input) {
     return most < input.pixels ? most : input.pixels;
 }
 
-// For an image in rows: what is applied to each channel, [batch][mean, factor, offset][channels], in `scratch`; each
-// group's [mean, 1 / deviation] follow, [batch][groups].
+// For images in rows: writes [batch][mean, factor, offset][channels] to `scratch` and returns its address; it is
+// followed by [batch][groups][mean, 1 / deviation].
 static inline const float* norm_of_rows(const GroupNormInput& input) {
     const int64_t channels = input.channels, pixels = input.pixels, stripes = stripes_of_image(input);
     const int64_t stripe_floats = 2 * channels, all = input.batch * stripes;

@@ -1,6 +1,6 @@
-// Mean and sum of squared differences from it (M2), of chunks in L1: mean first, then the differences, whose sum, 0 but
-// for rounding, corrects both (Chan, Golub and LeVeque 1983, the corrected two-pass algorithm). Their formula also merges
-// chunks. So no large mean cancels.
+// Mean and sum of squared deviations (M2) of chunks in L1, by the corrected two-pass algorithm of Chan, Golub and
+// LeVeque (1983): the mean first, then the deviations, whose sum (0 except for rounding) corrects both. Their formula
+// also merges chunks. A large mean causes no cancellation.
 #pragma once
 
 #include "../base/simd.h"
@@ -27,7 +27,7 @@ static inline float sum_of_lanes(F32 value) {
     return lanes[0];
 }
 
-// Mean and M2 of `count` neighbours, at least 1.
+// Mean and M2 of `count` >= 1 contiguous elements.
 static inline void chunk_moments(const float* from, int64_t count, float& mean, float& m2) {
     const float inverse = 1.0f / static_cast<float>(count);
     F32 sums[4] = {}, squares[4] = {};
@@ -47,7 +47,7 @@ static inline void chunk_moments(const float* from, int64_t count, float& mean, 
         for (int k = 0; k < 4; ++k) add(load(from + i + k * kLanes) - centre, k);
     }
     for (; i + kLanes <= count; i += kLanes) add(load(from + i) - centre, 0);
-    if (i < count) {  // the lanes beyond the end are 0 as read, and must be 0 as centred
+    if (i < count) {  // lanes after the end are read as 0, and their deviation must be 0, too
         float centres[kLanes] = {};
         for (int64_t lane = 0; lane < count - i; ++lane) centres[lane] = centre;
         add(load(from + i, 1, left_lanes(count - i)) - load(centres), 0);
@@ -57,8 +57,8 @@ static inline void chunk_moments(const float* from, int64_t count, float& mean, 
     m2 = sum_of_lanes((squares[0] + squares[1]) + (squares[2] + squares[3])) - rest * rest * inverse;
 }
 
-// Merges into mean and m2, [channels] of `count` rows each, those of `rows` rows `stride` apart, for the Vectors vectors
-// of channels from `from` on. The last vector may hold `lanes` channels only.
+// Merges the moments of `rows` rows, `stride` apart, into mean and m2 [channels], which hold those of `count` rows, for
+// `Vectors` vectors of channels starting at `from`. The last vector has `lanes` channels.
 template <int Vectors>
 static inline void merge_rows(const float* from, int64_t stride, int64_t rows, int lanes, int64_t count, float* mean,
                               float* m2) {

@@ -1,5 +1,10 @@
-// norm_projection on the CPU: C O multiply-adds for each pixel of C to O channels; x is read twice, once for the
-// statistics, out written once, 4 bytes each. A panel of weights (80 KB at 640 channels) serves kNormedPixels pixels.
+// norm_projection on the CPU, float32.
+//
+//   out[b][pixel][o] = sum over c of weight[o][c] norm(x)[b][c][pixel] + bias[o]      norm: group_norm.h
+//
+// Shapes: x (B, C, H, W), out (B, H W, O). Memory layout: x in channels_last, weights [panel][C][panel width].
+// MACs per pixel: C O. Bytes per pixel: 4 (2 C + O), x read twice (once for the statistics) and out written once.
+// kNormedPixels pixels are normalised into scratch and multiplied by each panel of weights (80 KB at 640 channels).
 #include "norm_projection.h"
 
 #include "group_statistics.h"
@@ -11,7 +16,7 @@ namespace {
 
 static_assert(kNormedPixels == kBlockTiles && kSlice == kNormedSlice, "multiply_tiles takes the normed pixels");
 
-// Into [slice][pixel][kSlice], as multiply_tiles takes rows.
+// Writes normalised pixels as [slice][pixel][kSlice], the layout that multiply_tiles reads.
 void norm_pixels(const GroupNormInput& norm, const float* folded, const float* from, int64_t pixels, float* to) {
     const float *mean = folded, *factor = folded + norm.channels, *offset = folded + 2 * norm.channels;
     for (int64_t c = 0; c < norm.channels; c += kLanes) {
@@ -24,7 +29,8 @@ void norm_pixels(const GroupNormInput& norm, const float* folded, const float* f
     }
 }
 
-// multiply_tiles, a sum of sums of kPart terms: of 640 in one row the largest error was 2.3 times that of torch's product.
+// multiply_tiles as a sum of partial sums of kPart terms: with one sum of 640 terms the largest error was 2.3 times
+// that of torch's product.
 constexpr int64_t kPart = 2 * kSlice;
 
 Tile multiply_in_parts(int64_t channels, const float* rows, const float* weight) {
@@ -47,7 +53,7 @@ void norm_projection(const NormProjectionArgs& args) {
     const float* folded = norm_of_rows(norm);
     const int64_t blocks = (norm.pixels + kNormedPixels - 1) / kNormedPixels, all = norm.batch * blocks;
     const int64_t panels = (args.out_channels + kPanel - 1) / kPanel;
-    // Where blocks are too few for the workers, these share a block's panels, and each norms it: C of C O / pieces steps.
+    // With too few blocks, workers divide the panels of a block, and each normalises it: C extra steps on C O / pieces.
     const bool whole = all % norm.threads == 0 || all >= 4 * norm.threads;
     const int64_t pieces = whole ? 1 : norm.threads < panels ? norm.threads : panels;
     const int64_t work = kNormedPixels * norm.channels * args.out_channels / kLanes / pieces;

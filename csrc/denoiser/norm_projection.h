@@ -5,9 +5,9 @@
 
 namespace swk {
 
-// Pixels that are normed at once, before the panels of weights pass: 4 (AVX2: 8) tiles of the product.
+// Pixels that are normalised together and then multiplied by all panels of weights: 4 (AVX2: 8) tiles of the product.
 constexpr int64_t kNormedPixels = 48;
-// Channels of them stand together in slices of so many.
+// Channels of a normalised pixel are stored in slices of this many.
 constexpr int64_t kNormedSlice = 64;
 
 // Floats of scratch for each thread.
@@ -16,9 +16,9 @@ constexpr int64_t normed_floats(int64_t channels) {
 }
 
 struct NormProjectionArgs {
-    GroupNormInput norm;  // x in rows of channels, its rows of pixels after one another
+    GroupNormInput norm;  // x in channels_last, rows of pixels contiguous
     int64_t out_channels;
-    const float* weight;  // [panel of out channels][channel][panel width], 0 beyond out_channels
+    const float* weight;  // [panel of out channels][channel][panel width], zeros after out_channels
     const float* bias;    // [out_channels], or nullptr
     float* out;           // [batch][pixels][out_channels]
     float* scratch;       // [threads][normed_floats]

@@ -7,7 +7,7 @@
 namespace swk {
 
 struct NormSiluConv3x3Args {
-    GroupNormInput norm;  // of conv.x
+    GroupNormInput norm;  // the norm of conv.x
     Conv3x3 conv;
 };
 

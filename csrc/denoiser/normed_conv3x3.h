@@ -1,4 +1,5 @@
-// The convolution of a normed image: GroupNorm and SiLU as Winograd's inputs are loaded. See norm_silu_conv3x3.cpp.
+// Convolution of a normalised image: GroupNorm and SiLU are applied while Winograd's inputs are loaded. See
+// norm_silu_conv3x3.cpp.
 #pragma once
 
 #include "group_statistics.h"
@@ -10,9 +11,9 @@ struct NormedSource {
     static constexpr int kAxis = 4;
 
     const Conv3x3& conv;
-    const float* folded;  // of norm_of_rows
+    const float* folded;  // result of norm_of_rows
 
-    // silu(norm(x)) of kLanes channels (or `lanes`) from `channel` on, of the inputs under a block; 0 outside the image.
+    // silu(norm(x)) of `lanes` channels starting at `channel`, for all inputs of a block; 0 outside the image.
     void activate(const Block& block, int64_t channel, int lanes, F32 (&to)[kInputHigh][kInputWide]) const {
         const int64_t channels = conv.channels;
         const float* norm = folded + 3 * block.image * channels + channel;

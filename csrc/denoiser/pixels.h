@@ -1,11 +1,11 @@
-// Pixels in rows of channels times a matrix, as tile.h multiplies: a 1x1 convolution.
+// Products of pixels (rows of channels) and a matrix, with the register tile of tile.h: a 1x1 convolution.
 #pragma once
 
 #include "../base/tile.h"
 
 namespace swk::SWK_ISA {
 
-// kTileRows pixels by one panel of out channels; the last rows repeat the last pixel where fewer are left.
+// kTileRows pixels by one panel of output channels. If fewer pixels are left, the remaining rows repeat the last one.
 static inline Tile multiply_pixels(const float* from, int64_t stride, int64_t left, int64_t channels, const float* weight) {
     const float* rows[kTileRows];
     for (int r = 0; r < kTileRows; ++r) rows[r] = from + (r < left ? r : left - 1) * stride;

@@ -1,5 +1,11 @@
-// upsample_conv3x3 on the CPU: 9 products for a tile of 2x2 outputs, a quarter of the direct convolution's 36; the
-// doubled image is never made. x is read 1.7 times, out written once, 4 bytes each.
+// upsample_conv3x3 on the CPU, float32.
+//
+//   out = conv3x3(nearest(x)) + bias      nearest: upsampled by 2; convolution by Winograd with 9 points: conv3x3.h
+//
+// Shapes: x (B, C, H, W), out (B, O, 2H, 2W). Memory layout: channels_last; weights [panel][point][C][panel width].
+// MACs per output pixel: 2.25 C O, 9 products per tile of 2x2 outputs, a quarter of the direct convolution.
+// Bytes per output pixel: 4 (0.42 C + O). x, a quarter of the output's pixels, is read 1.7 times (blocks of 8x6 of its
+// pixels read 10x8) and out written once. The upsampled image is never stored.
 #include "upsample_conv3x3.h"
 
 #include "winograd.h"
@@ -12,10 +18,10 @@ struct DoubledSource {
 
     const Conv3x3& conv;
 
-    // Bt of (a, b, b, c) without its third number, which is 0.
+    // Bt of (a, b, b, c) without its third element, which is 0.
     static void transform_three(F32& a, F32& b, F32& c) { a = a - b, c = b - c, b = b + b; }
 
-    // kLanes channels (or `lanes`) of the pixel under tile (row, column) of the image; 0 outside.
+    // `lanes` channels of pixel (row, column) of x; 0 outside the image.
     F32 pixel(const float* image, int64_t row, int64_t column, int lanes) const {
         if (row < 0 || 2 * row >= conv.height || column < 0 || 2 * column >= conv.width) return F32{};
         return load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);

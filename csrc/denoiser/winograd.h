@@ -1,7 +1,8 @@
 // Winograd's F(2x2, 3x3) on blocks of tiles: input transform, products, output transform. Formulas: conv3x3.h.
 //
-// Vectors run along channels, so the transforms need no shuffle: along input channels on the way in, along output
-// channels on the way out. A product's rows are tiles, read by broadcast; its panel is kPanel output channels.
+// Vectors hold consecutive channels, so that the transforms need no shuffle: input channels in the input transform,
+// output channels in the output transform. The rows of a product are tiles (broadcast), its columns kPanel output
+// channels.
 #pragma once
 
 #include "../base/parallel.h"
@@ -11,12 +12,12 @@
 namespace swk::SWK_ISA {
 
 constexpr int kMostPoints = 16;  // of a transformed tile
-// A block is 8 by 6 tiles, 16 x 12 outputs: 48 tiles are 4 (AVX2: 8) row tiles of the product without remainder, and its
-// 18 x 14 inputs are 1.3 times its outputs, which is how often an input is normed and goes through SiLU.
+// A block is 8 by 6 tiles, 16 x 12 outputs: 48 tiles are exactly 4 (AVX2: 8) register tiles of the product. Its 18 x 14
+// inputs are 1.3 times its outputs, so norm and SiLU are computed 1.3 times per input.
 constexpr int kBlockWide = 8, kBlockHigh = 6, kBlockTiles = kBlockWide * kBlockHigh;
 constexpr int kInputWide = 2 * kBlockWide + 2, kInputHigh = 2 * kBlockHigh + 2;
-// Channels of a transformed tile stand together in slices of so many, because a row of the product is then at a distance
-// that the compiler knows: 12 rows need one address register, not 12.
+// Channels of a transformed tile are stored in slices of this many: the distance between rows of the product is then a
+// constant, and 12 rows need one address register instead of 12.
 constexpr int64_t kSlice = 64;
 
 static inline int64_t slices(int64_t channels) { return (channels + kSlice - 1) / kSlice; }
@@ -27,7 +28,7 @@ static inline int64_t point_floats(int64_t channels) { return slices(channels) *
 // Floats of a block's products with one panel, [point][tile][kPanel].
 constexpr int64_t kProductFloats = int64_t{kMostPoints} * kBlockTiles * kPanel;
 
-// Which tiles a block has, and where its first output lies.
+// The tiles of a block and the position of its first output.
 struct Block {
     int64_t image, top, left;
     int high, wide;  // tiles
@@ -37,7 +38,7 @@ struct Block {
 
 struct BlockGrid {
     int64_t tiles_high, tiles_wide, high, wide;  // `high` by `wide` blocks
-    int64_t block_high;                          // tiles of a block, of nearly the same number in all
+    int64_t block_high;                          // rows of tiles per block, nearly equal for all blocks
 
     BlockGrid(int64_t height, int64_t width)
         : tiles_high((height + 1) / 2), tiles_wide((width + 1) / 2), high((tiles_high + kBlockHigh - 1) / kBlockHigh),
@@ -60,7 +61,8 @@ static inline void transform_four(F32& a, F32& b, F32& c, F32& d) {
     a = a - c, d = b - d, b = b + c, c = difference;
 }
 
-// kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice] weight[c][o].
+// kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice]
+// weight[c][o].
 __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channels, const float* rows,
                                                                  const float* weight) {
     Tile tile{};
@@ -95,7 +97,7 @@ static inline void multiply_block(int points, int64_t channels, int tiles, const
     }
 }
 
-// At of four, or of three where the third is 0.
+// At of four elements, or of three if the third is 0.
 template <int Axis>
 static inline void inverse(const F32 (&m)[Axis], F32& first, F32& second) {
     if constexpr (Axis == 4) {
@@ -107,7 +109,7 @@ static inline void inverse(const F32 (&m)[Axis], F32& first, F32& second) {
     }
 }
 
-// At m A of one tile and kLanes output channels, with bias and skip, to the image.
+// Stores At m A of one tile for kLanes output channels, plus bias and skip, in the image.
 template <int Axis>
 static inline void finish_tile(const Conv3x3& conv, int64_t image, int64_t y, int64_t x, int64_t channel, F32 bias,
                                const float* products) {
@@ -151,17 +153,18 @@ static inline void finish_block(const Conv3x3& conv, const Block& block, int64_t
 
 static inline int64_t panels(int64_t out_channels) { return (out_channels + kPanel - 1) / kPanel; }
 
-// Whether each worker takes whole blocks; with fewer than 4 blocks a worker, those that are left over cost too much.
+// Whether each worker processes whole blocks. With fewer than 4 blocks per worker, waiting for the last ones costs too
+// much.
 static inline bool whole_blocks(int64_t blocks, int threads) { return blocks % threads == 0 || blocks >= 4 * threads; }
 
-// Scratch holds transformed blocks, one for each worker or one for each block; then each worker's products.
+// Scratch holds transformed blocks, one per worker or one per block, then the products of each worker.
 static inline int64_t transformed_at_once(int64_t blocks, int threads) {
     return whole_blocks(blocks, threads) ? threads : blocks;
 }
 
 // A convolution whose transformed inputs come from `Source`:
 //   Source::kAxis                                points along one side of a transformed tile
-//   transform(block, slice, transformed)         writes kSlice channels of a block, from channel slice * kSlice on
+//   transform(block, slice, transformed)         writes kSlice channels of a block, starting at channel slice * kSlice
 template <class Source>
 class Winograd {
 public:
@@ -184,7 +187,7 @@ private:
         finish_block<Source::kAxis>(conv_, block, panel, products);
     }
 
-    // Each block by one worker.
+    // Each block is processed by one worker.
     void run_whole() const {
         parallel_for(blocks_, 1, 1, conv_.threads, [&](int64_t begin, int64_t end, int worker) {
             float* to = transformed(worker);
@@ -196,7 +199,7 @@ private:
         });
     }
 
-    // Few blocks: workers share them, first slices of their inputs, then panels of their outputs.
+    // Few blocks: workers share them, first by slices of input channels, then by panels of output channels.
     void run_shared() const {
         const int64_t count = slices(conv_.channels);
         parallel_for(blocks_ * count, 1, 1, conv_.threads, [&](int64_t begin, int64_t end, int) {
@@ -204,7 +207,7 @@ private:
                 source_.transform(grid_.block(i / count), i % count, transformed(i / count));
             }
         });
-        // Panels outermost: a worker reads its panels' weights once.
+        // Panels outermost, so that a worker reads the weights of its panels once.
         parallel_for(panels(conv_.out_channels) * blocks_, 1, 1, conv_.threads,
                      [&](int64_t begin, int64_t end, int worker) {
             for (int64_t i = begin; i < end; ++i) {

@@ -15,7 +15,7 @@
 #include "../denoiser/res_block.h"
 #include "../denoiser/upsample_conv3x3.h"
 
-// Every op: its name, and its argument struct. The function is compiled once per instruction set.
+// Every op: its name and its argument struct. The function is compiled once per instruction set.
 #define SWK_FOR_EACH_OP(X)                    \
     X(conv3x3_layout, Conv3x3LayoutArgs)      \
     X(ddim_step, DdimStepArgs)                \
@@ -43,13 +43,13 @@ struct Kernels {
 #undef SWK_MEMBER
 };
 
-// The kernels in use. Throws std::invalid_argument if SWINTORMER_ISA names none that this machine can run.
+// The kernels in use. Throws std::invalid_argument if this machine cannot run what SWINTORMER_ISA names.
 const Kernels& kernels();
 
-// Takes the kernels of instruction set `isa` from now on; throws std::invalid_argument as above. For tests and benches.
+// Uses the kernels of instruction set `isa` from now on. Throws std::invalid_argument as above. For tests and benches.
 void use_isa(const std::string& isa);
 
-// Instruction sets that are compiled in and that this machine runs, the preferred first.
+// Instruction sets that are compiled in and that this machine can run, in order of preference.
 std::vector<std::string> supported_isas();
 
 }  // namespace swk

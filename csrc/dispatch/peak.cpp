@@ -44,8 +44,8 @@ double peak_of(Loop loop, int threads) {
     for (double spent = 0; spent < kTotal;) {
         const Slice slice = run_slice(loop, rounds, threads);
         best = std::max(best, static_cast<double>(slice.operations) / slice.seconds);
-        // Slices grow until they take kSlice at the best rate so far. Their own time is no measure of that: one that
-        // waited for a busy core takes long and computes little.
+        // Slices grow until they would take kSlice at the best rate so far. Their own time is not used: a slice that
+        // had to wait for a busy core takes long and computes little.
         if (static_cast<double>(slice.operations) < best * kSlice) {
             rounds *= 2;
         } else {

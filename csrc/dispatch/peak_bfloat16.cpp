@@ -5,7 +5,7 @@
 
 namespace swk {
 
-// 24 chains, as fma_loop.cpp. vdpbf16ps adds two products to each of 16 sums.
+// 24 chains, as in fma_loop.cpp. vdpbf16ps adds two products to each of 16 sums.
 void bfloat16_loop(const FmaLoopArgs& args) {
     constexpr int kChains = 24;
     const __m512bh factor = _mm512_cvtne2ps_pbh(_mm512_set1_ps(args.factor), _mm512_set1_ps(args.factor));

@@ -1,4 +1,4 @@
-// What the bindings take from Python: float32 memory with its size, checked before a kernel sees the address.
+// Argument types of the bindings: float32 memory with its size, which is checked before a kernel gets the address.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,13 +15,13 @@ namespace swk::python {
 
 namespace py = pybind11;
 
-// Dense float32 memory: (address, floats, owner), or None. The owner, a tensor, lives as long as this does.
+// Contiguous float32 memory: (address, floats, owner), or None. Keeps the owner, a tensor, alive.
 struct Buffer {
     float* data = nullptr;
     int64_t floats = 0;
     py::object owner;
 
-    // The address of `needed` floats; `name` goes into the error that any other size is.
+    // The address. Throws value_error with `name` in its message if the size is not `needed` floats.
     float* exactly(int64_t needed, const char* name) const {
         if (floats != needed) refuse("", needed, name);
         return data;
@@ -32,7 +32,7 @@ struct Buffer {
         return data ? exactly(needed, name) : nullptr;
     }
 
-    // For scratch, which may be shared with a call that needs more.
+    // For scratch, which may be larger than needed.
     float* at_least(int64_t needed, const char* name) const {
         if (floats < needed) refuse("at least ", needed, name);
         return data;

@@ -30,12 +30,12 @@ std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window)
     return index;
 }
 
-// What lies between the projections of the attention, beside the sizes that its layout depends on.
+// Weights between the two projections of the attention, and the sizes that their layout depends on.
 struct Core {
     Buffer dwconv, dwconv_bias, scale, bias;
     int64_t heads, window;
 
-    // Rows of qkv's tiles.
+    // Rows of the tiles of qkv.
     int64_t rows(int64_t channels, const Layout& layout) const {
         return 2 * heads * filled(3 * (channels / 2 / heads), layout.tile_rows);
     }

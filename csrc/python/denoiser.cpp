@@ -1,4 +1,4 @@
-// Bindings of the denoiser's ops: ddim_step, and those that begin with a GroupNorm or are 3x3 convolutions.
+// Bindings of the denoiser's ops: ddim_step, GroupNorm and what follows it, 3x3 convolutions.
 #include <algorithm>
 #include <optional>
 
@@ -204,7 +204,7 @@ void res_block(const View& out, const View& x, const Norm& norm1, const Conv& co
         args.shortcut = {shortcut->packed(channels, out_channels, layout.panel),
                          shortcut->bias.exactly_or_none(out_channels, "bias of the shortcut"),
                          skip.at_least(pixels * out_channels, "skip")};
-        if (width == 1) x_strides.column = x_strides.row;  // the pixels are walked as one row
+        if (width == 1) x_strides.column = x_strides.row;  // the pixels are addressed as one row
     } else {
         expect_same_shape(out, x);
         args.second.conv.skip = x.data, args.second.conv.skip_strides = x_strides;

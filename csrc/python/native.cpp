@@ -1,5 +1,5 @@
-// The extension module. This folder alone knows Python: it turns tensors into argument structs, checks their sizes, and
-// lets go of the GIL while a kernel runs. Every argument is passed by name.
+// The extension module. Only this folder uses Python: it converts tensors to argument structs, checks their sizes and
+// releases the GIL while a kernel runs. Every argument is passed by name.
 #include <algorithm>
 
 #include "../base/parallel.h"
@@ -22,8 +22,8 @@ double peak(const std::string& dtype, int threads) {
     return dtype == "float32" ? swk::peak_float32(threads) : swk::peak_bfloat16(threads);
 }
 
-// Memory that is freed stays with the process, up to `most` bytes at the heap's end. glibc takes thresholds of mmap up to
-// 32 MiB; blocks above that go back to the operating system all the same. False where the allocator is not glibc's.
+// Makes the process keep freed memory, up to `most` bytes at the end of the heap. glibc accepts mmap thresholds up to
+// 32 MiB; larger blocks are still returned to the operating system. False if the allocator is not glibc's.
 bool keep_freed_memory(int64_t most) {
 #if defined(__GLIBC__)
     constexpr int64_t kMostInHeap = 32 << 20, kMost = INT32_MAX;

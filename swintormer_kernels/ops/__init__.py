@@ -1,1 +1,1 @@
-"""One file for each op: its public function, its checks, its cost, and which backends serve it."""
+"""One file per op: the public function, the checks of its arguments, its cost and the predicates of its backends."""

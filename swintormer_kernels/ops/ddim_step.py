@@ -2,14 +2,14 @@
 
 With a_t and a_s the cumulative products alpha-bar at t and at the earlier s, noise prediction e, and n ~ N(0, 1):
 
-    x0    = (z - sqrt(1 - a_t) e) / sqrt(a_t), bounded to [-clip, clip] if a bound is given
+    x0    = (z - sqrt(1 - a_t) e) / sqrt(a_t), clamped to [-clip, clip] if `clip` is given
     sigma = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s)
     out   = sqrt(a_s) x0 + sqrt(1 - a_s - sigma^2) e' + sigma n
 
-e' is e, or with a bound the noise that the bounded x0 implies, (z - sqrt(a_t) x0) / sqrt(1 - a_t). Networks that
-predict x0 or v = sqrt(a_t) e - sqrt(1 - a_t) x0 (Salimans and Ho 2022, arXiv 2202.00512) give x0 and e by the same z.
-With a second prediction, the first is guided away from it before all else (Ho and Salimans 2022, arXiv 2207.12598).
-FlopCounterMode counts no elementwise op, so there is no formula for it here; `cost()` has the figures.
+e' is e, or with `clip` the noise that follows from the clamped x0, (z - sqrt(a_t) x0) / sqrt(1 - a_t). A network may
+predict x0 or v = sqrt(a_t) e - sqrt(1 - a_t) x0 (Salimans and Ho 2022, arXiv 2202.00512) instead of e; z then gives x0
+and e. With an unconditional prediction, classifier-free guidance is applied first (Ho and Salimans 2022, arXiv
+2207.12598). FlopCounterMode counts no elementwise ops, so no FLOP formula is registered; `cost()` has the figures.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _cpu_slower(
     tensors = (z, noise_pred, noise, prediction.unconditional)
     wanted = gradients_wanted(*tensors)
     if z.numel() < (1 << 20 if wanted else 1 << 16):
-        return f"{z.numel()} elements are less work than a call of the cpu backend" + " with gradients" * wanted
+        return f"{z.numel()} elements take less time than a call of the cpu backend" + " with gradients" * wanted
     return None
 
 
@@ -80,22 +80,22 @@ def ddim_step(
 
     Args:
         z: latent at t, any shape and strides.
-        noise_pred: what the network predicts, by default the noise e; z's shape and device.
+        noise_pred: prediction of the network, by default the noise e; z's shape and device.
         alpha_bar_t: cumulative product of 1 - beta up to t, in (0, 1).
-        alpha_bar_s: the same at s, in (0, 1]; smaller than `alpha_bar_t` is an inversion step, for eta 0 only.
-        eta: share of the fresh noise, 0 (deterministic) to 1 (as in DDPM).
-        clip: bound of |x0|, above 0; None for no bound.
-        noise: n ~ N(0, 1), z's shape and device; needed if eta > 0, and not read if eta is 0.
-        prediction: its kind, "epsilon" (e), "sample" (x0) or "v_prediction" (v); `unconditional`, a second one without
-            the condition, z's shape and device; and `guidance_scale`, by which the first is guided away from that one.
+        alpha_bar_s: the same at s, in (0, 1]. Below `alpha_bar_t` it is an inversion step, which requires eta 0.
+        eta: scale of the added noise, 0 (deterministic) to 1 (as in DDPM).
+        clip: upper bound of |x0|, above 0; None for no bound.
+        noise: n ~ N(0, 1), z's shape and device; required if eta > 0, not read if eta is 0.
+        prediction: `kind` of the prediction, "epsilon" (e), "sample" (x0) or "v_prediction" (v); `unconditional`, the
+            prediction without condition, z's shape and device; `guidance_scale`, the weight of their difference.
 
     Returns:
-        Latent at s, z's shape and dtype; float16 and bfloat16 are computed in float32. Differentiable with respect to
-        z, both predictions and noise.
+        Latent at s, with z's shape and dtype; float16 and bfloat16 are computed in float32. Gradients exist for z, both
+        predictions and noise.
 
     Raises:
-        ValueError: an argument does not fit.
-        BackendError: the backend asked for by `use_backend` cannot serve.
+        ValueError: an argument is out of range or has another shape, device or dtype.
+        BackendError: the backend requested by `use_backend` cannot serve.
     """
     check_input(z, noise_pred, alpha_bar_t, alpha_bar_s, eta, clip, noise, prediction)
     backend = OP.select(z, noise_pred, noise=noise, prediction=prediction)
@@ -118,10 +118,10 @@ def check_input(
     noise: Tensor | None,
     prediction: Prediction = _NOISE,
 ) -> None:
-    """Raises ValueError where `ddim_step` cannot take these arguments."""
+    """Raises ValueError if `ddim_step` does not accept these arguments."""
     tensors = {"z": z, "noise_pred": noise_pred, "noise": noise, "unconditional": prediction.unconditional}
     if prediction.kind not in PREDICTIONS:
-        raise ValueError(f"a prediction is one of {', '.join(PREDICTIONS)}, found {prediction.kind!r}")
+        raise ValueError(f"prediction.kind must be one of {', '.join(PREDICTIONS)}, found {prediction.kind!r}")
     for name, x in tensors.items():
         if x is None:
             continue
@@ -165,12 +165,12 @@ torch.library.define(
 def _schedule(alpha_bar_t: float, alpha_bar_s: float) -> Tensor:
     """(alpha_bar_t, alpha_bar_s) in float64 on the CPU.
 
-    The numbers that change from step to step travel in a tensor: torch.compile makes one graph for each value of a
-    float argument of a custom op, and gives up after eight.
+    The numbers that change in every step are passed in a tensor, because torch.compile makes a graph for each value of
+    a float argument of a custom op and gives up after eight.
     """
     if not torch.compiler.is_compiling():
         return torch.tensor([alpha_bar_t, alpha_bar_s], dtype=torch.float64, device="cpu")
-    # Of the ways to make this tensor, Inductor (torch 2.13) keeps only a product free of the value.
+    # Inductor (torch 2.13) compiles the values into the graph unless the tensor is computed by a product.
     one = torch.ones(1, dtype=torch.float64, device="cpu")
     return torch.cat([one * alpha_bar_t, one * alpha_bar_s])
 
@@ -221,7 +221,7 @@ def cost(
     prediction: Prediction = _NOISE,
     **_: Any,
 ) -> Cost:
-    """Work of `ddim_step`: 2 multiply-accumulates, 2 for a bound on x0, 1 each for fresh noise and guidance."""
+    """Work of `ddim_step`: 2 multiply-accumulates per element, 2 more with `clip`, 1 each for noise and guidance."""
     extra = (eta > 0) + (prediction.unconditional is not None)
     macs = 2 + 2 * (clip is not None) + extra
     return Cost(macs * z.numel(), (3 + extra) * z.numel() * z.element_size())

@@ -1,7 +1,8 @@
 """gated_ffn: x + project_out(x1 * x2), with [x1, x2] = project_in(LayerNorm(x)).
 
 Both projections are 1x1 convolutions; the LayerNorm runs over the channels of each pixel (eps 1e-5); there is no
-activation, the product of the halves is the gate (arXiv 2401.05907). MACs per pixel: C * 2hid + hid * C.
+activation: one half gates the other by their product (arXiv 2401.05907). MACs per pixel: 3 C hid, with hid hidden
+channels.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _triton_serves(x: Tensor, weights: FFNWeights) -> str | None:
 
 
 def triton_lacks(x: Tensor) -> str | None:
-    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
+    """Why the Triton kernels do not support this number of channels, or None. Also used by `swda_block`."""
     if x.shape[1] > MOST_CHANNELS:
         return f"the triton backend keeps a pixel's channels in registers, {MOST_CHANNELS} at most, found {x.shape[1]}"
     return None

@@ -1,13 +1,12 @@
-"""group_norm_silu: GroupNorm (Wu and He 2018, arXiv 1803.08494), an optional modulation, SiLU; per image and channel.
+"""group_norm_silu: GroupNorm (Wu and He 2018, arXiv 1803.08494), an optional scale and shift, and SiLU.
 
-    u = (x - mean) / sqrt(variance + eps) * weight + bias     mean and variance of C / groups channels by H W pixels
+    u = (x - mean) / sqrt(variance + eps) * weight + bias     mean and variance over C / groups channels by H W pixels
     y = v * sigmoid(v), v = u * (1 + scale) + shift           scale and shift per image and channel
 
-The modulation is that of diffusers' "scale_shift" time embedding (Dhariwal and Nichol 2021, arXiv 2105.05233, "AdaGN").
-Bytes: x once for the statistics and once to apply them, y once; x once in all where a group stays in cache. Backward
-of the cpu backend (csrc/denoiser/group_norm_silu.h has formulas): x three times, y's gradient once, x's gradient three
-times.
-FlopCounterMode counts none of this, so the formula for it is 0; `cost()` has the figures.
+Scale and shift are those of the "scale_shift" time embedding of diffusers (Dhariwal and Nichol 2021, arXiv 2105.05233,
+"AdaGN"). Memory traffic: x is read for the statistics and again for the result, once in total if a group stays in
+cache; y is written once. Backward on the cpu backend: 28 bytes per element, see csrc/denoiser/group_norm_silu.h.
+FlopCounterMode counts no elementwise ops, so the registered formula is 0; `cost()` has the figures.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-
     # Two threads, reference / cpu (bench/bench_ops.py): 32768 elements 0.6 to 0.8, 163840 0.95 to 1.1, from
     # 1.3 M on 1.2 to 1.6 with a modulation or in NCHW, 0.9 to 1.0 in channels_last without one.
     if x.numel() < 1 << 18:
-        return f"{x.numel()} elements are less work than a call of the cpu backend"
+        return f"{x.numel()} elements take less time than a call of the cpu backend"
     if norm.scale is not None or norm.shift is not None:
         return None
     in_rows = x.stride(1) == 1
@@ -60,14 +59,14 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float =
     Args:
         x: (B, C, H, W), any strides.
         norm: the parameters, shapes as in `GroupNormWeights`.
-        groups: how many, a divisor of C.
+        groups: number of groups, a divisor of C.
         eps: added to the variance, at least 0.
 
     Returns:
-        (B, C, H, W), in x's layout where x is dense.
+        (B, C, H, W), in x's memory layout if x is dense.
 
     Raises:
-        ValueError: a shape, `groups` or `eps` does not fit.
+        ValueError: a tensor has another shape, `groups` does not divide C, or `eps` is negative.
     """
     check_input(x, norm, groups, eps)
     backend = OP.select(x, norm, groups, eps)
@@ -77,7 +76,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float =
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> None:
-    """Raises ValueError where `group_norm_silu` cannot take these arguments."""
+    """Raises ValueError if `group_norm_silu` does not accept these arguments."""
     if x.ndim != 4:
         raise ValueError(f"x must be (B, C, H, W), found shape {tuple(x.shape)}")
     batch, channels = x.shape[:2]
@@ -92,7 +91,7 @@ def check_input(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) -> N
 
 
 def cost(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> Cost:
-    """Work of `group_norm_silu`: no products to speak of, and x and y once each."""
+    """Work of `group_norm_silu`: no MACs counted; x and y once each."""
     small = sum(tensor.numel() for tensor in norm if tensor is not None)
     return Cost(0, (2 * x.numel() + small) * x.element_size())
 

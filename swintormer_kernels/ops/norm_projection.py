@@ -1,9 +1,9 @@
-"""norm_projection: GroupNorm and a linear map of every pixel, by which attention in a diffusion U-Net begins.
+"""norm_projection: GroupNorm and a linear map of every pixel, the first steps of attention in a diffusion U-Net.
 
     out[b, p] = weight (group_norm(x)[b, :, p] (1 + scale) + shift) + bias      for every pixel p
 
-With the weights of queries, keys and values one below the other it is their common product. The normed image is never
-made. MACs per pixel: C_in C_out. A fused backend reads x twice (once for the statistics) and writes out once.
+With the weights of queries, keys and values concatenated it computes all three in one product. A fused backend does not
+store the normalised image: it reads x twice (once for the statistics) and writes out once. MACs per pixel: C_in C_out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups
 OP = Op(
     "norm_projection",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet"},
+    absent={"triton": "there is no Triton kernel for this op"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -46,15 +46,15 @@ def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, gr
     Args:
         x: (B, C_in, H, W), any strides.
         norm: parameters of the norm, shapes as in `GroupNormWeights`.
-        linear: those of the map, shapes as in `LinearWeights`.
-        groups: how many, a divisor of C_in.
+        linear: parameters of the linear map, shapes as in `LinearWeights`.
+        groups: number of groups, a divisor of C_in.
         eps: added to the variance, at least 0.
 
     Returns:
         (B, H W, C_out).
 
     Raises:
-        ValueError: a shape, `groups` or `eps` does not fit.
+        ValueError: a tensor has another shape, `groups` does not divide C_in, or `eps` is negative.
     """
     check_input(x, norm, linear, groups, eps)
     backend = OP.select(x, norm, linear, groups, eps)
@@ -64,7 +64,7 @@ def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, gr
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float) -> None:
-    """Raises ValueError where `norm_projection` cannot take these arguments."""
+    """Raises ValueError if `norm_projection` does not accept these arguments."""
     group_norm_silu.check_input(x, norm, groups, eps)
     if linear.weight.ndim != 2 or linear.weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be (C_out, {x.shape[1]}), found {tuple(linear.weight.shape)}")
@@ -78,7 +78,7 @@ def _like_output(x: Tensor, *tensors: Any) -> Tensor:
 
 
 def cost(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups: int, eps: float = 1e-5) -> Cost:
-    """Work of `norm_projection`: the products; x, weights and out once each."""
+    """Work of `norm_projection`: MACs of the product; x, weights and out once each."""
     out, pixels = linear.weight.shape[0], x.numel() // max(1, x.shape[1])
     weights = sum(tensor.numel() for tensor in (*norm, *linear) if tensor is not None)
     return Cost(x.numel() * out, (x.numel() + pixels * out + weights) * x.element_size())

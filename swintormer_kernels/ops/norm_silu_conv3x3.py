@@ -2,9 +2,9 @@
 
     out = conv3x3(silu(group_norm(x))) + bias + embedding + skip      stride 1, padded with one 0 on each side
 
-norm and SiLU are those of `group_norm_silu`, modulation included; the embedding is that of the time, one number for an
-image and a channel; skip is the ResNet block's skip connection. MACs per pixel: 9 C_in C_out. A fused backend reads x
-twice (once for the statistics) and skip once, and writes out once.
+Norm and SiLU are those of `group_norm_silu`, including scale and shift. `embedding` is the projected time embedding,
+one number per image and channel; `skip` is the skip connection of the ResNet block. MACs per pixel: 9 C_in C_out. A
+fused backend reads x twice (once for the statistics) and skip once, and writes out once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
 
 
 def too_small(batch: int, channels: int, out: int, sides: tuple[int, int]) -> str | None:
-    """Where the cpu backend was measured to lose against the reference, in words; else None."""
+    """Reason why the cpu backend is slower than the reference for this size, as measured; otherwise None."""
     # bench/small_shapes.py, two threads, reference / cpu: below 16 channels 0.7 to 1.2. Where less than 0.4 of the
     # products is used, single images of 16x16 to 32x32 pixels still reach 1.01 to 1.7, others 0.4 to 1.1; above 0.4
     # the worst of 87 shapes is 0.95, the others 1.0 and more.
@@ -46,7 +46,7 @@ def too_small(batch: int, channels: int, out: int, sides: tuple[int, int]) -> st
 
 
 def used_products(height: int, width: int, out_channels: int) -> float:
-    """Share of the cpu backend's products that the result needs: tiles of 2x2, 12 tiles by 32 channels at a time."""
+    """Share of the cpu backend's products that the result needs. It computes 12 tiles of 2x2 pixels by 32 channels."""
     tiles = -(-height // 2) * -(-width // 2)
     in_rows, in_panels = 12 * max(1, -(-tiles // 12)), 32 * max(1, -(-out_channels // 32))
     return height * width / 4 / in_rows * out_channels / in_panels
@@ -70,15 +70,15 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     Args:
         x: (B, C_in, H, W), any strides.
         norm: parameters of the norm, shapes as in `GroupNormWeights`.
-        conv: those of the convolution, and what is added, shapes as in `ConvWeights`.
-        groups: how many, a divisor of C_in.
+        conv: parameters of the convolution, embedding and skip, shapes as in `ConvWeights`.
+        groups: number of groups, a divisor of C_in.
         eps: added to the variance, at least 0.
 
     Returns:
         (B, C_out, H, W).
 
     Raises:
-        ValueError: a shape, `groups` or `eps` does not fit.
+        ValueError: a tensor has another shape, `groups` does not divide C_in, or `eps` is negative.
     """
     check_input(x, norm, conv, groups, eps)
     backend = OP.select(x, norm, conv, groups, eps)
@@ -88,7 +88,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
 
 
 def check_input(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float) -> None:
-    """Raises ValueError where `norm_silu_conv3x3` cannot take these arguments."""
+    """Raises ValueError if `norm_silu_conv3x3` does not accept these arguments."""
     group_norm_silu.check_input(x, norm, groups, eps)
     batch, channels, height, width = x.shape
     out = conv.weight.shape[0]
@@ -99,13 +99,13 @@ def check_input(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: in
 
 
 def _like_output(x: Tensor, *tensors: Any) -> Tensor:
-    # The cpu backend computes in channels_last; the order is part of what torch.compile is told.
+    # The cpu backend returns channels_last, and torch.compile relies on the strides given here.
     weight = tensors[len(GroupNormWeights._fields)]
     return x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:])).to(memory_format=torch.channels_last)
 
 
 def cost(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> Cost:
-    """Work of `norm_silu_conv3x3`: the products of a direct convolution; x, skip, weights and out once each."""
+    """Work of `norm_silu_conv3x3`: MACs of a direct convolution; x, skip, weights and out once each."""
     out = conv.weight.shape[0]
     pixels = x.numel() // max(1, x.shape[1])
     tensors = [tensor for tensor in (x, *norm, *conv) if tensor is not None]

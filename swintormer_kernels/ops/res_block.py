@@ -1,10 +1,10 @@
 """res_block: a whole ResNet block of a diffusion U-Net (Ho et al. 2020, arXiv 2006.11239), two `norm_silu_conv3x3`.
 
     hidden = conv3x3(silu(group_norm(x))) + bias + embedding
-    out    = conv3x3(silu(group_norm(hidden) (1 + scale) + shift)) + bias + skip     skip = x, or x's 1x1 convolution
+    out    = conv3x3(silu(group_norm(hidden) (1 + scale) + shift)) + bias + skip     skip = x or conv1x1(x)
 
-For small images, where what a call costs beside its work is as long as the work. MACs per pixel: 9 C_in C_mid +
-9 C_mid C_out, and C_in C_out for the shortcut. The hidden image never becomes a tensor.
+For small images, where the overhead of a call takes as long as its work. MACs per pixel: 9 C_in C_mid + 9 C_mid C_out,
+and C_in C_out for the shortcut. The hidden image stays in scratch memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _cpu_slower(x: Tensor, block: ResBlockWeights, *norms: float) -> str | None:
 OP = Op(
     "res_block",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "two norm_silu_conv3x3 and a captured graph do it"},
+    absent={"triton": "there is no Triton kernel for the whole ResNet block; call norm_silu_conv3x3 twice"},
     slower={"cpu": _cpu_slower},
 )
 
@@ -45,19 +45,19 @@ OP = Op(
 def res_block(
     x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps1: float = 1e-5, eps2: float = 1e-5
 ) -> Tensor:
-    """A ResNet block: norm, SiLU, 3x3 convolution, the time; norm, SiLU, 3x3 convolution, the skip.
+    """A ResNet block: norm, SiLU, 3x3 convolution, time embedding; norm, SiLU, 3x3 convolution, skip connection.
 
     Args:
         x: (B, C_in, H, W), any strides.
         block: the parameters, shapes as in `ResBlockWeights`.
-        groups1, groups2: of the two norms, divisors of C_in and C_mid.
-        eps1, eps2: added to their variances, at least 0.
+        groups1, groups2: numbers of groups of the two norms, divisors of C_in and C_mid.
+        eps1, eps2: constants added to their variances, at least 0.
 
     Returns:
         (B, C_out, H, W).
 
     Raises:
-        ValueError: a shape, a number of groups or an eps does not fit.
+        ValueError: a tensor has another shape, a number of groups is no divisor, or an eps is negative.
     """
     norms = Norms(groups1, groups2, eps1, eps2)
     out = fused_res_block(x, block, norms)
@@ -65,14 +65,14 @@ def res_block(
 
 
 def fused_res_block(x: Tensor, block: ResBlockWeights, norms: Norms) -> Tensor | None:
-    """`res_block`, or None where these arguments get the reference: for callers that have something better then."""
+    """`res_block`, or None if these arguments select the reference, for callers with a faster alternative."""
     check_input(x, block, norms)
     backend = OP.select(x, block, *norms)
     return None if backend == "reference" else _run(*_SIGNATURE.flat(x, block, *norms), backend)
 
 
 def check_input(x: Tensor, block: ResBlockWeights, norms: Norms) -> None:
-    """Raises ValueError where `res_block` cannot take these arguments."""
+    """Raises ValueError if `res_block` does not accept these arguments."""
     if x.ndim != 4:
         raise ValueError(f"x must be (B, C, H, W), found shape {tuple(x.shape)}")
     batch, channels = x.shape[:2]
@@ -92,7 +92,7 @@ def check_input(x: Tensor, block: ResBlockWeights, norms: Norms) -> None:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must be {shape} with x {tuple(x.shape)}, found {tuple(tensor.shape)}")
     if block.shortcut is None and (out != channels or block.shortcut_bias is not None):
-        raise ValueError(f"from {channels} to {out} channels, or with a shortcut_bias, a ResNet block needs a shortcut")
+        raise ValueError(f"a ResNet block from {channels} to {out} channels, or with shortcut_bias, needs a shortcut")
 
 
 def _like_output(x: Tensor, *tensors: Any) -> Tensor:
@@ -100,7 +100,7 @@ def _like_output(x: Tensor, *tensors: Any) -> Tensor:
 
 
 def cost(x: Tensor, block: ResBlockWeights, *norms: float) -> Cost:
-    """Work of `res_block`: the products of direct convolutions; x, weights and out once each."""
+    """Work of `res_block`: MACs of direct convolutions; x, weights and out once each."""
     pixels, out = x.numel() // max(1, x.shape[1]), block.conv2.shape[0]
     products = block.conv1.numel() + block.conv2.numel()
     products += 0 if block.shortcut is None else block.shortcut.numel()

@@ -38,7 +38,7 @@ def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int
 
 
 def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
-    """Sizes beyond what the Triton kernels were made for, or None; `swda_block` shares it."""
+    """Why the Triton kernels do not support these sizes, or None. Also used by `swda_block`."""
     head = x.shape[1] // 2 // weights.logit_scale.shape[0]
     if head > 64:
         return f"the triton backend takes heads of at most 64 channels, found {head}; use more heads"
@@ -48,10 +48,11 @@ def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | Non
 
 
 def cpu_slower(x: Tensor, window: int) -> str | None:
-    """Why the cpu backend loses on windows that leave most of a vector panel (up to 32 tokens) empty; else None.
+    """Why the cpu backend is slower for windows that leave most of a vector panel (up to 32 tokens) empty, or None.
 
-    `swda_block` shares it. bench/small_shapes.py, one thread, reference / cpu: windows of 2 to 4 reach 0.3 to 1.1 from
-    64 channels on, where products decide, and 1.1 or more below; windows of 5 and more win.
+    Also used by `swda_block`. bench/small_shapes.py, one thread, reference / cpu: windows of 2 to 4 reach 0.3 to 1.1
+    from 64 channels on, where the products take most of the time, and 1.1 or more below; windows of 5 and more are
+    faster.
     """
     if window <= 4 and x.shape[1] >= 64:
         return (
@@ -77,7 +78,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
 
     Args:
         x: (B, C, H, W), any strides, H and W multiples of the window.
-        weights: the parameters, shapes as in `AttentionWeights`.
+        weights: parameters, shapes as in `AttentionWeights`; C a multiple of 2 * heads.
         window: w, side of a window, at least 2.
         shift: s, 0 <= s < w.
 
@@ -85,7 +86,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
         (B, C, H, W).
 
     Raises:
-        ValueError: a shape, the window or the shift does not fit.
+        ValueError: a tensor has another shape, or window or shift is out of range.
     """
     check_input(x, weights, window, shift)
     backend = OP.select(x, weights, window, shift)
@@ -95,7 +96,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
 
 
 def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> None:
-    """Raises ValueError where `swda_attention` cannot take these arguments."""
+    """Raises ValueError if `swda_attention` does not accept these arguments."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
@@ -123,7 +124,7 @@ def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 
 def cost(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Cost:
-    """Work of `swda_attention` with these arguments; the MACs are those of the products, which stand above."""
+    """Work of `swda_attention` with these arguments; the formula of the MACs is in the module docstring."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     pixels = x.numel() // channels
     macs = 4 * channels**2 + 27 * channels + channels * window**2 + channels * (channels // 2 // heads)

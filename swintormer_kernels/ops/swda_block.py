@@ -1,6 +1,6 @@
-"""swda_block: `swda_attention`, then `gated_ffn`; everything is local to a window, so one pass can do both.
+"""swda_block: `swda_attention`, then `gated_ffn` (arXiv 2401.05907). Both are local to a window: one pass suffices.
 
-A fused backend reads x once and writes the result once: 2 * B * C * H * W elements moved beside the weights.
+A fused backend reads x once and writes the result once: 2 B C H W elements in addition to the weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
 
     Args:
         x: (B, C, H, W), any strides, H and W multiples of the window.
-        attention, ffn: the parameters of the two halves.
+        attention, ffn: parameters of the two halves, shapes as in `AttentionWeights` and `FFNWeights`.
         window: w, side of a window, at least 2.
         shift: s, 0 <= s < w.
 
@@ -49,7 +49,7 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
         (B, C, H, W).
 
     Raises:
-        ValueError: a shape, the window or the shift does not fit.
+        ValueError: a tensor has another shape, or window or shift is out of range.
     """
     swda_attention.check_input(x, attention, window, shift)
     gated_ffn.check_input(x, ffn)

@@ -1,8 +1,8 @@
-"""upsample_conv3x3: every pixel as 2x2 equal ones, then a 3x3 convolution, by which U-Nets and decoders go up a level.
+"""upsample_conv3x3: upsampling by 2 (nearest neighbour) and a 3x3 convolution, as in U-Nets and decoders.
 
     out = conv3x3(nearest(x)) + bias      stride 1, padded with one 0 on each side
 
-MACs per output pixel: 9 C_in C_out. Rows and columns of the doubled image come in equal pairs, so Winograd's
+MACs per output pixel: 9 C_in C_out. Rows and columns of the upsampled image are equal in pairs, so Winograd's
 F(2x2, 3x3) needs 9 of its 16 products, a quarter of the direct convolution's.
 """
 
@@ -39,24 +39,24 @@ def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
 OP = Op(
     "upsample_conv3x3",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "not written yet"},
+    absent={"triton": "there is no Triton kernel for this op"},
     slower={"cpu": _cpu_slower},
 )
 
 
 @OP.public
 def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
-    """conv3x3(nearest neighbours of x, twice the size) + bias.
+    """conv3x3(x upsampled by 2, nearest neighbour) + bias.
 
     Args:
         x: (B, C_in, H, W), any strides.
-        conv: the parameters, shapes as in `UpsampleWeights`.
+        conv: parameters, shapes as in `UpsampleWeights`.
 
     Returns:
         (B, C_out, 2H, 2W).
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a tensor has another shape.
     """
     check_input(x, conv)
     backend = OP.select(x, conv)
@@ -66,7 +66,7 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
 
 
 def check_input(x: Tensor, conv: UpsampleWeights) -> None:
-    """Raises ValueError where `upsample_conv3x3` cannot take these arguments."""
+    """Raises ValueError if `upsample_conv3x3` does not accept these arguments."""
     if x.ndim != 4 or conv.weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(
             f"weight must be (C_out, C_in, 3, 3) and x (B, C_in, H, W), found {tuple(conv.weight.shape)} "
@@ -82,7 +82,7 @@ def _like_output(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 def cost(x: Tensor, conv: UpsampleWeights) -> Cost:
-    """Work of `upsample_conv3x3`: the products of a direct convolution; x, weights and out once each."""
+    """Work of `upsample_conv3x3`: MACs of a direct convolution; x, weights and out once each."""
     pixels = 4 * x.numel() // max(1, x.shape[1])
     weights = sum(tensor.numel() for tensor in conv if tensor is not None)
     elements = x.numel() + pixels * conv.weight.shape[0] + weights

@@ -25,7 +25,7 @@ from swintormer_kernels.ops.norm_silu_conv3x3 import OP as CONV_OP
 from swintormer_kernels.ops.norm_silu_conv3x3 import norm_silu_conv3x3
 from swintormer_kernels.ops.res_block import fused_res_block, res_block
 from swintormer_kernels.ops.upsample_conv3x3 import upsample_conv3x3
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 from swintormer_kernels.patch.swap import (
     SwappedModule,
     has_hooks,
@@ -319,7 +319,7 @@ def _together(tensors: list[Tensor]) -> Tensor:
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if wanted or torch.compiler.is_compiling():
         return torch.cat(tensors)
-    return derived(tensors, "together", lambda: torch.cat(tensors))
+    return packed_weight(tensors, "together", lambda: torch.cat(tensors))
 
 
 # ---- recognition -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from bench import measure, roofline
 from swintormer import NetworkConfig, Swintormer
 from swintormer.cli import bench
 from swintormer_kernels import native, use_backend
-from swintormer_kernels.packed import derived, kept_bytes
+from swintormer_kernels.packed import kept_bytes, packed_weight
 from swintormer_kernels.testing import timing
 from swintormer_kernels.testing.cases import cases_of
 from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory
@@ -107,8 +107,8 @@ def test_the_rate_of_torch_is_the_best_of_its_products():
 
 def test_packed_weights_count_once_and_as_long_as_their_source_lives():
     source = torch.ones(8)
-    made = derived([source], "a", lambda: torch.zeros(1000))
-    derived([source], "b", lambda: made[500:])
+    made = packed_weight([source], "a", lambda: torch.zeros(1000))
+    packed_weight([source], "b", lambda: made[500:])
     assert kept_bytes([source, torch.ones(8)]) == 4000
     assert kept_bytes([]) == 0
 

@@ -122,16 +122,25 @@ def double(inputs):
 
 
 def test_outputs_and_gradients(model_and_inputs):
-    """Each as close to float64 as the untouched model's, within a factor 2 and the rounding of the largest."""
+    """Each as close to float64 as the untouched model's, within a factor 2 and the rounding of the largest.
+
+    The gradient of a bias of keys is 0 in exact arithmetic (softmax ignores it), and its rounding errors have no
+    relation to each other: they are small beside the largest gradient, which they are sums of the terms of.
+    """
     model, inputs = model_and_inputs
     truth = run(copy.deepcopy(model).double(), double(inputs))
     before = run(model, inputs)
     report = sk.optimize(model)
     assert report.swapped
     after = run(model, inputs)
-    worst = max(error(b, t) for b, t in zip(before, truth, strict=True))
-    for value, plain, true in zip(after, before, truth, strict=True):
-        assert error(value, true) <= 2 * max(error(plain, true), worst)
+    largest = max(t.norm() for t in truth[1:])
+    zero = [t.norm() <= EPS**2 * largest for t in truth]
+    worst = max(error(b, t) for b, t, none in zip(before, truth, zero, strict=True) if not none)
+    for value, true, none in zip(after, truth, zero, strict=True):
+        if none:
+            assert value.norm() <= EPS * largest
+        else:
+            assert error(value, true) <= 2 * worst
     sk.restore(model)
     for value, plain in zip(run(model, inputs), before, strict=True):
         assert torch.equal(value, plain)

@@ -8,7 +8,7 @@ from swintormer_kernels import packed
 
 def test_forget_is_seen_by_the_generation():
     before, layer = packed.generation(), torch.nn.Linear(2, 2)
-    packed.derived([layer.weight], "twice", lambda: 2 * layer.weight)
+    packed.packed_weight([layer.weight], "twice", lambda: 2 * layer.weight)
     assert packed.generation() == before, "new versions are made beside a graph's; only forget takes some away"
     sk.forget(layer)
     sk.forget(layer)

@@ -196,7 +196,11 @@ def test_compiled_code_runs_no_check_and_takes_what_is_known(checks):
         function = torch.compile(sk.ddim_step, fullgraph=True, backend="aot_eager")
         return function(*latent(), alpha_bar_t=0.25, alpha_bar_s=0.4)
 
-    compiled()
+    with pytest.warns(RuntimeWarning, match=r"torch.compile does not use the triton kernels of ddim_step.*selfcheck"):
+        compiled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        compiled()  # said once
     assert not checks
     with torch.utils.flop_counter.FlopCounterMode(display=False):
         assert "not been checked" in explained().reasons["triton"]
@@ -216,7 +220,7 @@ def test_the_table_lists_every_op_and_backend():
     rows = {(row.op, row.backend): row for row in report.rows}
     assert rows.keys() == {(op, b) for op in ("ddim_step", "res_block") for b in sk.BACKENDS if b != "reference"}
     assert rows["ddim_step", "triton"].forward == rows["ddim_step", "triton"].backward == "ok"
-    assert rows["res_block", "triton"].not_served
+    assert "no Triton kernel for the whole ResNet block" in rows["res_block", "triton"].not_served
     assert not report.failures
     assert str(report).endswith("nothing failed")
     assert explained().backend == "triton"

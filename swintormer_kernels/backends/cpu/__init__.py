@@ -1,1 +1,1 @@
-"""The native extension: checks of what it takes, outputs and scratch allocated with torch, then one call into C++."""
+"""The cpu backend: allocates outputs and scratch with torch and calls the native extension."""

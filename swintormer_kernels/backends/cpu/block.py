@@ -1,4 +1,7 @@
-"""swda_block, swda_attention and gated_ffn through csrc/block: float32, any strides, result in x's layout."""
+"""swda_block, swda_attention and gated_ffn in csrc/block: float32, any strides, result in x's memory layout.
+
+Formulas, bytes moved and MACs: csrc/block/swda_block.h.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Ten
 
 
 def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:
-    """`op` of the extension on x (B, C, H, W), any strides; the result is in x's layout if x is dense."""
+    """Calls `op` of the extension on x (B, C, H, W), any strides; the result has x's memory layout if x is dense."""
     out = torch.empty_like(x)
     if x.numel():
         getattr(native.extension(), op)(out=view(out), x=view(x), threads=torch.get_num_threads(), **arguments)
@@ -74,6 +77,6 @@ def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:
 
 
 def _scratch(x: Tensor, heads: int, window: int, hidden: int) -> Buffer:
-    """Memory of all threads; heads and window 0 without attention, hidden 0 without FFN."""
+    """Scratch of all threads. heads and window are 0 without attention, hidden is 0 without FFN."""
     _, floats, _ = native.extension().swda_layout(x.shape[1], heads, window, hidden)
     return dense(torch.empty(torch.get_num_threads() * floats, dtype=torch.float32, device="cpu"))

@@ -1,13 +1,14 @@
-"""Gradients of the block on the CPU: products in torch, all that is local to a window in csrc/block/swda_core.cpp.
+"""Gradients of the block on the CPU: matrix products in torch, operations inside windows in csrc/block/swda_core.cpp.
 
-Windows share nothing but the weights, so the rolled map is cut into parts of whole windows. A part is run forward once
-more, keeping what its gradients need (tokens in rows, channels_last), and then backward:
+Windows are independent of each other, so the rolled map is divided into parts of whole windows. For each part the
+forward pass is computed again, with its intermediate results (tokens in rows, channels_last), and then the backward:
 
     u = qkv norm1(x)      a = core(u)                y = x + proj a
     h = in norm2(y)       out = y + out(h1 h2)
 
-Only x is kept from the forward pass. Products: those of the forward once, and twice as many for the gradients; those of
-weights that require no gradient are left out. Memory: the gradient of x, and one part's tensors, _PART_BYTES.
+Only x is kept from the forward pass. MACs: three times those of the forward (once to compute it again, twice for the
+gradients), less for weights that require no gradient. Memory: the gradient of x and the tensors of one part,
+_PART_BYTES.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 _PART_BYTES = 64 << 20
-"""Of a part's intermediate tensors, unless a single window takes more. That is 8000 tokens at C = 96: torch's products
-run at their full rate from about 1000 on."""
+"""Bytes of a part's intermediate tensors, unless a single window takes more. 64 MiB are 8000 tokens at C = 96; torch's
+products reach their full rate from about 1000 tokens on."""
 
 _EPS = 1e-5  # of LayerNorm
 
 Sums = list[Tensor | None]
-"""Gradients of a record of weights, in the order of its fields; None where there is none, or none is wanted."""
+"""Gradients of a record of weights, in the order of its fields; None for absent weights and for unwanted gradients."""
 
 
 def block_gradients(
@@ -54,7 +55,8 @@ def block_gradients(
         return of_x, of_attention + of_ffn
 
     hidden = ffn.project_out.shape[1] if ffn is not None else 0
-    # 7C in the attention and 5C in the FFN beside 6 hidden; a window's own sums are 30C and its bias table.
+    # Floats per token: 7C in the attention, 5C + 6 hidden in the FFN, 2C for x and its gradient. Sums of a window: 30C
+    # and its bias table.
     sums = 30 * channels + heads * (2 * window - 1) ** 2
     floats = 14 * channels + 6 * hidden + -(-sums // window**2)
     return _in_parts(backward, grad, x, (*attention, *(ffn or ())), _Parts(window, shift, floats))
@@ -76,7 +78,7 @@ def ffn_gradients(grad: Tensor, x: Tensor, ffn: FFNWeights) -> list[Tensor]:
 
 
 class _Part(NamedTuple):
-    """Of the rolled map: images, rows and columns, whole windows."""
+    """A part of the rolled map, made of whole windows: ranges of images, rows and columns."""
 
     images: slice
     rows: slice
@@ -86,10 +88,10 @@ class _Part(NamedTuple):
 class _Parts(NamedTuple):
     window: int
     shift: int
-    floats: int  # of intermediate tensors for each token
+    floats: int  # of intermediate tensors per token
 
     def walk(self, b: int, h: int, w: int) -> Iterator[_Part]:
-        """Parts that cover (b, h, w): whole rows of windows of all images where one fits, else smaller ones."""
+        """Yields parts that cover (b, h, w): whole rows of windows of all images if one fits, else smaller ones."""
         windows = max(1, _PART_BYTES // (4 * self.floats * self.window**2))
         across = w // self.window
         columns = min(w, windows * self.window)
@@ -108,7 +110,7 @@ class _Parts(NamedTuple):
 class _Tokens(NamedTuple):
     rows: Tensor  # (T, C), the part's pixels in row-major order
     shape: tuple[int, int, int]  # images, height and width of the part
-    last: tuple[bool, bool]  # whether it ends with the map's last row, and column
+    last: tuple[bool, bool]  # whether it contains the last row, and the last column, of the map
 
 
 def _in_parts(
@@ -118,7 +120,7 @@ def _in_parts(
     weights: tuple[Tensor | None, ...],
     parts: _Parts,
 ) -> list[Tensor]:
-    """Gradients of x and `weights`, those that require one, summed over parts of the rolled map."""
+    """Gradients of x and `weights`, of those that require one, summed over the parts of the rolled map."""
     b, c, h, w = x.shape
     totals = [None if weight is None else torch.zeros_like(weight) for weight in weights]
     of_x = torch.empty_like(x)
@@ -137,7 +139,7 @@ def _in_parts(
     return [value for source, value in wanted if value is not None and source is not None and source.requires_grad]
 
 
-# ---- the two halves on a part's tokens -------------------------------------------------------------------------------
+# ---- the two halves on the tokens of a part --------------------------------------------------------------------------
 
 
 class _Normed(NamedTuple):
@@ -224,7 +226,7 @@ def _attention_backward(
 
 
 class _Core(NamedTuple):
-    """csrc/block/swda_core.h on a part's tokens."""
+    """The functions of csrc/block/swda_core.h on the tokens of a part."""
 
     weights: Any  # of pack_core
     heads: int

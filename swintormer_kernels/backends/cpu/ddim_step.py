@@ -1,4 +1,4 @@
-"""ddim_step through csrc/denoiser/ddim_step.cpp: float32, any strides, result in z's layout."""
+"""ddim_step in csrc/denoiser/ddim_step.cpp: float32, any strides, result in z's memory layout."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The ops of a denoiser through csrc/denoiser: GroupNorm and SiLU, and the 3x3 convolutions and projection behind it.
+"""The ops of a denoiser in csrc/denoiser: GroupNorm with SiLU, 3x3 convolutions, and projection. float32.
 
-float32. Images in planes (NCHW) or in rows of channels (channels_last), cut out of larger ones too, are taken as they
-are by group_norm_silu, whose result is in x's layout; the others take rows of channels and give channels_last. Of
-anything else a copy is made first.
+group_norm_silu reads NCHW and channels_last, also slices of larger tensors, and returns x's memory layout. The other
+ops read channels_last and return channels_last. Inputs in other memory layouts are copied first.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, norm: GroupNormWeights, gr
     if x.numel():
         common = set(walkable(source)) & set(walkable(of_x)) & set(walkable(grad))
         if not any(kind[1] == transposed for kind in common):
-            grad = of_x.copy_(grad)  # which the kernel may overwrite element by element
+            grad = of_x.copy_(grad)  # the kernel may overwrite its input element by element
         pixels = height * width
         norm_floats = _norm_floats(batch, channels, pixels, groups)
         floats = native.extension().group_norm_silu_backward_scratch(batch, channels, pixels)
@@ -213,12 +212,12 @@ def _conv(
 
 @functools.lru_cache(maxsize=256)
 def _norm_floats(batch: int, channels: int, pixels: int, groups: int) -> int:
-    """Floats of scratch that the statistics take."""
+    """Floats of scratch for the statistics."""
     return native.extension().group_norm_scratch(batch, channels, pixels, groups)
 
 
 def _of_parameters(sums: Tensor, norm: GroupNormWeights) -> list[Tensor]:
-    """Gradients of `norm` from the sums over an image's channel: of v's gradient, and of it times the normed x."""
+    """Gradients of `norm` from sums per image and channel: of v's gradient, and of that times the normalised x."""
     of_v, of_product = sums.unbind(1)
     keep = 1 if norm.scale is None else 1 + norm.scale
     found = []

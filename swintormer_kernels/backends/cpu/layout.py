@@ -1,4 +1,4 @@
-"""How tensors reach the native extension: addresses with their sizes, memory layouts, and which tensors it takes."""
+"""Arguments of the native extension: addresses with sizes, memory layouts, and the tensors that it accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Buffer = tuple[int, int, Tensor]
 
 
 def view(x: Tensor) -> View:
-    """(address, shape, strides in elements, owner), which csrc/python/arguments.h reads."""
+    """(address, shape, strides in elements, owner), the type View of csrc/python/arguments.h."""
     assert x.dtype == torch.float32, "the native code takes the address for one of float32"
     return x.data_ptr(), x.shape, x.stride(), x
 
@@ -35,7 +35,7 @@ def dense(x: Tensor | None) -> Buffer | None:
 
 
 def float32_on_cpu(*tensors: Tensor | None) -> str | None:
-    """Predicate: None if all these are dense float32 tensors on the CPU, else what is in the way."""
+    """Predicate: None if all tensors are strided float32 tensors on the CPU, otherwise the reason."""
     for x in tensors:
         if x is None or (x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided):
             continue
@@ -52,14 +52,14 @@ def float32_on_cpu(*tensors: Tensor | None) -> str | None:
 
 
 def image_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
-    """An uninitialised result in channels_last, `scale` times as high and wide as `x`."""
+    """An uninitialised (B, channels, scale H, scale W) tensor in channels_last."""
     batch, _, height, width = x.shape
     shape = batch, channels, scale * height, scale * width
     return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def rows_of_channels(x: Tensor) -> Tensor:
-    """`x`, or a copy, with a pixel's channels next to one another and its rows of pixels after one another."""
+    """`x`, or a copy, with contiguous channels of a pixel and contiguous rows of pixels."""
     _, channel, down, right = x.stride()
     _, _, height, width = x.shape
     if channel == 1 and (height == 1 or width == 1 or down == width * right):
@@ -68,7 +68,7 @@ def rows_of_channels(x: Tensor) -> Tensor:
 
 
 def like_planes(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """`x` and `out`, or copies, both in planes or both in rows of channels; and whether width comes before height."""
+    """`x` and `out`, or copies, both in planes or both in rows of channels, and whether they are transposed."""
     kinds = walkable(out)
     if not kinds:
         out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
@@ -80,7 +80,7 @@ def like_planes(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, bool]:
 
 
 def walkable(x: Tensor) -> list[tuple[str, bool]]:
-    """How the native code can walk `x`: in "planes" or in "rows", and whether width comes before height."""
+    """Memory layouts of `x` for the native code: ("planes" or "rows", whether height and width are transposed)."""
     _, _, height, width = x.shape
     _, channel, down, right = x.stride()
     found = []

@@ -1,4 +1,4 @@
-"""Weights in the layout that csrc/block/swda_block.h asks for, made once for each version of a parameter."""
+"""Packed weights of the block in the memory layout of csrc/block/swda_block.h, cached per version of a parameter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import Buffer, dense
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
@@ -22,7 +22,7 @@ MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
 
 def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Any:
-    """`AttentionWeights` of csrc/block/swda_block.h, as the extension takes them; hidden of an FFN in the same pass."""
+    """`AttentionWeights` of csrc/block/swda_block.h, packed; `hidden` is that of the FFN in the same pass, or 0."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
     units = (channels, heads, tile)
@@ -40,7 +40,7 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Any:
 
 
 def pack_core(weights: AttentionWeights, window: int) -> Any:
-    """What csrc/block/swda_core.h reads of `AttentionWeights`: dwconv, its bias, scale, position bias."""
+    """The packed weights that csrc/block/swda_core.h reads: dwconv, its bias, scale and position bias."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
     units = (channels, heads, tile)
@@ -56,7 +56,7 @@ def pack_core(weights: AttentionWeights, window: int) -> Any:
 
 
 def pack_ffn(weights: FFNWeights) -> Any:
-    """`FfnWeights` of csrc/block/swda_block.h, as the extension takes them."""
+    """`FfnWeights` of csrc/block/swda_block.h, packed."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     halves, whole = (tile // 2, 2), (tile, 1)
@@ -74,7 +74,7 @@ def pack_ffn(weights: FFNWeights) -> Any:
 def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
     if source is None:
         return dense(_zeros(missing))
-    return dense(derived([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
+    return dense(packed_weight([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,19 +87,19 @@ def _in_tiles(rows: int, tile: int) -> int:
 
 
 def _padded(matrix: Tensor, tile: int, parts: int) -> Tensor:
-    """(parts * rows, ...) -> (tiles * parts * tile, k): a tile's rows of the first part, of the second, next tile."""
+    """(parts * rows, ...) -> (tiles * parts * tile, k): per tile its rows of the first part, then of the second."""
     rows = matrix.reshape(parts, matrix.shape[0] // parts, -1)
     rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % tile))
     return rows.unflatten(1, (-1, tile)).transpose(0, 1).reshape(-1, rows.shape[-1])
 
 
 def _tiles(matrix: Tensor, tile: int, parts: int) -> Tensor:
-    """The same in tiles: (tiles, k, parts * tile)."""
+    """The rows of `_padded` in tiles: (tiles, k, parts * tile)."""
     return _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
 
 
 def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    """(3C, ...) -> (2 halves * heads * padded 3d, k); the release splits 3C into half, (q, k, v), head, d."""
+    """(3C, ...) -> (2 halves * heads * padded 3d, k); the released weights order 3C as half, (q, k, v), head, d."""
     size = channels // 2 // heads
     rows = matrix.reshape(2, 3, heads, size, -1).transpose(1, 2).reshape(2 * heads, 3 * size, -1)
     return F.pad(rows, (0, 0, 0, -3 * size % tile)).flatten(0, 1)
@@ -114,7 +114,7 @@ def _scale(logit_scale: Tensor) -> Tensor:
 
 
 def _bias(table: Tensor, channels: int, heads: int, window: int, isa: str) -> Tensor:
-    """16 sigmoid(table), [head][place]."""
+    """16 sigmoid(table) in the order of `bias_index`: (heads, bias_floats)."""
     return (16 * torch.sigmoid(table))[_bias_index(channels, heads, window, isa)].T
 
 

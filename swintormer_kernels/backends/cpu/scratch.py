@@ -1,8 +1,8 @@
-"""Scratch memory of the ops of a denoiser, kept from one call to the next.
+"""Scratch memory of the denoiser's ops, kept between calls.
 
-A step of a sampler calls the same ops on the same shapes again and again. Scratch from the allocator is returned to the
-operating system and fetched again, page by page; here each thread keeps one piece of memory, which grows to the largest
-scratch that one of its calls asked for and is returned when the thread ends or asks for it (`release_scratch`).
+A sampler calls the same ops with the same shapes in every step. The allocator would return scratch to the operating
+system and fetch it again page by page. Instead each thread keeps one block of memory, which grows to the largest
+scratch of its calls and is freed when the thread ends or calls `release_scratch`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from swintormer_kernels import native
 
 MOST_FLOATS = 1 << 24
-"""A thread keeps at most so much, 64 MiB; the released denoiser at a 128 latent takes 10 MB on two threads."""
+"""Floats that a thread keeps at most, 64 MiB; the released denoiser with a 128 latent takes 10 MB on two threads."""
 
 GLIBC_KEEPS = 128 << 10
-"""Bytes at the heap's end that glibc keeps by itself, and from which on it takes blocks from the system."""
+"""glibc's default limits: free bytes kept at the end of the heap, and size from which blocks are mapped separately."""
 
 _ALIGNED = 16  # floats: one cache line, and one vector of AVX-512
 
@@ -33,10 +33,10 @@ _kept = _Kept()
 
 
 class Scratch:
-    """Uninitialised float32 memory, one piece for each of the sizes asked for; alive as long as these buffers are.
+    """Uninitialised float32 memory: one buffer per requested size, valid while the buffers are referenced.
 
     Attributes:
-        buffers: one for each size, at multiples of a cache line, as `layout.dense` gives them.
+        buffers: (address, floats, owner) for each size, aligned to a cache line, as from `layout.dense`.
     """
 
     __slots__ = ("buffers",)
@@ -52,33 +52,31 @@ class Scratch:
 
 
 def release_scratch() -> int:
-    """Let go of the memory that the calling thread keeps between calls of the cpu backend's ops; returns its bytes.
+    """Free the scratch memory that the calling thread keeps between calls of the cpu backend's ops; returns its bytes.
 
-    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block and upsample_conv3x3 compute in it. From a thread's
-    second call with the same shapes and thread count on they take no new memory but their result, which is a tensor of
-    torch's, and a copy of an input that lies as they cannot read it. A call that needs more than 64 MiB takes and
-    returns what it needs.
+    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block and upsample_conv3x3 use it. From the second call
+    with the same shapes and thread count on, they allocate only their result and copies of inputs in unsupported memory
+    layouts. Scratch of more than 64 MiB is not kept.
     """
     memory, _kept.memory = _kept.memory, None
     return 0 if memory is None else 4 * memory.numel()
 
 
 def keep_freed_memory(most: int = 256 << 20) -> bool:
-    """Let glibc keep what this process frees, up to `most` bytes, instead of returning it to the operating system.
+    """Make glibc keep up to `most` bytes of freed memory instead of returning them to the operating system.
 
-    For a program that samples step after step: torch's results come from malloc, which returns and fetches them again,
-    page by page (a step of the compact denoiser at a 64 latent: 212 page faults without this, 6 with it). For the whole
-    process, until it ends; blocks of more than 32 MiB, and what other threads than the first free, may go back all the
-    same.
+    For programs that run a sampler: torch allocates results with malloc, which would return the memory and fetch it
+    again page by page (a step of the compact denoiser with a 64 latent: 212 page faults, 6 with this). Affects the
+    whole process until it ends. Blocks of more than 32 MiB and memory freed by other threads may still be returned.
 
     Args:
-        most: bytes, at least 131072: with less glibc would keep less than it does by itself.
+        most: bytes, at least 131072, glibc's default.
 
     Returns:
-        Whether the allocator could be told; False without glibc or the native extension.
+        Whether the setting took effect; False without glibc or the native extension.
 
     Raises:
-        ValueError: `most` is below that.
+        ValueError: `most` is less than 131072.
     """
     if most < GLIBC_KEEPS:
         raise ValueError(f"most must be at least {GLIBC_KEEPS} bytes, found {most}")
@@ -86,7 +84,7 @@ def keep_freed_memory(most: int = 256 << 20) -> bool:
 
 
 def times_grown() -> int:
-    """How often the calling thread had to take memory for scratch."""
+    """Number of times that the calling thread allocated scratch."""
     return _kept.grown
 
 
@@ -94,12 +92,12 @@ def _memory(floats: int) -> Tensor:
     memory = _kept.memory
     if memory is not None and memory.numel() >= floats:
         if torch._C._get_deterministic_fill_uninitialized_memory() and torch.are_deterministic_algorithms_enabled():
-            memory[:floats].fill_(torch.nan)  # as torch.empty does then
+            memory[:floats].fill_(torch.nan)  # as torch.empty does in this mode
         return memory
     _kept.grown += 1
     if floats > MOST_FLOATS:
         return torch.empty(floats, dtype=torch.float32, device="cpu")
-    _kept.memory = None  # the old piece goes before the new one comes
+    _kept.memory = None  # free the old block before allocating the new one
     with torch.inference_mode(False):
         _kept.memory = torch.empty(floats, dtype=torch.float32, device="cpu")
     return _kept.memory

@@ -1,4 +1,4 @@
-"""Weights of the 3x3 convolutions through csrc/denoiser/winograd.h and of 1x1 convolutions, and what they need."""
+"""Packed weights and scratch sizes of the 3x3 convolutions in csrc/denoiser/winograd.h and of 1x1 convolutions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swintormer_kernels import native
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 ALL_POINTS = (0, 1, 2, 3)
 POINTS_OF_DOUBLED = (0, 1, 3)
-"""Rows and columns of a transformed tile that are not 0 where the image's pixels come in equal pairs."""
+"""Rows and columns of a transformed tile that are not 0 in an image upsampled by nearest neighbour."""
 
 
 def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...]) -> Tensor:
-    """`winograd_weight`, made once for each version of `weight`."""
-    return derived([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
+    """`winograd_weight`, cached for each version of `weight`."""
+    return packed_weight([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
 
 
 def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_POINTS) -> Tensor:
-    """G w Gt of (out, in, 3, 3) at `points` of both axes: (panels, points^2, in, panel), out channels filled up with 0.
+    """G w Gt of (out, in, 3, 3) at `points` of both axes: (panels, points^2, in, panel), output channels padded with 0.
 
     Computed in float64 and rounded once.
     """
@@ -34,17 +34,17 @@ def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_PO
 
 
 def in_panels(weight: Tensor, panel: int) -> Tensor:
-    """(out, in) or (out, in, 1, 1) as (panels, in, panel), out channels filled up with 0; kept."""
+    """(out, in) or (out, in, 1, 1) as (panels, in, panel), output channels padded with 0; cached."""
 
     def make() -> Tensor:
         filled = F.pad(weight.flatten(1), (0, 0, 0, -weight.shape[0] % panel))
         return filled.unflatten(0, (-1, panel)).permute(0, 2, 1).contiguous()
 
-    return derived([weight], ("panels", panel), make)
+    return packed_weight([weight], ("panels", panel), make)
 
 
 def layout(channels: int, batch: int, height: int, width: int, threads: int) -> tuple[int, int]:
-    """Width of a weight panel and floats of scratch, for `channels` in and a result of this height and width."""
+    """(width of a weight panel, floats of scratch) for `channels` input channels and an output of this size."""
     return _layout(channels, batch, height, width, threads, native.extension().isa())
 
 

@@ -1,1 +1,1 @@
-"""Plain torch, op for op what the released network does: the truth that every other backend is checked against."""
+"""The reference backend: plain torch, operation by operation as in the released network. Tests compare with it."""

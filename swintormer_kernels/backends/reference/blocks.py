@@ -34,7 +34,7 @@ def attention_branch(x: Tensor, weights: AttentionWeights, window: int, shift: i
 
 
 def attend_windows(tiles: Tensor, weights: AttentionWeights, mask: Tensor | None) -> Tensor:
-    """The same of windows of the rolled map. (B * windows, C, w, w) -> the same; mask: as from `shift_mask`."""
+    """`attention_branch` on windows of the rolled map. (B * windows, C, w, w) -> the same; mask of `shift_mask`."""
     qkv = pointwise(tiles, weights.qkv, weights.qkv_bias)
     # The depth-wise convolution is zero-padded at the window's edge: nothing crosses a window border.
     qkv = F.conv2d(qkv, weights.dwconv, weights.dwconv_bias, padding=1, groups=qkv.shape[1])

@@ -21,7 +21,7 @@ def ddim_step(
     noise: Tensor | None,
     prediction: Prediction = Prediction(),  # noqa: B008  # it cannot change
 ) -> Tensor:
-    """See ops/ddim_step.py. Computes in float32 at least, and returns z's dtype."""
+    """See ops/ddim_step.py. Computes in float32 or float64 and returns z's dtype."""
     latent, predicted = _widen(z), guided(_widen(noise_pred), prediction)
     x0, e = x0_and_noise(latent, predicted, alpha_bar_t, prediction.kind)
     if clip is not None:
@@ -35,7 +35,7 @@ def ddim_step(
 
 
 def guided(conditional: Tensor, prediction: Prediction) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + g (c - u), or c where there is no u."""
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + g (c - u), or c without u."""
     if prediction.unconditional is None:
         return conditional
     unconditional = _widen(prediction.unconditional)
@@ -64,18 +64,18 @@ def ddim_step_backward(
 
     Args:
         grad: gradient of the result.
-        bounded: (z, prediction, clip) of a step with a bound; without one the step is linear and does not need them.
-        alpha_bar_t: float or 0-d tensor, `alpha_bar_s` too.
-        alpha_bar_s: see there.
+        bounded: (z, prediction, clip) of a step with `clip`; None without, because the step is then linear.
+        alpha_bar_t: float or 0-d tensor, as in the forward.
+        alpha_bar_s: float or 0-d tensor, as in the forward.
         eta: as in the forward.
-        kind: of the prediction.
+        kind: kind of the prediction, as in `Prediction`.
     """
     signal, spread = root(alpha_bar_t), root(1 - alpha_bar_t)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_x0, from_e = root(alpha_bar_s) * grad, root(1 - alpha_bar_s - sigma**2) * grad
     grad_z = torch.zeros_like(grad)
     if bounded is not None:
-        # e' = (z - sqrt(a_t) x0) / sqrt(1 - a_t) takes e's place, and outside the bound x0 is constant.
+        # e is replaced by e' = (z - sqrt(a_t) x0) / sqrt(1 - a_t), and x0 is constant outside the bound.
         z, predicted, clip = bounded
         grad_z = from_e / spread
         inside = x0_and_noise(z, predicted, alpha_bar_t, kind)[0].abs() <= clip
@@ -96,8 +96,8 @@ def ddim_sigma(alpha_bar_t: Any, alpha_bar_s: Any, eta: float) -> Any:
 def root(x: Any) -> Any:
     """Square root of a float or a tensor.
 
-    Of |x|: rounding leaves about -1e-17 where 1 - a_s - sigma^2 is 0, and an inversion step (a_s < a_t, eta 0)
-    multiplies the root of a negative number by 0.
+    Takes |x|, because rounding gives about -1e-17 where 1 - a_s - sigma^2 is 0, and because an inversion step (a_s <
+    a_t, eta 0) multiplies the root of a negative number by 0.
     """
     return abs(x) ** 0.5
 
@@ -107,7 +107,7 @@ def _widen(x: Tensor) -> Tensor:
 
 
 class Coefficients(NamedTuple):
-    """`DdimStepCoefficients` of csrc/denoiser/ddim_step.h, which gives the formulas, but the guidance."""
+    """`DdimStepCoefficients` of csrc/denoiser/ddim_step.h, without the guidance. The formulas are there."""
 
     x0_from_z: float
     x0_from_pred: float
@@ -119,7 +119,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, clip: float | None) -> Coefficients:
-    """The coefficients of one step, of float64; clip is infinity where there is no bound."""
+    """The coefficients of one step, computed in float64; clip is infinity without a bound."""
     signal, spread, signal_s = root(alpha_bar_t), root(1 - alpha_bar_t), root(alpha_bar_s)
     sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta)
     from_noise = root(1 - alpha_bar_s - sigma**2)

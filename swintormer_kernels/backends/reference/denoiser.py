@@ -1,4 +1,4 @@
-"""The ops of a denoiser's step but `ddim_step`, in plain torch. Formulas: swintormer_kernels/ops."""
+"""The ops of a denoiser except `ddim_step`, in plain torch. Formulas: swintormer_kernels/ops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swintormer_kernels.transforms import transform_at_work
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """torch.group_norm; its formula in elementary steps where a transform of torch needs them.
+    """torch.group_norm, or its formula in elementary operations inside a transform of torch.
 
     torch.group_norm fails under vmap, and in channels_last under forward-mode AD (torch 2.13).
     """
@@ -44,7 +44,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
 
 
 def res_block(x: Tensor, block: ResBlockWeights, groups1: int, groups2: int, eps1: float, eps2: float) -> Tensor:
-    """Norm, SiLU, 3x3 convolution, the time; norm, SiLU, 3x3 convolution, the skip. x: (B, C, H, W)."""
+    """Norm, SiLU, 3x3 convolution, time embedding; norm, SiLU, 3x3 convolution, skip connection. x: (B, C, H, W)."""
     y = F.silu(group_norm(x, groups1, block.norm1_weight, block.norm1_bias, eps1))
     y = F.conv2d(y, block.conv1, block.conv1_bias, padding=1)
     if block.embedding is not None:
@@ -69,5 +69,5 @@ def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, gr
 
 
 def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
-    """conv3x3(every pixel of x as 2x2) + bias. (B, C, H, W) -> (B, C_out, 2H, 2W)."""
+    """conv3x3(x upsampled by 2, nearest neighbour) + bias. (B, C, H, W) -> (B, C_out, 2H, 2W)."""
     return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)

@@ -1,11 +1,11 @@
-"""Backward kernels of swda_attention, on a band of windows whose forward intermediates have been computed again.
+"""Backward kernels of swda_attention, for a band of windows whose forward intermediates were computed again.
 
 With P = exp(l - m) / (1 + S) of softmax_one, g = dO v^T and D = sum_j P_j g_j = dO . O:
 
     dl_j = P_j (g_j - D) - [j = argmax l] D / (1 + S)
 
-softmax_one is a softmax with one more logit equal to the row maximum and of value 0; the second term is that logit's
-gradient, which goes to where the maximum comes from. Of equal maxima the first gets it.
+softmax_one is a softmax with one more logit, which equals the row maximum and has the value 0. The second term is the
+gradient of that logit; it is added at the position of the maximum, the first one among equal maxima.
 
     attended_by_queries    dq, and of each row m, 1 / (1 + S), D, argmax        grid (windows heads, blocks of queries)
     attended_by_keys       dk and dv                                            grid (windows heads, blocks of keys)
@@ -15,9 +15,9 @@ gradient, which goes to where the maximum comes from. Of equal maxima the first 
     gather_rows            n = LayerNorm(x), the result's gradient (T, C)       grid (windows, blocks of tokens)
     norm_gradient          dx, and of the norm's weights by block               grid (windows, blocks of tokens)
 
-Every sum over programs is written apart and added up by torch: no atomics, the same bits at each run. Layouts are those
-of attention_forward.py with a slot for each unit; T tokens of the band, in window order; gradients of q, k and v lie as
-`after` does, in x's dtype; sums and the softmax are float32.
+Each program writes its own partial sums, which torch adds: no atomics, and the same bits in each run. Memory layouts
+are those of attention_forward.py with a slot for each unit; T tokens of the band are in window order; gradients of q, k
+and v have the layout of `after` and x's dtype; sums and the softmax are computed in float32.
 
 Bytes per pixel, S of an element, p = padded d / d: gather_rows 4 C S, attention_forward 2 C S + 6 C p S, queries and
 keys 8 C S + 5 C p S in all, channels 2 C S + 3 C p S, convolution 6 C p S + 3 C S, norm_gradient 4 C S, the products of
@@ -54,7 +54,7 @@ from swintormer_kernels.backends.triton.window_parts import (
 
 
 class Gradients(NamedTuple):
-    """What backward kernels read and write beside the forward's buffers; W windows and T tokens of the band."""
+    """Buffers of the backward kernels in addition to those of the forward; W windows and T tokens of the band."""
 
     attended: Tensor  # (T, C) of `attended`, read
     after: Tensor  # (W * heads * 2, 3, N, padded d) of q, k, v after the convolution
@@ -74,7 +74,7 @@ class Rows(NamedTuple):
 
 
 class NormGradient(NamedTuple):
-    """What norm_gradient writes."""
+    """Outputs of norm_gradient."""
 
     x: Tensor  # (B, C, H, W)
     norm: Tensor  # (W, blocks of tokens, 2, C) float32, of the norm's weight and bias
@@ -109,7 +109,7 @@ def through_norm(gradient, rows, inverse):
 
 @triton.jit
 def row_maxima(q, k_rows, of_queries, window, weights, head, size, S: tl.constexpr):
-    """m in powers of two, 1 / (1 + S) and the position of m, of a block of queries. window: in the image."""
+    """m in powers of two, 1 / (1 + S) and the position of m for a block of queries. window: index in the image."""
     scale, _ = logit_scale(weights, head)
     m = tl.full([S.queries], float("-inf"), tl.float32)
     s = tl.full([S.queries], 0.0, tl.float32)
@@ -150,8 +150,8 @@ def attended_by_queries(weights, buffers, gradients, height, width, shift, first
         g = product(d_out, tl.trans(v), tl.full([S.queries, S.keys], 0.0, tl.float32), S)
         _, dl = logit_gradient(logits, g, j, maximum, rest, delta, where)
         total = product(narrow(dl, k.dtype), k, total, S)
-    # The sum of dl cos is that of q . (dl k); min(logit_scale, ln 100) lets a gradient through up to the bound. A value
-    # for each query: Triton 3.6 cannot compile a sum of the sums over a product's rows for sm_100.
+    # The sum of dl cos is that of q . (dl k); min(logit_scale, ln 100) has a gradient only up to the bound. One value
+    # is stored per query, because Triton 3.6 cannot compile a sum over the row sums of a product for sm_100.
     of_scale = tl.sum(total * widen(q), 1) * scale
     of_scale = tl.where(parameter <= MAX_LOG_SCALE, of_scale, 0.0)
     tl.store(gradients.scale + pair.to(tl.int64) * S.area + i, of_scale, mask=i < S.area)
@@ -177,7 +177,7 @@ def tile_gradient(buffers, gradients, tile, window, i, weights, head, size, S: t
     logits = tile_of_logits(q, k, (i, regions(in_image, i, size, S)), of_keys, weights, head, scale * LOG2_E, S)
     g = product(d_out, tl.trans(v), tl.full([S.queries, S.keys], 0.0, tl.float32), S)
     rows, inside = gradients.rows + pair.to(tl.int64) * (4 * S.area) + i, i < S.area
-    maximum = tl.load(rows, mask=inside, other=float("inf"))  # so that P is 0 past the last token
+    maximum = tl.load(rows, mask=inside, other=float("inf"))  # makes P 0 after the last token
     rest = tl.load(rows + S.area, mask=inside, other=0.0)
     delta = tl.load(rows + 2 * S.area, mask=inside, other=0.0)
     where = tl.load(rows + 3 * S.area, mask=inside, other=0.0)
@@ -214,7 +214,7 @@ def attended_by_keys(weights, buffers, gradients, height, width, shift, first, S
 
 @triton.jit(do_not_specialize=[*IMAGE, "first", "windows"])
 def bias_gradient(weights, buffers, gradients, height, width, shift, first, windows, S: tl.constexpr):
-    """dl summed over the windows of a group, which are every groups-th of the band."""
+    """Sum of dl over the windows of a group: windows group, group + groups, ... of the band."""
     PART: tl.constexpr = S.area * S.padded
     size = (height, width, shift)
     head, group = tl.program_id(0) % S.heads, tl.program_id(0) // S.heads
@@ -290,7 +290,7 @@ def channels_gradient(buffers, gradients, S: tl.constexpr):
 
 @triton.jit
 def neighbours(base, t, dy, dx, S: tl.constexpr):
-    """Rows of the tokens that stand (dy, dx) from tokens `t`, 0 outside the window."""
+    """Rows of the tokens at offset (dy, dx) from tokens `t`, 0 outside the window."""
     W: tl.constexpr = S.window
     j = tl.arange(0, S.padded)
     y, x = t // W + dy, t % W + dx
@@ -300,10 +300,9 @@ def neighbours(base, t, dy, dx, S: tl.constexpr):
 
 @triton.jit
 def convolution_gradient(weights, buffers, gradients, S: tl.constexpr):
-    """Of a block of tokens of one part (q, k or v) of one unit.
+    """Gradients of the depth-wise convolution for a block of tokens of one part (q, k or v) of one unit.
 
-    A tap's weight got the product of its input u(t) and of dv(t - tap), the very rows that du(t) is made of: they are
-    read once for both.
+    The gradient of a tap is the sum of u(t) dv(t - tap), and du(t) uses the same rows dv(t - tap), which are read once.
     """
     PART: tl.constexpr = S.area * S.padded
     ROW: tl.constexpr = 3 * S.channels
@@ -347,9 +346,9 @@ def gather_rows(x, grad, weights, out, height, width, shift, first, S: tl.conste
 
 @triton.jit
 def normed_part(x, rows, weights, at, c, moments, S: tl.constexpr):
-    """Of a chunk of channels: x^ = (x - mean) / deviation, dn, and dn times the norm's weight, 0 past the last channel.
+    """x^ = (x - mean) / deviation, dn, and dn times the norm's weight for a chunk of channels; 0 after the last one.
 
-    at: (places in x, places in the band's rows, which of them exist); moments: (mean, 1 / deviation).
+    at: (offsets in x, offsets in the band's rows, mask); moments: (mean, 1 / deviation).
     """
     place, to, present = at
     mean, inverse = moments

@@ -1,9 +1,9 @@
-"""Attention of windows up to the projection, and the projection with the residual: the two forward kernels.
+"""Forward kernels of swda_attention: attention of windows, and the projection with the residual.
 
     attended = concat(window half, channel half) of norm1(x)          attention_forward
     out      = x + proj(attended) + bias                              project_attended
 
-A program of attention_forward takes units, a unit being one (window, head, half), one after the other:
+A program of attention_forward processes units, a unit being one (window, head, half), one after the other:
 
     1. n = LayerNorm(x) of the window's N tokens, [q, k, v] = qkv(n) + bias of the unit's 3d channels   -> before
     2. depth-wise 3x3 of `before`, zero-padded at the window's edge; q and k of the window half divided
@@ -11,18 +11,19 @@ A program of attention_forward takes units, a unit being one (window, head, half
     3. window half    softmax_one(scale q k^T + bias + mask) v over the tokens, in tiles of logits
        channel half   softmax_one(q^T k / norms over the tokens) v over the d channels                  -> attended
 
-Registers cannot hand a token's neighbour to another thread, so `before` and `after` go through memory: one slot for
-each program, 6 N padded d elements, which stays in the L2 cache (window 16, d 24, bfloat16: 98 KB; two programs on each
-of 132 processors: 26 MB of 50) and does not grow with the image. A barrier stands between the steps.
+Threads cannot read each other's registers, so `before` and `after` are in memory: one slot per program of 6 N padded d
+elements, which stays in the L2 cache (window 16, d 24, bfloat16: 98 KB; two programs on each of 132 processors: 26 MB
+of 50) and does not grow with the image. Barriers separate the steps.
 
-Layout: x and out (B, C, H, W) in channels_last or NCHW, shift and windows in the addresses; attended (windows * N, C)
-in x's dtype, windows of the rolled map in row-major order. Sums, norms, softmax and residual are float32.
+Memory layout: x and out (B, C, H, W) in channels_last or NCHW, with shift and windows in the addresses; attended
+(windows * N, C) in x's dtype, windows of the rolled map in row-major order. Sums, norms, softmax and residual are
+computed in float32.
 
                      bytes moved per pixel, S of an element           MACs per pixel
 attention_forward    2 C S: x read, attended written                  3 C^2 + 27 C + C N + C d
 project_attended     3 C S: attended and x read, out written          C^2
-x is read again by each of a window's 2 heads units, one after another, from the L2 cache. In products d is padded to a
-power of two of at least 16 (12 -> 16, 24 -> 32, 48 -> 64): a quarter of qkv, of the logits and of the values is zeros.
+Each of the 2 * heads units of a window reads x again, from the L2 cache. Products pad d to a power of two of at least
+16 (12 -> 16, 24 -> 32, 48 -> 64): a quarter of the products for qkv, logits and values is with zeros.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ IMAGE = ("height", "width", "shift")
 
 @triton.jit
 def project_qkv(x, weights, before, pixels, t, size, unit, S: tl.constexpr):
-    """q, k and v of tokens `t` before the convolution: norm, then the product over C.
+    """Computes q, k and v of tokens `t` before the convolution: norm, then the product over C.
 
     size: (height, width); unit: (half, head).
     """
@@ -95,7 +96,7 @@ def project_qkv(x, weights, before, pixels, t, size, unit, S: tl.constexpr):
 
 @triton.jit
 def convolve(before, after, inverse_norms, weights, half, head, S: tl.constexpr):
-    """The convolution of a whole unit; in the window half q and k leave it normalised over d."""
+    """The convolution of a whole unit, and in the window half the normalisation of q and k over d."""
     PART: tl.constexpr = S.area * S.padded
     for start in tl.range(0, S.area, S.tokens, num_stages=1):
         t = start + tl.arange(0, S.tokens)
@@ -116,7 +117,7 @@ def inverse_norm(rows):
 
 @triton.jit
 def put_attended(attended, window, t, channel, value, S: tl.constexpr):
-    """Writes (tokens, padded d) of a head to its channels of `attended`; window: as counted there."""
+    """Writes (tokens, padded d) of a head to its channels of `attended`; window: index in `attended`."""
     j = tl.arange(0, S.padded)
     place = (window.to(tl.int64) * S.area + t)[:, None] * S.channels + channel + j[None, :]
     mask = (t < S.area)[:, None] & (j < S.head)[None, :]
@@ -125,7 +126,7 @@ def put_attended(attended, window, t, channel, value, S: tl.constexpr):
 
 @triton.jit
 def attend_tokens(after, weights, attended, window, first, head, size, S: tl.constexpr):
-    """softmax_one(scale cos + bias + mask) v over the tokens, by tiles, with the running maximum m and sum s."""
+    """softmax_one(scale cos + bias + mask) v over the tokens, tile by tile, with a running maximum m and sum s."""
     scale, _ = logit_scale(weights, head)
     k_rows, v_rows = after + S.area * S.padded, after + 2 * S.area * S.padded
     for start in range(0, S.area, S.queries):
@@ -183,7 +184,7 @@ def cosines_of_channels(gram, q_squares, k_squares):
 
 @triton.jit
 def softmax_one_of_channels(cosines, S: tl.constexpr):
-    """softmax_one over the columns of (padded d, padded d), and 1 / (1 + sum); columns past d weigh nothing."""
+    """softmax_one over the columns of (padded d, padded d), and 1 / (1 + sum); columns after d are ignored."""
     b = tl.arange(0, S.padded)
     logits = tl.where((b < S.head)[None, :], cosines, float("-inf"))
     p = tl.exp(logits - tl.max(logits, 1)[:, None])
@@ -203,16 +204,16 @@ def attention_forward(
     windows,
     S: tl.constexpr,
 ):
-    """Attended channels of `windows` windows from `first` on; program p takes units p, p + programs, ... (even)."""
+    """Attended channels of `windows` windows starting at `first`; program p processes units p, p + programs, ..."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     slot = program.to(tl.int64)
     before = buffers.before + slot * (3 * S.area * S.padded)
     after = buffers.after + slot * (3 * S.area * S.padded)
     inverse_norms = buffers.inverse + slot * (2 * S.area)
     step, unit = 0, program
-    while unit < windows * (2 * S.heads):  # range() over tensors fails in the interpreter with numpy 2.4
-        # Programs are even in number, so that a program would get one half only; the step alternates them, and the
-        # two units of a pair are always taken in the same step.
+    while unit < windows * (2 * S.heads):  # range() over tensors fails in the interpreter (numpy 2.4)
+        # The number of programs is even, so a program would always get the same half. Adding the step alternates the
+        # halves; the two units of a pair are in the same step.
         half = (unit + step) % 2
         head = unit // 2 % S.heads
         window = unit // (2 * S.heads)
@@ -283,7 +284,7 @@ def slots(x: Tensor, number: int, S: Sizes, attended: Tensor) -> Buffers:
 def launch_attention(
     x: Tensor, weights: Weights, buffers: Buffers, shift: int, windows: tuple[int, int], S: Sizes
 ) -> None:
-    """Attended channels of the windows (first, how many), by as many programs as there are slots (an even number)."""
+    """Attended channels of the windows (first, count), with one program per slot (an even number)."""
     tuned = blocks_for("swda_attention", S.head, x.dtype)
     options = {name: tuned[name] for name in ("num_warps", "num_stages")}
     programs = buffers.before.shape[0]
@@ -294,10 +295,10 @@ def project(x: Tensor, attended: Tensor, weights: Weights, out: Tensor, shift: i
     """out = x + proj(attended)."""
     grid = (triton.cdiv(attended.shape[0], S.tokens), triton.cdiv(S.channels, S.outputs))
     arguments = (x, attended, weights, out, *x.shape[2:], shift, attended.shape[0])
-    # 64 tokens and 64 outputs at most: 56 registers of a thread are sums, none spill at any size and dtype.
+    # At most 64 tokens and 64 outputs: 56 registers per thread hold sums, and no size or dtype spills.
     launch(project_attended, grid, *arguments, S=S, num_warps=4, num_stages=2)
 
 
 def processors(x: Tensor) -> int:
-    """Of the GPU; in the interpreter few, so that programs take several units there, too."""
+    """Number of multiprocessors of the GPU; 2 in the interpreter, so that programs process several units."""
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.device.type == "cuda" else 2

@@ -1,8 +1,9 @@
-"""Gradients of swda_attention: bands of windows through the forward kernel again, then the backward kernels.
+"""Gradients of swda_attention: the forward kernel again for a band of windows, then the backward kernels.
 
-Nothing but x and the weights is kept between the passes, and nothing here grows with the image beside the gradients
-themselves: a band is as many windows as fit `BAND_BYTES`. Sums over pixels are products of torch over a band, or are
-written apart by every program and added up, so the bits are the same at every run.
+Only x and the weights are kept between forward and backward. A band is as many windows as fit into `BAND_BYTES`, so
+memory does not grow with the image, except for the gradients. Sums over pixels are matrix products of torch over a band
+or partial sums of programs, added by torch, so that each run gives the same bits. Bytes and MACs:
+attention_backward.py.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from swintormer_kernels.backends.triton.window_setup import pack, sizes_of
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights
 
-# One window of 16x16 takes 0.5 MB at C = 48, 4 MB at C = 384 in bfloat16 and twice that in float32, so a band has some
-# 480 units in bfloat16 (244 at d = 48) and half as many in float32; an H100 has 132 processors.
+# A window of 16x16 takes 0.5 MB at C = 48 and 4 MB at C = 384 in bfloat16, twice that in float32. A band then has about
+# 480 units in bfloat16 (244 at d = 48) and half as many in float32; an H100 has 132 multiprocessors.
 BAND_BYTES = 128 * 2**20
-# Stages of 2 put the gathered bias into shared memory, 40 KB and 253 registers where 1 takes 14 KB and 166 (sm_90,
+# With num_stages 2 the gathered bias goes to shared memory: 40 KB and 253 registers instead of 14 KB and 166 (sm_90,
 # bfloat16, d 24, attended_by_queries).
 _OPTIONS = {"num_warps": 4, "num_stages": 1}
 
@@ -50,7 +51,7 @@ class _Totals:
 
 
 def attention_gradients(grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int) -> list[Tensor]:
-    """Gradients of those among x and the weights that require one, x first."""
+    """Gradients of those of x and the weights that require one, x first."""
     totals = _Totals(x, weights)
     dense = dense_layout(x)
     of_x = torch.empty_like(dense)
@@ -72,12 +73,12 @@ def attention_gradients(grad: Tensor, x: Tensor, weights: AttentionWeights, wind
 
 
 def band_windows(S: Sizes, element: int) -> int:
-    """Windows of a band: all that `_Band` allocates for them fits `BAND_BYTES`, or one window."""
+    """Number of windows for which the allocations of `_Band` fit into `BAND_BYTES`, at least one."""
     return max(1, BAND_BYTES // window_bytes(S, element))
 
 
 def window_bytes(S: Sizes, element: int) -> int:
-    """What `_Band` allocates for one window: 8 C and 18 heads padded d elements a token, and float32 statistics."""
+    """Bytes that `_Band` allocates per window: 8 C + 18 heads padded_d elements per token, and float32 statistics."""
     elements = S.area * (8 * S.channels + 18 * S.heads * S.padded)
     blocks = triton.cdiv(S.area, S.tokens)
     statistics = S.heads * 9 * S.area + 32 * blocks * S.channels
@@ -85,7 +86,7 @@ def window_bytes(S: Sizes, element: int) -> int:
 
 
 class _Band:
-    """Some windows of the image, in order; `windows`: (first, how many)."""
+    """Consecutive windows of the image; `windows`: (first, count)."""
 
     def __init__(self, x: Tensor, weights: Weights, shift: int, S: Sizes, windows: tuple[int, int]) -> None:
         self.x, self.weights, self.S, self.first, self.count = x, weights, S, *windows
@@ -94,7 +95,7 @@ class _Band:
         self.shift = shift
 
     def differentiate(self, grad: Tensor, of_x: Tensor, totals: _Totals, bias_wanted: bool) -> None:
-        """Adds the band's share to `totals` and writes its pixels of `of_x`."""
+        """Adds the gradients of the band to `totals` and writes its pixels of `of_x`."""
         S, weights = self.S, self.weights
         rows = self._rows(grad)
         buffers = self._forward()
@@ -116,7 +117,7 @@ class _Band:
 
     def _rows(self, grad: Tensor) -> Rows:
         normed, gathered = (self.x.new_empty(self.tokens, self.S.channels) for _ in range(2))
-        rows = Rows(normed, gathered, normed)  # of n there is no gradient yet
+        rows = Rows(normed, gathered, normed)  # the gradient of n replaces the third field later
         grid = (self.count, self._blocks(self.S.tokens))
         launch(
             kernels.gather_rows, grid, self.x, grad, self.weights, rows, *self.image, self.first, S=self.S, **_OPTIONS
@@ -130,7 +131,7 @@ class _Band:
         return buffers
 
     def _of_qkv(self, buffers: Buffers, attended: Tensor) -> Gradients:
-        """All kernels from the attended channels back to qkv before the convolution."""
+        """Runs the kernels from the attended channels back to qkv before the convolution."""
         S, new = self.S, self.x.new_empty
         pairs, single = self.count * S.heads, torch.float32
         gradients = Gradients(
@@ -143,7 +144,7 @@ class _Band:
             None,
         )
         given = (self.weights, buffers, gradients, *self.image, self.first)
-        # 4 warps spill 430 bytes a thread at d = 48 in float32 (sm_90), 8 none.
+        # At d = 48 in float32 (sm_90), 4 warps spill 430 bytes per thread and 8 warps none.
         options = {**_OPTIONS, "num_warps": 8 if S.padded * self.x.element_size() > 128 else 4}
         launch(kernels.attended_by_queries, (pairs, self._blocks(S.queries)), *given, S=S, **options)
         launch(kernels.attended_by_keys, (pairs, self._blocks(S.keys)), *given, S=S, **_OPTIONS)
@@ -184,7 +185,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def offset_sums(pairs: Tensor, window: int) -> Tensor:
-    """Sums of (heads, N, N) over pairs of tokens that stand equally far apart: (heads, (2w-1)^2), as the table lies."""
+    """Sums of (heads, N, N) over pairs of tokens with the same offset: (heads, (2w-1)^2), in the order of the table."""
     grid = pairs.unflatten(2, (window, window)).unflatten(1, (window, window))  # heads, y, x, y', x'
     across = _diagonal_sums(grid.transpose(2, 3))  # heads, y, y', x - x'
     down = _diagonal_sums(across.permute(0, 3, 1, 2))  # heads, x - x', y - y'
@@ -194,6 +195,6 @@ def offset_sums(pairs: Tensor, window: int) -> Tensor:
 def _diagonal_sums(square: Tensor) -> Tensor:
     """(..., w, w) -> (..., 2w - 1): entry r sums the elements (a, b) with a - b + w - 1 = r."""
     w = square.shape[-1]
-    # Rows padded to 2w and read as rows of 2w - 1: each starts one place further right than the one before.
+    # Rows are padded to 2w and read as rows of 2w - 1, so that each is shifted one place further right.
     sheared = F.pad(square.flip(-1), (0, w)).flatten(-2)[..., :-w].unflatten(-1, (w, 2 * w - 1))
     return sheared.sum(-2)

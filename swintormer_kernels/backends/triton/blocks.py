@@ -1,7 +1,7 @@
 """Sizes of blocks, warps and stages of the Triton kernels. Imports no triton.
 
-Chosen by compiling for gfx942 and its 64 KB of shared memory: the first of a list, larger blocks first, that spilled no
-register. On NVIDIA they take at most 66 KB. None was timed against the others.
+Chosen by compiling for gfx942 (64 KB of shared memory): the largest blocks that spilled no register. On NVIDIA they
+take at most 66 KB of shared memory. They were not tuned by timing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ _CONV = ("BLOCK_P", "BLOCK_N", "BLOCK_C", "num_warps", "num_stages")
 _ATTENTION = ("tokens", "queries", "keys", "chunk", "programs", "num_warps", "num_stages")
 _MORE = 2**31
 
-# Kernel -> names, and for float32 and the half types (up to this size, values). The size is C; of swda_attention d,
-# the channels of a head.
+# Kernel -> names, and for float32 and the half types (largest size, values). The size is C, and d, the channels of a
+# head, for swda_attention.
 SIZES: dict[str, tuple[tuple[str, ...], dict[str, tuple[tuple[int, tuple[int, ...]], ...]]]] = {
     "gated_ffn": (
         _FFN,

@@ -1,23 +1,24 @@
-"""Kernel of norm_silu_conv3x3: GroupNorm, SiLU, 3x3 convolution and what is added to it, as one implicit product.
+"""Kernel of norm_silu_conv3x3: GroupNorm, SiLU, 3x3 convolution, bias, embedding and skip as an implicit GEMM.
 
     out[p] = sum over taps t of W[t]^T a[p + t] + bias + embedding + skip[p],  a = silu((x - mean) * factor + offset)
 
-x is (pixels, C) rows PITCH apart in each image (channels_last), out (pixels, OUT) dense, skip (pixels, OUT) SKIP_PITCH
-apart; a outside of the image is 0. The table (B, 4, C) of mean, rstd, factor and offset is group_norm_kernels.py's.
-Weights come packed (norm_silu_conv3x3.py): (9, CP, OP), taps row by row, C and OUT padded by zeros.
+Memory layout (channels_last): per image x is (pixels, C) with row stride PITCH, out (pixels, OUT) contiguous, and skip
+(pixels, OUT) with row stride SKIP_PITCH. a is 0 outside the image. The table (B, 4, C) holds mean, rstd, factor and
+offset, see group_norm_kernels.py. Packed weights (norm_silu_conv3x3.py): (9, CP, OP), taps row by row, C and OUT padded
+with zeros.
 
-A program takes a run of BLOCK_P pixels q of an image, row after row, by BLOCK_N output channels. The nine taps are
-three rows of three: with a[q + row] in registers it adds to three sums at once, one for each column of the taps,
+A program computes BLOCK_P consecutive pixels q of an image by BLOCK_N output channels. The nine taps are three rows of
+three: with a[q + row] in registers it updates three sums, one for each column of the taps,
 
     left[q] += W[row, 0]^T a[q + row],  middle[q] += W[row, 1]^T ...,  right[q] += W[row, 2]^T ...
     out[p] = left[p - 1] + middle[p] + right[p + 1]       each 0 where that would come from another row of the image
 
-so x is read, normed and gated three times for each block of output channels and not nine. Where image rows do not fill
-the run exactly, its first and last pixel (`margin` 1) serve their neighbours only. No other memory is written.
+so x is read, normalised and passed through SiLU three times per block of output channels instead of nine times. If
+BLOCK_P is no multiple of the image width, the first and last pixel (`margin` 1) only serve their neighbours.
 
 Bytes moved, S of an element: x from memory once and 3 OUT / BLOCK_N times from the L2 cache, skip and out once:
-(C + 2 OUT) S a pixel; weights 9 C OUT S from the L2 cache for each BLOCK_P pixels. MACs per pixel: 9 C OUT. Products
-take x's dtype, sums are float32. An exponential and a division serve 3 BLOCK_N MACs.
+(C + 2 OUT) S per pixel; weights 9 C OUT S from the L2 cache for each BLOCK_P pixels. MACs per pixel: 9 C OUT. Products
+are in x's dtype, sums in float32. There is one exponential and one division per 3 BLOCK_N MACs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
 
 
 class PackedConv(NamedTuple):
-    """What the kernel takes beside x; None for what is absent."""
+    """Packed arguments of the kernel; None for absent tensors."""
 
     weight: Any  # (9, CP, OP)
     bias: Any  # (OUT,)
@@ -42,7 +43,7 @@ class PackedConv(NamedTuple):
 
 @triton.jit
 def from_neighbour(y, step: tl.constexpr, there, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Row i of the result is row i + step of y, or 0 where `there` (BLOCK_P,) is not."""
+    """Row i of the result is row i + step of y, or 0 where `there` (BLOCK_P,) is false."""
     row = tl.arange(0, BLOCK_P) + step
     row = tl.minimum(tl.maximum(row, 0), BLOCK_P - 1)
     moved = tl.gather(y, tl.broadcast_to(row[:, None], (BLOCK_P, BLOCK_N)), 0)
@@ -53,7 +54,7 @@ def from_neighbour(y, step: tl.constexpr, there, BLOCK_P: tl.constexpr, BLOCK_N:
 def forward(x, out, table, conv, pixels, width, blocks, margin, C: tl.constexpr, OUT: tl.constexpr, CP: tl.constexpr,
             OP: tl.constexpr, PITCH: tl.constexpr, SKIP_PITCH: tl.constexpr, BLOCK_P: tl.constexpr,
             BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A program for each block of each image (axis 0) and of output channels (axis 1)."""
+    """One program per block of pixels of each image (axis 0) and block of output channels (axis 1)."""
     image = tl.program_id(0) // blocks
     first = tl.program_id(0) % blocks * (BLOCK_P - 2 * margin) - margin
     row = tl.arange(0, BLOCK_P)
@@ -89,7 +90,7 @@ def forward(x, out, table, conv, pixels, width, blocks, margin, C: tl.constexpr,
 @triton.jit
 def store(out, y, conv, image, pixel, column, pixels, margin, OUT: tl.constexpr, SKIP_PITCH: tl.constexpr,
           BLOCK_P: tl.constexpr):  # fmt: skip
-    """Adds bias, embedding and skip, and stores the pixels that are this program's."""
+    """Adds bias, embedding and skip, and stores this program's pixels."""
     row, exists = tl.arange(0, BLOCK_P), column < OUT
     kept = ((row >= margin) & (row < BLOCK_P - margin) & (pixel < pixels))[:, None] & exists[None, :]
     origin = image.to(tl.int64) * pixels

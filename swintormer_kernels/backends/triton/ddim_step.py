@@ -1,14 +1,14 @@
-"""ddim_step in one pass: float32, bfloat16, float16, result in z's layout, arithmetic in float32.
+"""ddim_step in one pass: float32, bfloat16, float16; result in z's memory layout, arithmetic in float32.
 
     with guidance    p   = u + guidance (p - u)
     with a bound     x0  = clamp(x0_from_z z + x0_from_pred p, -clip, clip)
                      out = out_from_z z + out_from_x0 x0 + out_from_fresh n
     without          out = out_from_z z + out_from_pred p + out_from_fresh n
 
-csrc/denoiser/ddim_step.h gives the coefficients for each kind of prediction, and why the formula without a bound does
-not go through x0; they are folded in double precision. Tensors of any shape are walked as memory lies; one that does
-not lie as z does, or that has gaps, is copied first. Bytes moved: each of z, p, n and u read once, out written once.
-MACs per element: 2, 2 more with a bound, 1 more each for n and u.
+csrc/denoiser/ddim_step.h gives the coefficients for each kind of prediction, and the reason why the formula without a
+bound does not use x0. They are computed in double precision. Tensors have any shape and are processed in memory order;
+tensors with other strides than out are copied first. Bytes per element, S of an element: 3 S (z and p read, out
+written), and S more each for n and u. MACs per element: 2, 2 more with a bound, 1 more each for n and u.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from swintormer_kernels.backends.reference.ddim_step import coefficients
 from swintormer_kernels.backends.triton.runtime import launch, narrow, widen
 from swintormer_kernels.records import Prediction
 
-# Eight elements for each of 128 threads: 16 bytes a load of bfloat16. A latent of 4x128x128 makes 64 programs.
+# Eight elements for each of 128 threads: loads of 16 bytes in bfloat16. A latent of 4x128x128 gives 64 programs.
 BLOCK = 1024
 WARPS = 4
 
@@ -45,7 +45,7 @@ def ddim_step(
     launch(
         step,
         (triton.cdiv(z.numel(), BLOCK),),
-        *(_lying_as(out, tensors), out, (x0_from_z, x0_from_pred, bound), (*rest, guidance), z.numel()),
+        *(_with_strides_of(out, tensors), out, (x0_from_z, x0_from_pred, bound), (*rest, guidance), z.numel()),
         BOUNDED=clip is not None,
         BLOCK=BLOCK,
         num_warps=WARPS,
@@ -53,20 +53,20 @@ def ddim_step(
     return out
 
 
-def _lying_as(out: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The tensors, or copies in the memory order of `out`, which is dense."""
+def _with_strides_of(out: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The tensors, or copies with the strides of `out`, which is contiguous in some order of dimensions."""
 
-    def lying(tensor: Tensor | None) -> Tensor | None:
+    def converted(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or tensor.stride() == out.stride():
             return tensor
         return torch.empty_like(out, dtype=tensor.dtype).copy_(tensor)
 
-    return tuple(lying(tensor) for tensor in tensors)
+    return tuple(converted(tensor) for tensor in tensors)
 
 
 @triton.jit(do_not_specialize=["n"])
 def step(tensors, out, of_x0, of_out, n, BOUNDED: tl.constexpr, BLOCK: tl.constexpr):
-    """A program for each BLOCK elements. tensors: z, p, n, u; the last two may be None."""
+    """One program per BLOCK elements. tensors: z, p, n, u; the last two may be None."""
     z, pred, fresh, unconditional = tensors
     x0_from_z, x0_from_pred, clip = of_x0
     out_from_x0, out_from_z, out_from_pred, out_from_fresh, guidance = of_out
@@ -79,7 +79,7 @@ def step(tensors, out, of_x0, of_out, n, BOUNDED: tl.constexpr, BLOCK: tl.conste
         predicted = away + guidance * (predicted - away)
     if BOUNDED:
         x0 = x0_from_z * latent + x0_from_pred * predicted
-        # Comparisons and not minimum and maximum, which need not keep NaN.
+        # Comparisons instead of minimum and maximum, which may drop NaN.
         x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))
         result = out_from_z * latent + out_from_x0 * x0
     else:

@@ -1,19 +1,19 @@
-"""Kernels of gated_ffn: a program takes BLOCK_P pixels through the whole feed-forward part.
+"""Forward kernel of gated_ffn: one program computes the whole FFN for BLOCK_P pixels.
 
     y = x + project_out(h1 * h2) + bias,  [h1, h2] = project_in(n) + bias,  n = LayerNorm(x)
 
-Pixels are numbered within an image; `pixels` of them make one, in `blocks` blocks. ROWS: channels lie densely, pixel by
-pixel (channels_last, the whole batch counts as one image); otherwise NCHW. Weights come packed (gated_ffn.py): norm
-(C,), project_in (2, HIDDEN, CP), project_out transposed (HIDDEN, CP), with HIDDEN the hidden channels padded by zeros
-to a multiple of 64 and CP = PIECES * PIECE the channels. Products take x's dtype, sums and the norm are float32.
+An image has `pixels` pixels in `blocks` blocks. Memory layout, ROWS: channels_last, where the whole batch counts as one
+image; otherwise NCHW. Packed weights (gated_ffn.py): norm (C,), project_in (2, HIDDEN, CP), project_out transposed
+(HIDDEN, CP), with HIDDEN the hidden channels padded with zeros to a multiple of 64 and CP = PIECES * PIECE the padded
+channels. Products are in x's dtype; sums and the norm are in float32.
 
-C = 3 * 2^k (48 to 384) is three pieces of 2^k, side by side in three tensors, where one tensor, whose sides are powers
-of two, would be padded by a third. So nothing of C is wasted; of the hidden channels 1/128, 1/256, 2/512 and 3/1024 at
-C = 48, 96, 192, 384. C = 24 is one piece of 32, a quarter wasted: a product on tensor cores is at least 16 deep.
+C = 3 * 2^k (48 to 384) is stored in three tensors of 2^k channels, because the sides of a tensor are powers of two and
+a single tensor would be padded by a third. C then needs no padding; the padding of the hidden channels is 1/128, 1/256,
+2/512 and 3/1024 at C = 48, 96, 192, 384. C = 24 is one piece of 32, because three would be padded to 16 each.
 
                      bytes moved per pixel, S of an element                     MACs per pixel
 forward              2 C S: x read, y written                                   3 C hid
-backward             3 C S: x and grad read, dx written (twice in the program,  6 C hid
+backward             3 C S: x and grad read, dx written (twice in the program,  5 C hid
                      the second time from the L2 cache)
   for the weights    2 (3 hid + 2 CP) S: [dh1, dh2, h1 h2] and [n, grad],       3 C hid
                      written by the band and read by the products
@@ -31,7 +31,7 @@ from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
 
 
 class PackedFFN(NamedTuple):
-    """The weights as kernels take them; the biases are None where the network has none."""
+    """Packed weights; biases are None if the network has none."""
 
     norm_weight: Any  # (C,)
     norm_bias: Any  # (C,)
@@ -46,7 +46,7 @@ class PackedFFN(NamedTuple):
 
 @triton.jit
 def place(block, pixels, blocks, C: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr):
-    """Offset of a block's first element in the batch, and which of its pixels exist (BLOCK_P,)."""
+    """Offset of a block's first element in the batch, and the mask (BLOCK_P,) of its pixels inside the image."""
     image = block // blocks
     first = block % blocks * BLOCK_P
     origin = image.to(tl.int64) * pixels * C + first.to(tl.int64) * (C if ROWS else 1)
@@ -63,13 +63,13 @@ def spots(
     if ROWS:
         offsets = pixel * C + channel
     else:
-        offsets = channel * pixels + pixel  # in 32 bits (gated_ffn.py sees to it): in 64 the backward spills
+        offsets = channel * pixels + pixel  # 32 bits suffice (layout.dense_layout); with 64 the backward spills
     return offsets
 
 
 @triton.jit
 def exists(valid, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
-    """(BLOCK_P, PIECE or 1): which elements of piece NUMBER are pixels of the image and channels of the network."""
+    """Mask (BLOCK_P, PIECE or 1) of the elements of piece NUMBER that are pixels of the image and channels of x."""
     mask = valid[:, None]
     if (NUMBER + 1) * PIECE > C:
         mask = mask & (NUMBER * PIECE + tl.arange(0, PIECE)[None, :] < C)
@@ -79,14 +79,14 @@ def exists(valid, NUMBER: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
 @triton.jit
 def load_piece(x, valid, pixels, NUMBER: tl.constexpr, C: tl.constexpr, BLOCK_P: tl.constexpr, PIECE: tl.constexpr,
                ROWS: tl.constexpr):  # fmt: skip
-    """Piece NUMBER of the block that begins at x, (BLOCK_P, PIECE); zero where `exists` says no."""
+    """Piece NUMBER of the block that begins at x, (BLOCK_P, PIECE); 0 where `exists` is false."""
     return tl.load(x + spots(pixels, NUMBER, C, PIECE, BLOCK_P, ROWS), exists(valid, NUMBER, C, PIECE), other=0)
 
 
 @triton.jit
 def load_pieces(x, valid, pixels, C: tl.constexpr, BLOCK_P: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
                 ROWS: tl.constexpr):  # fmt: skip
-    """All pieces. Where there is one, the other two stand for nothing and are it again, here and below."""
+    """All pieces. With one piece, the other two are unused copies of it, here and below."""
     x0 = load_piece(x, valid, pixels, 0, C, BLOCK_P, PIECE, ROWS)
     x1, x2 = x0, x0
     if PIECES == 3:
@@ -165,7 +165,7 @@ def normed(y0, y1, y2, weights, DTYPE: tl.constexpr, C: tl.constexpr, PIECES: tl
 
 @triton.jit
 def hidden_rows(matrix, first, NUMBER: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_H: tl.constexpr):
-    """(BLOCK_H, PIECE): rows from `first` on, piece NUMBER, of a packed matrix (HIDDEN, CP)."""
+    """(BLOCK_H, PIECE): piece NUMBER of the rows starting at `first` of a packed matrix (HIDDEN, CP)."""
     row = first + tl.arange(0, BLOCK_H)[:, None]
     return tl.load(matrix + row * (PIECES * PIECE) + NUMBER * PIECE + tl.arange(0, PIECE)[None, :])
 
@@ -196,7 +196,7 @@ def add_from_hidden(h, y0, y1, y2, matrix, first, PIECES: tl.constexpr, PIECE: t
 @triton.jit
 def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
            BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """h1 and h2 for hidden channels from `first` on, (BLOCK_P, BLOCK_H) float32."""
+    """h1 and h2 of BLOCK_H hidden channels starting at `first`, (BLOCK_P, BLOCK_H) float32."""
     second = weights.project_in + HIDDEN * PIECES * PIECE
     h1 = to_hidden(n0, n1, n2, weights.project_in, first, PIECES, PIECE, BLOCK_H, PRECISION)
     h2 = to_hidden(n0, n1, n2, second, first, PIECES, PIECE, BLOCK_H, PRECISION)
@@ -210,9 +210,9 @@ def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexp
 @triton.jit
 def feed_forward(y0, y1, y2, weights, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
                  BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """y + ffn(norm(y)) for pieces (BLOCK_P, PIECE) of float32, zero past the channels' end; for other kernels too.
+    """y + ffn(norm(y)) for float32 pieces (BLOCK_P, PIECE), 0 after the last channel.
 
-    The sums begin at y itself, so that y need not be kept beside them.
+    The sums start with y, so that y needs no registers of its own.
     """
     dtype: tl.constexpr = weights.project_in.dtype.element_ty
     n0, n1, n2 = normed(y0, y1, y2, weights, dtype, C, PIECES, PIECE)
@@ -232,7 +232,7 @@ def feed_forward(y0, y1, y2, weights, C: tl.constexpr, HIDDEN: tl.constexpr, PIE
 def forward(x, out, weights, pixels, blocks, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr,
             PIECE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, ROWS: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
-    """out = gated_ffn(x); a program for each block of each image."""
+    """out = gated_ffn(x); one program per block of each image."""
     origin, valid = place(tl.program_id(0), pixels, blocks, C, BLOCK_P, ROWS)
     y0, y1, y2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
     y0, y1, y2 = widen(y0), widen(y1), widen(y2)

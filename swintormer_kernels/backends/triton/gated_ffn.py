@@ -1,6 +1,6 @@
-"""gated_ffn through ffn_kernels.py: float32, bfloat16, float16; channels_last and NCHW as they are, others copied.
+"""Launches of gated_ffn (ffn_kernels.py): float32, bfloat16, float16; channels_last and NCHW; other layouts are copied.
 
-Memory beside the result: none forward; backward what `BAND_BYTES` says and the gradients. Only x is saved between them.
+Memory in addition to the result: none forward; `BAND_BYTES` and the gradients backward. Only x is saved between them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from swintormer_kernels.backends.triton.ffn_backward_kernels import Band
 from swintormer_kernels.backends.triton.ffn_kernels import PackedFFN
 from swintormer_kernels.backends.triton.layout import dense_layout, is_rows
 from swintormer_kernels.backends.triton.runtime import launch, precision
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import FFNWeights
 
-HIDDEN_MULTIPLE = 64  # every BLOCK_H divides it, so loops over hidden channels need no mask
-BAND_BYTES = 64 * 2**20  # of what is kept for the weights' gradients: 35000 pixels at C = 96 in bfloat16
-# Programs of `weight_gradients` at least, where the pixels allow: twice the multiprocessors of the largest GPU (H200).
+HIDDEN_MULTIPLE = 64  # a multiple of every BLOCK_H, so that loops over hidden channels need no mask
+BAND_BYTES = 64 * 2**20  # of the factors of the weights' gradients: 35000 pixels at C = 96 in bfloat16
+# Minimum number of programs of `weight_gradients` if there are enough pixels: twice the multiprocessors of an H200.
 PROGRAMS = 264
 
 
@@ -68,7 +68,7 @@ def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Ten
 
 
 def _run_backward(grad: Tensor, x: Tensor, of_x: Tensor, weights: FFNWeights, keep: bool) -> dict[str, Tensor]:
-    """Fills `of_x`; returns float32 gradients of the weights by their names if they are to be kept."""
+    """Writes `of_x` and returns float32 gradients of the weights by name, 0 unless `keep`."""
     channels, hidden = weights.project_out.shape[:2]
     tuned, sizes, packed = blocks_for("gated_ffn_backward", channels, x.dtype), sizes_of(weights), pack(weights)
     pixels, blocks, programs = blocks_of(x, tuned["BLOCK_P"])
@@ -137,7 +137,7 @@ def _products(band: Band, block: int, sizes: dict[str, int]) -> Tensor:
 
 
 def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
-    """(pixels of an image, its blocks, blocks in all); in rows the batch counts as one image."""
+    """(pixels of an image, its blocks, total blocks); in channels_last the batch counts as one image."""
     batch, _, height, width = x.shape
     images, pixels = (1, batch * height * width) if is_rows(x) else (batch, height * width)
     blocks = triton.cdiv(pixels, block)
@@ -148,7 +148,7 @@ def blocks_of(x: Tensor, block: int) -> tuple[int, int, int]:
 
 
 def sizes_of(weights: FFNWeights) -> dict[str, int]:
-    """C, HIDDEN, PIECES and PIECE of the kernels: one piece or three, whichever pads C less."""
+    """C, HIDDEN, PIECES and PIECE of the kernels; one piece or three, whichever needs less padding of C."""
     channels, hidden = weights.project_out.shape[:2]
     pieces = min((1, 3), key=lambda pieces: pieces * _piece(channels, pieces))
     return {
@@ -164,12 +164,16 @@ def _piece(channels: int, pieces: int) -> int:
 
 
 def pack(weights: FFNWeights) -> PackedFFN:
-    """The weights as the kernels take them, made once for each version of a parameter."""
+    """The packed weights of the kernels, cached for each version of a parameter."""
     sizes = sizes_of(weights)
     padded = (sizes["HIDDEN"], sizes["PIECES"] * sizes["PIECE"])
 
     def made(source: Tensor | None, how: Any) -> Tensor | None:
-        return None if source is None else derived([source], (how, padded), lambda: how(source, *padded).contiguous())
+        return (
+            None
+            if source is None
+            else packed_weight([source], (how, padded), lambda: how(source, *padded).contiguous())
+        )
 
     return PackedFFN(
         weights.norm_weight,

@@ -1,15 +1,15 @@
-"""Kernels of group_norm_silu, and the statistics and prologue that norm_silu_conv3x3 shares.
+"""Kernels of group_norm_silu, and the statistics that norm_silu_conv3x3 also uses.
 
     y = silu(v), v = (x - mean) * factor + offset     factor = rstd * weight * (1 + scale)
                                                       offset = bias * (1 + scale) + shift
     dx = factor dv - rstd (mean(gain dv) + xhat mean(gain dv xhat)), dv = dy silu'(v), gain = factor / rstd,
     xhat = (x - mean) * rstd; both means over the group
 
-An image is `pixels` pixels, ROWS: a pixel's channels lie densely, PITCH elements from pixel to pixel (channels_last);
-otherwise a channel's pixels do (NCHW). In both an image is pixels * PITCH elements from the next. A group is D
-channels, a tile (pixels, channels). Statistics and arithmetic are float32, whatever x is.
+Memory layout, ROWS: the channels of a pixel are contiguous, with PITCH elements between pixels (channels_last);
+otherwise the pixels of a channel are contiguous (NCHW). Images are pixels * PITCH elements apart. A group has D
+channels; a tile is (pixels, channels). Statistics and arithmetic are in float32 for every dtype of x.
 
-The table (B, 4, C) float32 holds mean, rstd, factor and offset of every channel: 16 bytes for each, read from cache.
+The table (B, 4, C) float32 holds mean, rstd, factor and offset of every channel, 16 bytes each, read from cache.
 
                       launches              bytes moved per element, S of one      MACs: none to speak of
 forward               whole                 2 S: x read, y written                 a group in one program's registers
@@ -19,9 +19,9 @@ forward               whole                 2 S: x read, y written              
 backward              the statistics again, 6 S: x three times and grad twice read, dx written
                       sums, gradient
 
-Statistics keep a large mean from cancelling: deviations from an element of the same tile are exact where it matters
-(Sterbenz), a tile takes two passes in registers, and parts are merged as Chan, Golub and LeVeque (1979) do.
-No atomics: parts go to memory, and their sums have one order.
+The statistics avoid cancellation for a large mean: an element of the tile is subtracted first, which is exact for close
+values (Sterbenz), the two passes over a tile are in registers, and partial results are merged by the formula of Chan,
+Golub and LeVeque (1979). There are no atomics: partial results are stored and summed in a fixed order.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def spots(pixel, channel, pixels, PITCH: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def reciprocal_root(x):
-    """1 / sqrt(x), rounded twice: what is wrong with it is wrong with the whole group, and adds up in its gradients."""
+    """1 / sqrt(x) with two roundings: an error in it affects the whole group and adds up in the gradients."""
     return tl.div_rn(1.0, tl.sqrt_rn(x))
 
 
 @triton.jit
 def write_table(table, norm, image, group, mean, rstd, C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Stores a group's part of the table; returns its channels' factor and offset, (BLOCK_D,)."""
+    """Stores mean, rstd, factor and offset of a group's channels in the table."""
     factor, offset = modulation(norm, image, group, rstd, C, D, BLOCK_D)
     inside = tl.arange(0, BLOCK_D)
     valid = inside < D
@@ -94,7 +94,7 @@ def modulation(norm, image, group, rstd, C: tl.constexpr, D: tl.constexpr, BLOCK
 @triton.jit(do_not_specialize=["pixels"])
 def group_statistics(x, norm, table, pixels, eps, C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
                      BLOCK_P: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """A program for each group of each image: every element of its tile follows its own pixels (Welford)."""
+    """One program per group of each image. Each element of its tile has its own running statistics (Welford)."""
     image, group = tl.program_id(0) // (C // D), tl.program_id(0) % (C // D)
     pixel, inside = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_D)
     x += image.to(tl.int64) * pixels * PITCH
@@ -111,7 +111,7 @@ def group_statistics(x, norm, table, pixels, eps, C: tl.constexpr, D: tl.constex
         delta = tl.where(valid, value - mean, 0.0)
         mean += delta * (1.0 / count)
         squares += delta * tl.where(valid, value - mean, 0.0)
-    # How many pixels an element saw: all rounds, or one fewer.
+    # Number of pixels of each element of the tile: all rounds, or one fewer.
     seen = tl.where((pixel < pixels - (pixels - 1) // BLOCK_P * BLOCK_P), count, count - 1.0)[:, None]
     seen = tl.where((inside < D)[None, :], seen, 0.0)
     size = pixels.to(tl.float32) * D
@@ -127,7 +127,7 @@ def statistics(x, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constexp
     """partial (B, chunks, 2, C): mean and sum of squared deviations of each channel in each chunk of BLOCK_P pixels."""
     if ROWS:
         _statistics(x, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
-    elif pixels % 16 == 0:  # then the compiler knows addresses to be aligned: loads of 16 bytes, not 2
+    elif pixels % 16 == 0:  # tells the compiler that addresses are aligned: loads of 16 bytes instead of 2
         _statistics(x, partial, pixels // 16 * 16, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
     else:
         _statistics(x, partial, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
@@ -154,7 +154,7 @@ def _statistics(x, partial, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constex
 @triton.jit(do_not_specialize=["pixels", "chunks"])
 def merge(partial, norm, table, pixels, chunks, eps, C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
           BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
-    """The table from `partial`, a program for each group of each image."""
+    """The table from `partial`; one program per group of each image."""
     image, group = tl.program_id(0) // (C // D), tl.program_id(0) % (C // D)
     partial += image.to(tl.int64) * chunks * 2 * C + group * D
     inside = tl.arange(0, BLOCK_D)
@@ -185,14 +185,14 @@ def merge(partial, norm, table, pixels, chunks, eps, C: tl.constexpr, D: tl.cons
 
 @triton.jit
 def silu(v):
-    """v sigmoid(v), float32; -0 far below 0."""
+    """v sigmoid(v) in float32; -0 for large negative v."""
     return v / (1.0 + tl.exp(-v))
 
 
 @triton.jit(do_not_specialize=["pixels"])
 def whole(x, out, norm, pixels, eps, C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
           PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """All of it for one group of one image of at most BLOCK_P pixels, which stays in registers."""
+    """The whole op for one group of one image of at most BLOCK_P pixels, which stays in registers."""
     image, group = tl.program_id(0) // (C // D), tl.program_id(0) % (C // D)
     pixel, inside = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_D)
     channel = group * D + inside
@@ -213,7 +213,7 @@ def whole(x, out, norm, pixels, eps, C: tl.constexpr, D: tl.constexpr, BLOCK_D: 
 @triton.jit(do_not_specialize=["pixels", "chunks"])
 def apply(x, out, table, pixels, chunks, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
           PITCH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """out from x and the table; a program for each chunk of pixels and block of channels."""
+    """out from x and the table; one program per chunk of pixels and block of channels."""
     if ROWS:
         _apply(x, out, table, pixels, chunks, C, BLOCK_P, BLOCK_C, PITCH, ROWS)
     elif pixels % 16 == 0:
@@ -249,7 +249,7 @@ def normed(value, table, channel, exists, C: tl.constexpr):
 
 @triton.jit
 def through_silu(x, grad, table, channel, exists, valid, C: tl.constexpr):
-    """dv and xhat of a tile; x and grad are its addresses. dv is 0 where there is nothing."""
+    """dv and xhat of a tile; x and grad are its addresses. dv is 0 outside the image."""
     value = widen(tl.load(x, valid, other=0))
     v = normed(value, table, channel, exists, C)
     gate = 1.0 / (1.0 + tl.exp(-v))

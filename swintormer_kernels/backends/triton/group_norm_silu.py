@@ -1,7 +1,7 @@
-"""group_norm_silu through group_norm_kernels.py: float32, bfloat16, float16; result in x's layout.
+"""Launches of group_norm_silu (group_norm_kernels.py): float32, bfloat16, float16; result in x's memory layout.
 
-Images in channels_last or NCHW, cut out of more channels too, are taken as they are; of anything else a copy is made
-first. Gradients recompute the statistics and save nothing but the inputs.
+Inputs are channels_last or NCHW, also slices of more channels; other layouts are copied first. The backward computes
+the statistics again; only the inputs are saved.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from swintormer_kernels.records import GroupNormWeights
 
 # Elements of the tile in which `whole` keeps a group: 32 float32 values for each of 512 threads. The group's channels
-# are padded to a power of two, and its pixels may be fewer than fit: 1024 at the 10 channels of 320 in 32 groups.
+# are padded to a power of two: with 320 channels in 32 groups, 10 become 16 and at most 1024 pixels fit.
 WHOLE = 16384
 WHOLE_WARPS = 16
-# Up to so many elements one program takes a group's statistics, a launch instead of two; the 32 groups of an image then
-# keep 32 multiprocessors at work, so beyond 64 K elements (4 us at 32 bytes a clock) pixels are shared out.
+# Up to this many elements, one program computes the statistics of a group, in one launch instead of two. The 32 groups
+# of an image then use only 32 multiprocessors, so beyond 64 K elements (4 us at 32 bytes a clock) pixels are divided.
 ONE_PROGRAM = 65536
-# Elements of all other tiles: 32 for each of 128 threads, registers for eight programs a multiprocessor and more.
+# Elements of all other tiles: 32 for each of 128 threads, which leaves registers for at least 8 programs per
+# multiprocessor.
 TILE = 4096
 TILE_WARPS = 4
 
 
 class Image(NamedTuple):
-    """An image that the kernels take: see group_norm_kernels.py."""
+    """An image in a memory layout of group_norm_kernels.py."""
 
     tensor: Tensor
     rows: bool
@@ -55,7 +56,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
 
 
 def apply_norm(image: Image, norm: GroupNormWeights, groups: int, eps: float, out: Tensor) -> None:
-    """out = group_norm_silu(image); `out` lies as the image does, densely, and `norm` densely."""
+    """out = group_norm_silu(image); `out` has the image's memory layout without gaps, and `norm` is contiguous."""
     x, (batch, channels) = image.tensor, image.tensor.shape[:2]
     group, layout = _group(channels, groups), _layout(image)
     block = _pixels_of_whole(group["BLOCK_D"])
@@ -191,17 +192,17 @@ def image_of(x: Tensor, rows: bool) -> Image:
 
 
 def dense_like(image: Image) -> Tensor:
-    """Uninitialised, densely in the image's layout."""
+    """An uninitialised tensor in the image's memory layout, without gaps."""
     layout = torch.channels_last if image.rows else torch.contiguous_format
     return torch.empty_like(image.tensor, memory_format=layout)
 
 
 def pitch_of(x: Tensor, rows: bool) -> int:
-    """PITCH of the kernels if x lies in rows of channels (or in planes), else 0."""
+    """PITCH of the kernels if x is in rows of channels (or in planes), otherwise 0."""
     batch, channels, height, width = x.shape
     image, channel, down, right = x.stride()
     pixels = height * width
-    step = right if width > 1 else down  # from a pixel to the next, anything where there is one
+    step = right if width > 1 else down  # stride between pixels; any value if there is only one
     even = height == 1 or width == 1 or down == width * right
     if rows:
         pitch = step if pixels > 1 else image if batch > 1 else channels
@@ -231,7 +232,7 @@ def _pixels_of_whole(block_d: int) -> int:
 
 
 def _tiles(image: Image) -> tuple[dict[str, int], tuple[int, int], int]:
-    """Tile sizes, grid, and chunks of an image: in rows 16 to 64 channels, what pads least; in planes at most 4."""
+    """(tile sizes, grid, chunks of an image). In rows 16 to 64 channels with the least padding; in planes at most 4."""
     channels = image.tensor.shape[1]
     most = min(64 if image.rows else 4, triton.next_power_of_2(channels))
     sizes = [size for size in (64, 32, 16, 8, 4, 2, 1) if most >= size >= min(most, 16)]

@@ -1,4 +1,4 @@
-"""Which tensors the Triton kernels take, on which device, and in which memory layouts. Imports no triton."""
+"""Devices, dtypes and memory layouts that the Triton kernels accept. Does not import triton."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# Triton reads the variable when it is imported, for itself and for every kernel; runtime.py checks that both agree.
+# Triton reads the variable at its import and at each definition of a kernel; runtime.py checks that both agree.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-"""Whether kernels run in Triton's interpreter, on CPU tensors: for tests, thousands of times slower than a GPU."""
+"""Whether kernels run in Triton's interpreter on CPU tensors: for tests, thousands of times slower than a GPU."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 384  # of a block; the released network's widest level
-MOST_PIXELS = 2**31 - 1  # kernels number pixels with 32 bits, and widen before they multiply by a stride
+MOST_PIXELS = 2**31 - 1  # kernels use 32-bit pixel indices and 64-bit products with strides
 
 
 def dense_on_gpu(*tensors: Tensor | None) -> str | None:
-    """Predicate: None if the Triton kernels take these tensors, x first, else what is in the way.
+    """Predicate: None if the Triton kernels accept these tensors, x first, otherwise the reason.
 
-    All are dense, on one device and of one dtype: float32, bfloat16 or float16. Autocast brings them to one dtype
-    itself, so there they may differ.
+    All must be strided, on one device, and of one dtype: float32, bfloat16 or float16. Under autocast dtypes may
+    differ, because autocast converts them.
     """
     x = next(tensor for tensor in tensors if tensor is not None)
     where = "cpu" if INTERPRETED else "cuda"
@@ -50,7 +50,7 @@ def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
 
 
 def only_for_tests() -> str | None:
-    """Why automatic selection passes over kernels that run in the interpreter; None where they do not."""
+    """Why automatic selection does not use kernels in the interpreter; None without the interpreter."""
     if INTERPRETED:
         return "TRITON_INTERPRET is set: the kernels run in Triton's interpreter, which is for tests"
     return None
@@ -60,12 +60,12 @@ _Record = TypeVar("_Record", bound="tuple[Any, ...]")
 
 
 def is_rows(x: Tensor) -> bool:
-    """Whether the batch is one dense matrix (pixels, C): channels_last, also where it is contiguous (NCHW) as well."""
+    """Whether the batch is one contiguous matrix (pixels, C), that is channels_last (it may be NCHW as well)."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def dense_layout(x: Tensor) -> Tensor:
-    """x if it is dense in channels_last or NCHW, else a copy in NCHW; in channels_last from 2^31 elements an image."""
+    """x if it is channels_last, otherwise x or a copy in NCHW; in channels_last from 2^31 elements per image on."""
     if is_rows(x):
         return x
     small = x.shape[1] * x.shape[2] * x.shape[3] < 2**31  # so offsets within an image fit 32 bits
@@ -73,7 +73,7 @@ def dense_layout(x: Tensor) -> Tensor:
 
 
 def dense(record: _Record) -> _Record:
-    """The record of weights with contiguous tensors, without gradients; fields that are None stay so."""
+    """The record of weights with contiguous, detached tensors; None stays None."""
     kind: Any = type(record)
     found: _Record = kind(*(tensor if tensor is None else tensor.detach().contiguous() for tensor in record))
     return found

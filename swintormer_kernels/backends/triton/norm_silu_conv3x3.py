@@ -1,10 +1,10 @@
-"""norm_silu_conv3x3 through conv_kernels.py: float32, bfloat16, float16; result in channels_last.
+"""Launches of norm_silu_conv3x3 (conv_kernels.py): float32, bfloat16, float16; result in channels_last.
 
-x and skip are taken as they are in channels_last, cut out of more channels too; of anything else a copy is made first.
+x and skip are channels_last, also slices of more channels; other layouts are copied first.
 
-Backward: the activation again, by the kernels of group_norm_silu; the convolution's two gradients by torch (cuDNN or
-MIOpen), which are plain products with nothing beside them to fuse; and group_norm_silu's backward through the norm. So
-it costs one pass over the image more than torch's own, and saves what that keeps: the activation.
+The backward computes the activation again with the kernels of group_norm_silu, the two gradients of the convolution
+with torch (cuDNN or MIOpen; there is nothing to fuse), and the gradient of the norm with group_norm_silu's backward. It
+takes one pass over the image more than torch's backward and does not keep the activation in memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from swintormer_kernels.backends.triton.group_norm_silu import (
 )
 from swintormer_kernels.backends.triton.layout import dense
 from swintormer_kernels.backends.triton.runtime import launch, precision
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import ConvWeights, GroupNormWeights
 
-# What a chunk of the activation costs beside its products, in output channels: an exponential and a division of 16 a
-# clock each, and 3 products a channel on tensor cores of 1024 (sm_80) to 2048 (sm_90) a clock.
+# Cost of norm and SiLU for a chunk of the activation, in output channels: one exponential and one division, 16 per
+# clock each, against 3 products per output channel on tensor cores, 1024 (sm_80) to 2048 (sm_90) per clock.
 PROLOGUE = 64
 
 
@@ -53,7 +53,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     tuned = blocks_for("norm_silu_conv3x3", channels, x.dtype)
     tuned["BLOCK_N"] = _outputs_of_a_program(outputs, tuned["BLOCK_N"])
     packed, sizes = _pack(conv, None if skip is None else skip.tensor, tuned)
-    # In whole image rows nothing comes from beyond the run.
+    # A run of whole image rows has no neighbours outside the run.
     margin = 0 if tuned["BLOCK_P"] % width == 0 else 1
     blocks = triton.cdiv(image.pixels, tuned["BLOCK_P"] - 2 * margin)
     launch(
@@ -73,7 +73,7 @@ def norm_silu_conv3x3_backward(
     grad: Tensor, x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float
 ) -> list[Tensor]:
     """Gradients for those of x and the records' tensors that require one, in order."""
-    if x.numel() == 0:  # convolution_backward takes no image without pixels
+    if x.numel() == 0:  # convolution_backward does not accept an empty image
         leaves = [tensor for tensor in (x, *norm, *conv) if tensor is not None]
         return [torch.zeros_like(tensor) for tensor in leaves if tensor.requires_grad]
     of_norm = any(tensor is not None and tensor.requires_grad for tensor in (x, *norm))
@@ -92,7 +92,7 @@ def norm_silu_conv3x3_backward(
         "weight": lambda: of_weight,
         "bias": lambda: grad.sum((0, 2, 3)),
         "embedding": lambda: grad.sum((2, 3)),
-        "skip": grad.clone,  # what an op returns may not be what it was given
+        "skip": grad.clone,  # an op must not return its own input
     }
     for name, tensor in conv._asdict().items():
         if tensor is not None and tensor.requires_grad:
@@ -104,19 +104,19 @@ def norm_silu_conv3x3_backward(
 
 
 def _outputs_of_a_program(outputs: int, most: int) -> int:
-    """BLOCK_N up to `most` with the least work: padded products, and the prologue once for each block."""
+    """BLOCK_N up to `most` with the least work: padded products, and norm and SiLU once per block."""
     sizes = [size for size in (16, 32, 64, 128) if size <= most]
     return min(sizes, key=lambda size: triton.cdiv(outputs, size) * (size + PROLOGUE))
 
 
 def _pack(conv: ConvWeights, skip: Tensor | None, tuned: dict[str, int]) -> tuple[PackedConv, dict[str, int]]:
-    """The weights as the kernel takes them, made once for each version of a parameter, and their sizes."""
+    """The packed weights of the kernel, cached for each version of a parameter, and their sizes."""
     outputs, channels = conv.weight.shape[:2]
     padded = tuple(
         triton.cdiv(count, block) * block
         for count, block in ((channels, tuned["BLOCK_C"]), (outputs, tuned["BLOCK_N"]))
     )
-    weight = derived([conv.weight], ("taps", padded), lambda: _packed(conv.weight, *padded))
+    weight = packed_weight([conv.weight], ("taps", padded), lambda: _packed(conv.weight, *padded))
     bias, embedding = (None if t is None else t.contiguous() for t in (conv.bias, conv.embedding))
     sizes = {"C": channels, "OUT": outputs, "CP": padded[0], "OP": padded[1]}
     return PackedConv(weight, bias, embedding, skip), sizes

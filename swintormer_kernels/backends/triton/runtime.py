@@ -1,10 +1,10 @@
-"""What every Triton kernel of this package needs around it: the device, the precision of products, the launch.
+"""Launching of the Triton kernels: device, precision of products, and functions that also work in the interpreter.
 
     launch(kernel, (programs,), x, out, ..., C=48, PRECISION=precision(), **blocks_for("gated_ffn", 48, x.dtype))
 
-A kernel's sizes of the image (pixels, H, W, strides) are plain integers listed in its `do_not_specialize`: they are
-neither constants nor divisibility hints of the compiled code, so a second image size compiles nothing. What depends on
-the weights or on the layout alone (C, hidden, window, whether channels lie densely) is a `tl.constexpr`.
+Image sizes (pixels, H, W, strides) are integer arguments listed in a kernel's `do_not_specialize`. They are neither
+constants nor divisibility hints of the compiled code, so another image size needs no compilation. Sizes that depend
+only on the weights or the memory layout (C, hidden, window, ROWS) are `tl.constexpr`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class Launch(NamedTuple):
-    """One launch: what `kernel[grid](*arguments, **constants)` takes."""
+    """One launch: the arguments of `kernel[grid](*arguments, **constants)`."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -42,9 +42,9 @@ _recordings: list[list[Launch]] = []  # the innermost last
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Inside, launches are written down and not run, wherever the tensors are. One thread at a time.
+    """Context manager that records launches instead of running them, on any device. For one thread at a time.
 
-    Tests compile what really runs this way, for GPUs that are not there.
+    Tests use it to compile the launched kernels for GPUs that this machine does not have.
     """
     _recordings.append([])
     try:
@@ -57,7 +57,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """`kernel[grid](*arguments, **constants)` on the device and current stream of the first tensor among `arguments`.
 
     Args:
-        grid: programs along up to three axes; nothing is launched where one is 0.
+        grid: number of programs along up to three axes; nothing is launched if one is 0.
         arguments: tensors, None for an absent one, integers, and (named) tuples of these.
         constants: the kernel's constexpr arguments, with num_warps and num_stages.
     """
@@ -77,21 +77,21 @@ def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def precision() -> str:
-    """`input_precision` of tl.dot for float32: "ieee", or "tf32" where the user allows that for matrix products."""
+    """`input_precision` of tl.dot for float32: "ieee", or "tf32" if the user allows it for matrix products in torch."""
     matmul = torch.backends.cuda.matmul
-    # Asking for allow_tf32 raises once somebody has used the newer name (seen with torch 2.13).
+    # Reading allow_tf32 raises after the newer attribute was set (torch 2.13).
     newer = getattr(matmul, "fp32_precision", None)
     return "tf32" if (newer == "tf32" if newer is not None else matmul.allow_tf32) else "ieee"
 
 
-# ---- what kernels take instead of Triton's own: the same on a GPU, and right in the interpreter, too -----------------
+# ---- replacements of Triton functions: the same on a GPU, and correct in the interpreter -----------------------------
 
 
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
     """accumulator + a @ b in float32."""
-    # Triton 3.6's interpreter multiplies the bit patterns of bfloat16 as integers; in float32 a product of two
-    # halves is exact, so widening first gives what the GPU gives.
+    # Triton 3.6's interpreter multiplies the bit patterns of bfloat16 as integers. In float32 the product of two half
+    # precision numbers is exact, so converting first gives the result of the GPU.
     if _INTERPRETED:
         a, b = widen(a), widen(b)
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
@@ -100,7 +100,7 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 @triton.jit
 def widen(x):
     """x in float32."""
-    if _INTERPRETED and x.dtype == tl.bfloat16:  # its own way takes fifty passes of numpy
+    if _INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's conversion takes fifty passes of numpy
         wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         wide = x.to(tl.float32)
@@ -109,8 +109,8 @@ def widen(x):
 
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
-    """float32 x in DTYPE, to the nearest, ties to even; also for what is stored."""
-    if _INTERPRETED and DTYPE == tl.bfloat16:  # the interpreter cuts off the lower bits
+    """float32 x in DTYPE, rounded to nearest, ties to even. Also used before stores."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         bits = bits + 0x7FFF + ((bits >> 16) & 1)
         short = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -123,7 +123,7 @@ if INTERPRETED:
 
     def bound(x: Any) -> int:
         """A scalar that depends on an argument, fit for the bounds of a `range`."""
-        return x.handle.data.item()  # numpy from 2.4 on makes no int of the array of one that a scalar is there
+        return x.handle.data.item()  # numpy >= 2.4 does not convert an array of one element to int
 
 else:
 

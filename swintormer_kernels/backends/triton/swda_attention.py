@@ -1,6 +1,6 @@
-"""swda_attention through attention_forward.py and attention_backward.py: float32, bfloat16 and float16.
+"""Launches of swda_attention (attention_forward.py, attention_backward.py): float32, bfloat16 and float16.
 
-channels_last and NCHW as they are, others copied.
+Inputs are channels_last or NCHW; other memory layouts are copied.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""swda_block as two passes: swda_attention, then gated_ffn on its result.
+"""swda_block as two passes: swda_attention, then gated_ffn on its result y. Bytes and MACs are the sums of the two.
 
-Not one kernel: y = x + proj(attended) has to be whole, C channels of a pixel, before the norm of the second half, and
-Triton's tensors have sides that are powers of two and one index per register, so y, the normed y and the result of the
-second half of 64 pixels would take 3 * 64 * C floats, at C = 384 288 KB where a program has 256 KB of registers. Each
-pixel costs 2 C elements of traffic more than one kernel would: y written and read.
+One kernel is not possible in Triton: the norm of the second half needs all C channels of y = x + proj(attended), so y,
+the normalised y and the result of 64 pixels would take 3 * 64 * C floats of registers, 288 KB at C = 384, and a program
+has 256 KB. Two kernels move 2 C elements per pixel more than one would: y written and read.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
 def swda_block_backward(
     grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
 ) -> list[Tensor]:
-    """Gradients of those among x and the weights that require one, x first. y is computed again, and not kept."""
+    """Gradients of those of x and the weights that require one, x first. y is computed again instead of kept."""
     with torch.no_grad():
         y = swda_attention(x, attention, window, shift)
     of_y, *of_ffn = gated_ffn_backward(grad, y.requires_grad_(), ffn)

@@ -1,8 +1,8 @@
-"""What the attention's kernels share: sizes, where a token's pixel lies, the norm, one step of the convolution, logits.
+"""Functions shared by the attention kernels: sizes, pixel addresses, norm, depth-wise convolution, logits.
 
-Windows are counted over the batch in row-major order of the rolled map; token t of a window stands at row t // w and
-column t % w. A unit is one (window, head, half), half 0 the window half and 1 the channel half; its number is
-(window * heads + head) * 2 + half. Its 3d channels of q, k and v lie as [part][token][padded d].
+Windows are numbered over the batch in row-major order of the rolled map; token t of a window is at row t // w and
+column t % w. A unit is one (window, head, half), where half 0 is the window half and 1 the channel half; its number is
+(window * heads + head) * 2 + half. Memory layout of its 3d channels of q, k and v: [part][token][padded d].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EPS = tl.constexpr(1e-5)
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that the compiled code depends on, as one constant. Nothing in it follows from the image's size.
+    """All values that the compiled code depends on, as one constant. None depends on the image size.
 
     Attributes:
         channels, heads, window: of the block.
@@ -34,7 +34,7 @@ class Sizes:
         queries, keys: sides of a tile of logits.
         chunk: input channels in one step of the qkv product and of the norm.
         outputs: output channels of one program of the projection, and input channels of one of its steps.
-        rows: whether the batch is one dense matrix (pixels, C), channels_last; NCHW otherwise.
+        rows: whether x is channels_last; otherwise NCHW.
         shifted: whether logits are masked.
         precision: as `runtime.precision`.
     """
@@ -58,7 +58,7 @@ class Sizes:
 
     @property
     def padded(self) -> int:
-        """d in products: the next power of two, at least 16. 24 stands as 32 and 48 as 64, a quarter of it zeros."""
+        """d padded to a power of two of at least 16 in products: 24 to 32 and 48 to 64, a quarter of it zeros."""
         return max(16, triton.next_power_of_2(self.head))
 
     @property
@@ -88,7 +88,7 @@ class Weights(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What one launch of the forward kernel writes; S slots, one per program or one per unit."""
+    """Outputs of one launch of the forward kernel; S slots, one per program or one per unit."""
 
     before: Tensor  # (S, 3, N, padded d) q, k, v before the convolution
     after: Tensor  # (S, 3, N, padded d) q, k, v after it; in the window half q and k are normalised over d
@@ -133,9 +133,9 @@ def places(pixels, c, height, width, S: tl.constexpr):
 
 @triton.jit
 def norm_statistics(x, pixels, inside, height, width, S: tl.constexpr):
-    """(mean, 1 / sqrt(variance + eps)) of each pixel in float32; a chunk's moments are merged with those before it.
+    """(mean, 1 / sqrt(variance + eps)) of each pixel in float32, merged over chunks of channels.
 
-    Chan, Golub and LeVeque (1983): no difference of large numbers, as in E[x^2] - mean^2.
+    Uses the formula of Chan, Golub and LeVeque (1983), which avoids the cancellation of E[x^2] - mean^2.
     """
     C: tl.constexpr = S.channels
     B: tl.constexpr = S.chunk
@@ -158,7 +158,7 @@ def norm_statistics(x, pixels, inside, height, width, S: tl.constexpr):
 
 @triton.jit
 def normalised(x, weights, place, present, c, mean, inverse, S: tl.constexpr):
-    """Channels `c` of the normed pixels in float32, 0 past the last channel. place, present: of the elements in x."""
+    """Channels `c` of the normalised pixels in float32. place, present: offsets and mask of the elements in x."""
     C: tl.constexpr = S.channels
     v = widen(tl.load(x + place, mask=present, other=0.0))
     gamma = widen(tl.load(weights.norm_weight + c, mask=c < C, other=0.0))
@@ -168,7 +168,7 @@ def normalised(x, weights, place, present, c, mean, inverse, S: tl.constexpr):
 
 @triton.jit
 def first_row(half, part, head, S: tl.constexpr):
-    """Which of the 3C channels is the first of this head's q, k or v: half, part and head split them in this order."""
+    """Index of the first channel of this head's q, k or v among the 3C channels, ordered by half, part and head."""
     return (half * 3 + part) * (S.channels // 2) + head * S.head
 
 
@@ -176,8 +176,8 @@ def first_row(half, part, head, S: tl.constexpr):
 def convolved(before, weights, half, head, t, S: tl.constexpr):
     """q, k and v of tokens `t` after the depth-wise 3x3 convolution: three times (tokens, padded d) in float32.
 
-    Zero-padded at the window's edge. before: this unit's slot. The taps' rows are a loop and not unrolled: nine loads
-    are in flight at a time, and the code is compiled in a third of the time.
+    Zero-padded at the window's edge. before: this unit's slot. The loop over the rows of taps is not unrolled: nine
+    loads are in flight at a time, and compilation takes a third of the time.
     """
     W: tl.constexpr = S.window
     PART: tl.constexpr = S.area * S.padded
@@ -210,7 +210,7 @@ def convolved(before, weights, half, head, t, S: tl.constexpr):
 
 @triton.jit
 def regions(window, t, size, S: tl.constexpr):
-    """Which region of the rolled map each token of this window comes from, told apart within the window only.
+    """Number of the rolled map's region for each token, unique within the window only.
 
     size: (height, width, shift).
     """
@@ -218,7 +218,7 @@ def regions(window, t, size, S: tl.constexpr):
     W: tl.constexpr = S.window
     across, down = width // W, height // W
     in_image = window % (across * down)
-    # Only in the last row and column of windows do the last `shift` rows and columns come from the other side.
+    # Only the last row and column of windows contain pixels that were rolled from the other side of the image.
     wraps_down = (in_image // across == down - 1) & (t // W >= W - shift)
     wraps_across = (in_image % across == across - 1) & (t % W >= W - shift)
     return wraps_down.to(tl.int32) * 2 + wraps_across.to(tl.int32)
@@ -226,10 +226,10 @@ def regions(window, t, size, S: tl.constexpr):
 
 @triton.jit
 def tile_of_logits(q, k, of_queries, of_keys, weights, head, scale, S: tl.constexpr):
-    """Logits in powers of two, (queries, keys): log2(e) (scale cos + bias + mask), minus infinity past the last key.
+    """Base-2 logits (queries, keys): log2(e) (scale cos + bias + mask), minus infinity after the last key.
 
-    q, k: normalised, (queries, padded d) and (keys, padded d). of_queries, of_keys: (tokens, their regions). scale:
-    with log2(e).
+    q, k: normalised, (queries, padded d) and (keys, padded d). of_queries, of_keys: (tokens, regions). scale:
+    multiplied by log2(e).
     """
     queries, query_regions = of_queries
     keys, key_regions = of_keys
@@ -248,21 +248,21 @@ def tile_of_logits(q, k, of_queries, of_keys, weights, head, scale, S: tl.conste
 
 @triton.jit
 def logit_scale(weights, head):
-    """exp(min(logit_scale, ln 100)), and the parameter itself, in float32."""
+    """(exp(min(logit_scale, ln 100)), logit_scale) in float32."""
     parameter = widen(tl.load(weights.logit_scale + head))
     return tl.exp(tl.minimum(parameter, MAX_LOG_SCALE)), parameter
 
 
 @triton.jit
 def rows_of(base, t, S: tl.constexpr):
-    """Tokens `t` of one part of a slot: (tokens, padded d), 0 past the last token."""
+    """Reads tokens `t` of one part of a slot: (tokens, padded d), 0 after the last token."""
     j = tl.arange(0, S.padded)
     return tl.load(base + t[:, None] * S.padded + j[None, :], mask=(t < S.area)[:, None], other=0.0)
 
 
 @triton.jit
 def put_rows(base, t, value, S: tl.constexpr):
-    """The inverse of `rows_of`."""
+    """Writes what `rows_of` reads."""
     j = tl.arange(0, S.padded)
     tl.store(
         base + t[:, None] * S.padded + j[None, :], narrow(value, base.dtype.element_ty), mask=(t < S.area)[:, None]

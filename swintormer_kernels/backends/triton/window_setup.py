@@ -1,4 +1,4 @@
-"""From tensors to what the attention's kernels take: weights as pointers, and the sizes with the blocks."""
+"""Arguments of the attention kernels: packed weights, and sizes with block sizes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from swintormer_kernels.backends.triton.blocks import blocks_for
 from swintormer_kernels.backends.triton.layout import is_rows
 from swintormer_kernels.backends.triton.runtime import precision
 from swintormer_kernels.backends.triton.window_parts import Sizes, Weights
-from swintormer_kernels.packed import derived
+from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights
 
 
 def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Sizes:
-    """All that the compiled code depends on."""
+    """The constants of the compiled code for these tensors."""
     tuned = blocks_for("swda_attention", x.shape[1] // 2 // weights.logit_scale.shape[0], x.dtype)
     return Sizes(
         channels=x.shape[1],
@@ -37,10 +37,10 @@ def sizes_of(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> S
 
 
 def pack(weights: AttentionWeights) -> Weights:
-    """Dense weights; 16 sigmoid(table) log2(e) is made once for each version of the table."""
+    """Contiguous weights; 16 sigmoid(table) log2(e) is cached for each version of the table."""
     dense: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in weights._asdict().items()}
     table = dense.pop("bias_table")
-    bias = derived([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(table))
+    bias = packed_weight([weights.bias_table], "triton bias", lambda: bias_in_powers_of_two(table))
     return Weights(**dense, bias=bias)
 
 
