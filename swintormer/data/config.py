@@ -34,7 +34,7 @@ class PairsConfig(BaseModel):
     layout: Layout
     root: Folder
     split: Split = "train"
-    share: float = Field(1.0, gt=0)
+    share: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 class DataConfig(BaseModel):
@@ -55,9 +55,9 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scenes: float | None = Field(None, ge=0)
+    scenes: float | None = Field(None, ge=0, allow_inf_nan=False)
     photos: Annotated[tuple[Folder, ...], BeforeValidator(_one_or_more)] = ()
-    photos_share: float = Field(1.0, gt=0)
+    photos_share: float = Field(1.0, gt=0, allow_inf_nan=False)
     pairs: Annotated[tuple[PairsConfig, ...], BeforeValidator(_one_or_more)] = ()
     views: bool = False
     cache: Folder | None = None

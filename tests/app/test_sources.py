@@ -21,7 +21,7 @@ from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
 from swintormer.data.synthetic import SyntheticPairs
 from swintormer.errors import SwintormerError
-from swintormer.images.io import read_image, save_vips, wrap
+from swintormer.images.io import read_image, sample_bytes, save_vips, wrap
 
 EPS = torch.finfo(torch.float32).eps
 SIDE = 96  # of the photographs: a crop of 16 with the margins of the simple degradation takes 62
@@ -111,6 +111,14 @@ def test_full_disk_is_refused_before_anything_is_decoded(folder, tmp_path, monke
     monkeypatch.setattr(cache, "read_image", never)
     with pytest.raises(SwintormerError, match=r"needs 0\.0 GiB .* choose a folder with more room as `cache`"):
         decode_folders([folder], tmp_path / "cache")
+
+
+def test_size_of_samples_is_read_from_the_header(tmp_path):
+    for bits, channels in ((8, 3), (16, 3), (8, 1), (16, 1), (8, 4)):
+        path = picture(tmp_path / f"{bits}-{channels}.png", 0, 8, bits, channels)
+        assert sample_bytes(path) == read_image(path).pixels.nbytes
+    path.write_bytes(b"no picture")
+    assert sample_bytes(path) == sample_bytes(tmp_path / "none") == 0
 
 
 def test_progress_is_told(folder, tmp_path, monkeypatch):
@@ -460,6 +468,8 @@ def test_configuration():
     assert DataConfig(photos="~/a").photos[0].is_absolute()
     with pytest.raises(ValidationError, match="there is no source of pairs"):
         DataConfig(scenes=0)
+    with pytest.raises(ValidationError, match="finite number"):
+        DataConfig(photos="a", photos_share=float("inf"))
     with pytest.raises(ValidationError, match="makes no dual-pixel views"):
         DataConfig(photos="a", views=True)
     with pytest.raises(ValidationError, match="Input should be 'dpdd'"):
