@@ -22,7 +22,7 @@ def train(
 ) -> None:
     """Train a network. Ctrl-C stops after the current step; the same command continues from there.
 
-    On several GPUs or machines: torchrun --nproc_per_node 4 -m swintormer.cli.app train CONFIG
+    On several GPUs or machines: torchrun --nproc_per_node 4 --no-python swintormer train CONFIG
     """
     from swintormer.training.config import read_config
     from swintormer.training.loop import train as run
@@ -36,7 +36,7 @@ def train(
             raise
         raise SwintormerError(
             "The memory is not sufficient for this training: lower `batch` or `crop`, or raise `accumulate`, which "
-            "takes a step's pairs in parts and does not change the result."
+            "takes the pairs of a step in parts."
         ) from error
     if path is not None:
         print(path)
