@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swintormer.cli.messages import FAILED, SIGNALLED, complain
+from swintormer.cli.messages import FAILED, SIGNALLED, complain, is_out_of_memory
 from swintormer.cli.progress import Following, Reporter, describe
 from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import prepare_folder
@@ -347,7 +347,7 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
     except BackendError:
         raise  # concerns the settings, not the picture
     except Exception as error:  # whatever it is, the other pictures may still be restored
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
         else:
             cause = f"{type(error).__name__}: {first_line(error)}"
@@ -356,11 +356,6 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
         return None
     reporter.failed(sentence)
     return sentence
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch's own errors differ by device and have no common class."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:

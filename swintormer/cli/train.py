@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from swintormer.cli.messages import SIGNALLED
+from swintormer.cli.messages import SIGNALLED, is_out_of_memory
+from swintormer.errors import SwintormerError
 
 
 def train(
@@ -21,13 +22,22 @@ def train(
 ) -> None:
     """Train a network. Ctrl-C stops after the current step; the same command continues from there.
 
-    On several GPUs or machines: torchrun --nproc_per_node 4 -m swintormer.cli.app train CONFIG
+    On several GPUs or machines: torchrun --nproc_per_node 4 --no-python swintormer train CONFIG
     """
     from swintormer.training.config import read_config
     from swintormer.training.loop import train as run
 
     stopped_by: list[int] = []
-    path = run(read_config(config), resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by)
+    settings = read_config(config)
+    try:
+        path = run(settings, resume=not restart, accept_changes=accept_changes, stopped_by=stopped_by)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SwintormerError(
+            "The memory is not sufficient for this training: lower `batch` or `crop`, or raise `accumulate`, which "
+            "takes the pairs of a step in parts."
+        ) from error
     if path is not None:
         print(path)
     if stopped_by:

@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
     backend: str = "auto"
     channels_last: bool = False
     scene_side: int | None = None
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     checkpoint_every: int = Field(1000, ge=1)
     validate_every: int = Field(1000, ge=1)
     validation: int = Field(16, ge=1)

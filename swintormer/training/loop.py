@@ -34,7 +34,11 @@ STOPPED = 60.0
 
 
 def pick_device(name: str) -> torch.device:
-    """The GPU if there is one for "auto"; anything else is taken as torch names it."""
+    """The GPU if there is one for "auto"; anything else is taken as torch names it.
+
+    Raises:
+        SwintormerError: there is no such device, or torch cannot use it here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -43,6 +47,13 @@ def pick_device(name: str) -> torch.device:
         raise SwintormerError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SwintormerError(f"The device {name!r} is not there: torch {torch.__version__} sees no CUDA GPU here.")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        detail = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise SwintormerError(
+            f"torch cannot use the device {name!r} here ({detail}): use auto, cpu or cuda."
+        ) from error
     return device
 
 

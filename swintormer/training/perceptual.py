@@ -69,8 +69,8 @@ _STACKS = {
 class PerceptualDistance(nn.Module):
     """LPIPS: squared distances of unit feature vectors, weighted by channel, averaged over places, summed over levels.
 
-    Zhang et al. recommend the VGG stack as a loss and AlexNet as a measure. Made with random weights; `trained` loads
-    the package's. Does not learn.
+    Zhang et al. recommend the VGG stack as a loss and AlexNet as a measure. The weights are random at first; `trained`
+    loads those of the package. They are not trained here.
 
     Args:
         stack: "vgg" or "alex".

@@ -1,9 +1,8 @@
-"""The processes of one run, as `torchrun` starts them: which one this is, and what they say to each other.
+"""The processes of one run, as `torchrun` starts them, and the communication between them.
 
-The gradients are added by one collective call after the backward pass. torch's DistributedDataParallel would send them
-during it, but it wraps one module's `forward`, where the stages call parts of several; and with gloo, programs that
-used it often ended in an abort after all work was done. Tensors of the CPU go through gloo, those of a GPU through
-nccl.
+The gradients are summed by one collective call after the backward pass. torch's DistributedDataParallel would overlap
+the two, but it wraps the `forward` of one module, while the stages call parts of several modules; and with gloo,
+programs that used it often aborted at exit, after all work was done. Tensors on the CPU use gloo, those on a GPU nccl.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from torch import Tensor
 from swintormer.errors import SwintormerError
 
 T = TypeVar("T")
-# How long one process may keep the others waiting, as one does that decodes photographs for the first time.
-# One that ended is noticed at once.
+# How long processes wait for each other, for example while one decodes photographs for the first time. A process that
+# ended is noticed at once.
 PATIENCE = timedelta(hours=2)
 
 

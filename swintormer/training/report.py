@@ -1,4 +1,4 @@
-"""What a run shows: progress, log.csv, curves, a picture of validation pairs, and TensorBoard where it is installed."""
+"""The output of a training run: progress, log.csv, curves, a picture of validation pairs, TensorBoard if installed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SHOWN = 4  # validation pairs that are kept as pictures
 
 @dataclass(frozen=True)
 class Validation:
-    """Mean PSNR in dB over the validation pairs: of the averaged weights, and of doing without.
+    """Mean PSNR in dB over the validation pairs: with the averaged weights, and of the pictures without them.
 
     Attributes:
         pictures: of the first pairs, input, output and truth, each (3, S, S) in [0, 1] on the CPU.
@@ -94,7 +94,7 @@ class Run:
         return settings
 
     def prepare(self) -> None:
-        """Make what takes long and is made once, such as caches of data.
+        """Create the sources of pairs and their caches before the first step, which may take long.
 
         Raises:
             SwintormerError: data that cannot be read.
@@ -117,14 +117,13 @@ class Run:
         raise NotImplementedError
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """What a step makes smaller: a mean over the pairs. Random numbers come from `chance`."""
+        """The loss that a step of the optimiser reduces, a mean over the pairs. Random numbers come from `chance`."""
         raise NotImplementedError
 
     def chance(self, count: int) -> list[torch.Generator]:
-        """A generator for each of `count` pairs, by seed, step and place in the step's batch alone.
+        """A generator for each of `count` pairs, seeded by the run's seed, the step and the pair's index in the batch.
 
-        So a step draws the same whether one process takes its batch as a whole or several take parts of it, and a
-        resumed run draws what the interrupted one would have.
+        The random numbers are therefore the same for any number of processes and parts, and after resuming.
         """
         rows = range(self._first_row, self._first_row + count)
         return [torch.Generator().manual_seed(_number(self.config.seed, self.step, row)) for row in rows]
@@ -170,7 +169,7 @@ class Run:
         total = torch.zeros((), device=self.device)
         self._first_row = self.place.share(batch).start
         for part, truth in zip(*(t.tensor_split(self.config.accumulate) for t in (blurred, sharp)), strict=True):
-            # Of what does not draw from `chance`: noise inside the sampler where eta is not 0.
+            # For random numbers that do not come from `chance`: the sampler's noise where eta is not 0.
             torch.manual_seed(_number(self.config.seed, self.step, self._first_row))
             loss = self.loss(part, truth) * (len(part) / batch)
             loss.backward()
@@ -248,7 +247,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        """Of the averaged weights on the validation pairs."""
+        """PSNR of the averaged weights over the validation pairs."""
         restored, untouched, pictures = [], [], []
         with self.averaged():
             for index in range(self.config.validation):

@@ -347,3 +347,23 @@ def test_faulty_configuration_is_named(tmp_path, text, complaint):
         read_config(path)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError("x"), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_memory_that_does_not_suffice_is_one_sentence(config, monkeypatch, error):
+    def build(run):
+        raise error
+
+    monkeypatch.setattr(RestorationRun, "build", build)
+    monkeypatch.setattr("swintormer.training.config.read_config", lambda _: config)
+    result = CliRunner().invoke(app, ["train", "c.toml"])
+    assert result.exit_code == 1
+    assert "memory is not sufficient for this training: lower `batch`" in result.output
+
+
+@pytest.mark.parametrize("name", ["meta", "vulkan", "none", ""])
+def test_a_device_that_cannot_be_used_is_one_sentence(config, name):
+    with pytest.raises(SwintormerError, match=f"device '{name}'") as error:
+        train(config.model_copy(update={"device": name}))
+    assert "use auto, cpu" in str(error.value)
+    assert "\n" not in str(error.value)

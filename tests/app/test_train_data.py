@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_training import NETWORK, TIMES, log, same_tensors, tiny
 
 from swintormer.checkpoint.checkpoint import checkpoint_info
@@ -161,7 +163,8 @@ def test_another_crop_or_phases_on_resuming_are_named(tmp_path) -> None:
         assert named in str(error.value)
 
 
-def test_a_state_from_before_a_setting_was_there_goes_on(tmp_path, monkeypatch) -> None:
+def test_an_older_state_goes_on(tmp_path, monkeypatch) -> None:
+    """From before the settings that came last, and with the random state that files held then."""
     config = tiny(tmp_path / "run", steps=2)
     with monkeypatch.context() as patch:
         before = Run.settings
@@ -169,6 +172,10 @@ def test_a_state_from_before_a_setting_was_there_goes_on(tmp_path, monkeypatch) 
         patch.setattr(Run, "settings", lambda run: {k: v for k, v in before(run).items() if k not in left_out})
         patch.setattr(Run, "progress", property(lambda run: float(run.step > 0)))
         train(config)
+    state = config.out / "state.safetensors"
+    with safe_open(state, "pt") as file:
+        tensors, head = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors | {"rng.cpu": torch.get_rng_state()}, state, head)
     train(config)
     assert [row["step"] for row in log(config)] == ["1", "2"]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from swintormer.errors import SwintormerError
 from swintormer.training.config import RestorationConfig, read_config
 from swintormer.training.loop import _check_shares, train
-from swintormer.training.processes import Processes, processes
+from swintormer.training.processes import Processes, _own_gpu, processes
 from swintormer.training.run import RestorationRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,3 +174,12 @@ def test_an_environment_that_torchrun_did_not_make(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with processes(CPU) as (place, device):
         assert (place, device) == (Processes(), CPU)
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _own_gpu(Processes(3, 4, 1), torch.device("cuda")) == torch.device("cuda", 1)
+    with pytest.raises(SwintormerError, match=r"more processes on this machine than GPUs \(2\)"):
+        _own_gpu(Processes(2, 3, 2), torch.device("cuda"))
+    with pytest.raises(SwintormerError, match="set `device` to cuda"):
+        _own_gpu(Processes(0, 2, 0), torch.device("cuda", 0))
