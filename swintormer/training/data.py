@@ -73,8 +73,9 @@ def batches(
     while True:
         try:
             item = next(made, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A worker that dies while it hands a batch over leaves a closed connection instead of torch's own message.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise SwintormerError(
                 "A process that makes training pairs was ended from outside, perhaps for want of memory: lower "
