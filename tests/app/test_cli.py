@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 import torch
 from cli_files import TINY, default_signals, files, make_bad, nobody, photo
-from typer.testing import CliRunner
 
-from swintormer import Deblurrer, Swintormer, load_checkpoint, read_checkpoint, save_checkpoint
+from swintormer import Deblurrer, Swintormer, load_checkpoint, read_checkpoint
 from swintormer.cli import plan as cli_plan
-from swintormer.cli.app import app
 from swintormer.cli.deblur import parse_format, parse_memory, parse_tile
 from swintormer.cli.macs import count_macs, parse_size
 from swintormer.errors import SwintormerError
@@ -38,40 +36,6 @@ def one_thread():
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(Swintormer(TINY), path, training_tile=32, card={"summary": "random numbers", "limits": "all"})
-    return path
-
-
-@pytest.fixture(scope="module")
-def dual_weights(tmp_path_factory) -> Path:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "dual.safetensors"
-    save_checkpoint(Swintormer(TINY, in_channels=6), path, training_tile=32)
-    return path
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, weights):
-    """Run the program in the temporary folder; `deblur` gets the tiny network unless it names another."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object, code: int = 0):
-        arguments = [str(word) for word in words]
-        if arguments[0] == "deblur" and "--weights" not in arguments:
-            arguments += ["--weights", str(weights)]
-        result = CliRunner().invoke(app, arguments, prog_name="swintormer")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        return result
-
-    return call
 
 
 # Results

@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from cli_files import TINY, default_signals, files, make_bad, photo
-
-from swintormer import Swintormer, save_checkpoint
+from cli_files import default_signals, files, make_bad, photo
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "swintormer.cli.app"]
@@ -25,14 +22,6 @@ def environment(monkeypatch):
     """Threads gain nothing on these sizes and cost much on a busy machine. Processes import this tree's packages."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(Swintormer(TINY), path, training_tile=32)
-    return path
 
 
 def start(weights: Path, *words: object) -> subprocess.Popen[str]:

@@ -1,0 +1,47 @@
+"""What the tests of the command line share: weights of a tiny network, and the program in a temporary folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_files import TINY
+from typer.testing import CliRunner
+
+from swintormer import Swintormer, save_checkpoint
+from swintormer.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(Swintormer(TINY), path, training_tile=32, card={"summary": "random numbers", "limits": "all"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def dual_weights(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "dual.safetensors"
+    save_checkpoint(Swintormer(TINY, in_channels=6), path, training_tile=32)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, weights):
+    """Run the program in the temporary folder; `deblur` and `evaluate` get the tiny network by default."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object, code: int = 0):
+        arguments = [str(word) for word in words]
+        if arguments[0] in ("deblur", "evaluate") and "--weights" not in arguments:
+            arguments += ["--weights", str(weights)]
+        result = CliRunner().invoke(app, arguments, prog_name="swintormer")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
