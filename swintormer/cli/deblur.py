@@ -288,7 +288,7 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     config = checkpoint.net.config
     if dual_pixel and config.in_channels == config.out_channels:
         raise SwintormerError(f"{weights} restores single pictures: leave out --right, or name dual-pixel --weights.")
-    if not dual_pixel and config.in_channels == 2 * config.out_channels:
+    if not dual_pixel and config.two_views:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
     return checkpoint
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +20,10 @@ from swintormer.errors import SwintormerError
 from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from swintormer.checkpoint.checkpoint import Checkpoint
     from swintormer.data.datasets import PairFiles
     from swintormer.evaluation.record import Record
-    from swintormer.evaluation.scores import Distance, Score
+    from swintormer.evaluation.scores import Score
 
 EVALUATE = (
     "Measure how well a network restores: PSNR, SSIM and MAE of its results, beside those of the blurred pictures.\n\n"
@@ -278,12 +274,13 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
 
     side = side or heldout.SIDE
     checkpoint = _for_one_view(run)
-    names = heldout.PHOTOGRAPHS if photos is None else scores.pictures_below(photos)
-    count = len(names[: run.limit])
+    names = heldout.PHOTOGRAPHS[: run.limit]
+    paths = [] if photos is None else scores.pictures_below(photos)[: run.limit]
+    count = len(names) if photos is None else len(paths)
     record = run.record("held-out photographs" if photos is None else f"photographs of {photos}", f"side {side}")
 
     def photographs() -> Iterator[tuple[str, scores.Array]]:
-        return islice(scores.heldout_photographs() if photos is None else scores.photographs_in(photos), count)
+        return scores.heldout_photographs(names) if photos is None else scores.photographs_in(photos, paths)
 
     found: list[list[Score]] = []
     kinds: dict[str, Sequence[heldout.Degradation | heldout.CameraDegradation]] = {
@@ -324,11 +321,11 @@ def _sharp(run: _Run, folder: Path) -> str:
     from swintormer.evaluation import scores, tables
 
     checkpoint = _for_one_view(run)
-    count = len(scores.pictures_below(folder)[: run.limit])
+    paths = scores.pictures_below(folder)[: run.limit]
     record = run.record(f"sharp pictures of {folder}")
-    with _following(run, record, count) as progress:
+    with _following(run, record, len(paths)) as progress:
         network = scores.network_methods(checkpoint, 255, progress, **run.chosen())[scores.NETWORK]
-        rows = scores.sharp_scores(network, islice(scores.photographs_in(folder), count), None, record.known)
+        rows = scores.sharp_scores(network, scores.photographs_in(folder, paths), None, record.known)
         found = progress.follow(rows, record, 1)
     return _joined(tables.table(found, "picture", gained=False), tables.sharp_sentence(found))
 
@@ -359,7 +356,7 @@ def _folders(run: _Run, blurred: Path, sharp: Path, right: Path | None, skip_row
     from swintormer.data.datasets import pair_folders
 
     checkpoint = run.load()
-    two_views = checkpoint.net.config.in_channels == 2 * checkpoint.net.config.out_channels
+    two_views = checkpoint.net.config.two_views
     if two_views and right is None:
         raise SwintormerError(f"{run.weights} restores dual-pixel pairs: name the folder of right views with --right.")
     if right is not None and not two_views:
@@ -382,11 +379,12 @@ def _measure(
 ) -> list[str]:
     """Tables of pairs: every picture if `each`, and the means over groups and over all."""
     from swintormer.evaluation import scores, tables
+    from swintormer.evaluation.lpips import perceptual_distance
     from swintormer.evaluation.pairs import pair_scores
 
     files = files[: run.limit]
     words = [what, *([f"without the first {skip_rows} rows"] if skip_rows else [])]
-    distance = _lpips()
+    distance = perceptual_distance()
     record = run.record(*words, *(["with ST-LPIPS"] if distance else []))
     with _following(run, record, len(files)) as progress:
         # Results of 16 bits, so that rounding to 8 does not enter the scores.
@@ -402,20 +400,3 @@ def _measure(
 def _joined(*parts: str) -> str:
     """Tables and sentences with an empty line between them."""
     return "\n\n".join(part for part in parts if part)
-
-
-def _lpips() -> Distance | None:
-    """The perceptual distance where the package with its weights is installed; of gray pictures as of RGB ones."""
-    from swintormer.evaluation.lpips import SMALLEST, lpips, lpips_available
-
-    if not lpips_available():
-        return None
-    import numpy as np
-
-    def distance(restored: NDArray[np.float32], truth: NDArray[np.float32]) -> float | None:
-        if min(truth.shape[:2]) < SMALLEST["alex"]:
-            return None
-        shape = (*truth.shape[:2], 3)
-        return float(lpips(np.broadcast_to(restored, shape), np.broadcast_to(truth, shape)))
-
-    return distance

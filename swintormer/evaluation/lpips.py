@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swintormer.evaluation.scores import Array, Distance
 from swintormer.training.perceptual import SMALLEST, PerceptualDistance, weights_file
 
 
@@ -37,3 +38,17 @@ def lpips(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
         raise ValueError(f"LPIPS needs sides of at least {SMALLEST['alex']} pixels, found shape {truth.shape}")
     a, b = (torch.from_numpy(np.ascontiguousarray(p, np.float32)).permute(2, 0, 1)[None] for p in (restored, truth))
     return float(_distance()(a, b))
+
+
+def perceptual_distance() -> Distance | None:
+    """`lpips` for scores: of gray pictures as of RGB ones, None for too small ones. None without the package."""
+    if not lpips_available():
+        return None
+
+    def distance(restored: Array, truth: Array) -> float | None:
+        if min(truth.shape[:2]) < SMALLEST["alex"]:
+            return None
+        shape = (*truth.shape[:2], 3)
+        return lpips(np.broadcast_to(restored, shape), np.broadcast_to(truth, shape))
+
+    return distance

@@ -109,10 +109,7 @@ def pair_scores(
 
 def takes_two_views(restore: Restore) -> bool:
     """Whether a method is a network of six channels, for dual-pixel pairs."""
-    if not isinstance(restore, Network):
-        return False
-    config = restore.deblur.net.config
-    return config.in_channels == 2 * config.out_channels
+    return isinstance(restore, Network) and restore.deblur.net.config.two_views
 
 
 def _views(pair: PairFiles, truth: Array, skip_rows: int) -> tuple[Array, Array]:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swintormer.checkpoint.checkpoint import Checkpoint
+from swintormer.data.datasets import find_pictures
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import SSIM_WINDOW, mae, psnr, ssim
+from swintormer.images.files import is_folder
 from swintormer.images.io import SUFFIXES, read_image
 from swintormer.inference.deblurrer import Deblurrer, Progress
 
@@ -94,21 +96,21 @@ def heldout_photographs(names: Sequence[str] = heldout.PHOTOGRAPHS) -> Iterator[
         yield Path(name).stem, heldout.photograph(name)
 
 
-def photographs_in(folder: Path) -> Iterator[tuple[str, Array]]:
-    """(relative path, picture) of all pictures in a folder and below, floats in [0, 1] without alpha.
+def photographs_in(folder: Path, paths: Sequence[Path]) -> Iterator[tuple[str, Array]]:
+    """(path relative to the folder, picture) of each, floats in [0, 1] without alpha.
 
     Raises:
-        SwintormerError: no such folder, no picture in it, or one that cannot be read.
+        SwintormerError: a picture cannot be read.
     """
-    for path in pictures_below(folder):
+    for path in paths:
         yield path.relative_to(folder).as_posix(), read_float(path)
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, in order. Raises SwintormerError if there is no folder or no picture."""
-    if not folder.is_dir():
+    """As `datasets.find_pictures`. Raises SwintormerError also if there is no folder or no picture."""
+    if not is_folder(folder):
         raise SwintormerError(f"There is no folder {folder}.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = find_pictures(folder)
     if not found:
         raise SwintormerError(f"The folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
     return found

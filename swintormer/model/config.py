@@ -66,6 +66,11 @@ class NetworkConfig(BaseModel):
         return self
 
     @property
+    def two_views(self) -> bool:
+        """Whether the network takes the two views of a dual-pixel pair, the right one first."""
+        return self.in_channels == 2 * self.out_channels
+
+    @property
     def stride(self) -> int:
         """Sides that need no padding are multiples of this: the deepest level, at 1/16, holds whole windows."""
         return 16 * self.window_size

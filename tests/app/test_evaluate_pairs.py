@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cli_files import TINY
-from typer.testing import CliRunner
 
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.cli import evaluate as command
-from swintormer.cli.app import app
 from swintormer.data.datasets import PairFiles
 from swintormer.evaluation import lpips, metrics
 from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, named_pairs, with_rooms
@@ -39,14 +36,6 @@ def picture(path: str, seed: int, bits: int = 8, channels: int = 3, side: tuple[
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(Swintormer(TINY), path, training_tile=32)
-    return path
-
-
-@pytest.fixture(scope="module")
 def identity(tmp_path_factory) -> Path:
     """Weights that leave every picture as it is."""
     net = Swintormer(TINY)
@@ -56,30 +45,10 @@ def identity(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def dual(tmp_path_factory) -> Path:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "dual.safetensors"
-    save_checkpoint(Swintormer(TINY, in_channels=6), path, training_tile=32)
-    return path
-
-
 @pytest.fixture
-def run(tmp_path, monkeypatch, weights):
-    """`swintormer evaluate` in the temporary folder, with the tiny network unless it names another."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object, code: int = 0):
-        arguments = ["evaluate", *(str(word) for word in words)]
-        if "--weights" not in arguments:
-            arguments += ["--weights", str(weights)]
-        result = CliRunner().invoke(app, arguments, prog_name="swintormer")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        return result
-
-    return call
+def run(run):
+    """`swintormer evaluate` in the temporary folder."""
+    return lambda *words, code=0: run("evaluate", *words, code=code)
 
 
 def rows(path: str = "rows.csv") -> list[dict[str, str]]:
@@ -159,30 +128,30 @@ def test_without_scikit_image(run, monkeypatch):
     assert "SSIM needs scikit-image, which is not installed: pip install" in run(*own_pairs(1), code=1).stderr
 
 
-def test_dual_pixel_pairs(run, dual):
+def test_dual_pixel_pairs(run, dual_weights):
     folders = own_pairs(1)
     picture("right/0.png", 7)
-    run(*folders, "--right", "right", "--weights", dual, "--csv", "rows.csv")
+    run(*folders, "--right", "right", "--weights", dual_weights, "--csv", "rows.csv")
     left, right, truth = (read_image(f"{name}/0.png").pixels.astype(np.uint16) * np.uint16(257)
                           for name in ("blurred", "right", "sharp"))  # fmt: skip
-    restored = Deblurrer(load_checkpoint(dual), tile=32).restore_array(left, right)
+    restored = Deblurrer(load_checkpoint(dual_weights), tile=32).restore_array(left, right)
     assert float(rows()[1]["psnr"]) == pytest.approx(metrics.psnr(restored / 65535, truth / 65535), abs=1e-4)
 
 
-def test_weights_of_other_views_get_one_sentence(run, dual, weights):
+def test_weights_of_other_views_get_one_sentence(run, dual_weights, weights):
     folders = own_pairs(1)
     picture("right/0.png", 7)
     assert (
         "dual-pixel pairs: name the folder of right views with --right"
-        in run(*folders, "--weights", dual, code=1).stderr
+        in run(*folders, "--weights", dual_weights, code=1).stderr
     )
     assert f"{weights} restores single pictures: leave out --right" in run(*folders, "--right", "right", code=1).stderr
-    assert "these pictures have one view" in run("--weights", dual, code=1).stderr
-    assert "these pictures have one view" in run("--sharp", "sharp", "--weights", dual, code=1).stderr
+    assert "these pictures have one view" in run("--weights", dual_weights, code=1).stderr
+    assert "these pictures have one view" in run("--sharp", "sharp", "--weights", dual_weights, code=1).stderr
     for folder in ("source", "target"):
         picture(f"realdof/{folder}/0.png", 0)
     dataset = "--dataset", "realdof", "--root", "realdof"
-    assert "0 has no dual-pixel views" in run(*dataset, "--weights", dual, code=1).stderr
+    assert "0 has no dual-pixel views" in run(*dataset, "--weights", dual_weights, code=1).stderr
 
 
 def test_tile_stride_and_limit(run, weights):
@@ -313,14 +282,14 @@ def test_dpdd_has_rows_for_indoor_and_outdoor(run, weights):
     assert float(rows()[1]["psnr"]) == pytest.approx(metrics.psnr(restored / 65535, truth / 65535), abs=1e-4)
 
 
-def test_dpdd_in_part(run, dual):
+def test_dpdd_in_part(run, dual_weights):
     dpdd(2)
-    result = run("--dataset", "dpdd", "--root", "DPDD", "--weights", dual, "--csv", "rows.csv")
+    result = run("--dataset", "dpdd", "--root", "DPDD", "--weights", dual_weights, "--csv", "rows.csv")
     assert "2 pictures, not all 76: no rows for indoor and outdoor" in result.stderr
     assert "indoor (" not in result.stdout
     left, right = (read_image(f"DPDD/test_{view}/source/1P0A0000.png").pixels for view in "lr")
     truth = read_image("DPDD/test_c/target/1P0A0000.png").pixels
-    restored = Deblurrer(load_checkpoint(dual), tile=32).restore_array(left, right)
+    restored = Deblurrer(load_checkpoint(dual_weights), tile=32).restore_array(left, right)
     assert float(rows()[1]["psnr"]) == pytest.approx(metrics.psnr(restored / 65535, truth / 65535), abs=1e-4)
     centre = read_image("DPDD/test_c/source/1P0A0000.png").pixels
     assert float(rows()[0]["psnr"]) == pytest.approx(metrics.psnr(centre / 65535, truth / 65535), abs=1e-4)
@@ -370,7 +339,7 @@ def test_the_perceptual_distance_is_shown_where_it_is_at_hand(run, monkeypatch):
         shapes.append(truth.shape)
         return 0.25
 
-    monkeypatch.setattr(command, "_lpips", lambda: distance)
+    monkeypatch.setattr(lpips, "perceptual_distance", lambda: distance)
     text = run(*own_pairs(1), "--csv", "rows.csv").stdout
     assert "| all (1) | network |" in text
     assert text.rstrip().endswith("| 0.250 |")
@@ -380,11 +349,18 @@ def test_the_perceptual_distance_is_shown_where_it_is_at_hand(run, monkeypatch):
 
 def test_the_perceptual_distance_of_gray_and_of_small_pictures(monkeypatch):
     monkeypatch.setattr(lpips, "lpips_available", lambda: False)
-    assert command._lpips() is None
+    assert lpips.perceptual_distance() is None
     monkeypatch.setattr(lpips, "lpips_available", lambda: True)
     monkeypatch.setattr(lpips, "lpips", lambda restored, truth: float(restored.shape == truth.shape == (30, 40, 3)))
-    distance = command._lpips()
+    distance = lpips.perceptual_distance()
     assert distance is not None
     gray, small = np.zeros((30, 40, 1), np.float32), np.zeros((20, 40, 3), np.float32)
     assert distance(gray, gray) == 1.0
     assert distance(small, small) is None
+
+
+def test_hidden_files_are_no_pictures(run):
+    """Other systems leave `._name.png` beside a picture, which is none."""
+    picture("sharp/0.png", 0)
+    Path("sharp/._0.png").write_bytes(b"no picture")
+    assert "| 0.png |" in run("--sharp", "sharp").stdout
