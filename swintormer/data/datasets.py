@@ -52,6 +52,8 @@ class PairFiles:
         group: what scores are averaged over beside the whole: "indoor", "outdoor" (dpdd's test split, if
             indoor_labels.npy and outdoor_labels.npy of Restormer's copy lie at the root or beside the pictures),
             "test-close-ups" (hide), "J", "R" (realblur), a scene; "" without any.
+        scene: what the pair shows, where the dataset has several pairs of it, such as the frames of a video; they must
+            not be divided between training and validation. "" where every pair shows something else.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PairFiles:
     left: Path | None = None
     right: Path | None = None
     group: str = ""
+    scene: str = ""
 
 
 def read_pairs(layout: str, root: str | Path, split: str = "train") -> list[PairFiles]:
@@ -275,7 +278,10 @@ def _gopro(place: Path, split: str) -> list[PairFiles]:
         kinds = [kind for kind in ("blur", "blur_gamma") if (scene / kind).is_dir()]
         for kind in kinds if split == "train" else kinds[:1]:
             files = pair_folders(scene / kind, scene / "sharp")
-            pairs += [PairFiles(f"{scene.name}/{kind}/{p.name}", p.blurred, p.sharp, group=scene.name) for p in files]
+            pairs += [
+                PairFiles(f"{scene.name}/{kind}/{p.name}", p.blurred, p.sharp, group=scene.name, scene=scene.name)
+                for p in files
+            ]
     return pairs or _input_target(place, split)
 
 
@@ -306,7 +312,10 @@ def _reds(place: Path, split: str) -> list[PairFiles]:
     if here is None:
         return []
     pairs = pair_folders(here / f"{split}_blur", here / f"{split}_sharp")
-    return [PairFiles(p.name, p.blurred, p.sharp, group=p.name.rpartition("/")[0]) for p in pairs]
+    scenes = [p.name.rpartition("/")[0] for p in pairs]
+    return [
+        PairFiles(p.name, p.blurred, p.sharp, group=scene, scene=scene) for p, scene in zip(pairs, scenes, strict=True)
+    ]
 
 
 def _rsblur(place: Path, split: str) -> list[PairFiles]:
@@ -357,13 +366,15 @@ def _list_file(path: Path) -> list[tuple[str, str]]:
 
 
 def _listed(lines: list[tuple[str, str]], base: Path, group: str) -> list[PairFiles]:
+    """Pairs of a list file, whose paths begin with FOLDER/SCENE/ in RealBlur, J and R alike, and in RSBlur."""
     pairs = []
     for sharp, blurred in lines:
         for path in (base / sharp, base / blurred):
             if not path.is_file():
                 raise SwintormerError(f"The list of pairs names {path}, which is missing: unpack the dataset again.")
-        name = Path(blurred).with_suffix("").as_posix()
-        pairs.append(PairFiles(name, base / blurred, base / sharp, group=group))
+        name, places = Path(blurred).with_suffix("").as_posix(), Path(blurred).parts
+        scene = places[1] if len(places) > 2 else ""
+        pairs.append(PairFiles(name, base / blurred, base / sharp, group=group, scene=scene))
     return pairs
 
 

@@ -212,9 +212,11 @@ def _pairs(config: DataConfig, pairs: PairsConfig, key: tuple[int, ...], crop: i
 
 
 def _scene_names(files: Sequence[PairFiles]) -> list[str]:
-    """What must not be divided: the scene of a video where the dataset names scenes, else the pair."""
-    groups = [pair.group for pair in files]
-    return groups if len(set(groups)) >= _FEW else [pair.name for pair in files]
+    """What must not be divided: the scene where the dataset has enough of them, else the truth of one or two pairs."""
+    scenes = [pair.scene or pair.name for pair in files]
+    if len(set(scenes)) >= _FEW:
+        return scenes
+    return [f"{pair.scene}/{pair.sharp.stem}" if pair.scene else pair.name for pair in files]
 
 
 Item = TypeVar("Item")

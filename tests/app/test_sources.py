@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import dataset_folders
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from swintormer.data import cache, mixture, photos
 from swintormer.data.config import DataConfig
 from swintormer.data.datasets import pair_folders, read_pairs
-from swintormer.data.mixture import BLOCK, allot, held_out, make_source
+from swintormer.data.mixture import BLOCK, _scene_names, allot, held_out, make_source
 from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
 from swintormer.data.synthetic import SyntheticPairs
@@ -437,6 +438,37 @@ def test_held_out_scenes_stay_whole():
     assert len({scenes[i] for i in validation}) == 1
     assert len(validation) == 5
     assert held_out([1, 2], ["a", "b"], 0) == held_out([1, 2], ["a", "b"], 1) == [1, 2]  # too few to divide
+
+
+@pytest.mark.parametrize("layout", ["realblur", "rsblur", "gopro"])
+def test_no_scene_is_in_training_and_in_validation(tmp_path, layout):
+    """RealBlur's scenes come twice, as J and R; frames of a GoPro of few scenes as blur and blur_gamma."""
+    truths = {
+        "realblur": lambda n: [f"{kind}/scene{n // 3}/gt/gt_{n % 3}.png" for kind in "JR"],
+        "rsblur": lambda n: [f"RSBlur/{n // 3:04}/{n % 3}/gt/gt_sharp.png"],
+        "gopro": lambda n: [f"train/scene{n // 12}/sharp/{n % 12}.png"],
+    }[layout]
+    for n in range(36):
+        for truth in map(Path, truths(n)):
+            inputs = [truth.parents[1] / "blur" / f"b{n}.png"]
+            if layout == "gopro":
+                inputs = [truth.parents[1] / kind / truth.name for kind in ("blur", "blur_gamma")]
+            for path in (tmp_path / place for place in (truth, *inputs)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            if layout != "gopro":
+                name = {"realblur": f"RealBlur_{truth.parts[0]}_train_list.txt", "rsblur": "RSBlur_real_train.txt"}
+                with (tmp_path / name[layout]).open("a") as file:
+                    file.write(f"{truth} {inputs[0]}\n")
+    files = read_pairs(layout, tmp_path)
+    training, validation = (held_out(files, _scene_names(files), stream) for stream in (0, 1))
+    assert len(training) + len(validation) == len(files) == {"realblur": 72, "rsblur": 36, "gopro": 72}[layout]
+
+    def shown(pairs):
+        return {pair.sharp if layout == "gopro" else pair.sharp.relative_to(tmp_path).parts[1] for pair in pairs}
+
+    assert validation
+    assert not shown(training) & shown(validation)
 
 
 def test_views_of_photographs_scenes_and_pairs(config, tmp_path):
