@@ -2,7 +2,7 @@
 
 `swintormer train CONFIG`, where CONFIG is a TOML file of one stage's configuration (config.py). Under `torchrun`
 several processes train together; each step's pairs are the same on any number of them, and so are its gradients but for
-the order of their sums.
+the order of their sums (not those of the autoencoder's stage, see `stages.AutoencoderRun`).
 
 A run folder holds `state.safetensors` (everything a resume needs), `log.csv`, `curves.svg`, `validation.png` (pairs of
 the validation: input, output, truth) and at the end `weights.safetensors` (the averaged network, as `swintormer deblur

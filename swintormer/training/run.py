@@ -256,7 +256,7 @@ class Run:
                 restored.append(_psnr(output, sharp))
                 untouched.append(_psnr(without, sharp))
                 if index < SHOWN:
-                    pictures.append((blurred[0, :3].cpu(), output[0].cpu(), sharp[0].cpu()))
+                    pictures.append((blurred[0, -3:].cpu(), output[0].cpu(), sharp[0].cpu()))
         return Validation(_mean(restored), _mean(untouched), pictures)
 
     def write(self, path: Path, card: dict[str, str]) -> None:

@@ -138,6 +138,7 @@ def test_photographs_and_scenes_and_views(views: bool, tmp_path, photographs) ->
     # A fresh network is the identity: of the right view, which the sources give second.
     assert torch.equal(right, blurred[:, 3:] if views else blurred)
     assert float((restored - right).abs().max()) <= 2 * torch.finfo().eps
+    assert torch.equal(run.validate().pictures[0][0], right[0])
 
 
 def test_where_the_cache_lies_decides_nothing_and_what_it_holds_does(tmp_path, photographs) -> None:
