@@ -207,6 +207,25 @@ def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    "error", [EOFError(), ConnectionResetError(104, "reset"), RuntimeError("DataLoader worker died")]
+)
+def test_a_worker_that_dies_while_it_hands_over_is_one_sentence(tmp_path, monkeypatch, error) -> None:
+    class Loader:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __iter__(self):
+            raise error
+            yield
+
+    config = tiny(tmp_path / "run", steps=1)
+    sources = data.training_sources(config, Processes())
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Loader)
+    with pytest.raises(SwintormerError, match="was ended from outside"):
+        next(data.batches(config, sources, CPU, 0, 0, Processes()))
+
+
 def test_signals_while_data_is_made_leave_and_are_put_back(tmp_path, monkeypatch) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number, kind in ((signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)):
