@@ -157,9 +157,13 @@ def degraded_scores(
 
 
 def score(key: Key, restored: Array, truth: Array, distance: Distance | None = None, group: str = "") -> Score:
-    """The score of a restored picture, (H, W, C) in [0, 1]; `key` is picture, degradation and method."""
-    values = psnr(restored, truth), ssim(restored, truth), mae(restored, truth)
-    return Score(*key, *values, None if distance is None else distance(restored, truth), group)
+    """The score of a restored picture, (H, W, C) in [0, 1]; `key` is picture, degradation and method.
+
+    It has the digits that a file of scores keeps, so that a continued measurement gives the tables of one in one piece.
+    """
+    values = round(psnr(restored, truth), 4), round(ssim(restored, truth), 5), round(mae(restored, truth), 6)
+    far = None if distance is None else distance(restored, truth)
+    return Score(*key, *values, None if far is None else round(far, 5), group)
 
 
 def sharp_scores(
