@@ -17,9 +17,10 @@ T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
 BLURRED, TRUTH = ASSETS / "demo.png", ASSETS / "demo_truth.png"
 OUTPUT = Path("demo_output")
+CROP = 296  # pixels; three in a row are as wide as a page that shows them in full resolution
 
 PHOTOGRAPH = "coffee.png"  # in scikit-image; assets/README.md names author and licence
-RADII = (1.5, 2.0, 2.5, 3.0)  # pixels; defocus that grows from the left edge to the right
+RADII = (2.0, 3.0, 4.0, 5.0)  # pixels; defocus that grows from the left edge to the right
 SEED = 0  # of the noise
 
 
@@ -64,7 +65,7 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     from swintormer.cli.bench import blocks_backends
     from swintormer.cli.deblur import Settings, make_deblurrer
     from swintormer.evaluation.metrics import psnr
-    from swintormer.images.compare import write_comparison
+    from swintormer.images.compare import write_comparison, write_crops
     from swintormer.images.io import read_image, write_image
     from swintormer_kernels import use_backend
 
@@ -83,6 +84,7 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
         plain_seconds, _ = _timed(lambda: deblurrer.restore_array(image.pixels))
     write_image(out / "restored.png", restored, image)
     write_comparison(out / "before_after.png", image, restored)
+    write_crops(out / "crops.png", [image.pixels, restored, truth], CROP)
     before, after = (psnr(pixels / 255, truth / 255) for pixels in (image.pixels, restored))
     return {
         "photograph": f"{BLURRED.name}, {width}x{height} pixels, defocus of {RADII[0]} to {RADII[-1]} pixels",
@@ -90,7 +92,8 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
         "tiles": f"{len(plan.grid)} of {plan.tile}x{plan.tile} pixels, stride {plan.stride}, {deblurrer.blend} blend",
         "seconds": f"{seconds:.2f}; plain PyTorch {plain_seconds:.2f}, {plain_seconds / seconds:.1f} times as long",
         "PSNR": f"{before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB)",
-        "picture": f"{out / 'before_after.png'}: before on the left, after on the right",
+        "pictures": f"{out / 'before_after.png'}: before on the left, after on the right; "
+        f"{out / 'crops.png'}: a part of both in full resolution, and the truth",
     }
 
 

@@ -1,7 +1,8 @@
-"""Comparison pictures: before and after, side by side."""
+"""Comparison pictures: before and after, side by side; and one region of several pictures in full resolution."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,35 @@ def write_comparison(target: Path, before: Image, after: Samples) -> None:
     halves = [with_header(half, shown).autorot() for half in (colours, wrap(after))]
     longest = max(halves[0].width, halves[0].height)
     if longest <= PANEL:
-        picture = _pair(halves)
+        picture = _row(halves)
     else:
         reduced = [half.resize(PANEL / longest) for half in halves]
         region = _most_changed(halves, reduced[0].width, min(reduced[0].height, reduced[0].width))
-        picture = _join(_pair(reduced), _pair([half.crop(*region) for half in halves]), "vertical")
+        picture = _join(_row(reduced), _row([half.crop(*region) for half in halves]), "vertical")
     save_vips(target, picture)
 
 
-def _pair(halves: list[Any]) -> Any:
-    left, right = (to_eight_bit(half) if half.format == "ushort" else half for half in halves)
-    return _join(left, right, "horizontal")
+def write_crops(target: Path, pictures: Sequence[Samples], side: int) -> None:
+    """Write the square that differs most between the first two pictures, of every picture, side by side with 8 bits.
+
+    Args:
+        pictures: (H, W, C) of equal shapes and dtypes.
+        side: side of the square in pixels; the picture's own side where that is smaller.
+
+    Raises:
+        SwintormerError: the file cannot be written.
+    """
+    wrapped = [wrap(picture) for picture in pictures]
+    region = _most_changed(wrapped[:2], side, side)
+    save_vips(target, _row([picture.crop(*region) for picture in wrapped]))
+
+
+def _row(pictures: list[Any]) -> Any:
+    """Pictures of one size, from left to right."""
+    row, *others = (to_eight_bit(picture) if picture.format == "ushort" else picture for picture in pictures)
+    for picture in others:
+        row = _join(row, picture, "horizontal")
+    return row
 
 
 def _join(first: Any, second: Any, direction: str) -> Any:
