@@ -51,7 +51,9 @@ def exiting() -> Iterator[None]:
     before = {}
     try:
         for number in ENDING:
-            if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+            if number == signal.SIGINT:  # also where a shell started the program in the background, with SIGINT ignored
+                before[number] = signal.signal(number, signal.default_int_handler)
+            elif signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, leave)
     except ValueError:
         pass  # only the main thread can handle signals

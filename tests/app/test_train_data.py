@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from swintormer.data.config import DataConfig
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.io import save_vips, wrap
-from swintormer.signals import exiting
 from swintormer.training import data
 from swintormer.training.config import RestorationConfig, read_config
 from swintormer.training.loop import make_run, train
@@ -226,7 +226,10 @@ def test_a_worker_that_dies_while_it_hands_over_is_one_sentence(tmp_path, monkey
         next(data.batches(config, sources, CPU, 0, 0, Processes()))
 
 
-def test_signals_while_data_is_made_leave_and_are_put_back(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("at_start", [signal.default_int_handler, signal.SIG_IGN])
+def test_signals_while_data_is_made_leave_and_are_put_back(tmp_path, monkeypatch, request, at_start) -> None:
+    """Also in a program that a shell started in the background, with SIGINT ignored."""
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, at_start)))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number, kind in ((signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)):
         monkeypatch.setattr(Run, "prepare", lambda run, number=number: (os.kill(os.getpid(), number), time.sleep(5)))
@@ -235,8 +238,6 @@ def test_signals_while_data_is_made_leave_and_are_put_back(tmp_path, monkeypatch
         if kind is SystemExit:
             assert caught.value.code == 128 + number
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-    with exiting():
-        assert signal.getsignal(signal.SIGINT) == handlers[0]
 
 
 def test_interrupt_of_the_program_while_its_worker_starts(tmp_path) -> None:
