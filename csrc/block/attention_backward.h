@@ -1,4 +1,4 @@
-// The gradient of one head of one half of a window's attention (formula: swda_core.h), in the layout of attention.h.
+// The gradient of one head of one half of a window's attention (formula: swda_backward.h), in the layout of attention.h.
 //
 // The forward pass is computed again from the head's 3d channels of qkv. The window half proceeds by panels of queries:
 //   l, P and g of a panel are [key][query]; dq sums over keys; dv and dk sum over queries and need the transpose.
@@ -13,19 +13,18 @@ namespace swk::SWK_ISA {
 // Scratch of HeadGradient in addition to that of Head.
 struct GradientShape {
     int64_t keys;  // N in whole panels
-    int64_t rows, grads, out, transposed, panel, square, planes, scales, floats;
+    int64_t grads, out, transposed, panel, square, planes, scales, floats;
 
     explicit GradientShape(const HeadShape& shape) {
         keys = shape.panels * kPanel;
-        rows = 3 * shape.size * shape.pitch;            // qkv before the depth-wise convolution, then its gradient
-        grads = rows;                                   // gradient after it
+        grads = 3 * shape.size * shape.pitch;           // gradient of q, k and v
         out = shape.size * shape.pitch;                 // gradient of the head's output
         transposed = HeadShape::up(shape.tokens * shape.padded_size, 16);  // one of q, k, out: [token][padded_size]
         panel = HeadShape::up(shape.tokens * kPanel, 16);                  // [key][query]
         square = kPanel * keys;                                            // [query][key]
         planes = shape.plane;
         scales = shape.pitch;
-        floats = rows + grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
+        floats = grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
         // The channel half takes four d x d matrices from the two squares.
         const int64_t matrices = 4 * HeadShape::up(shape.size * shape.padded_size, 16);
         if (matrices > 2 * square) floats += matrices - 2 * square;
@@ -38,7 +37,7 @@ public:
         : Head(shape, weights, scratch), sizes_(sizes) {
         float* next = scratch + shape.scratch_floats;
         const auto take = [&next](int64_t floats) { return next += floats, next - floats; };
-        rows_ = take(sizes.rows), grads_ = take(sizes.grads), out_ = take(sizes.out);
+        grads_ = take(sizes.grads), out_ = take(sizes.out);
         q_tokens_ = take(sizes.transposed), k_tokens_ = take(sizes.transposed), out_tokens_ = take(sizes.transposed);
         logit_grads_ = take(sizes.panel), plane_ = take(sizes.planes);
         q_scales_ = take(sizes.scales), k_scales_ = take(sizes.scales);
@@ -46,39 +45,38 @@ public:
         for (int64_t i = 0; i < sizes.planes; ++i) plane_[i] = 0.0f;
     }
 
-    // [3d][pitch], zeros after the last token. Input: qkv. `backward` replaces it by its gradient.
-    float* rows() { return rows_; }
     // [d][pitch], zeros after the last token. Input: the gradient of the head's output.
     float* out() { return out_; }
 
-    // Computes the head's output from rows(); `attended` as in Head::attend.
-    void forward(const Regions& regions, int half, int64_t head, float* attended) {
-        convolve_rows(half * shape_.heads + head);
+    // Computes the head's output from `rows` [3d][pitch], its qkv before the depth-wise convolution. `attended`: the
+    // head's channels in [panel][C][kPanel].
+    void forward(const float* rows, const Regions& regions, int half, int64_t head, float* attended) {
+        convolve_rows(rows, half * shape_.heads + head);
         if (half) return channel_half(attended);
         if (regions.several) return window_half<true>(regions.of_token, head, attended);
         window_half<false>(regions.of_token, head, attended);
     }
 
-    // dwconv [3d][10]; bias [(2w-1)^2] and log_scale [1] are written by the window half only.
-    void backward(const Regions& regions, int half, int64_t head, float* dwconv, float* bias, float* log_scale) {
+    // Replaces `rows`, as in `forward`, by their gradient, zeros after the last token. Adds to dwconv [3d][10]; the
+    // window half also to bias [(2w-1)^2] and log_scale [1].
+    void backward(float* rows, const Regions& regions, int half, int64_t head, float* dwconv, float* bias,
+                  float* log_scale) {
         const int64_t unit = half * shape_.heads + head;
-        convolve_rows(unit);
+        convolve_rows(rows, unit);
         if (half) {
             channel_half_backward();
         } else {
-            const int64_t table = (2 * shape_.window - 1) * (2 * shape_.window - 1);
-            for (int64_t i = 0; i < table; ++i) bias[i] = 0.0f;
             if (regions.several) window_half_backward<true>(regions.of_token, head, bias);
             else window_half_backward<false>(regions.of_token, head, bias);
-            *log_scale = normalise_tokens_backward(q(), grad(0), q_scales_, weights_.scale[head]);
+            *log_scale += normalise_tokens_backward(q(), grad(0), q_scales_, weights_.scale[head]);
             normalise_tokens_backward(k(), grad(1), k_scales_, 1.0f);
         }
-        convolve_backward(unit, dwconv);
+        convolve_backward(rows, unit, dwconv);
     }
 
 private:
     const GradientShape& sizes_;
-    float *rows_, *grads_, *out_, *q_tokens_, *k_tokens_, *out_tokens_, *logit_grads_, *squares_, *plane_;
+    float *grads_, *out_, *q_tokens_, *k_tokens_, *out_tokens_, *logit_grads_, *squares_, *plane_;
     float *q_scales_, *k_scales_;
 
     // Gradient of q, k or v after the convolution: [d][pitch].
@@ -88,27 +86,30 @@ private:
     void fill_plane(const float* row, float* plane) {
         const int64_t w = shape_.window;
         for (int64_t y = 0; y < w; ++y) {
+            const float* from = row + y * w;
             float* to = plane + 1 + (y + 1) * (w + 1);
-            for (int64_t x = 0; x < w; ++x) to[x] = row[y * w + x];
+            int64_t x = 0;
+            for (; x + 8 <= w; x += 8) __builtin_memcpy(to + x, from + x, 8 * sizeof(float));
+            for (; x < w; ++x) to[x] = from[x];
         }
     }
 
-    // qkv_ = dwconv(rows_).
-    void convolve_rows(int64_t unit) {
+    // qkv_ = dwconv(rows).
+    void convolve_rows(const float* rows, int64_t unit) {
         for (int64_t row = 0; row < 3 * shape_.size; ++row) {
             const int64_t at = unit * shape_.rows + row;
             F32 tap[9];
             for (int i = 0; i < 9; ++i) tap[i] = broadcast(weights_.dwconv[at * 9 + i]);
-            fill_plane(rows_ + row * shape_.pitch, planes_);
+            fill_plane(rows + row * shape_.pitch, planes_);
             convolve(planes_, tap, weights_.dwconv_bias[at], qkv_ + row * shape_.pitch);
         }
     }
 
-    // Replaces rows_ by its gradient, computed from grads_; gradients of taps and bias of row r go to dwconv + 10 r.
-    void convolve_backward(int64_t unit, float* dwconv) {
+    // Replaces rows by their gradient, computed from grads_; gradients of taps and bias of row r add to dwconv + 10 r.
+    void convolve_backward(float* rows, int64_t unit, float* dwconv) {
         const int64_t w = shape_.window, pitch = w + 1, first = 1 + pitch, last = first + w * pitch;
         for (int64_t row = 0; row < 3 * shape_.size; ++row) {
-            float* line = rows_ + row * shape_.pitch;
+            float* line = rows + row * shape_.pitch;
             fill_plane(line, planes_);
             fill_plane(grads_ + row * shape_.pitch, plane_);
             // Both planes have borders of zeros, so one pass over the whole plane gives all nine sums of products.
@@ -120,7 +121,7 @@ private:
                 }
                 sum[9] += value;
             }
-            for (int tap = 0; tap < 10; ++tap) dwconv[row * 10 + tap] = sum_of_lanes(sum[tap]);
+            for (int tap = 0; tap < 10; ++tap) dwconv[row * 10 + tap] += sum_of_lanes(sum[tap]);
             F32 flipped[9];
             const float* taps = weights_.dwconv + (unit * shape_.rows + row) * 9;
             for (int i = 0; i < 9; ++i) flipped[i] = broadcast(taps[8 - i]);

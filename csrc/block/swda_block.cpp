@@ -129,29 +129,19 @@ void swda_layout(const SwdaLayoutArgs& args) {
 // Pixels need no window here: panels of consecutive pixels, a group at a time.
 void gated_ffn(const SwdaBlockArgs& args) {
     const int64_t channels = args.channels, group = panel_group(channels), floats = channels * kPanel;
-    const int64_t plane = args.height * args.width, pixels = args.batch * plane;
-    const int64_t panels = (pixels + kPanel - 1) / kPanel;
+    const int64_t panels = (args.batch * args.height * args.width + kPanel - 1) / kPanel;
     const int64_t scratch_floats = 2 * group * floats + gate_floats(channels, args.ffn.hidden);
-    const auto place = [&](const ImageView& image, int64_t panel) {
-        PanelPlace place{};
-        for (int64_t pixel = panel * kPanel; place.count < kPanel && pixel < pixels; ++pixel) {
-            place.offset[place.count++] = pixel / plane * image.batch_stride +
-                                          pixel % plane / args.width * image.row_stride +
-                                          pixel % args.width * image.column_stride;
-        }
-        return place;
-    };
     parallel_for(panels, group, group, args.threads, [&](int64_t begin, int64_t end, int worker) {
         float* tokens = args.scratch + worker * scratch_floats;
         float *normed = tokens + group * floats, *gate = normed + group * floats;
         for (int64_t first = begin; first < end; first += group) {
             const int64_t count = end - first < group ? end - first : group;
             for (int64_t p = 0; p < count; ++p) {
-                read_panel(args.x, place(args.x, first + p), channels, tokens + p * floats);
+                read_panel(args.x, pixel_place(args, args.x, first + p), channels, tokens + p * floats);
             }
             ffn_panels(args.ffn, channels, count, tokens, normed, gate);
             for (int64_t p = 0; p < count; ++p) {
-                write_panel(args.out, place(args.out, first + p), channels, tokens + p * floats);
+                write_panel(args.out, pixel_place(args, args.out, first + p), channels, tokens + p * floats);
             }
         }
     });

@@ -12,6 +12,17 @@ struct PanelPlace {
     int64_t offset[kPanel];
 };
 
+// Panel `panel` of consecutive pixels of an image, for gated_ffn, which needs no windows.
+static inline PanelPlace pixel_place(const SwdaBlockArgs& args, const ImageView& image, int64_t panel) {
+    const int64_t plane = args.height * args.width, pixels = args.batch * plane;
+    PanelPlace place{};
+    for (int64_t pixel = panel * kPanel; place.count < kPanel && pixel < pixels; ++pixel) {
+        place.offset[place.count++] = pixel / plane * image.batch_stride + pixel % plane / args.width * image.row_stride +
+                                      pixel % args.width * image.column_stride;
+    }
+    return place;
+}
+
 // Whether the kLanes tokens starting at `lane` are contiguous in memory.
 static inline bool contiguous(const PanelPlace& place, int lane) {
     if (place.count - lane < kLanes) return false;
@@ -76,8 +87,10 @@ static inline void write_panel(const ImageView& image, const PanelPlace& place, 
     for (int lane = 0; lane < kPanel; lane += kLanes) write_lanes(image, place, lane, channels, from + lane);
 }
 
-// to = LayerNorm over the channels of each token, eps 1e-5.
-static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, float* to) {
+// to = LayerNorm over the channels of each token, eps 1e-5. `statistics` [2][kPanel], mean and 1 / sqrt(variance + eps),
+// for norm_panel_backward, unless it is null.
+static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, float* to,
+                              float* statistics = nullptr) {
     const float inverse = 1.0f / static_cast<float>(channels);
     for (int lane = 0; lane < kPanel; lane += kLanes) {
         // Four partial sums each: four independent chains of additions, and smaller rounding errors.
@@ -90,9 +103,38 @@ static inline void norm_panel(const float* from, int64_t channels, const float* 
         }
         const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
         const F32 scale = 1.0f / square_root(variance + 1e-5f);
+        if (statistics) store(statistics + lane, mean), store(statistics + kPanel + lane, scale);
         for (int64_t c = 0; c < channels; ++c) {
             const F32 centred = load(from + c * kPanel + lane) - mean;
             store(to + c * kPanel + lane, madd(centred * scale, broadcast(weight[c]), broadcast(bias[c])));
+        }
+    }
+}
+
+// Adds the gradient of x = `from` to `to`, from that of norm(x): with n = (x - mean) scale and e = weight grad,
+// scale (e - mean(e) - n mean(e n)); and grad n and grad to sums [2][C][kLanes], the gradients of weight and bias.
+static inline void norm_panel_backward(const float* grad, const float* from, int64_t channels, const float* weight,
+                                       const float* statistics, float* to, float* sums) {
+    const float inverse = 1.0f / static_cast<float>(channels);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+        const F32 mean = load(statistics + lane), scale = load(statistics + kPanel + lane);
+        F32 sum[2] = {}, along[2] = {};
+        for (int64_t c = 0; c < channels; ++c) {
+            const F32 value = load(grad + c * kPanel + lane);
+            const F32 normed = (load(from + c * kPanel + lane) - mean) * scale;
+            const F32 weighted = value * broadcast(weight[c]);
+            sum[c & 1] += weighted;
+            along[c & 1] = madd(weighted, normed, along[c & 1]);
+            float *of_weight = sums + c * kLanes, *of_bias = sums + (channels + c) * kLanes;
+            store(of_weight, madd(value, normed, load(of_weight)));
+            store(of_bias, load(of_bias) + value);
+        }
+        const F32 mean_sum = (sum[0] + sum[1]) * inverse, mean_along = (along[0] + along[1]) * inverse;
+        for (int64_t c = 0; c < channels; ++c) {
+            const F32 normed = (load(from + c * kPanel + lane) - mean) * scale;
+            const F32 weighted = load(grad + c * kPanel + lane) * broadcast(weight[c]);
+            float* at = to + c * kPanel + lane;
+            store(at, load(at) + scale * (weighted - mean_sum - normed * mean_along));
         }
     }
 }

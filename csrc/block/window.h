@@ -26,6 +26,9 @@ struct WindowBuffers {
         const int64_t map = shape.panels * kPanel * shape.channels;
         tokens = scratch, normed = tokens + map, attended = normed + map, region = attended + map;
     }
+
+    WindowBuffers(float* tokens, float* normed, float* attended, float* region)
+        : tokens(tokens), normed(normed), attended(attended), region(region) {}
 };
 
 class Window {
@@ -51,12 +54,27 @@ public:
         return {last_row_ || last_column_, at_.region};
     }
 
-    void read(int64_t first_panel, int64_t last_panel) const {
+    // Tokens and normed tokens; their statistics [panel][2][kPanel], for the gradient, unless that is null.
+    void read(int64_t first_panel, int64_t last_panel, float* statistics = nullptr) const {
         const int64_t floats = shape_.channels * kPanel;
         for (int64_t p = first_panel; p < last_panel; ++p) {
             read_panel(args_.x, place(args_.x, p), shape_.channels, at_.tokens + p * floats);
             norm_panel(at_.tokens + p * floats, shape_.channels, args_.attention.norm_weight,
-                       args_.attention.norm_bias, at_.normed + p * floats);
+                       args_.attention.norm_bias, at_.normed + p * floats,
+                       statistics ? statistics + p * 2 * kPanel : nullptr);
+        }
+    }
+
+    // This window of another image of x's shape, in panels.
+    void read(const ImageView& image, float* to) const {
+        for (int64_t p = 0; p < shape_.panels; ++p) {
+            read_panel(image, place(image, p), shape_.channels, to + p * shape_.channels * kPanel);
+        }
+    }
+
+    void write(const float* from) const {
+        for (int64_t p = 0; p < shape_.panels; ++p) {
+            write_panel(args_.out, place(args_.out, p), shape_.channels, from + p * shape_.channels * kPanel);
         }
     }
 

@@ -7,7 +7,7 @@
 
 #include "../base/fma_loop.h"
 #include "../block/swda_block.h"
-#include "../block/swda_core.h"
+#include "../block/swda_backward.h"
 #include "../denoiser/ddim_step.h"
 #include "../denoiser/group_norm_silu.h"
 #include "../denoiser/norm_projection.h"
@@ -27,10 +27,9 @@
     X(norm_silu_conv3x3, NormSiluConv3x3Args) \
     X(res_block, ResBlockArgs)                \
     X(swda_attention, SwdaBlockArgs)          \
+    X(swda_backward, SwdaBackwardArgs)        \
+    X(swda_backward_layout, SwdaBackwardLayoutArgs) \
     X(swda_block, SwdaBlockArgs)              \
-    X(swda_core, SwdaCoreArgs)                \
-    X(swda_core_backward, SwdaCoreArgs)       \
-    X(swda_core_layout, SwdaCoreLayoutArgs)   \
     X(swda_layout, SwdaLayoutArgs)            \
     X(upsample_conv3x3, UpsampleConv3x3Args)
 

@@ -28,7 +28,7 @@ struct Buffer {
     }
 
     // The same, or nullptr for None.
-    const float* exactly_or_none(int64_t needed, const char* name) const {
+    float* exactly_or_none(int64_t needed, const char* name) const {
         return data ? exactly(needed, name) : nullptr;
     }
 

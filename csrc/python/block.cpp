@@ -1,4 +1,4 @@
-// Bindings of the block: swda_block, its halves, and swda_core, which training runs.
+// Bindings of the block: swda_block, its halves, and their gradients.
 #include "../dispatch/dispatch.h"
 #include "arguments.h"
 
@@ -16,10 +16,15 @@ Layout layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden
     return layout;
 }
 
-int64_t core_scratch(int64_t channels, int64_t heads, int64_t window) {
-    int64_t floats = 0;
-    kernels().swda_core_layout({channels, heads, window, &floats});
-    return floats;
+struct BackwardLayout {
+    int64_t scratch_floats = 0, lanes = 0, columns = 0;
+};
+
+BackwardLayout backward_layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+    BackwardLayout layout;
+    kernels().swda_backward_layout({channels, heads, window, hidden, &layout.scratch_floats, &layout.lanes,
+                                    &layout.columns});
+    return layout;
 }
 
 std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window) {
@@ -92,9 +97,9 @@ ImageView image(const View& tensor) {
 
 using Op = void (*Kernels::*)(const SwdaBlockArgs&);
 
-// One call of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
-void run(Op op, const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
-         const Buffer& scratch, int threads) {
+// The arguments of a call of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention), without scratch.
+SwdaBlockArgs block_args(const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
+                         int threads) {
     expect_threads(threads);
     SwdaBlockArgs args{};
     args.x = image(x), args.out = image(out), args.threads = threads;
@@ -109,6 +114,13 @@ void run(Op op, const View& out, const View& x, const Attention* attention, cons
     const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
     if (attention) attention->fill(args.attention, args.channels, layout);
     if (ffn) ffn->fill(args.ffn, args.channels, layout);
+    return args;
+}
+
+void run(Op op, const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
+         const Buffer& scratch, int threads) {
+    SwdaBlockArgs args = block_args(out, x, attention, ffn, shift, threads);
+    const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
     args.scratch = scratch.at_least(threads * layout.scratch_floats, "scratch");
     const Kernels& chosen = kernels();
     py::gil_scoped_release unlocked;
@@ -129,46 +141,89 @@ void gated_ffn(const View& out, const View& x, const Ffn& ffn, const Buffer& scr
     run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, scratch, threads);
 }
 
-// The arguments that swda_core and its gradient share.
-SwdaCoreArgs core_args(const View& qkv, const View& attended, const Core& core, int64_t shift, bool last_row,
-                       bool last_column, const Buffer& scratch, int threads) {
-    expect_threads(threads);
-    SwdaCoreArgs args{};
-    args.qkv = image(qkv), args.attended = image(attended), args.threads = threads;
-    const std::vector<int64_t>& shape = attended.sizes;
-    expect(qkv.sizes == std::vector<int64_t>{shape[0], 3 * shape[1], shape[2], shape[3]},
-           "qkv must have the shape of attended, with three times the channels");
-    core.expect_fit(shape, shift);
-    args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
-    args.heads = core.heads, args.window = core.window, args.shift = shift;
-    args.last_row = last_row, args.last_column = last_column;
-    core.fill(args.weights, args.channels, layout_of(args.channels, args.heads, args.window, 0));
-    args.scratch = scratch.at_least(threads * core_scratch(args.channels, args.heads, args.window), "scratch");
-    return args;
-}
+// Sums of the gradients of the weights, one set for each chunk, and the transposed weights: AttentionGradients,
+// FfnGradients and TransposedWeights of csrc/block/swda_backward.h.
+struct AttentionSums {
+    Buffer qkv_transposed, proj_transposed, norm, qkv, qkv_bias, dwconv, proj, proj_bias, bias, log_scale;
 
-void swda_core(const View& qkv, const View& attended, const Core& core, int64_t shift, bool last_row, bool last_column,
-               const Buffer& scratch, int threads) {
-    const SwdaCoreArgs args = core_args(qkv, attended, core, shift, last_row, last_column, scratch, threads);
+    void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
+        const int64_t channels = args.forward.channels, heads = args.forward.heads, chunks = args.chunks;
+        const int64_t side = 2 * args.forward.window - 1, rows = filled(channels, tile_rows);
+        args.transposed.qkv = qkv_transposed.exactly(rows * 3 * channels, "qkv_transposed");
+        args.transposed.proj = proj_transposed.exactly(rows * channels, "proj_transposed");
+        AttentionGradients& to = args.attention;
+        to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
+        to.qkv = qkv.exactly_or_none(chunks * 3 * channels * layout.columns, "qkv");
+        to.qkv_bias = qkv_bias.exactly_or_none(chunks * 3 * channels * layout.lanes, "qkv_bias");
+        to.dwconv = dwconv.exactly(chunks * 3 * channels * 10, "dwconv");
+        to.proj = proj.exactly_or_none(chunks * channels * layout.columns, "proj");
+        to.proj_bias = proj_bias.exactly_or_none(chunks * channels * layout.lanes, "proj_bias");
+        to.bias = bias.exactly(chunks * heads * side * side, "bias");
+        to.log_scale = log_scale.exactly(chunks * heads, "log_scale");
+    }
+};
+
+struct FfnSums {
+    Buffer in_transposed, out_transposed, norm, in, in_bias, out, out_bias;
+
+    void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
+        const int64_t channels = args.forward.channels, hidden = args.forward.ffn.hidden, chunks = args.chunks;
+        args.transposed.in = in_transposed.exactly(filled(channels, tile_rows) * 2 * hidden, "in_transposed");
+        args.transposed.out = out_transposed.exactly(filled(hidden, tile_rows) * channels, "out_transposed");
+        FfnGradients& to = args.ffn;
+        to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
+        to.in = in.exactly_or_none(chunks * 2 * hidden * layout.columns, "in");
+        to.in_bias = in_bias.exactly_or_none(chunks * 2 * hidden * layout.lanes, "in_bias");
+        to.out = out.exactly_or_none(chunks * hidden * layout.columns, "out");
+        to.out_bias = out_bias.exactly_or_none(chunks * channels * layout.lanes, "out_bias");
+    }
+};
+
+// Gradients of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
+void swda_backward(const View& grad_x, const View& grad, const View& x, const Attention* attention, const Ffn* ffn,
+                   const AttentionSums* attention_sums, const FfnSums* ffn_sums, int64_t shift, int64_t chunks,
+                   const Buffer& scratch, int threads) {
+    expect(attention || ffn, "one of attention and ffn must be given");
+    expect(!attention == !attention_sums && !ffn == !ffn_sums, "sums and weights go together");
+    expect(attention || shift == 0, "the shift must be 0 without attention");
+    expect(chunks >= 1, "chunks must be at least 1");
+    SwdaBackwardArgs args{};
+    args.forward = block_args(grad_x, x, attention, ffn, shift, threads);
+    expect_same_shape(grad, x);
+    args.grad = image(grad), args.chunks = chunks;
+    const SwdaBlockArgs& of = args.forward;
+    const BackwardLayout layout = backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden);
+    const int64_t tile_rows = layout_of(of.channels, of.heads, of.window, of.ffn.hidden).tile_rows;
+    if (attention) attention_sums->fill(args, layout, tile_rows);
+    if (ffn) ffn_sums->fill(args, layout, tile_rows);
+    args.forward.scratch = scratch.at_least(threads * layout.scratch_floats, "scratch");
     const Kernels& chosen = kernels();
     py::gil_scoped_release unlocked;
-    chosen.swda_core(args);
+    chosen.swda_backward(args);
 }
 
-void swda_core_backward(const View& qkv, const View& grad_attended, const View& grad_qkv, const Buffer& grad_dwconv,
-                        const Buffer& grad_bias, const Buffer& grad_log_scale, const Core& core, int64_t shift,
-                        bool last_row, bool last_column, const Buffer& scratch, int threads) {
-    SwdaCoreArgs args = core_args(qkv, grad_attended, core, shift, last_row, last_column, scratch, threads);
-    expect_same_shape(grad_qkv, qkv);
-    args.grad_qkv = image(grad_qkv);
-    const int64_t windows = args.batch * (args.height / args.window) * (args.width / args.window);
-    const int64_t size = args.channels / 2 / args.heads, table = (2 * args.window - 1) * (2 * args.window - 1);
-    args.grad_dwconv = grad_dwconv.exactly(windows * 2 * args.heads * 3 * size * 10, "grad_dwconv");
-    args.grad_bias = grad_bias.exactly(windows * args.heads * table, "grad_bias");
-    args.grad_log_scale = grad_log_scale.exactly(windows * args.heads, "grad_log_scale");
-    const Kernels& chosen = kernels();
-    py::gil_scoped_release unlocked;
-    chosen.swda_core_backward(args);
+void bind_gradients(py::module_& module) {
+    py::class_<AttentionSums>(module, "AttentionSums", "AttentionGradients of csrc/block/swda_backward.h, and weights.")
+        .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer>(), py::kw_only(),
+             py::arg("qkv_transposed"), py::arg("proj_transposed"), py::arg("norm"), py::arg("qkv"),
+             py::arg("qkv_bias"), py::arg("dwconv"), py::arg("proj"), py::arg("proj_bias"), py::arg("bias"),
+             py::arg("log_scale"));
+    py::class_<FfnSums>(module, "FfnSums", "FfnGradients of csrc/block/swda_backward.h, and weights.")
+        .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer>(), py::kw_only(),
+             py::arg("in_transposed"), py::arg("out_transposed"), py::arg("norm"), py::arg("project_in"),
+             py::arg("project_in_bias"), py::arg("project_out"), py::arg("project_out_bias"));
+    module.def("swda_backward", &swda_backward, py::kw_only(), py::arg("grad_x"), py::arg("grad"), py::arg("x"),
+               py::arg("attention").none(true), py::arg("ffn").none(true), py::arg("attention_sums").none(true),
+               py::arg("ffn_sums").none(true), py::arg("shift"), py::arg("chunks"), py::arg("scratch"),
+               py::arg("threads"), "csrc/block/swda_backward.h");
+    module.def(
+        "swda_backward_layout",
+        [](int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+            const BackwardLayout layout = backward_layout_of(channels, heads, window, hidden);
+            return std::make_tuple(layout.scratch_floats, layout.lanes, layout.columns);
+        },
+        py::arg("channels"), py::arg("heads"), py::arg("window"), py::arg("hidden"),
+        "(scratch floats a thread, lanes, columns of the sums of C channels)");
 }
 
 void bind_weights(py::module_& module) {
@@ -189,21 +244,13 @@ void bind_weights(py::module_& module) {
 
 void bind_block(py::module_& module) {
     bind_weights(module);
+    bind_gradients(module);
     module.def("swda_block", &swda_block, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
                py::arg("ffn"), py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
     module.def("swda_attention", &swda_attention, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
                py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
     module.def("gated_ffn", &gated_ffn, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("ffn"),
                py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
-    module.def("swda_core", &swda_core, py::kw_only(), py::arg("qkv"), py::arg("attended"), py::arg("core"),
-               py::arg("shift"), py::arg("last_row"), py::arg("last_column"), py::arg("scratch"), py::arg("threads"),
-               "csrc/block/swda_core.h");
-    module.def("swda_core_backward", &swda_core_backward, py::kw_only(), py::arg("qkv"), py::arg("grad_attended"),
-               py::arg("grad_qkv"), py::arg("grad_dwconv"), py::arg("grad_bias"), py::arg("grad_log_scale"),
-               py::arg("core"), py::arg("shift"), py::arg("last_row"), py::arg("last_column"), py::arg("scratch"),
-               py::arg("threads"), "csrc/block/swda_core.h");
-    module.def("swda_core_scratch", &core_scratch, py::arg("channels"), py::arg("heads"), py::arg("window"),
-               "Scratch floats for each thread of swda_core.");
     module.def(
         "swda_layout",
         [](int64_t channels, int64_t heads, int64_t window, int64_t hidden) {

@@ -97,8 +97,8 @@ def test_any_logit_scale(logit_scale, extension):
 def test_memory_is_bounded_whichever_way_the_image_grows(batch, height, width, extension, monkeypatch, one_thread):
     from swintormer_kernels.backends.cpu import block_backward
 
-    part = 1 << 20
-    monkeypatch.setattr(block_backward, "_PART_BYTES", part)
+    sums = 1 << 20
+    monkeypatch.setattr(block_backward, "_SUMS_BYTES", sums)
     attention, ffn = attention_weights(16, 1, 8), ffn_weights(16, 42)
     x = torch.randn(batch, 16, height, width).contiguous(memory_format=torch.channels_last)
     leaves, tensors = leaves_of((x, attention, ffn, 8, 4))
@@ -107,7 +107,7 @@ def test_memory_is_bounded_whichever_way_the_image_grows(batch, height, width, e
         y = sk.swda_block(*leaves)
     backward = lambda: torch.autograd.grad(y, tensors, grad, retain_graph=True)  # noqa: E731
     backward()
-    assert peak_memory(backward) <= 4 * x.numel() + 2 * part  # x's gradient, a part, and the C++ engine's scratch
+    assert peak_memory(backward) <= 4 * x.numel() + 2 * sums  # x's gradient, the sums of the chunks, and scratch
 
 
 # ---- what is derived from parameters ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import swintormer_kernels as sk
 from swintormer_kernels import native, packed
 from swintormer_kernels.nn import Block
 from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
-from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.testing.cases import case_of, cases_of
 
 CASES = [
     pytest.param(public(name), case, id=f"{name}, {case.name}")
@@ -160,16 +160,16 @@ def case_with_truth(op, case):
     return arguments, grad, plain, truth
 
 
-@pytest.mark.parametrize(("isa", "part_bytes"), [(isa, 1) for isa in ISAS] + [(ISAS[0], 1 << 30)])
+@pytest.mark.parametrize(("isa", "chunks"), [(isa, 32) for isa in ISAS] + [(ISAS[0], 1)])
 @pytest.mark.parametrize(("op", "case"), GRADIENT_CASES)
-def test_gradients(op, case, isa, part_bytes, engine, monkeypatch):
-    """Against the reference in float64, one window at a time and all at once.
+def test_gradients(op, case, isa, chunks, engine, monkeypatch):
+    """Against the reference in float64, summed over chunks of windows and over all windows at once.
 
     A weight's gradient is a sum over all pixels, whose rounding errors add up as a random walk, or nearly.
     """
     from swintormer_kernels.backends.cpu import block_backward
 
-    monkeypatch.setattr(block_backward, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(block_backward, "_MOST_CHUNKS", chunks)
     engine.use_isa(isa)
     arguments, grad, plain, truth = case_with_truth(op, case)
     found = gradients("cpu", op, arguments, grad)
@@ -193,17 +193,13 @@ def test_gradients_of_a_part_of_the_inputs(op, case, extension):
     assert all(torch.equal(a, b) for a, b in zip(some, found[2:4], strict=True))
 
 
-def test_the_cores_gradients_have_the_same_bits_for_any_thread_count(engine):
-    """Of the C++ part: torch's own products may sum in another order."""
-    from swintormer_kernels.backends.cpu.block_backward import _Core, _Tokens
-    from swintormer_kernels.backends.cpu.packing import pack_core
-
-    core = _Core(pack_core(attention_weights(24, 2, 8), 8), 2, 8, 3)
-    tokens = _Tokens(torch.randn(2 * 16 * 24, 24), (2, 16, 24), (True, True))
-    u, results = torch.randn(tokens.rows.shape[0], 72), []
+@pytest.mark.parametrize("op", BLOCK_OPS)
+def test_gradients_have_the_same_bits_for_any_thread_count(op, engine):
+    arguments, results = case_of(op, "window 8, C 16").make(0)[0], []
+    grad = torch.randn(arguments[0].shape)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append((core.forward(u, tokens), *core.backward(u, tokens.rows, tokens)))
+        results.append(gradients("cpu", public(op), arguments, grad))
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 

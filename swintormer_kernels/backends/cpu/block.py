@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels import native
-from swintormer_kernels.backends.cpu.block_backward import block_gradients, ffn_gradients
+from swintormer_kernels.backends.cpu.block_backward import block_gradients
 from swintormer_kernels.backends.cpu.layout import Buffer, dense, view
 from swintormer_kernels.backends.cpu.packing import pack_attention, pack_ffn
 
@@ -65,7 +65,7 @@ def swda_attention_backward(
 
 def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Tensor]:
     """Gradients of those tensors among the arguments that require one, in order."""
-    return ffn_gradients(grad, x, weights)
+    return block_gradients(grad, x, None, weights, window=0, shift=0)
 
 
 def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:

@@ -40,7 +40,7 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Any:
 
 
 def pack_core(weights: AttentionWeights, window: int) -> Any:
-    """The packed weights that csrc/block/swda_core.h reads: dwconv, its bias, scale and position bias."""
+    """The packed weights between the two projections: dwconv, its bias, scale and position bias."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
     units = (channels, heads, tile)
@@ -71,6 +71,26 @@ def pack_ffn(weights: FFNWeights) -> Any:
     )
 
 
+def transposed_attention(weights: AttentionWeights) -> dict[str, Buffer]:
+    """The attention's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
+    tile, _, _ = native.extension().swda_layout(channels, heads, 1, 0)
+    return {
+        "qkv_transposed": _cached(weights.qkv, _head_columns, (channels, heads, tile)),
+        "proj_transposed": _cached(weights.proj, _columns, (tile,)),
+    }
+
+
+def transposed_ffn(weights: FFNWeights) -> dict[str, Buffer]:
+    """The FFN's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+    channels, hidden = weights.project_out.shape[:2]
+    tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
+    return {
+        "in_transposed": _cached(weights.project_in, _columns, (tile,)),
+        "out_transposed": _cached(weights.project_out, _columns, (tile,)),
+    }
+
+
 def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
     if source is None:
         return dense(_zeros(missing))
@@ -98,15 +118,29 @@ def _tiles(matrix: Tensor, tile: int, parts: int) -> Tensor:
     return _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
 
 
-def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    """(3C, ...) -> (2 halves * heads * padded 3d, k); the released weights order 3C as half, (q, k, v), head, d."""
+def by_head(matrix: Tensor, channels: int, heads: int) -> Tensor:
+    """(3C, ...) -> (2 halves * heads, 3d, k); the released weights order 3C as half, (q, k, v), head, d."""
     size = channels // 2 // heads
-    rows = matrix.reshape(2, 3, heads, size, -1).transpose(1, 2).reshape(2 * heads, 3 * size, -1)
-    return F.pad(rows, (0, 0, 0, -3 * size % tile)).flatten(0, 1)
+    return matrix.reshape(2, 3, heads, size, -1).transpose(1, 2).reshape(2 * heads, 3 * size, -1)
+
+
+def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
+    """(3C, ...) -> (2 halves * heads * padded 3d, k)."""
+    rows = by_head(matrix, channels, heads)
+    return F.pad(rows, (0, 0, 0, -rows.shape[1] % tile)).flatten(0, 1)
 
 
 def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
     return _head_rows(matrix, channels, heads, tile).unflatten(0, (-1, tile)).transpose(1, 2)
+
+
+def _columns(matrix: Tensor, tile: int) -> Tensor:
+    """The columns of a 1x1 convolution's weight in tiles: (tiles, rows, tile)."""
+    return _tiles(matrix.flatten(1).T, tile, 1)
+
+
+def _head_columns(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
+    return _columns(by_head(matrix, channels, heads).flatten(0, 1), tile)
 
 
 def _scale(logit_scale: Tensor) -> Tensor:

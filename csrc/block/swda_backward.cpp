@@ -1,0 +1,307 @@
+// Gradients of swda_block, swda_attention and gated_ffn on the CPU, float32. The formulas are in swda_backward.h.
+//
+// Shapes: x, grad and dx (B, C, H, W), any strides; windows of w*w = N tokens, `heads` heads of d channels.
+// Memory layout: a worker copies one window of x and grad into scratch as panels [panel][C][kPanel] and writes one
+// window of dx. Between the projections a head's tokens are rows [channel][pitch]. Weights, their transposes and the
+// sums of their gradients come from L2 or L3 for each window.
+// MACs and bytes per pixel: swda_backward.h.
+// Scratch of a worker at window 8 and C = 24, 48, 96, 192 with AVX-512: see swda_backward_layout.
+#include "swda_backward.h"
+
+#include "../base/parallel.h"
+#include "attention_backward.h"
+#include "ffn_backward.h"
+#include "window.h"
+
+namespace swk::SWK_ISA {
+namespace {
+
+// Panels of gated_ffn that are processed together: 64 tokens or more.
+constexpr int64_t kFfnPanels = 64 / kPanel > 2 ? 64 / kPanel : 2;
+
+// Scratch of one worker: offsets of its parts.
+struct Workspace {
+    int64_t channels, panels;
+    HeadShape head;
+    GradientShape head_gradient;
+    FfnGradientShape ffn;
+    int64_t floats = 0;
+    int64_t grad, tokens, normed = 0, attended = 0, turned = 0, statistics = 0, region = 0, y = 0, rows = 0, of_rows = 0;
+    int64_t head_at = 0, ffn_at = 0;
+
+    Workspace(int64_t channels, int64_t heads, int64_t window, int64_t hidden)
+        : channels(channels),
+          panels(heads ? filled(window * window, kPanel) / kPanel : kFfnPanels),
+          head(heads ? HeadShape(channels, heads, window) : HeadShape(2, 1, 1)),
+          head_gradient(head),
+          ffn(channels, hidden ? hidden : 1, panels) {
+        const auto take = [this](int64_t wanted) { return floats += filled(wanted, 16), floats - filled(wanted, 16); };
+        const int64_t map = panels * channels * kPanel;
+        grad = take(map), tokens = take(map);
+        if (heads) {
+            normed = take(map), attended = take(map), y = take(map);
+            turned = take(panels * kPanel * turned_columns(channels));
+            statistics = take(panels * 2 * kPanel), region = take(panels * kPanel);
+            rows = take(3 * channels * head.pitch), of_rows = take(3 * map);
+            head_at = take(head.scratch_floats + head_gradient.floats);
+        }
+        if (hidden) ffn_at = take(ffn.floats);
+        take(kTileRows * kPanel);  // add_product reads past the last row of a map
+    }
+};
+
+// ---- the sums of a chunk -------------------------------------------------------------------------------------------
+
+// The sums of chunk `chunk`, set to 0; nullptr stays nullptr.
+float* of_chunk(float* sums, int64_t floats, int64_t chunk) {
+    if (!sums) return nullptr;
+    sums += chunk * floats;
+    for (int64_t i = 0; i < floats; ++i) sums[i] = 0.0f;
+    return sums;
+}
+
+AttentionGradients of_chunk(const AttentionGradients& sums, const HeadShape& shape, int64_t chunk) {
+    const int64_t channels = shape.channels, columns = turned_columns(channels), side = 2 * shape.window - 1;
+    return {of_chunk(sums.norm, 2 * channels * kLanes, chunk),
+            of_chunk(sums.qkv, 3 * channels * columns, chunk),
+            of_chunk(sums.qkv_bias, 3 * channels * kLanes, chunk),
+            of_chunk(sums.dwconv, 3 * channels * 10, chunk),
+            of_chunk(sums.proj, channels * columns, chunk),
+            of_chunk(sums.proj_bias, channels * kLanes, chunk),
+            of_chunk(sums.bias, shape.heads * side * side, chunk),
+            of_chunk(sums.log_scale, shape.heads, chunk)};
+}
+
+FfnGradients of_chunk(const FfnGradients& sums, int64_t channels, int64_t hidden, int64_t chunk) {
+    const int64_t columns = turned_columns(channels);
+    return {of_chunk(sums.norm, 2 * channels * kLanes, chunk),
+            of_chunk(sums.in, 2 * hidden * columns, chunk),
+            of_chunk(sums.in_bias, 2 * hidden * kLanes, chunk),
+            of_chunk(sums.out, hidden * columns, chunk),
+            of_chunk(sums.out_bias, channels * kLanes, chunk)};
+}
+
+// ---- one window ----------------------------------------------------------------------------------------------------
+
+// The gradient of windows, in the scratch of one worker.
+class BlockGradient {
+public:
+    BlockGradient(const SwdaBackwardArgs& args, const Workspace& space, float* scratch)
+        : args_(args),
+          space_(space),
+          shape_(space.head),
+          at_(scratch),
+          head_(shape_, space.head_gradient, args.forward.attention, scratch + space.head_at),
+          ffn_(space.ffn, args.forward.ffn, args.transposed, scratch + space.ffn_at),
+          buffers_(scratch + space.tokens, scratch + space.normed, scratch + space.attended, scratch + space.region) {}
+
+    void window(int64_t index, const AttentionGradients& sums, const FfnGradients& ffn_sums) {
+        const Window window(args_.forward, shape_, buffers_, index);
+        const Regions regions = window.mark_regions();
+        window.read(0, shape_.panels, at_ + space_.statistics);
+        window.read(args_.grad, grad());
+        attend(regions);
+        if (args_.forward.ffn.hidden) {
+            add_projection();
+            ffn_.backward(at_ + space_.y, shape_.panels, grad(), ffn_sums);
+        }
+        attention_backward(regions, sums);
+        window.write(grad());
+    }
+
+private:
+    const SwdaBackwardArgs& args_;
+    const Workspace& space_;
+    const HeadShape& shape_;
+    float* at_;
+    HeadGradient head_;
+    FfnGradient ffn_;
+    WindowBuffers buffers_;
+
+    // Gradient of out, then of y, then of x.
+    float* grad() const { return at_ + space_.grad; }
+    int64_t units() const { return 2 * shape_.heads; }
+    int64_t unit_rows() const { return 3 * shape_.size; }
+    int64_t map_panel() const { return shape_.channels * kPanel; }
+    // qkv of a head before the depth-wise convolution, [3d][pitch].
+    float* rows(int64_t unit) const { return at_ + space_.rows + unit * unit_rows() * shape_.pitch; }
+
+    // rows = qkv normed + bias; attended = core(rows).
+    void attend(const Regions& regions) {
+        const int64_t channels = shape_.channels;
+        const TiledMatrix& qkv = args_.forward.attention.qkv;
+        for (int64_t unit = 0; unit < units(); ++unit) {
+            float* to = rows(unit);
+            const float* bias = qkv.bias + unit * shape_.rows;
+            multiply_panels(qkv.weight + unit * shape_.rows * channels, unit_rows(), channels, buffers_.normed,
+                            map_panel(), shape_.panels, [&](const Tile& tile, int64_t row, int64_t panel) {
+                for (int r = 0; r < kTileRows && row + r < unit_rows(); ++r) {
+                    float* place = to + (row + r) * shape_.pitch + panel * kPanel;
+                    for (int v = 0; v < kPanelVectors; ++v) {
+                        store(place + v * kLanes, tile.row[r][v] + broadcast(bias[row + r]));
+                    }
+                }
+            });
+            head_.forward(to, regions, unit >= shape_.heads, unit % shape_.heads,
+                          buffers_.attended + unit * shape_.size * kPanel);
+        }
+    }
+
+    // y = x + proj attended + bias.
+    void add_projection() const {
+        const TiledMatrix& proj = args_.forward.attention.proj;
+        multiply_panels(proj.weight, shape_.channels, shape_.channels, buffers_.attended, map_panel(), shape_.panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            const int64_t at = (panel * shape_.channels + row) * kPanel;
+            for (int r = 0; r < kTileRows && row + r < shape_.channels; ++r) {
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    const int64_t i = at + r * kPanel + v * kLanes;
+                    store(at_ + space_.y + i, load(buffers_.tokens + i) + (tile.row[r][v] + broadcast(proj.bias[row + r])));
+                }
+            }
+        });
+    }
+
+    // grad is the gradient of y on entry, that of x on return.
+    void attention_backward(const Regions& regions, const AttentionGradients& sums) {
+        const int64_t channels = shape_.channels, panels = shape_.panels, columns = turned_columns(channels);
+        float* turned = at_ + space_.turned;
+        if (sums.proj) {
+            turn_panels(grad(), channels, panels, turned);
+            add_product(buffers_.attended, channels, map_panel(), turned, columns, panels, sums.proj);
+        }
+        if (sums.proj_bias) add_rows(grad(), channels, map_panel(), panels, sums.proj_bias);
+        heads_backward(regions, sums);
+        const float* of_rows = at_ + space_.of_rows;
+        if (sums.qkv) {
+            turn_panels(buffers_.normed, channels, panels, turned);
+            add_product(of_rows, 3 * channels, 3 * map_panel(), turned, columns, panels, sums.qkv);
+        }
+        if (sums.qkv_bias) add_rows(of_rows, 3 * channels, 3 * map_panel(), panels, sums.qkv_bias);
+        float* of_normed = buffers_.attended;  // no longer needed
+        multiply_panels(args_.transposed.qkv, channels, 3 * channels, of_rows, 3 * map_panel(), panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            float* to = of_normed + panel * map_panel() + row * kPanel;
+            for (int r = 0; r < kTileRows && row + r < channels; ++r) {
+                for (int v = 0; v < kPanelVectors; ++v) store(to + r * kPanel + v * kLanes, tile.row[r][v]);
+            }
+        });
+        for (int64_t p = 0; p < panels; ++p) {
+            norm_panel_backward(of_normed + p * map_panel(), buffers_.tokens + p * map_panel(), channels,
+                                args_.forward.attention.norm_weight, at_ + space_.statistics + p * 2 * kPanel,
+                                grad() + p * map_panel(), sums.norm);
+        }
+    }
+
+    // of_rows [panel][3C][kPanel] = gradient of qkv before the depth-wise convolution.
+    void heads_backward(const Regions& regions, const AttentionGradients& sums) {
+        const int64_t channels = shape_.channels, side = 2 * shape_.window - 1;
+        for (int64_t unit = 0; unit < units(); ++unit) {
+            const int64_t first = unit * shape_.size, head = unit % shape_.heads;
+            for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+                project_gradient(first, panel, head_.out() + panel * kPanel);
+            }
+            float* of_qkv = rows(unit);
+            head_.backward(of_qkv, regions, unit >= shape_.heads, head, sums.dwconv + unit * unit_rows() * 10,
+                           sums.bias + head * side * side, sums.log_scale + head);
+            for (int64_t row = 0; row < unit_rows(); ++row) {
+                for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+                    const float* from = of_qkv + row * shape_.pitch + panel * kPanel;
+                    float* to = at_ + space_.of_rows + (panel * 3 * channels + unit * unit_rows() + row) * kPanel;
+                    for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
+                }
+            }
+        }
+    }
+
+    // d rows of proj^T grad for one panel, from channel `first` on; `to` has the pitch of a head's rows.
+    void project_gradient(int64_t first, int64_t panel, float* to) const {
+        const int64_t channels = shape_.channels;
+        for (int64_t row = first / kTileRows * kTileRows; row < first + shape_.size; row += kTileRows) {
+            const Tile tile = multiply(channels, args_.transposed.proj + row * channels, kTileRows,
+                                       grad() + panel * map_panel(), kPanel);
+            for (int r = 0; r < kTileRows; ++r) {
+                const int64_t own = row + r - first;
+                if (own < 0 || own >= shape_.size) continue;
+                for (int v = 0; v < kPanelVectors; ++v) store(to + own * shape_.pitch + v * kLanes, tile.row[r][v]);
+            }
+        }
+    }
+};
+
+// ---- all of them ---------------------------------------------------------------------------------------------------
+
+// Calls work(chunk, worker's scratch) for every chunk; a free worker takes the next one.
+template <class Work>
+void each_chunk(const SwdaBackwardArgs& args, const Workspace& space, const Work& work) {
+    struct Job {
+        const SwdaBackwardArgs& args;
+        const Workspace& space;
+        const Work& work;
+        int64_t next;
+    } job{args, space, work, 0};
+    const int threads = args.chunks < args.forward.threads ? static_cast<int>(args.chunks) : args.forward.threads;
+    run_team(threads, [](int worker, int, void* context) {
+        Job& job = *static_cast<Job*>(context);
+        for (;;) {
+            const int64_t chunk = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+            if (chunk >= job.args.chunks) return;
+            job.work(chunk, job.args.forward.scratch + worker * job.space.floats);
+        }
+    }, &job);
+}
+
+void windows_backward(const SwdaBackwardArgs& args, const Workspace& space) {
+    const SwdaBlockArgs& forward = args.forward;
+    const int64_t windows = forward.batch * (forward.height / forward.window) * (forward.width / forward.window);
+    each_chunk(args, space, [&](int64_t chunk, float* scratch) {
+        BlockGradient gradient(args, space, scratch);
+        const AttentionGradients sums = of_chunk(args.attention, space.head, chunk);
+        const FfnGradients ffn_sums = of_chunk(args.ffn, forward.channels, forward.ffn.hidden, chunk);
+        const int64_t last = windows * (chunk + 1) / args.chunks;
+        for (int64_t index = windows * chunk / args.chunks; index < last; ++index) {
+            gradient.window(index, sums, ffn_sums);
+        }
+    });
+}
+
+// Panels of consecutive pixels, kFfnPanels at a time.
+void pixels_backward(const SwdaBackwardArgs& args, const Workspace& space) {
+    const SwdaBlockArgs& forward = args.forward;
+    const int64_t channels = forward.channels, floats = channels * kPanel;
+    const int64_t panels = filled(forward.batch * forward.height * forward.width, kPanel) / kPanel;
+    each_chunk(args, space, [&](int64_t chunk, float* scratch) {
+        const FfnGradient gradient(space.ffn, forward.ffn, args.transposed, scratch + space.ffn_at);
+        const FfnGradients sums = of_chunk(args.ffn, channels, forward.ffn.hidden, chunk);
+        float *tokens = scratch + space.tokens, *grad = scratch + space.grad;
+        const int64_t last = panels * (chunk + 1) / args.chunks;
+        for (int64_t first = panels * chunk / args.chunks; first < last; first += kFfnPanels) {
+            const int64_t count = last - first < kFfnPanels ? last - first : kFfnPanels;
+            for (int64_t p = 0; p < count; ++p) {
+                read_panel(forward.x, pixel_place(forward, forward.x, first + p), channels, tokens + p * floats);
+                read_panel(args.grad, pixel_place(forward, args.grad, first + p), channels, grad + p * floats);
+            }
+            gradient.backward(tokens, count, grad, sums);
+            for (int64_t p = 0; p < count; ++p) {
+                write_panel(forward.out, pixel_place(forward, forward.out, first + p), channels, grad + p * floats);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void swda_backward(const SwdaBackwardArgs& args) {
+    const SwdaBlockArgs& forward = args.forward;
+    const Workspace space(forward.channels, forward.heads, forward.window, forward.ffn.hidden);
+    if (forward.heads) windows_backward(args, space);
+    else pixels_backward(args, space);
+}
+
+void swda_backward_layout(const SwdaBackwardLayoutArgs& args) {
+    *args.scratch_floats = Workspace(args.channels, args.heads, args.window, args.hidden).floats;
+    *args.lanes = kLanes;
+    *args.columns = turned_columns(args.channels);
+}
+
+}  // namespace swk::SWK_ISA

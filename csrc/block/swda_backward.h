@@ -1,0 +1,70 @@
+// Gradients of swda_block and of its halves swda_attention and gated_ffn. Formulas of the forward pass: swda_block.h.
+//
+// With g the gradient of out, and y, u, a, h = (h1, h2) as in the forward pass, which is computed again:
+//   u = qkv n1 + bias    a = core(u)    y = x + proj a    h = in n2 + bias    out = y + out(h1 h2)
+//   FFN        dgate = out^T g   dh1 = dgate h2   dh2 = dgate h1   dn2 = in^T dh   dy = g + norm2'(dn2)
+//   attention  da = proj^T dy    du = core'(da)                    dn1 = qkv^T du  dx = dy + norm1'(dn1)
+//   weights    dout = g (h1 h2)^T   din = dh n2^T   dproj = dy a^T   dqkv = du n1^T, summed over all tokens
+// norm' is the gradient of a LayerNorm; core' that of the part between the projections. With P = softmax_one(l),
+// D = 1 + sum exp(l - max), gP the gradient of P and Delta_i = sum_j P_ij gP_ij, softmax_one being a softmax with one
+// more logit that equals the row's maximum and has the value 0:
+//   dl_ij = P_ij (gP_ij - Delta_i) - [l_ij is the maximum] Delta_i / D_i     (equal maxima share the last term)
+//
+// Multiply-accumulates per pixel: 3 (4 C^2 + 3 C hidden) for the projections (once to compute them again, twice for
+// the gradients; less where weights need none), 108 C + 3.5 (C N + C d) for the core.
+// Memory: 12 C bytes per pixel (x and g read, dx written) and the sums of the weights' gradients: one set for each
+// chunk of windows. Chunks depend on the shapes alone, and the caller adds them in order, so the result does not
+// depend on the number of threads.
+#pragma once
+
+#include "swda_block.h"
+
+namespace swk {
+
+// Transposed weights of 1x1 convolutions in tiles of tile_rows rows: [tile][column][row], zeros after the last row.
+struct TransposedWeights {
+    const float* qkv;   // rows: C; columns: for each (half, head), d of q, d of k, d of v
+    const float* proj;  // rows: C of `attended`; columns: C
+    const float* in;    // rows: C; columns: 2 hidden
+    const float* out;   // rows: hidden; columns: C
+};
+
+// Sums of one chunk; [chunks] of them lie one after the other. columns(n) is n in whole panels, lanes is kLanes.
+// nullptr where the gradient is not wanted, or there is no such weight; norm, dwconv, bias and log_scale always exist.
+struct AttentionGradients {
+    float* norm;       // [2][C][lanes]: weight, bias; the caller adds the lanes, here and below
+    float* qkv;        // [2 heads][3d][columns(C)]
+    float* qkv_bias;   // [2 heads][3d][lanes]
+    float* dwconv;     // [2 heads][3d][10]: 9 taps and bias
+    float* proj;       // [C of attended][columns(C)]: transposed
+    float* proj_bias;  // [C][lanes]
+    float* bias;       // [heads][(2w-1)^2], of the position bias itself (16 sigmoid(table))
+    float* log_scale;  // [heads], of min(logit_scale, ln 100)
+};
+
+struct FfnGradients {
+    float* norm;      // [2][C][lanes]
+    float* in;        // [2 hidden][columns(C)]
+    float* in_bias;   // [2 hidden][lanes]
+    float* out;       // [hidden][columns(C)]: transposed
+    float* out_bias;  // [C][lanes]
+};
+
+// heads = 0: gated_ffn; hidden = 0: swda_attention.
+struct SwdaBackwardArgs {
+    SwdaBlockArgs forward;  // `out` receives dx; scratch as in SwdaBackwardLayoutArgs
+    ImageView grad;
+    TransposedWeights transposed;
+    AttentionGradients attention;
+    FfnGradients ffn;
+    int64_t chunks;  // at least 1
+};
+
+struct SwdaBackwardLayoutArgs {
+    int64_t channels, heads, window, hidden;
+    int64_t* scratch_floats;  // for each thread
+    int64_t* lanes;
+    int64_t* columns;         // columns(C)
+};
+
+}  // namespace swk
