@@ -170,8 +170,11 @@ def _entries(folder: Path) -> list[Path]:
 def _content(folder: Path) -> str:
     """What a folder holds, in a few words."""
     names = [place.name + "/" * place.is_dir() for place in _entries(folder) if not place.name.startswith(".")]
-    if not names:
-        return "an empty folder"
+    return some_names(names) if names else "an empty folder"
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
     more = len(names) - 5
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swintormer.data.cache import to_stderr
 from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
@@ -23,8 +24,17 @@ Sources = Mapping[int, Source]
 def training_sources(config: TrainConfig, place: Processes) -> Sources:
     """The source for each of the run's crops; the first process tells what is decoded and what is left out."""
     crops = dict.fromkeys(phase.crop for phase in config.phases)
-    told = {"say": _silent} if not place.first else {}
-    return {crop: make_source(config.data, config.seed, crop, 0, config.scene_side, **told) for crop in crops}
+    told: dict[str, None] = {}  # most lines are the same for every crop
+
+    def say(line: str) -> None:
+        if place.first and line not in told:
+            to_stderr(line)
+        told[line] = None
+
+    return {
+        crop: make_source(config.data, config.seed, crop, 0, config.scene_side, say, validation_crop=config.crop)
+        for crop in crops
+    }
 
 
 def validation_source(config: TrainConfig) -> Source:
