@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -87,6 +88,7 @@ def batches(
             # A worker that dies while it hands a batch over leaves a closed connection instead of torch's own message.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            _reap()
             raise SwintormerError(
                 "A process that makes training pairs was ended from outside, perhaps for want of memory: lower "
                 "`workers` or `batch`; the same command goes on from the last checkpoint."
@@ -96,6 +98,14 @@ def batches(
         if isinstance(item, SwintormerError):
             raise item
         yield item
+
+
+def _reap() -> None:
+    """Wait for a worker that has died. Until then torch raises its error again, anywhere, whenever a process ends."""
+    with suppress(RuntimeError):  # that very error
+        for child in multiprocessing.active_children():
+            child.join(0.1)
+    multiprocessing.active_children()  # where the error came first
 
 
 def _ignore_signals(_worker: int) -> None:
