@@ -271,6 +271,7 @@ def test_dpdd_has_rows_for_indoor_and_outdoor(run, weights):
     text = run("--dataset", "dpdd", "--root", "DPDD", "--tile", 8, "--csv", "rows.csv").stdout
     for words in ("| indoor (37) | input |", "| outdoor (39) | network |", "| all (76) | network |"):
         assert words in text
+    assert text.index("| indoor") < text.index("| outdoor") < text.index("| all")  # as papers have them
     indoor = [float(row["psnr"]) for row in rows() if row["method"] == "network" and row["group"] == "indoor"]
     assert f"| indoor (37) | network | {sum(indoor) / 37:.2f} |" in text
     assert {int(row["picture"][4:]) for row in rows() if row["group"] == "indoor"} == DPDD_INDOOR
