@@ -157,13 +157,13 @@ class _Windows(Protocol):
 class _Camera:
     """Windows with the "camera" degradation."""
 
-    def __init__(self, windows: _Windows, key: tuple[int, ...], views: bool):
-        self.windows, self.key, self.views = windows, key, views
+    def __init__(self, windows: _Windows, key: tuple[int, ...], config: DataConfig):
+        self.windows, self.key, self.recipe, self.views = windows, key, config.recipe, config.views
 
     def pairs(self, indices: Sequence[int]) -> Pair:
         windows = torch.stack([self.windows[index] for index in indices])
         seeds = [(*self.key, index) for index in indices]
-        blurred, sharp = degrade(windows, seeds, views=self.views)
+        blurred, sharp = degrade(windows, seeds, self.recipe, self.views)
         return blurred, sharp
 
 
@@ -194,7 +194,7 @@ def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int
         source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
     else:
         windows = SceneWindows((*key, _SCENES), crop + 2 * MARGIN, scene_side)
-        source = _Camera(windows, (*key, _DEGRADATION, 0), config.views)
+        source = _Camera(windows, (*key, _DEGRADATION, 0), config)
     return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
 
 
@@ -210,7 +210,7 @@ def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop
     if config.degradation == "simple":
         source: _Pairs = _OneByOne(_Simple(windows, place))
     else:
-        source = _Camera(windows, place, config.views)
+        source = _Camera(windows, place, config)
     return _Part(
         config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"
     )

@@ -24,7 +24,7 @@ FREE: dict[str, Any] = dict.fromkeys(
 ) | {"data": {"cache"}}
 RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
 # Settings that came later, with what they are for runs from before.
-ADDED = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
+ADDED: dict[str, Any] = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
@@ -119,6 +119,8 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
             f"{path} does not say under which settings it was written, like older state files: {advice}."
         )
     before = {**ADDED, **before}
+    if isinstance(before["data"], dict):
+        before["data"] = {**ADDED["data"], **before["data"]}
     names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from swintormer.data import cache, mixture, photos
 from swintormer.data.config import DataConfig
 from swintormer.data.datasets import pair_folders, read_pairs
+from swintormer.data.degrade.recipe import FAMILIES
 from swintormer.data.mixture import BLOCK, _scene_names, allot, held_out, make_source
 from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
@@ -558,6 +559,20 @@ def test_views_of_photographs_scenes_and_pairs(config, tmp_path):
     assert sharp.shape == (20, 3, CROP, CROP)
     assert min(blurred.min(), sharp.min()) >= 0
     assert max(blurred.max(), sharp.max()) <= 1
+
+
+def test_recipe_of_the_configuration(config):
+    """Without any fault but rounding; of photographs and of scenes."""
+    none = dict.fromkeys(FAMILIES, 0.0) | {"none": 1.0}
+    shares = dict.fromkeys(("highlights", "lamps", "exposed", "contrasted", "noisy", "resized", "jpeg"), 0.0)
+    values = {"scenes": 1.0, "degradation": "camera", "recipe": {"families": none, **shares}}
+    source = make_source(DataConfig(**config.model_dump() | values), 1, CROP)
+    assert {source.locate(index)[0] for index in range(8)} == {0, 1}
+    blurred, sharp = source.batch(0, 8)
+    assert not torch.equal(blurred, sharp)
+    assert float((blurred - sharp).abs().max()) <= 0.5 / 255 + 16 * EPS  # light and back, once more than the truth
+    with pytest.raises(ValidationError, match='`recipe` is for the "camera" degradation'):
+        DataConfig(recipe={"jpeg": 0.5})
 
 
 def test_dual_pixel_pairs_for_six_channels(tmp_path):
