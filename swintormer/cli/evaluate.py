@@ -73,8 +73,8 @@ def evaluate(
         str,
         _option(
             _DATASET,
-            "Its test split: dpdd, realdof, gopro, hide, realblur, reds or rsblur; or pairs: any folder that holds "
-            "NAME_blur.png with NAME_sharp.png.",
+            "Its test split: dpdd, realdof, gopro, hide, realblur, reds, rsblur or folders (blurred and sharp); "
+            "or pairs: any folder that holds NAME_blur.png with NAME_sharp.png.",
             metavar="NAME",
         ),
     ] = "",
