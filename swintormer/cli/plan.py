@@ -112,6 +112,8 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
         if naming.suffix:
             raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
     elif exists(naming.out) and not is_folder(naming.out):
+        if len(inputs) == 1 and not os.path.isdir(inputs[0]):
+            raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
         raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
     elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
         several = "several pictures" if len(inputs) > 1 else "a folder"

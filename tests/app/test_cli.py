@@ -166,6 +166,7 @@ def test_skip_existing_restores_only_what_is_missing(run):
         ),
         (["deep", "-o", "h.jpg"], "h.jpg names one picture, but the results of a folder need a folder: name one."),
         (["a.png", "-o", "out.gif"], "must end in one of .png"),
+        (["a.png", "-o", os.devnull], f"Cannot write {os.devnull}: its name must end in one of .png"),
         (["a.png", "-o", "out.png", "--format", "tiff"], "out.png is a name for PNG, but --format asks for tiff"),
         (["a.png", "-o", "out.png", "--suffix", "_x"], "leave out --suffix"),
         (["a.png", "-o", "out", "--suffix", "../x"], "must not hold a '/'"),
