@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from swintormer.data.cache import Picture, Say, decode, to_stderr
-from swintormer.data.datasets import PairFiles, some_names
+from swintormer.data.datasets import PairFiles
 from swintormer.errors import SwintormerError
+from swintormer.images.files import some_names
 from swintormer.images.io import Samples
 
 

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swintormer.data.cache import Picture, Say, decode, to_stderr
-from swintormer.data.datasets import find_pictures, some_names
+from swintormer.data.datasets import find_pictures
 from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import SwintormerError
-from swintormer.images.files import is_folder
+from swintormer.images.files import is_folder, some_names
 from swintormer.images.io import SUFFIXES, Samples
 
 MAX_REDUCTION = 3.0

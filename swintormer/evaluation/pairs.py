@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from swintormer.data.cache import Say, to_stderr
-from swintormer.data.datasets import PairFiles, some_names
+from swintormer.data.datasets import PairFiles
 from swintormer.errors import SwintormerError
 from swintormer.evaluation.scores import (
     INPUT,
@@ -29,6 +29,7 @@ from swintormer.evaluation.scores import (
     score,
 )
 from swintormer.execution.tiling import Blend
+from swintormer.images.files import some_names
 
 PAPER_BLEND: Blend = "uniform"
 
