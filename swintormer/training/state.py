@@ -121,15 +121,25 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
     before = {**ADDED, **before}
     if isinstance(before["data"], dict):
         before["data"] = {**ADDED["data"], **before["data"]}
+    before, now = _flat(before), _flat(now)
     names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
         raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")
 
 
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables by their entries, as `data.photos`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= inner
+    return flat
+
+
 def _brief(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else "(other sizes)"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def fault(path: Path, what: str) -> SwintormerError:

@@ -247,7 +247,10 @@ def test_settings_that_older_states_do_not_name(config):
     older = {**now, "data": {name: value for name, value in now["data"].items() if name != "recipe"}}
     check_settings(config.out, older, now)
     changed = {**now, "data": {**now["data"], "recipe": Recipe().model_dump(mode="json")}}
-    with pytest.raises(SwintormerError, match="`data`"):
+    with pytest.raises(SwintormerError, match=r"other settings, `data.recipe` null -> \{.*\.\.\.: set them back"):
+        check_settings(config.out, older, changed)
+    changed = {**now, "data": {**now["data"], "photos": ["other"]}}
+    with pytest.raises(SwintormerError, match=r'other settings, `data.photos` \[\] -> \["other"\]: set them back'):
         check_settings(config.out, older, changed)
 
 
