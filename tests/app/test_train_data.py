@@ -149,7 +149,7 @@ def test_where_the_cache_lies_decides_nothing_and_what_it_holds_does(tmp_path, p
     moved = config.data.model_copy(update={"cache": tmp_path / "two"})
     train(config.model_copy(update={"data": moved}))
     more = config.data.model_copy(update={"photos_share": 2.0})
-    with pytest.raises(SwintormerError, match="`data.photos_share` 1.0 -> 2.0"):
+    with pytest.raises(SwintormerError, match=r"`data\.photos_share` 1\.0 -> 2\.0"):
         train(config.model_copy(update={"data": more}))
 
 
