@@ -55,7 +55,7 @@ def make_source(
     """The source of a configuration. It may be handed to other processes (pickled), which then decode nothing.
 
     Photographs and pairs that are not in the cache yet are decoded here. One in HELD_OUT of those that are large enough
-    is kept for validation, where there are _FEW or more; of datasets with scenes whole scenes.
+    is kept for validation, where there are eight or more; of datasets with scenes whole scenes.
 
     Args:
         crop: side of a pair in pixels.
