@@ -43,8 +43,10 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: int, bias: bool = False):
         super().__init__()
-        if channels % (2 * heads):
-            raise ValueError(f"channels {channels} must be a multiple of 2 * heads = {2 * heads}")
+        if heads < 1 or channels % (2 * heads):
+            raise ValueError(f"channels {channels} must be a multiple of 2 * heads, found heads = {heads}")
+        if window < 2:
+            raise ValueError(f"window must be at least 2, found {window}")
         self.window = window
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))  # initial value of Swin v2
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))

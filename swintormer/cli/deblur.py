@@ -121,10 +121,15 @@ def deblur(
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming, plan
+    from swintormer.images.files import some_names
 
-    jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right))
+    foreign: list[Path] = []
+    jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right), foreign)
     pending = [job for job in jobs if not (skip_existing and job.is_done())]
     reporter = Reporter(len(pending), quiet)
+    if foreign:
+        names = some_names([str(path) for path in foreign])
+        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     settings = Settings(

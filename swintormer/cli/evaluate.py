@@ -73,8 +73,8 @@ def evaluate(
         str,
         _option(
             _DATASET,
-            "Its test split: dpdd, realdof, gopro, hide, realblur, reds or rsblur; or pairs: any folder that holds "
-            "NAME_blur.png with NAME_sharp.png.",
+            "Its test split: dpdd, realdof, gopro, hide, realblur, reds, rsblur or folders (blurred and sharp); "
+            "or pairs: any folder that holds NAME_blur.png with NAME_sharp.png.",
             metavar="NAME",
         ),
     ] = "",
@@ -391,7 +391,7 @@ def _measure(
         methods = scores.network_methods(checkpoint, 65535, progress, **run.chosen(**defaults))
         rows = pair_scores(methods, files, known=record.known, skip_rows=skip_rows, distance=distance)
         found = progress.follow(rows, record, 1 + len(methods))
-    groups = list(dict.fromkeys(pair.group for pair in files if pair.group))
+    groups = sorted({pair.group for pair in files if pair.group})
     shown = groups if 1 < len(groups) <= MOST_GROUPS else []
     parts = [tables.table(found, "picture")] if each else []
     return [*parts, tables.summary(found, shown), tables.left_out(found)]

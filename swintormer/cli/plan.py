@@ -13,7 +13,8 @@ from swintormer.images.io import FORMATS, SUFFIXES, detect_format
 
 COMPARISON = ".compare.png"
 # Endings of picture formats that cannot be written. A path with such an ending means a file, not a folder.
-_FOREIGN = {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".pdf", ".svg"}
+_FOREIGN = {".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
+            ".pdf", ".psd", ".raf", ".rw2", ".svg"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ class _Found:
     folder: Path | None  # the input folder it was found in; None for a file named on the command line
 
 
-def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
+def plan(inputs: list[Path], naming: Naming, foreign: list[Path] | None = None) -> tuple[list[Job], list[str]]:
     """The jobs, with each picture once, and sentences about what cannot be restored, to be reported at the end.
+
+    Args:
+        foreign: takes the pictures of other formats, by their endings, that lie in the folders.
 
     Raises:
         SwintormerError: the folders contain no picture; results would overwrite an input or each other; or the name or
@@ -77,8 +81,9 @@ def plan(inputs: list[Path], naming: Naming) -> tuple[list[Job], list[str]]:
     present = [path for path in inputs if _is_there(path, problems)]
     _check_naming(inputs, naming)
     found: dict[str, _Found] = {}
+    foreign = [] if foreign is None else foreign
     for path in present:
-        for picture in _find(path, naming, problems):
+        for picture in _find(path, naming, problems, foreign):
             found.setdefault(_place(picture.path), picture)  # may also be named itself beside its folder
     if not found and not problems:
         deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
@@ -112,6 +117,8 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
         if naming.suffix:
             raise SwintormerError(f"{naming.out} is the whole name of the result: leave out --suffix.")
     elif exists(naming.out) and not is_folder(naming.out):
+        if len(inputs) == 1 and not os.path.isdir(inputs[0]):
+            raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
         raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
     elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
         several = "several pictures" if len(inputs) > 1 else "a folder"
@@ -127,7 +134,7 @@ def _is_file(inputs: list[Path], naming: Naming) -> bool:
     return not os.path.isdir(inputs[0])  # False also without permission, which is reported elsewhere
 
 
-def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
+def _find(path: Path, naming: Naming, problems: list[str], foreign: list[Path]) -> Iterator[_Found]:
     """A file itself; for a folder, its pictures by their endings, sorted by name, without results of this program."""
     if not is_folder(path):
         yield _Found(path, Path(path.name), None)
@@ -143,7 +150,11 @@ def _find(path: Path, naming: Naming, problems: list[str]) -> Iterator[_Found]:
         inner[:] = sorted(name for name in inner if os.path.realpath(Path(folder, name)) != results)
         for name in sorted(names):
             relative = Path(folder, name).relative_to(path)
-            if Path(name).suffix.lower() not in SUFFIXES or name.startswith("."):
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() not in SUFFIXES:
+                if Path(name).suffix.lower() in _FOREIGN:
+                    foreign.append(Path(folder, name))
                 continue
             if _is_result(relative, path, naming):
                 continue

@@ -12,7 +12,7 @@ from swintormer.errors import SwintormerError
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file, such as configs/small.toml.")],
+    config: Annotated[Path, typer.Argument(help="TOML file, such as configs/photos.toml.")],
     restart: Annotated[
         bool, typer.Option("--restart", help="Start from the beginning instead of continuing an earlier run.")
     ] = False,

@@ -66,7 +66,8 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
 
     What is there is not decoded again, unless size or time of the file have changed. Several processes may do this at
     once: each file appears complete or not at all, and they share the work. Pictures that cannot be read are named
-    through `say` and left out; they are tried again once their file has changed.
+    through `say` and left out; damaged ones are tried again once their file has changed, others (no permission, a disk
+    that does not answer) every time.
 
     Args:
         folder: of the cache; None for `default_folder`. It may be removed at any time when nothing reads it.
@@ -80,9 +81,10 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
     missing = {
         path: place for path, place in places.items() if place and not exists(place) and not exists(_note(place))
     }
+    unread: dict[Path, str] = {}
     if missing:
         _check_room(list(missing), folder)
-        _decode_all(missing, folder, say)
+        unread = _decode_all(missing, folder, say)
     pictures = []
     for path, place in places.items():
         if place is None:
@@ -91,7 +93,7 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
             height, width, channels = _map(place).shape
             pictures.append(Picture(path, place, (height, width, channels)))
         else:
-            say(f"Left out: {_note(place).read_text(encoding='utf-8')}")
+            say(f"Left out: {unread[path] if path in unread else _note(place).read_text(encoding='utf-8')}")
     return pictures
 
 
@@ -106,7 +108,7 @@ def _place(folder: Path, path: Path) -> Path | None:
 
 
 def _note(place: Path) -> Path:
-    """Where it is written why a picture cannot be read, so that it is not tried again until the file changes."""
+    """Where it is written why a picture is damaged, so that it is not tried again until the file changes."""
     return place.with_suffix(".txt")
 
 
@@ -121,29 +123,36 @@ def _check_room(missing: Sequence[Path], folder: Path) -> None:
         )
 
 
-def _decode_all(missing: dict[Path, Path], folder: Path, say: Say) -> None:
+def _decode_all(missing: dict[Path, Path], folder: Path, say: Say) -> dict[Path, str]:
+    """Why pictures that may be whole could not be read this time, by path."""
     order = random.sample(list(missing), len(missing))  # so that processes that start together share the work
     last = time.monotonic()
+    unread: dict[Path, str] = {}
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(_decode_one, path, missing[path]) for path in order]
+        jobs = {pool.submit(_decode_one, path, missing[path]): path for path in order}
         try:
             for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
+                if why := job.result():
+                    unread[jobs[job]] = why
                 if time.monotonic() - last > REPORT_EVERY:
                     last = time.monotonic()
                     say(f"Decoding pictures into {folder}: {done} of {len(jobs)}.")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return unread
 
 
-def _decode_one(path: Path, place: Path) -> None:
-    """Write the samples, or why there are none, unless another process has."""
+def _decode_one(path: Path, place: Path) -> str | None:
+    """Write the samples, or what is damaged, unless another process has. Returns any other reason why it has none."""
     if exists(place):
-        return
+        return None
     try:
         samples = np.ascontiguousarray(read_image(path).pixels)
     except SwintormerError as error:
+        why = error.__context__
+        if isinstance(why, OSError | MemoryError) or "out of memory" in str(why):
+            return str(error)
         with replacing(_note(place)) as file:
             file.write(str(error).encode("utf-8", "replace"))
     else:
@@ -154,6 +163,7 @@ def _decode_one(path: Path, place: Path) -> None:
         if old.stem != place.stem:
             with suppress(OSError):
                 old.unlink()
+    return None
 
 
 def _map(file: Path) -> Samples:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from swintormer.data.datasets import Layout, Split
+from swintormer.data.degrade import Recipe
 
 
 def _one_or_more(value: Any) -> Any:
@@ -51,6 +52,7 @@ class DataConfig(BaseModel):
         cache: folder of the decoded pictures; None for `cache.default_folder`.
         degradation: what blurs scenes and photographs. "simple": `synthetic.simple_pair`, small kernels.
             "camera": `degrade`, blur as cameras make it.
+        recipe: how often "camera" makes which fault, and how strong; None for `Recipe()`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +64,7 @@ class DataConfig(BaseModel):
     views: bool = False
     cache: Folder | None = None
     degradation: Literal["simple", "camera"] = "simple"
+    recipe: Recipe | None = None
 
     @property
     def scenes_share(self) -> float:
@@ -75,4 +78,6 @@ class DataConfig(BaseModel):
             raise ValueError("there is no source of pairs: give scenes a share, or name photos or pairs")
         if self.views and self.degradation == "simple" and (self.scenes_share or self.photos):
             raise ValueError('the "simple" degradation makes no dual-pixel views: set degradation to "camera"')
+        if self.recipe is not None and self.degradation == "simple":
+            raise ValueError('`recipe` is for the "camera" degradation: set degradation to "camera", or leave it out')
         return self

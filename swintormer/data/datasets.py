@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import is_folder, reason
+from swintormer.images.files import is_folder, reason, some_names
 from swintormer.images.io import SUFFIXES
 
 Layout = Literal["dpdd", "realdof", "gopro", "hide", "realblur", "reds", "rsblur", "folders"]
@@ -170,10 +170,7 @@ def _entries(folder: Path) -> list[Path]:
 def _content(folder: Path) -> str:
     """What a folder holds, in a few words."""
     names = [place.name + "/" * place.is_dir() for place in _entries(folder) if not place.name.startswith(".")]
-    if not names:
-        return "an empty folder"
-    more = len(names) - 5
-    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
+    return some_names(names) if names else "an empty folder"
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -44,18 +44,25 @@ class Source(Protocol):
 
 
 def make_source(
-    config: DataConfig, seed: int, crop: int, stream: int = 0, scene_side: int | None = None, say: Say = to_stderr
+    config: DataConfig,
+    seed: int,
+    crop: int,
+    stream: int = 0,
+    scene_side: int | None = None,
+    say: Say = to_stderr,
+    validation_crop: int | None = None,
 ) -> Source:
     """The source of a configuration. It may be handed to other processes (pickled), which then decode nothing.
 
-    Photographs and pairs that are not in the cache yet are decoded here. One in HELD_OUT of them is kept for
-    validation, where there are enough; of datasets with scenes whole scenes.
+    Photographs and pairs that are not in the cache yet are decoded here. One in HELD_OUT of those that are large enough
+    is kept for validation, where there are eight or more; of datasets with scenes whole scenes.
 
     Args:
         crop: side of a pair in pixels.
         stream: 0 for training, 1 for validation.
         scene_side: of generated scenes; None for 512 or what the crop needs.
-        say: takes lines of progress, and the names of pictures that are left out.
+        say: takes lines of progress, the names of pictures that are left out, and of sources too small to divide.
+        validation_crop: `crop` of the validation, where it is another: what is kept for it must not depend on `crop`.
 
     Raises:
         SwintormerError: a folder, a layout or a picture is not what the configuration says.
@@ -63,12 +70,14 @@ def make_source(
     if config.degradation == "simple" and not (config.photos or config.pairs):
         return SyntheticPairs(seed, crop, scene_side, stream)
     key = (seed, stream)
+    kept = crop if validation_crop is None else validation_crop
     parts: list[_Part] = []
     if config.scenes_share:
         parts.append(_scenes(config, key, crop, scene_side))
     if config.photos:
-        parts.append(_photos(config, key, crop, say))
-    parts += [_pairs(config, pairs, (*key, _PAIRS, number), crop, say) for number, pairs in enumerate(config.pairs)]
+        parts.append(_photos(config, key, crop, kept, say))
+    for number, pairs in enumerate(config.pairs):
+        parts.append(_pairs(config, pairs, (*key, _PAIRS, number), crop, kept, say))
     return Mixture(parts, key)
 
 
@@ -148,13 +157,13 @@ class _Windows(Protocol):
 class _Camera:
     """Windows with the "camera" degradation."""
 
-    def __init__(self, windows: _Windows, key: tuple[int, ...], views: bool):
-        self.windows, self.key, self.views = windows, key, views
+    def __init__(self, windows: _Windows, key: tuple[int, ...], config: DataConfig):
+        self.windows, self.key, self.recipe, self.views = windows, key, config.recipe, config.views
 
     def pairs(self, indices: Sequence[int]) -> Pair:
         windows = torch.stack([self.windows[index] for index in indices])
         seeds = [(*self.key, index) for index in indices]
-        blurred, sharp = degrade(windows, seeds, views=self.views)
+        blurred, sharp = degrade(windows, seeds, self.recipe, self.views)
         return blurred, sharp
 
 
@@ -185,30 +194,38 @@ def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int
         source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
     else:
         windows = SceneWindows((*key, _SCENES), crop + 2 * MARGIN, scene_side)
-        source = _Camera(windows, (*key, _DEGRADATION, 0), config.views)
+        source = _Camera(windows, (*key, _DEGRADATION, 0), config)
     return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
 
 
-def _photos(config: DataConfig, key: tuple[int, ...], crop: int, say: Say) -> _Part:
+def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop: int, say: Say) -> _Part:
+    margin = SIMPLE_MARGIN if config.degradation == "simple" else 2 * MARGIN
     pictures = decode_folders(config.photos, config.cache, say)
-    chosen = held_out(pictures, [picture.path.name for picture in pictures], key[1])
-    place = (*key, _DEGRADATION, 1)
-    if config.degradation == "simple":
-        source: _Pairs = _OneByOne(_Simple(PhotoWindows(chosen, (*key, _PHOTOS), crop + SIMPLE_MARGIN, say), place))
-    else:
-        source = _Camera(PhotoWindows(chosen, (*key, _PHOTOS), crop + 2 * MARGIN, say), place, config.views)
+    large = [min(picture.shape[:2]) >= validation_crop + margin for picture in pictures]
     names = ", ".join(folder.name for folder in config.photos)
+    chosen = held_out(
+        pictures, [picture.path.name for picture in pictures], key[1], large, f"Photographs of {names}", say
+    )
+    windows, place = PhotoWindows(chosen, (*key, _PHOTOS), crop + margin, say), (*key, _DEGRADATION, 1)
+    if config.degradation == "simple":
+        source: _Pairs = _OneByOne(_Simple(windows, place))
+    else:
+        source = _Camera(windows, place, config)
     return _Part(
         config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"
     )
 
 
-def _pairs(config: DataConfig, pairs: PairsConfig, key: tuple[int, ...], crop: int, say: Say) -> _Part:
-    files = read_pairs(pairs.layout, pairs.root, pairs.split)
-    files = held_out(files, _scene_names(files), key[1])
-    decoded = decode_pairs(files, config.views, config.cache, say)
-    text = f"{len(decoded)} pairs of {pairs.layout} ({pairs.root.name}, {pairs.split})"
-    return _Part(pairs.share, _OneByOne(PairCrops(decoded, key, crop, say)), text)
+def _pairs(
+    config: DataConfig, pairs: PairsConfig, key: tuple[int, ...], crop: int, validation_crop: int, say: Say
+) -> _Part:
+    found = read_pairs(pairs.layout, pairs.root, pairs.split)
+    decoded = decode_pairs(found, config.views, config.cache, say)
+    large = [min(pair.sharp.shape[:2]) >= validation_crop for pair in decoded]
+    what = f"Scenes or pairs of {pairs.layout} ({pairs.root})"
+    chosen = held_out(decoded, _scene_names([pair.files for pair in decoded]), key[1], large, what, say)
+    text = f"{len(chosen)} pairs of {pairs.layout} ({pairs.root.name}, {pairs.split})"
+    return _Part(pairs.share, _OneByOne(PairCrops(chosen, key, crop, say)), text)
 
 
 def _scene_names(files: Sequence[PairFiles]) -> list[str]:
@@ -222,14 +239,30 @@ def _scene_names(files: Sequence[PairFiles]) -> list[str]:
 Item = TypeVar("Item")
 
 
-def held_out(items: Sequence[Item], names: Sequence[str], stream: int) -> list[Item]:
+def held_out(
+    items: Sequence[Item],
+    names: Sequence[str],
+    stream: int,
+    large: Sequence[bool] | None = None,
+    what: str = "",
+    say: Say = to_stderr,
+) -> list[Item]:
     """The items of a stream: one name in HELD_OUT is for validation (1), the others for training (0).
 
     The names' checksums choose, so that it does not depend on the machine. With fewer than _FEW names both streams get
-    all.
+    all, which `say` is told.
+
+    Args:
+        large: whether an item can be validated on; names that have one which is too small are all for training.
+        what: the items, for `say`.
     """
-    ordered = sorted(set(names), key=lambda name: (zlib.crc32(name.encode("utf-8", "surrogateescape")), name))
+    small = {name for name, fits in zip(names, large, strict=True) if not fits} if large is not None else set()
+    able = set(names) - small
+    ordered = sorted(able, key=lambda name: (zlib.crc32(name.encode("utf-8", "surrogateescape")), name))
     if len(ordered) < _FEW:
+        if able:
+            few = f"{len(ordered)} are too few to keep some for validation, which takes {_FEW}"
+            say(f"{what}: {few}; it sees pictures that are trained on.")
         return list(items)
     kept = set(ordered[: max(1, len(ordered) // HELD_OUT)])
     return [item for item, name in zip(items, names, strict=True) if (name in kept) == (stream != 0)]

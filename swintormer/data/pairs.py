@@ -13,6 +13,7 @@ from torch import Tensor
 from swintormer.data.cache import Picture, Say, decode, to_stderr
 from swintormer.data.datasets import PairFiles
 from swintormer.errors import SwintormerError
+from swintormer.images.files import some_names
 from swintormer.images.io import Samples
 
 
@@ -21,10 +22,12 @@ class DecodedPair:
     """A pair in the cache.
 
     Attributes:
+        files: where it comes from.
         inputs: (blurred,), or the dual-pixel views (left, right).
         sharp: of the same height and width.
     """
 
+    files: PairFiles
     inputs: tuple[Picture, ...]
     sharp: Picture
 
@@ -43,7 +46,7 @@ def decode_pairs(
     wanted = [_files(pair, views) for pair in files]
     found = {picture.path: picture for picture in decode([path for paths in wanted for path in paths], cache, say)}
     pairs = []
-    for paths in wanted:
+    for own, paths in zip(files, wanted, strict=True):
         if not all(path in found for path in paths):  # named by `decode`
             continue
         *inputs, sharp = (found[path] for path in paths)
@@ -54,7 +57,7 @@ def decode_pairs(
                     f"{picture.path} is {sizes[0]} and its sharp partner {sharp.path} is {sizes[1]}: "
                     "a pair shows the same pixels, blurred and sharp."
                 )
-        pairs.append(DecodedPair(tuple(inputs), sharp))
+        pairs.append(DecodedPair(own, tuple(inputs), sharp))
     if not pairs:
         raise SwintormerError(f"None of the {len(files)} pairs can be read, the first is {files[0].blurred}.")
     return pairs
@@ -92,7 +95,8 @@ class PairCrops:
         if not self.pairs:
             raise SwintormerError(f"None of the {small} pairs has {crop} pixels a side: choose a smaller crop.")
         if small:
-            say(f"{small} of {len(pairs)} pairs have less than {crop} pixels a side and are left out.")
+            names = some_names([str(pair.files.blurred) for pair in pairs if min(pair.sharp.shape[:2]) < crop])
+            say(f"{small} of {len(pairs)} pairs have less than {crop} pixels a side and are left out: {names}.")
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((*self.key, index))

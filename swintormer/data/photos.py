@@ -31,7 +31,7 @@ from swintormer.data.cache import Picture, Say, decode, to_stderr
 from swintormer.data.datasets import find_pictures
 from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import SwintormerError
-from swintormer.images.files import is_folder
+from swintormer.images.files import is_folder, some_names
 from swintormer.images.io import SUFFIXES, Samples
 
 MAX_REDUCTION = 3.0
@@ -88,7 +88,10 @@ class PhotoWindows:
                 "choose a smaller crop or larger photographs."
             )
         if small:
-            say(f"{small} of {len(pictures)} photographs have less than {side} pixels a side and are left out.")
+            names = some_names([str(picture.path) for picture in pictures if min(picture.shape[:2]) < side])
+            say(
+                f"{small} of {len(pictures)} photographs have less than {side} pixels a side and are left out: {names}."
+            )
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((*self.key, index))

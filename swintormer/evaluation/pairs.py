@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from swintormer.data.cache import Say, to_stderr
 from swintormer.data.datasets import PairFiles
 from swintormer.errors import SwintormerError
 from swintormer.evaluation.scores import (
@@ -28,6 +29,7 @@ from swintormer.evaluation.scores import (
     score,
 )
 from swintormer.execution.tiling import Blend
+from swintormer.images.files import some_names
 
 PAPER_BLEND: Blend = "uniform"
 
@@ -47,23 +49,34 @@ def with_rooms(pairs: Sequence[PairFiles]) -> list[PairFiles]:
     return [replace(pair, group="indoor" if number in DPDD_INDOOR else "outdoor") for number, pair in enumerate(pairs)]
 
 
-def named_pairs(folder: Path) -> list[PairFiles]:
+def named_pairs(folder: Path, say: Say = to_stderr) -> list[PairFiles]:
     """Pairs that lie side by side in a folder or below it, as NAME_blur.png and NAME_sharp.png, in any format.
 
     Other pictures are left out. The group is the folder, relative to `folder`.
 
+    Args:
+        say: takes the names of those of the two that have no partner; they are left out as well.
+
     Raises:
-        SwintormerError: no such folder, or no pair in it.
+        SwintormerError: no such folder, no pair in it, or two files for one picture of a pair.
     """
     files: dict[tuple[str, bool], Path] = {}
     for path in pictures_below(folder):
         name, _, ending = path.relative_to(folder).with_suffix("").as_posix().rpartition("_")
-        if name and ending in (*BLURRED_ENDINGS, *SHARP_ENDINGS):
-            files[name, ending in SHARP_ENDINGS] = path
-    pairs = []
-    for (name, is_sharp), path in files.items():
-        if not is_sharp and (name, True) in files:
-            pairs.append(PairFiles(name, path, files[name, True], group=name.rpartition("/")[0]))
+        if not name or ending not in (*BLURRED_ENDINGS, *SHARP_ENDINGS):
+            continue
+        key = name, ending in SHARP_ENDINGS
+        if key in files:
+            raise SwintormerError(f"{files[key]} and {path} are the same picture of one pair: keep one of them.")
+        files[key] = path
+    alone = [str(path) for (name, is_sharp), path in files.items() if (name, not is_sharp) not in files]
+    if alone:
+        say(f"Left out for want of a partner, such as NAME_sharp.png of NAME_blur.png: {some_names(alone)}.")
+    pairs = [
+        PairFiles(name, path, files[name, True], group=name.rpartition("/")[0])
+        for (name, is_sharp), path in files.items()
+        if not is_sharp and (name, True) in files
+    ]
     if not pairs:
         raise SwintormerError(f"{folder} holds no pair named like NAME_blur.png and NAME_sharp.png.")
     return pairs

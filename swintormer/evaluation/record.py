@@ -80,7 +80,7 @@ def _read(path: Path, settings: str) -> dict[Key, Score]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != COLUMNS:
-                raise SwintormerError(f"{path} is no file of `evaluate --csv`: name another file or remove it.")
+                raise _foreign(path)
             found = {}
             for row in rows:
                 if row["settings"] != settings:
@@ -93,8 +93,14 @@ def _read(path: Path, settings: str) -> dict[Key, Score]:
             return found
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
+    except UnicodeDecodeError as error:  # no text, perhaps a picture
+        raise _foreign(path) from error
     except (ValueError, TypeError, csv.Error) as error:  # a cell that is no number, or is not there
         raise SwintormerError(f"{path} is damaged: remove it, and the measurement starts over.") from error
+
+
+def _foreign(path: Path) -> SwintormerError:
+    return SwintormerError(f"{path} is no file of `evaluate --csv`: name another file.")
 
 
 def _parse(row: dict[str, str]) -> Score:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swintormer.data.cache import to_stderr
 from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
@@ -23,8 +25,17 @@ Sources = Mapping[int, Source]
 def training_sources(config: TrainConfig, place: Processes) -> Sources:
     """The source for each of the run's crops; the first process tells what is decoded and what is left out."""
     crops = dict.fromkeys(phase.crop for phase in config.phases)
-    told = {"say": _silent} if not place.first else {}
-    return {crop: make_source(config.data, config.seed, crop, 0, config.scene_side, **told) for crop in crops}
+    told: dict[str, None] = {}  # most lines are the same for every crop
+
+    def say(line: str) -> None:
+        if place.first and line not in told:
+            to_stderr(line)
+        told[line] = None
+
+    return {
+        crop: make_source(config.data, config.seed, crop, 0, config.scene_side, say, validation_crop=config.crop)
+        for crop in crops
+    }
 
 
 def validation_source(config: TrainConfig) -> Source:
@@ -77,6 +88,7 @@ def batches(
             # A worker that dies while it hands a batch over leaves a closed connection instead of torch's own message.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            _reap()
             raise SwintormerError(
                 "A process that makes training pairs was ended from outside, perhaps for want of memory: lower "
                 "`workers` or `batch`; the same command goes on from the last checkpoint."
@@ -86,6 +98,14 @@ def batches(
         if isinstance(item, SwintormerError):
             raise item
         yield item
+
+
+def _reap() -> None:
+    """Wait for a worker that has died. Until then torch raises its error again, anywhere, whenever a process ends."""
+    with suppress(RuntimeError):  # that very error
+        for child in multiprocessing.active_children():
+            child.join(0.1)
+    multiprocessing.active_children()  # where the error came first
 
 
 def _ignore_signals(_worker: int) -> None:

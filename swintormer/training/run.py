@@ -300,12 +300,12 @@ class RestorationRun(ImageRun):
 
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         with self.autocast():
-            output = self.net(_right_first(blurred))
+            output = self.net(right_first(blurred))
         return self.image_loss(output, sharp)
 
     def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         """What the network makes of the blurred picture; that picture, of two views the right one."""
-        image = _right_first(blurred)
+        image = right_first(blurred)
         with self.autocast():
             return self.net(image), image[:, :3]
 
@@ -317,7 +317,7 @@ class RestorationRun(ImageRun):
             save_checkpoint(net, path, card=card, training_tile=self.config.training_tile or self.config.crop)
 
 
-def _right_first(blurred: Tensor) -> Tensor:
+def right_first(blurred: Tensor) -> Tensor:
     """Of two views the right one first, as the network takes them; sources give the left one first."""
     return blurred if blurred.shape[1] == 3 else torch.cat((blurred[:, 3:], blurred[:, :3]), dim=1)
 

@@ -24,7 +24,7 @@ FREE: dict[str, Any] = dict.fromkeys(
 ) | {"data": {"cache"}}
 RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
 # Settings that came later, with what they are for runs from before.
-ADDED = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
+ADDED: dict[str, Any] = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
@@ -119,15 +119,27 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
             f"{path} does not say under which settings it was written, like older state files: {advice}."
         )
     before = {**ADDED, **before}
+    if isinstance(before["data"], dict):
+        before["data"] = {**ADDED["data"], **before["data"]}
+    before, now = _flat(before), _flat(now)
     names = sorted(name for name in now if before.get(name) != now.get(name))
     if names:
         changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
         raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")
 
 
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables by their entries, as `data.photos`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= inner
+    return flat
+
+
 def _brief(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else "(other sizes)"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def fault(path: Path, what: str) -> SwintormerError:

@@ -16,7 +16,10 @@ from priors import tiny as tiny_prior
 from bench import ablation
 from swintormer import Swintormer, read_checkpoint, save_checkpoint
 from swintormer.checkpoint.checkpoint import Checkpoint
+from swintormer.evaluation.metrics import psnr
 from swintormer.model import network
+from swintormer.training.data import validation_source
+from swintormer.training.run import first_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = TINY.model_copy(update={"num_blocks": (2, 1, 1, 1)})  # the second block shifts
@@ -104,13 +107,32 @@ def test_the_prior_is_trained_along(run):
 
 
 def test_views(run):
-    """Dual-pixel pairs need the degradation of a camera."""
-    text = Path("run.toml").read_text()
-    assert "cannot be made of this configuration" in run("--rows", "views", code=1)
-    Path("run.toml").write_text(text.replace("[network]", '[data]\ndegradation = "camera"\n[network]'))
+    """Dual-pixel pairs need the degradation of a camera: both networks are trained with it."""
     lines = run("--rows", "views")
     assert [line[1] for line in lines] == ["one view", "two views"]
+    assert [line[2] for line in lines] == ["2", "2"]
+    assert "±" in lines[1][4]
     assert read_checkpoint("out/views/weights.safetensors").net.config.in_channels == 6
+    text = Path("run.toml").read_text()
+    Path("run.toml").write_text(text.replace("[network]", '[data]\ndegradation = "camera"\n[network]'))
+    ablation_of_camera, _ = ablation.parse(["--config", "run.toml", "--out", "out"])
+    assert ablation_of_camera.variants("views")[0].trained == ablation.Trained()
+
+
+def test_gains_of_views_are_over_the_picture_of_one_view(run):
+    """A network that changes nothing returns the right view."""
+    asked, _ = ablation.parse(["--config", "run.toml", "--out", "out"])
+    one, two = (variant.trained for variant in asked.variants("views"))
+    config = asked.config(two)
+    sources = [validation_source(each) for each in (asked.config(one), config)]
+    found = ablation.validation_gains(asked, two, Checkpoint(first_network(config)), tile=32)
+    for (name, gain), index in zip(found.items(), range(2), strict=True):
+        (picture, truth), (views, same) = (source.batch(index, 1) for source in sources)
+        assert name.split()[0] == str(index)
+        assert torch.equal(truth, same)
+        before, after = (psnr(image.numpy(), truth[0].numpy()) for image in (picture[0], views[0, 3:]))
+        rounding = 2 * torch.finfo(torch.float32).eps  # of a value on its way through the network, and what it alters
+        assert gain == pytest.approx(after - before, abs=20 / math.log(10) * rounding * 10 ** (after / 20))
 
 
 def test_what_cannot_be_asked_for(run):

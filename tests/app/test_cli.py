@@ -140,6 +140,18 @@ def test_suffix_and_format(run):
     assert files() == {"a.png", "a_sharp.jpg", "a_sharp.compare.png"}, "earlier results are no inputs"
 
 
+def test_pictures_of_other_formats_in_a_folder_are_named(run):
+    """Photographs of telephones are often HEIC: a folder that seems restored would lack them."""
+    photo("in/a.png")
+    for name in ("b.HEIC", "c.cr2", "notes.txt", ".hidden.gif"):
+        Path("in", name).write_bytes(b"anything")
+    names = ", ".join(str(Path("in", name)) for name in ("b.HEIC", "c.cr2"))
+    sentence = f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.\n"
+    assert sentence in run("deblur", "in", "-o", "out").stdout
+    assert sentence not in run("deblur", "in", "-o", "out", "--quiet").stdout
+    assert "Left out" not in run("deblur", "in/a.png", "-o", "out").stdout
+
+
 def test_skip_existing_restores_only_what_is_missing(run):
     photo("in/a.png")
     photo("in/b.png")
@@ -166,6 +178,7 @@ def test_skip_existing_restores_only_what_is_missing(run):
         ),
         (["deep", "-o", "h.jpg"], "h.jpg names one picture, but the results of a folder need a folder: name one."),
         (["a.png", "-o", "out.gif"], "must end in one of .png"),
+        (["a.png", "-o", os.devnull], f"Cannot write {os.devnull}: its name must end in one of .png"),
         (["a.png", "-o", "out.png", "--format", "tiff"], "out.png is a name for PNG, but --format asks for tiff"),
         (["a.png", "-o", "out.png", "--suffix", "_x"], "leave out --suffix"),
         (["a.png", "-o", "out", "--suffix", "../x"], "must not hold a '/'"),

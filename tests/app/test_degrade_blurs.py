@@ -137,6 +137,19 @@ def test_apertures_are_kernels(name, radius):
             assert max(kernel[0].max(), kernel[:, -1].max()) == 0, "the kernel must fit into its square"
 
 
+@pytest.mark.parametrize("blades", [0, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("roundness", [0.0, 0.8])
+def test_radius_0_is_the_identity(blades, roundness):
+    """Whatever the edge's softness; and it is reached without a jump."""
+    for turn in (0.0, 0.56):
+        aperture = Aperture(1.0, 0.0, blades, turn, roundness)
+        kernel = defocus(0.0, aperture)
+        middle = len(kernel) // 2
+        assert kernel[middle, middle] == 1
+        assert kernel.sum() == 1
+        assert defocus(0.01, aperture)[middle, middle] == pytest.approx(1, abs=0.1)
+
+
 def moments(kernel):
     """Centre (y, x) and variance along y and x."""
     axis = np.arange(len(kernel)) - len(kernel) // 2

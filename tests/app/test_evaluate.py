@@ -302,6 +302,7 @@ def test_rows_are_kept_as_csv(tmp_path):
     [
         (lambda text: text.replace("mine", "yours"), r"another measurement \(yours; this one is mine\)"),
         (lambda text: text.replace("mae", "error"), "is no file of `evaluate --csv`"),
+        (lambda text: "\x89PNG" + text, "is no file of `evaluate --csv`"),
         (lambda text: text.replace("0.100000", "much"), "is damaged"),
         (lambda text: text.replace(",0.100000,,,mine", ""), "is damaged|another measurement"),
     ],
@@ -309,11 +310,11 @@ def test_rows_are_kept_as_csv(tmp_path):
 def test_a_file_of_something_else_is_not_gone_on_with(tmp_path, change, sentence):
     path = tmp_path / "scores.csv"
     write_csv([Score("a", "", INPUT, 20, 0.5, 0.1)], path, "mine")
-    path.write_text(change(path.read_text()))
-    before = path.read_text()
+    path.write_text(change(path.read_text()), encoding="latin-1")
+    before = path.read_bytes()
     with pytest.raises(SwintormerError, match=sentence):
         Record(path, "mine")
-    assert path.read_text() == before
+    assert path.read_bytes() == before
 
 
 def test_scores_that_are_known_are_not_computed_again():

@@ -245,11 +245,15 @@ def test_named_pairs_each_other(run):
     for name in ("01_blur", "01_sharp", "01_other", "below/x_blurred", "below/x_truth", "y_blur"):
         picture(f"real/{name}.png", len(name))
     assert [(pair.name, pair.group) for pair in named_pairs(Path("real"))] == [("01", ""), ("below/x", "below")]
-    text = run("--dataset", "pairs", "--root", "real", "--skip-rows", 10, "--csv", "rows.csv").stdout
-    assert "| all (2) | network |" in text
+    result = run("--dataset", "pairs", "--root", "real", "--skip-rows", 10, "--csv", "rows.csv")
+    assert "| all (2) | network |" in result.stdout
+    assert "Left out for want of a partner" in result.stderr
+    assert f"NAME_blur.png: {Path('real/y_blur.png')}." in result.stderr
     blurred, truth = (read_image(f"real/01_{name}.png").pixels[10:] / 255 for name in ("blur", "sharp"))
     assert float(rows()[0]["psnr"]) == pytest.approx(metrics.psnr(blurred, truth), abs=1e-4)
     assert "leaves none of them" in run("--dataset", "pairs", "--root", "real", "--skip-rows", 99, code=1).stderr
+    picture("real/01_truth.jpg", 0)
+    assert "are the same picture of one pair" in run("--dataset", "pairs", "--root", "real", code=1).stderr
     picture("alone/a.png", 0)
     assert "holds no pair named like" in run("--dataset", "pairs", "--root", "alone", code=1).stderr
 
@@ -271,6 +275,7 @@ def test_dpdd_has_rows_for_indoor_and_outdoor(run, weights):
     text = run("--dataset", "dpdd", "--root", "DPDD", "--tile", 8, "--csv", "rows.csv").stdout
     for words in ("| indoor (37) | input |", "| outdoor (39) | network |", "| all (76) | network |"):
         assert words in text
+    assert text.index("| indoor") < text.index("| outdoor") < text.index("| all")  # as papers have them
     indoor = [float(row["psnr"]) for row in rows() if row["method"] == "network" and row["group"] == "indoor"]
     assert f"| indoor (37) | network | {sum(indoor) / 37:.2f} |" in text
     assert {int(row["picture"][4:]) for row in rows() if row["group"] == "indoor"} == DPDD_INDOOR

@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from swintormer.data import cache, mixture, photos
 from swintormer.data.config import DataConfig
 from swintormer.data.datasets import pair_folders, read_pairs
+from swintormer.data.degrade.recipe import FAMILIES
 from swintormer.data.mixture import BLOCK, _scene_names, allot, held_out, make_source
 from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
+from swintormer.data.synthetic import MARGIN as SIMPLE_MARGIN
 from swintormer.data.synthetic import SyntheticPairs
 from swintormer.errors import SwintormerError
+from swintormer.images import io
 from swintormer.images.io import read_image, sample_bytes, save_vips, wrap
 
 EPS = torch.finfo(torch.float32).eps
@@ -93,6 +96,28 @@ def test_damaged_picture_is_named_and_left_out(folder, tmp_path, monkeypatch):
     assert len(decode_folders([folder], tmp_path / "cache", said.append)) == 12
     assert len(said) == 2
     assert {path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {".npy"}
+
+
+def test_picture_that_could_not_be_read_is_tried_again(folder, tmp_path, monkeypatch):
+    """Unlike a damaged one: neither its size nor its time change when it may be read."""
+    shut, read = folder / "1.png", io.detect_format
+    said = []
+
+    def refuse(path):
+        if path == shut:
+            try:
+                raise PermissionError(13, "Permission denied")
+            except OSError as error:
+                raise SwintormerError(f"Cannot read {path}: permission denied.") from error
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "detect_format", refuse)
+        for count in (1, 2):
+            assert len(decode_folders([folder], tmp_path / "cache", said.append)) == 11
+            assert said == [f"Left out: Cannot read {shut}: permission denied."] * count
+    assert len(decode_folders([folder], tmp_path / "cache", said.append)) == 12
+    assert len(said) == 2
 
 
 def test_no_readable_picture(tmp_path):
@@ -266,7 +291,8 @@ def test_small_photographs(folder, tmp_path):
     said = []
     found = decode_folders([folder], tmp_path / "cache")
     assert len(PhotoWindows(found, (1,), 40, said.append).pictures) == 12
-    assert said == ["1 of 13 photographs have less than 40 pixels a side and are left out."]
+    small = folder / "small.png"
+    assert said == [f"1 of 13 photographs have less than 40 pixels a side and are left out: {small}."]
     with pytest.raises(SwintormerError, match="None of the 13 photographs has 400 pixels a side"):
         PhotoWindows(found, (1,), 400)
 
@@ -431,6 +457,56 @@ def test_validation_pictures_are_not_trained_on(config):
     assert not names(0) & names(1)
 
 
+def test_what_is_too_small_to_validate_on_is_not_kept_for_it(config, folder):
+    """For any crop of training: or a picture would be validated on that was trained on with another one."""
+    (name,) = kept_names(config, 1)
+    (small,) = folder.rglob(name)
+    picture(small, 99, CROP + SIMPLE_MARGIN - 1)
+    said = []
+    kept = kept_names(config, 1)
+    assert len(kept) == 1
+    assert small.name not in kept
+    others = {path.name for path in folder.rglob("*.*")} - kept
+    assert kept_names(config, 0, say=said.append) == others - {small.name}
+    side = CROP + SIMPLE_MARGIN
+    assert said == [f"1 of 11 photographs have less than {side} pixels a side and are left out: {small}."]
+    assert kept_names(config, 0, crop=CROP - 4, validation_crop=CROP) == others
+
+
+def kept_names(config, stream, crop=CROP, **more):
+    part = make_source(config, 1, crop, stream, **more).parts[0]
+    return {picture.path.name for picture in part.source.source.windows.pictures}
+
+
+def test_pairs_that_are_left_out_are_all_named(tmp_path):
+    """Also those that validation would have taken: it says nothing itself."""
+    names = [f"{kind}/{n}.png" for n in range(20) for kind in ("blurred", "sharp")]
+    pictures(tmp_path / "set", names, 20)
+    pairs = {"layout": "folders", "root": tmp_path / "set"}
+    config = DataConfig(pairs=pairs, cache=tmp_path / "cache")
+    (kept,) = make_source(config, 1, CROP, 1).parts[0].source.source.pairs
+    for kind in ("blurred", "sharp"):
+        picture(tmp_path / "set" / kind / kept.sharp.path.name, 99, CROP - 2)
+    (next_kept,) = make_source(config, 1, CROP, 1).parts[0].source.source.pairs
+    assert next_kept.sharp.path != kept.sharp.path
+    next_kept.sharp.path.write_bytes(b"")
+    said = []
+    training = make_source(config, 1, CROP, 0, say=said.append).parts[0].source.source.pairs
+    assert len(training) == 17
+    assert f"Left out: {next_kept.sharp.path} is empty" in said[0]
+    assert said[1] == f"1 of 18 pairs have less than {CROP} pixels a side and are left out: {kept.files.blurred}."
+    assert len(said) == 2
+
+
+def test_validation_on_training_pictures_is_said(tmp_path):
+    pictures(tmp_path / "few", [f"{i}.png" for i in range(7)], CROP + SIMPLE_MARGIN)
+    said = []
+    config = DataConfig(photos=tmp_path / "few", cache=tmp_path / "cache")
+    make_source(config, 1, CROP, say=said.append)
+    few = "Photographs of few: 7 are too few to keep some for validation, which takes 8"
+    assert said == [f"{few}; it sees pictures that are trained on."]
+
+
 def test_held_out_scenes_stay_whole():
     scenes = [f"scene{i // 5}" for i in range(100)]
     training, validation = held_out(range(100), scenes, 0), held_out(range(100), scenes, 1)
@@ -483,6 +559,20 @@ def test_views_of_photographs_scenes_and_pairs(config, tmp_path):
     assert sharp.shape == (20, 3, CROP, CROP)
     assert min(blurred.min(), sharp.min()) >= 0
     assert max(blurred.max(), sharp.max()) <= 1
+
+
+def test_recipe_of_the_configuration(config):
+    """Without any fault but rounding; of photographs and of scenes."""
+    none = dict.fromkeys(FAMILIES, 0.0) | {"none": 1.0}
+    shares = dict.fromkeys(("highlights", "lamps", "exposed", "contrasted", "noisy", "resized", "jpeg"), 0.0)
+    values = {"scenes": 1.0, "degradation": "camera", "recipe": {"families": none, **shares}}
+    source = make_source(DataConfig(**config.model_dump() | values), 1, CROP)
+    assert {source.locate(index)[0] for index in range(8)} == {0, 1}
+    blurred, sharp = source.batch(0, 8)
+    assert not torch.equal(blurred, sharp)
+    assert float((blurred - sharp).abs().max()) <= 0.5 / 255 + 16 * EPS  # light and back, once more than the truth
+    with pytest.raises(ValidationError, match='`recipe` is for the "camera" degradation'):
+        DataConfig(recipe={"jpeg": 0.5})
 
 
 def test_dual_pixel_pairs_for_six_channels(tmp_path):

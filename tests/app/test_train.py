@@ -16,14 +16,15 @@ from typer.testing import CliRunner
 
 from swintormer.checkpoint.checkpoint import checkpoint_info, load_checkpoint
 from swintormer.cli.app import app
+from swintormer.data.degrade import Recipe
 from swintormer.errors import SwintormerError
 from swintormer.model.config import PRESETS
 from swintormer.training.config import read_config
 from swintormer.training.data import batches, training_sources
-from swintormer.training.loop import train
+from swintormer.training.loop import make_run, train
 from swintormer.training.processes import Processes
 from swintormer.training.run import RestorationRun, Run
-from swintormer.training.state import FREE
+from swintormer.training.state import FREE, check_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,6 +239,19 @@ def test_state_that_does_not_fit_is_one_sentence_and_changes_nothing(config):
         assert "\n" not in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.net.state_dict().items())
     assert run.step == 0
+
+
+def test_settings_that_older_states_do_not_name(config):
+    """They are what their defaults are: the run goes on."""
+    now = make_run(config, torch.device("cpu")).settings()
+    older = {**now, "data": {name: value for name, value in now["data"].items() if name != "recipe"}}
+    check_settings(config.out, older, now)
+    changed = {**now, "data": {**now["data"], "recipe": Recipe().model_dump(mode="json")}}
+    with pytest.raises(SwintormerError, match=r"other settings, `data.recipe` null -> \{.*\.\.\.: set them back"):
+        check_settings(config.out, older, changed)
+    changed = {**now, "data": {**now["data"], "photos": ["other"]}}
+    with pytest.raises(SwintormerError, match=r'other settings, `data.photos` \[\] -> \["other"\]: set them back'):
+        check_settings(config.out, older, changed)
 
 
 def test_truncated_state_is_refused(config):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -147,7 +149,7 @@ def test_where_the_cache_lies_decides_nothing_and_what_it_holds_does(tmp_path, p
     moved = config.data.model_copy(update={"cache": tmp_path / "two"})
     train(config.model_copy(update={"data": moved}))
     more = config.data.model_copy(update={"photos_share": 2.0})
-    with pytest.raises(SwintormerError, match="`data`"):
+    with pytest.raises(SwintormerError, match=r"`data\.photos_share` 1\.0 -> 2\.0"):
         train(config.model_copy(update={"data": more}))
 
 
@@ -198,13 +200,31 @@ def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
     config = tiny(tmp_path / "run", steps=1000)
     pairs = data.batches(config, data.training_sources(config, Processes()), CPU, 0, 1, Processes())
     next(pairs)
-    import multiprocessing
-
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(SwintormerError, match="was ended from outside"):
         for _ in pairs:
             pass
+
+
+def test_a_worker_that_died_raises_no_second_error() -> None:
+    """Torch raises one wherever the program is, at every end of a process, until the worker has been waited for."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+
+    def like_torch(_number, _frame):
+        raise RuntimeError("DataLoader worker is killed")
+
+    worker.start()
+    before = signal.signal(signal.SIGCHLD, like_torch)
+    try:
+        with suppress(RuntimeError):
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(5)
+        data._reap()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(worker.pid, os.WNOHANG)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_every_layout_trains(here, layout):
     load_checkpoint(here / "run" / "weights.safetensors")
 
 
+def test_recipe_in_the_file(here):
+    pictures(here / "photos", ["1.png"], 130)
+    data = 'photos = "photos"\ndegradation = "camera"\n[data.recipe]\nradius = [{}]\nfamilies = {{none = 0.3}}'
+    assert run(here, data.format("0.4, 8.0")).exit_code == 0
+    result = run(here, data.format("0.4, 80.0"))
+    assert result.exit_code == 1
+    assert "radius must be two rising numbers within 0 and 15, found 0.4, 80.0" in " ".join(result.output.split())
+
+
 def test_dual_pixel_views_train_six_channels(here):
     dataset_folders.dpdd(here / "set", side=SIDE)
     result = run(here, 'views = true\npairs = {layout = "dpdd", root = "set"}', channels=6)

@@ -261,3 +261,9 @@ def test_where_vectors_stay_empty_the_reference_is_chosen(extension):
     assert sk.explain(sk.gated_ffn, large, ffn).backend == "cpu"
     with sk.use_backend("cpu"):
         assert sk.explain(sk.swda_block, large, attention, ffn, 4, 0).backend == "cpu"
+
+
+@pytest.mark.parametrize(("channels", "heads", "window"), [(32, 3, 8), (32, 0, 8), (32, 2, 0), (32, 2, 1)])
+def test_sizes_that_a_block_cannot_have(channels, heads, window):
+    with pytest.raises(ValueError, match=r"multiple of 2 \* heads|window must be at least 2"):
+        Block(channels, heads, window, shift=0)

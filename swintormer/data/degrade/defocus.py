@@ -23,7 +23,8 @@ class Aperture:
     """The shape of a point out of focus, apart from its size.
 
     Attributes:
-        softness: half the width of the edge, in pixels; 0.5 covers pixels by area.
+        softness: half the width of the edge, in pixels; 0.5 covers pixels by area. At most radius + 0.5 of it is used,
+            so that radius 0 is the identity.
         rim: light at the edge, from -1 (fades out) over 0 (even) to bright rims of 2 (three times the middle's).
         blades: sides of the polygon, 0 for a disc.
         turn: angle of the first blade in radians.
@@ -41,7 +42,7 @@ DISC = Aperture()
 
 
 def defocus_reach(radius: float, aperture: Aperture = DISC) -> int:
-    """One of REACHES, for kernels of this signed radius: a pentagon's corners lie 1.24 times as far as a disc's rim."""
+    """One of REACHES, for kernels of this signed radius: a pentagon's corners lie 1.15 times as far as a disc's rim."""
     furthest = _corner(aperture.blades) if aperture.blades else 1.0
     return reach_for(abs(radius) * furthest + aperture.softness)
 
@@ -63,7 +64,8 @@ def defocus(
         # Two openings, moved apart by half the offset each, so that the image of a point stays in its place.
         dy, dx = (0.5 * size * offset for offset in vignette)
         distance = np.maximum(_distance(y - dy, x - dx, aperture), np.hypot(y + dy, x + dx))
-    kernel = np.clip((size - distance) / (2 * aperture.softness) + 0.5, 0, 1)
+    softness = min(aperture.softness, size + 0.5)  # polygons would reach the next pixel at radius 0
+    kernel = np.clip((size - distance) / (2 * softness) + 0.5, 0, 1)
     if aperture.rim:
         kernel *= np.maximum(1 + aperture.rim * np.minimum(distance / max(size, 1e-6), 1) ** 4, 0)
     middle = kernel.shape[0] // 2
