@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The keys of torch's cache of compiled graphs do not contain the instruction set: a graph compiled under
-# ATEN_CPU_CAPABILITY=avx2 is loaded by a run without it, and gives wrong values or a crash (torch 2.13).
-if "ATEN_CPU_CAPABILITY" in os.environ:
-    CACHE = f"torchinductor_{os.getuid()}_{os.environ['ATEN_CPU_CAPABILITY']}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), CACHE))
-
 ROOT = Path(__file__).resolve().parent.parent
+
+# The keys of torch's cache of compiled graphs contain neither the instruction set nor the version of a custom op: a
+# graph compiled under ATEN_CPU_CAPABILITY=avx2, or with another checkout's ops, is loaded by a run without it, and
+# gives wrong values or a crash (torch 2.13). So each checkout and instruction set has a cache of its own.
+KEY = zlib.crc32(f"{ROOT} {os.environ.get('ATEN_CPU_CAPABILITY')}".encode())
+CACHE = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{KEY:08x}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE)
 
 
 @pytest.fixture(autouse=True)
