@@ -18,8 +18,8 @@ if not torch.cuda.is_available():  # before anything imports triton: its kernels
 ROOT = Path(__file__).resolve().parent.parent
 
 # The keys of torch's cache of compiled graphs contain neither the instruction set nor the version of a custom op: a
-# graph compiled under ATEN_CPU_CAPABILITY=avx2, or with another checkout's ops, is loaded by a run without it, and gives
-# wrong values or a crash (torch 2.13). So each checkout and instruction set has a cache of its own.
+# graph compiled under ATEN_CPU_CAPABILITY=avx2, or with another checkout's ops, is loaded by a run without it, and
+# gives wrong values or a crash (torch 2.13). So each checkout and instruction set has a cache of its own.
 KEY = zlib.crc32(f"{ROOT} {os.environ.get('ATEN_CPU_CAPABILITY')}".encode())
 CACHE = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{KEY:08x}")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", CACHE)
