@@ -54,9 +54,11 @@ struct Regions {
     const float* of_token;  // [panels * kPanel]
 };
 
-class Head {
+// Word: the factors of the products, see base/tile.h. Those of q, k, v and the softmax replace the float32 values in place.
+template <class Word>
+class HeadOf {
 public:
-    Head(const HeadShape& shape, const AttentionWeights& weights, float* scratch)
+    HeadOf(const HeadShape& shape, const AttentionWeights& weights, float* scratch)
         : shape_(shape),
           weights_(weights),
           planes_(scratch),
@@ -67,8 +69,8 @@ public:
     }
 
     // Head `head` of the window half (half 0) or the channel half (half 1).
-    // normed: [panel][C][kPanel]; attended: the same shape, of which the head's d channels are written.
-    void attend(const float* normed, const Regions& regions, int half, int64_t head, float* attended) {
+    // normed: [panel][word of C][kPanel]; attended: [panel][C][kPanel], of which the head's d channels are written.
+    void attend(const Word* normed, const Regions& regions, int half, int64_t head, float* attended) {
         project(normed, half * shape_.heads + head);
         float* to = attended + (half * shape_.channels / 2 + head * shape_.size) * kPanel;
         if (half) return channel_half(to);
@@ -85,11 +87,13 @@ protected:
     float* k() { return qkv_ + shape_.size * shape_.pitch; }
     float* v() { return qkv_ + 2 * shape_.size * shape_.pitch; }
 
+    static Word* factors(float* rows) { return reinterpret_cast<Word*>(rows); }
+
     // qkv_ = dwconv(qkv weights of `unit` times normed), [3d][pitch], zeros after the last token.
-    void project(const float* normed, int64_t unit) {
-        const int64_t depth = shape_.channels, first = unit * shape_.rows;
+    void project(const Word* normed, int64_t unit) {
+        const int64_t depth = words<Word>(shape_.channels), first = unit * shape_.rows;
         for (int64_t row = 0; row < 3 * shape_.size; row += kTileRows) {
-            const float* a = weights_.qkv.weight + (first + row) * depth;
+            const Word* a = weights_.qkv.template as<Word>() + (first + row) * depth;
             for (int64_t panel = 0; panel < shape_.panels; ++panel) {
                 const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
                 spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
@@ -145,7 +149,8 @@ protected:
         for (int64_t i = shape_.tokens; i < shape_.panels * kPanel; ++i) to[i] = 0.0f;
     }
 
-    // rows[c][t] *= factor / max(norm over c, 1e-12). The quotients are stored in `scales` [t] unless it is null.
+    // rows[c][t] *= factor / max(norm over c, 1e-12), as factors of a product over c, [word][pitch]. The quotients are
+    // stored in `scales` [t] unless it is null.
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
@@ -155,9 +160,36 @@ protected:
             }
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
-            for (int64_t c = 0; c < shape_.size; ++c) {
-                float* at = rows + c * shape_.pitch + t;
-                store(at, load(at) * scale);
+            for (int64_t c = 0; c < shape_.size; c += kDepth<Word>) {
+                F32 scaled[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && c + i < shape_.size; ++i) {
+                    scaled[i] = load(rows + (c + i) * shape_.pitch + t) * scale;
+                }
+                store_depth(factors(rows) + t, shape_.pitch, c, scaled);
+            }
+        }
+    }
+
+    // Replaces rows [c][pitch] by the factors of a product over the tokens: pairs of neighbours, in the same rows.
+    void pair_tokens(float* rows) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t c = 0; c < shape_.size; ++c, rows += shape_.pitch) {
+                for (int64_t t = 0; t < shape_.panels * kPanel; t += 2 * kLanes) {
+                    store(factors(rows) + t / 2, neighbours(load(rows + t), load(rows + t + kLanes)));
+                }
+            }
+        }
+    }
+
+    // Replaces rows [c][pitch] by the factors of a product over the channels, [word][pitch].
+    void pair_channels(float* rows) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+                for (int64_t c = 0; c < shape_.size; c += 2) {
+                    const float* row = rows + c * shape_.pitch + t;
+                    const F32 second = c + 1 < shape_.size ? load(row + shape_.pitch) : F32{};
+                    store(factors(rows) + c / 2 * shape_.pitch + t, paired(load(row), second));
+                }
             }
         }
     }
@@ -166,7 +198,8 @@ protected:
     void window_half(const float* region, int64_t head, float* to) {
         normalise_tokens(q(), weights_.scale[head]);
         normalise_tokens(k(), 1.0f);
-        transpose_rows(v(), values_);
+        pair_tokens(v());
+        transpose_rows(v(), words<Word>(shape_.tokens), values_);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
             make_logits<Masked>(region, head, panel, highest);
@@ -176,11 +209,12 @@ protected:
         }
     }
 
-    // to [token][padded_size] = rows [d][pitch] transposed. The padding only affects output rows that are not read.
-    void transpose_rows(const float* rows, float* to) {
+    // to [length][padded_size] = rows [d][pitch] transposed, floats or pairs. The padding only affects output rows that
+    // are not read.
+    void transpose_rows(const float* rows, int64_t length, float* to) {
         const int64_t d = shape_.size;
-        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
-            const int64_t count = shape_.tokens - t < kLanes ? shape_.tokens - t : kLanes;
+        for (int64_t t = 0; t < length; t += kLanes) {
+            const int64_t count = length - t < kLanes ? length - t : kLanes;
             int64_t c = 0;
             for (; c + kLanes <= d; c += kLanes) {
                 F32 block[kLanes];
@@ -213,7 +247,8 @@ protected:
             highest[v] = broadcast(-__builtin_inff());
         }
         for (int64_t first = 0; first < tokens; first += kTileRows) {
-            const Tile tile = multiply(shape_.size, k() + first, shape_.pitch, q() + query, shape_.pitch);
+            const Tile tile = multiply(words<Word>(shape_.size), factors(k()) + first, shape_.pitch,
+                                       factors(q()) + query, shape_.pitch);
             const int valid = tokens - first < kTileRows ? static_cast<int>(tokens - first) : kTileRows;
             for (int r = 0; r < valid; ++r) {
                 const int64_t key = first + r;
@@ -230,13 +265,16 @@ protected:
         }
     }
 
-    // Replaces column by exp(column - highest) over the tokens and returns the sum.
+    // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
-        for (int64_t key = 0; key < shape_.tokens; ++key, column += kPanel) {
-            const F32 value = exponential(load(column) - highest);
-            store(column, value);
-            sum[key & 3] += value;
+        for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
+            F32 value[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
+                value[i] = exponential(load(column + (key + i) * kPanel) - highest);
+                sum[(key + i) & 3] += value[i];
+            }
+            store_depth(factors(column), kPanel, key, value);
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
@@ -246,7 +284,8 @@ protected:
         F32 inverse[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const Tile tile = multiply(shape_.tokens, values_ + c, shape_.padded_size, logits_, kPanel);
+            const Tile tile = multiply(words<Word>(shape_.tokens), factors(values_) + c, shape_.padded_size,
+                                       factors(logits_), kPanel);
             const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
             for (int r = 0; r < valid; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
@@ -260,18 +299,37 @@ protected:
     void channel_half(float* to) {
         const int64_t d = shape_.size, stride = shape_.padded_size;
         normalise_channels(q()), normalise_channels(k());
+        pair_tokens(q()), pair_tokens(k());
         float* weight = logits_;  // [channel of k][channel of q]
         for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
         for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, weight);
+            for (int64_t b = 0; b < d; b += kGramSide) gram(factors(q()), factors(k()), a, b, weight);
         }
         for (int64_t a = 0; a < d; ++a) softmax_one(weight + a, stride);
+        pair_channels(v());
+        pair_rows(weight, stride);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             for (int64_t c = 0; c < d; c += kTileRows) {
-                const Tile tile = multiply(d, weight + c, stride, v() + panel * kPanel, shape_.pitch);
+                const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
+                                           shape_.pitch);
                 float* rows = to + panel * shape_.channels * kPanel + c * kPanel;
                 for (int r = 0; r < kTileRows && c + r < d; ++r) {
                     for (int v = 0; v < kPanelVectors; ++v) store(rows + r * kPanel + v * kLanes, tile.row[r][v]);
+                }
+            }
+        }
+    }
+
+    // Replaces matrix [d][stride] by the factors of a product over its rows, [word][stride].
+    void pair_rows(float* matrix, int64_t stride) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t b = 0; b < shape_.size; b += 2) {
+                for (int64_t a = 0; a < stride; a += kLanes) {
+                    const float* row = matrix + b * stride + a;
+                    const int count = left_lanes(stride - a);
+                    const F32 second = b + 1 < shape_.size ? load(row + stride, 1, count) : F32{};
+                    const F32 words = (F32)paired(load(row, 1, count), second);  // stored as it is
+                    store(matrix + b / 2 * stride + a, 1, count, words);
                 }
             }
         }
@@ -306,16 +364,16 @@ protected:
     static constexpr int kGramSide = 3;
 
     // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
+    void gram(const Word* rows, const Word* columns, int64_t a, int64_t b, float* product) {
         const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const float *left[kGramSide], *right[kGramSide];
+        const Word *left[kGramSide], *right[kGramSide];
         for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
             left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
             right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }
         F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
-            F32 x[kGramSide], y[kGramSide];
+        for (int64_t t = 0; t < shape_.panels * kPanel / kDepth<Word>; t += kLanes) {
+            decltype(load(rows)) x[kGramSide], y[kGramSide];
             for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
             for (int i = 0; i < kGramSide; ++i) {
                 for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
@@ -341,5 +399,7 @@ protected:
         for (int64_t b = 0; b < shape_.size; ++b) column[b * stride] /= sum + 1.0f;
     }
 };
+
+using Head = HeadOf<float>;
 
 }  // namespace swk::SWK_ISA

@@ -158,7 +158,8 @@ private:
     void window_half_backward(const float* region, int64_t head, float* bias) {
         normalise_tokens(q(), weights_.scale[head], q_scales_);
         normalise_tokens(k(), 1.0f, k_scales_);
-        transpose_rows(q(), q_tokens_), transpose_rows(k(), k_tokens_), transpose_rows(out_, out_tokens_);
+        transpose_rows(q(), shape_.tokens, q_tokens_), transpose_rows(k(), shape_.tokens, k_tokens_);
+        transpose_rows(out_, shape_.tokens, out_tokens_);
         for (int64_t i = 0; i < 2 * shape_.size * shape_.pitch; ++i) grad(1)[i] = 0.0f;
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];

@@ -55,17 +55,21 @@ struct Core {
     }
 };
 
+// Words of four bytes for the weights of `depth` input channels of an output channel.
+int64_t words(int64_t depth, bool bfloat16) { return bfloat16 ? (depth + 1) / 2 : depth; }
+
 struct Attention {
     Buffer norm_weight, norm_bias, qkv, qkv_bias, proj, proj_bias;
     Core core;
 
-    void fill(AttentionWeights& to, int64_t channels, const Layout& layout) const {
+    void fill(AttentionWeights& to, int64_t channels, const Layout& layout, bool bfloat16) const {
         core.fill(to, channels, layout);
         const int64_t rows = core.rows(channels, layout), out_rows = filled(channels, layout.tile_rows);
+        const int64_t depth = words(channels, bfloat16);
         to.norm_weight = norm_weight.exactly(channels, "norm_weight");
         to.norm_bias = norm_bias.exactly(channels, "norm_bias");
-        to.qkv = {qkv.exactly(rows * channels, "qkv"), qkv_bias.exactly(rows, "qkv_bias")};
-        to.proj = {proj.exactly(out_rows * channels, "proj"), proj_bias.exactly(out_rows, "proj_bias")};
+        to.qkv = {qkv.exactly(rows * depth, "qkv"), qkv_bias.exactly(rows, "qkv_bias")};
+        to.proj = {proj.exactly(out_rows * depth, "proj"), proj_bias.exactly(out_rows, "proj_bias")};
     }
 };
 
@@ -73,13 +77,13 @@ struct Ffn {
     Buffer norm_weight, norm_bias, project_in, project_in_bias, project_out, project_out_bias;
     int64_t hidden;
 
-    void fill(FfnWeights& to, int64_t channels, const Layout& layout) const {
+    void fill(FfnWeights& to, int64_t channels, const Layout& layout, bool bfloat16) const {
         const int64_t in_rows = 2 * filled(hidden, layout.tile_rows / 2), out_rows = filled(channels, layout.tile_rows);
         to.norm_weight = norm_weight.exactly(channels, "norm_weight");
         to.norm_bias = norm_bias.exactly(channels, "norm_bias");
-        to.in = {project_in.exactly(in_rows * channels, "project_in"),
+        to.in = {project_in.exactly(in_rows * words(channels, bfloat16), "project_in"),
                  project_in_bias.exactly(in_rows, "project_in_bias")};
-        to.out = {project_out.exactly(out_rows * hidden, "project_out"),
+        to.out = {project_out.exactly(out_rows * words(hidden, bfloat16), "project_out"),
                   project_out_bias.exactly(out_rows, "project_out_bias")};
     }
 };
@@ -90,16 +94,22 @@ ImageView image(const View& tensor) {
     return {tensor.data, stride[0], stride[1], stride[2], stride[3]};
 }
 
+ImageView image(const Image& tensor) {
+    ImageView view = image(tensor.view);
+    view.bfloat16 = tensor.bfloat16;
+    return view;
+}
+
 using Op = void (*Kernels::*)(const SwdaBlockArgs&);
 
 // One call of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
-void run(Op op, const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
-         const Buffer& scratch, int threads) {
+void run(Op op, const Image& out, const Image& x, const Attention* attention, const Ffn* ffn, int64_t shift,
+         bool bfloat16, const Buffer& scratch, int threads) {
     expect_threads(threads);
     SwdaBlockArgs args{};
-    args.x = image(x), args.out = image(out), args.threads = threads;
-    expect_same_shape(out, x);
-    const std::vector<int64_t>& shape = x.sizes;
+    args.x = image(x), args.out = image(out), args.bfloat16 = bfloat16, args.threads = threads;
+    expect_same_shape(out.view, x.view);
+    const std::vector<int64_t>& shape = x.view.sizes;
     args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
     if (attention) {
         attention->core.expect_fit(shape, shift);
@@ -107,26 +117,26 @@ void run(Op op, const View& out, const View& x, const Attention* attention, cons
     }
     if (ffn) expect((args.ffn.hidden = ffn->hidden) >= 1, "hidden must be at least 1");
     const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
-    if (attention) attention->fill(args.attention, args.channels, layout);
-    if (ffn) ffn->fill(args.ffn, args.channels, layout);
+    if (attention) attention->fill(args.attention, args.channels, layout, bfloat16);
+    if (ffn) ffn->fill(args.ffn, args.channels, layout, bfloat16);
     args.scratch = scratch.at_least(threads * layout.scratch_floats, "scratch");
     const Kernels& chosen = kernels();
     py::gil_scoped_release unlocked;
     (chosen.*op)(args);
 }
 
-void swda_block(const View& out, const View& x, const Attention& attention, const Ffn& ffn, int64_t shift,
-                const Buffer& scratch, int threads) {
-    run(&Kernels::swda_block, out, x, &attention, &ffn, shift, scratch, threads);
+void swda_block(const Image& out, const Image& x, const Attention& attention, const Ffn& ffn, int64_t shift,
+                bool bfloat16, const Buffer& scratch, int threads) {
+    run(&Kernels::swda_block, out, x, &attention, &ffn, shift, bfloat16, scratch, threads);
 }
 
-void swda_attention(const View& out, const View& x, const Attention& attention, int64_t shift, const Buffer& scratch,
-                    int threads) {
-    run(&Kernels::swda_attention, out, x, &attention, nullptr, shift, scratch, threads);
+void swda_attention(const Image& out, const Image& x, const Attention& attention, int64_t shift, bool bfloat16,
+                    const Buffer& scratch, int threads) {
+    run(&Kernels::swda_attention, out, x, &attention, nullptr, shift, bfloat16, scratch, threads);
 }
 
-void gated_ffn(const View& out, const View& x, const Ffn& ffn, const Buffer& scratch, int threads) {
-    run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, scratch, threads);
+void gated_ffn(const Image& out, const Image& x, const Ffn& ffn, bool bfloat16, const Buffer& scratch, int threads) {
+    run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, bfloat16, scratch, threads);
 }
 
 // The arguments that swda_core and its gradient share.
@@ -190,11 +200,13 @@ void bind_weights(py::module_& module) {
 void bind_block(py::module_& module) {
     bind_weights(module);
     module.def("swda_block", &swda_block, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
-               py::arg("ffn"), py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("ffn"), py::arg("shift"), py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"),
+               "csrc/block/swda_block.h");
     module.def("swda_attention", &swda_attention, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
-               py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("shift"), py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"),
+               "csrc/block/swda_block.h");
     module.def("gated_ffn", &gated_ffn, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("ffn"),
-               py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
     module.def("swda_core", &swda_core, py::kw_only(), py::arg("qkv"), py::arg("attended"), py::arg("core"),
                py::arg("shift"), py::arg("last_row"), py::arg("last_column"), py::arg("scratch"), py::arg("threads"),
                "csrc/block/swda_core.h");
