@@ -7,8 +7,7 @@
 //   channel half                    2 d^2 N
 #pragma once
 
-#include "../base/tile.h"
-#include "swda_block.h"
+#include "tokens.h"
 
 namespace swk::SWK_ISA {
 
@@ -93,7 +92,7 @@ protected:
     void project(const Word* normed, int64_t unit) {
         const int64_t depth = words<Word>(shape_.channels), first = unit * shape_.rows;
         for (int64_t row = 0; row < 3 * shape_.size; row += kTileRows) {
-            const Word* a = weights_.qkv.template as<Word>() + (first + row) * depth;
+            const Word* a = weight_words<Word>(weights_.qkv) + (first + row) * depth;
             for (int64_t panel = 0; panel < shape_.panels; ++panel) {
                 const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
                 spread(tile, weights_.qkv.bias + first + row, panel * kPanel);

@@ -38,7 +38,7 @@ static inline void ffn_panels(const FfnWeights& ffn, int64_t channels, int64_t p
         const int64_t left = ffn.hidden - first, depth = left < chunk ? left : chunk;
         const int64_t rows = (depth + kPairs - 1) / kPairs * kTileRows;
         const float* in_bias = ffn.in.bias + 2 * first;
-        multiply_panels(ffn.in.as<Word>() + 2 * first * in_depth, rows, in_depth, normed, normed_words, panels,
+        multiply_panels(weight_words<Word>(ffn.in) + 2 * first * in_depth, rows, in_depth, normed, normed_words, panels,
                         [&](const Tile& tile, int64_t row, int64_t panel) {
             const float* bias = in_bias + row;
             for (int v = 0; v < kPanelVectors; ++v) {
@@ -52,7 +52,7 @@ static inline void ffn_panels(const FfnWeights& ffn, int64_t channels, int64_t p
             }
         });
         for (int64_t row = 0; row < channels; row += kTileRows) {
-            const Word* a = ffn.out.as<Word>() + row * words<Word>(ffn.hidden) + words<Word>(first) * kTileRows;
+            const Word* a = weight_words<Word>(ffn.out) + row * words<Word>(ffn.hidden) + words<Word>(first) * kTileRows;
             const int valid = channels - row < kTileRows ? static_cast<int>(channels - row) : kTileRows;
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const Tile tile = multiply(words<Word>(depth), a, kTileRows, gate + panel * gate_words, kPanel);

@@ -30,11 +30,6 @@ struct ImageView {
 struct TiledMatrix {
     const float* weight;
     const float* bias;
-
-    template <class Word>
-    const Word* as() const {
-        return reinterpret_cast<const Word*>(weight);
-    }
 };
 
 struct AttentionWeights {

@@ -6,6 +6,11 @@
 
 namespace swk::SWK_ISA {
 
+template <class Word>
+static inline const Word* weight_words(const TiledMatrix& matrix) {
+    return reinterpret_cast<const Word*>(matrix.weight);
+}
+
 // Offsets of a panel's tokens in the image, in elements, at channel 0.
 struct PanelPlace {
     int count;  // tokens; the remaining lanes of the panel are read as 0 and not written
