@@ -53,6 +53,18 @@ static inline F32 load(const float* from) {
 
 static inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
+template <int... Lane>
+static inline void store_halves(float* low, float* high, F32 value, LaneList<Lane...>) {
+    constexpr int kHalf = sizeof...(Lane) / 2;
+    // Both halves are the low half of a vector, so that each store is one instruction.
+    const F32 upper = __builtin_shufflevector(value, value, ((Lane + kHalf) % (2 * kHalf))...);
+    __builtin_memcpy(low, &value, kHalf * sizeof(float));
+    __builtin_memcpy(high, &upper, kHalf * sizeof(float));
+}
+
+// Stores the lower and the upper kLanes / 2 lanes in two places.
+static inline void store_halves(float* low, float* high, F32 value) { store_halves(low, high, value, Lanes{}); }
+
 // Number of lanes in use if `left` elements remain.
 static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 

@@ -120,6 +120,13 @@ protected:
                 }
                 continue;
             }
+            if (2 * w == kLanes && token < shape_.tokens) {  // two rows of the window, such as window 8 in AVX-512
+                float* to = planes_ + 1 + (token / w + 1) * (w + 1);
+                for (int r = 0; r < kTileRows; ++r, to += shape_.plane) {
+                    store_halves(to, to + w + 1, tile.row[r][v] + broadcast(bias[r]));
+                }
+                continue;
+            }
             for (int lane = 0; lane < kLanes && token + lane < shape_.tokens; ++lane) {
                 float* to = planes_ + 1 + ((token + lane) / w + 1) * (w + 1) + (token + lane) % w;
                 for (int r = 0; r < kTileRows; ++r) to[r * shape_.plane] = tile.row[r][v][lane] + bias[r];
