@@ -20,6 +20,7 @@ The implementation of a pair is the function named after the op in backends/<bac
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -175,14 +176,19 @@ class Op:
         raise BackendError(f"{self.name}: no backend serves these inputs: {self.why_not('reference', *args, **kwargs)}")
 
     def implementation(self, backend: str) -> Callable[..., Any]:
-        """The function `<op>` of the backend, imported at its first use."""
+        """The function `<op>` of the backend, imported at its first use.
+
+        For "cpu:bfloat16" (`precision.with_precision`) it is that of "cpu" with the argument `bfloat16=True`.
+        """
         if backend not in self._implementations:
-            self._implementations[backend] = getattr(self._module(backend), self.name)
+            name, _, precision = backend.partition(":")
+            function = getattr(self._module(name), self.name)
+            self._implementations[backend] = functools.partial(function, **{precision: True}) if precision else function
         return self._implementations[backend]
 
     def own_backward(self, backend: str) -> Callable[..., Any] | None:
         """The function `<op>_backward` of the backend, or None if its gradients are computed with the reference."""
-        return getattr(self._module(backend), f"{self.name}_backward", None)
+        return getattr(self._module(backend.partition(":")[0]), f"{self.name}_backward", None)
 
     def _module(self, backend: str) -> ModuleType:
         module = MODULES.get(backend, {}).get(self.name, self.name)

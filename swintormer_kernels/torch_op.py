@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from swintormer_kernels.backends.cpu.layout import float32_on_cpu
+from swintormer_kernels.backends.cpu.layout import bfloat16_on_cpu, float32_on_cpu
 from swintormer_kernels.registry import Op
 
 NAMESPACE = "swintormer"
@@ -39,6 +39,13 @@ def float32_or_autocast(*tensors: Tensor | None) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         tensors = tuple(x for x in tensors if x is None or x.dtype not in (torch.bfloat16, torch.float16))
     return float32_on_cpu(*tensors)
+
+
+def float32_bfloat16_or_autocast(*tensors: Tensor | None) -> str | None:
+    """As `float32_or_autocast` for ops that also take tensors of bfloat16, if all of them are."""
+    if tensors[0] is not None and tensors[0].dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+        return bfloat16_on_cpu(*tensors)
+    return float32_or_autocast(*tensors)
 
 
 def check_shapes(weights: Any, wanted: dict[str, tuple[int, ...]]) -> None:
@@ -142,8 +149,8 @@ def define_block_op(
 
 
 def _define_autocast(name: str, packet: Callable[..., Tensor]) -> None:
-    # The cpu kernels compute in float32: there the op takes what it is given in float32, and returns that. On a GPU it
-    # is a product like any other: in the dtype that the user chose.
+    # On a CPU the op takes what it is given in float32 and returns that; precision.py decides how it multiplies. On a
+    # GPU it is a product like any other: in the dtype that the user chose.
     torch.library.register_autocast(name, "cpu", torch.float32)
 
     @torch.library.impl(name, "AutocastCUDA")

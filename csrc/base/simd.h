@@ -1,4 +1,4 @@
-// Vectors of float32. Only this file uses vector types of an instruction set.
+// Vectors of float32, and of pairs of bfloat16 (at the end). Only this file uses vector types of an instruction set.
 //
 // The source of every op is compiled once per instruction set (CMakeLists.txt), each time with another namespace
 // SWK_ISA. Arithmetic, comparison and ?: are GCC/Clang vector extensions. Only `madd` fuses products and sums (the
@@ -29,6 +29,8 @@ constexpr int kLanes = 4;  // SSE2 is part of every x86-64, NEON of every 64-bit
 
 typedef float F32 __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t I32 __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t U32 __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t U16 __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
 template <int... Lane>
 struct LaneList {};
@@ -57,6 +59,9 @@ static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<
 // Loads the first `count` lanes and sets the rest to 0. `stride` in elements.
 static inline F32 load(const float* from, int64_t stride, int count) {
     if (stride == 1 && count == kLanes) return load(from);
+#if !defined(SWK_PORTABLE) && defined(__AVX512F__)
+    if (stride == 1) return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#endif
     float lanes[kLanes] = {};
     for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane * stride];
     return load(lanes);
@@ -64,6 +69,9 @@ static inline F32 load(const float* from, int64_t stride, int count) {
 
 static inline void store(float* to, int64_t stride, int count, F32 value) {
     if (stride == 1 && count == kLanes) return store(to, value);
+#if !defined(SWK_PORTABLE) && defined(__AVX512F__)
+    if (stride == 1) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+#endif
     for (int lane = 0; lane < count; ++lane) to[lane * stride] = value[lane];
 }
 
@@ -145,10 +153,123 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
+template <int Half, int... Lane>
+static inline F32 fold(F32 value, LaneList<Lane...>) {
+    return value + __builtin_shufflevector(value, value, (Lane ^ Half)...);
+}
+
+// Halves are added to each other until one number is left.
+static inline float sum_of_lanes(F32 value) {
+    if constexpr (kLanes >= 16) value = fold<8 % kLanes>(value, Lanes{});
+    if constexpr (kLanes >= 8) value = fold<4 % kLanes>(value, Lanes{});
+    return fold<1>(fold<2>(value, Lanes{}), Lanes{})[0];
+}
+
+// The upper half of `low`, then the lower half of `high`.
+template <int... Lane>
+static inline F32 middle(F32 low, F32 high, LaneList<Lane...>) {
+    return __builtin_shufflevector(low, high, (Lane + kLanes / 2)...);
+}
+
+// Vectors of whole rows of `Row` elements: element i takes the place of element i + Step of its row. 0 comes in.
+template <int Row, int Step, int... Lane>
+static inline F32 moved(F32 value, LaneList<Lane...>) {
+    return __builtin_shufflevector(
+        value, F32{}, (Lane % Row - Step >= 0 && Lane % Row - Step < Row ? Lane - Step : kLanes + Lane)...);
+}
+
 // NaN stays NaN, as in torch.clamp, because both comparisons are false.
 static inline F32 clamp(F32 value, F32 low, F32 high) {
     value = value < low ? low : value;
     return value > high ? high : value;
+}
+
+// ---- bfloat16 -------------------------------------------------------------------------------------------------------
+// Float32 numbers without their lower 16 bits. Images may hold them (Bfloat16), and products may multiply pairs of them
+// with sums in float32 (Pair). AVX512_BF16 has an instruction for such products. Elsewhere they are emulated with the
+// same roundings, for tests.
+
+// An element of an image.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+// Two factors that are neighbours along the depth of a product; the first one is in the lower half.
+typedef uint32_t Pair;
+
+static inline U32 load(const Pair* from) {
+    U32 value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static inline void store(Pair* to, U32 value) { __builtin_memcpy(to, &value, sizeof value); }
+
+static inline U32 broadcast(Pair value) { return value - U32{}; }
+
+// Rounded to the nearest, ties to even, in the lower half of each lane. NaN stays NaN.
+static inline U32 rounded(F32 value) {
+    const U32 bits = (U32)value, nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return value == value ? nearest : bits >> 16 | 0x40u;
+}
+
+static inline F32 load(const Bfloat16* from) {
+    U16 bits;
+    __builtin_memcpy(&bits, from, sizeof bits);
+    return (F32)(__builtin_convertvector(bits, U32) << 16);
+}
+
+static inline void store(Bfloat16* to, F32 value) {
+    const U16 bits = __builtin_convertvector(rounded(value), U16);
+    __builtin_memcpy(to, &bits, sizeof bits);
+}
+
+static inline float number(float element) { return element; }
+
+static inline float number(Bfloat16 element) {
+    const uint32_t bits = static_cast<uint32_t>(element.bits) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline void set(float* to, float value) { *to = value; }
+
+static inline void set(Bfloat16* to, float value) { to->bits = static_cast<uint16_t>(rounded(broadcast(value))[0]); }
+
+// (first[i], second[i]) in lane i.
+static inline U32 paired(F32 first, F32 second) {
+#if !defined(SWK_PORTABLE) && defined(__AVX512BF16__)
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (U32)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    return rounded(first) | rounded(second) << 16;
+#endif
+}
+
+template <int... Lane>
+static inline U32 neighbours(F32 low, F32 high, LaneList<Lane...>) {
+    return paired(__builtin_shufflevector(low, high, (2 * Lane)...), __builtin_shufflevector(low, high, (2 * Lane + 1)...));
+}
+
+// Elements (2i, 2i + 1) of low followed by high in lane i.
+static inline U32 neighbours(F32 low, F32 high) {
+#if !defined(SWK_PORTABLE) && defined(__AVX512BF16__)
+    return (U32)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+#else
+    return neighbours(low, high, Lanes{});
+#endif
+}
+
+// c + a.second * b.second + a.first * b.first, in this order; the products are exact, every sum is rounded.
+static inline F32 madd(U32 a, U32 b, F32 c) {
+#if !defined(SWK_PORTABLE) && defined(__AVX512BF16__)
+    return (F32)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+    c = madd((F32)(a & 0xffff0000u), (F32)(b & 0xffff0000u), c);
+    return madd((F32)(a << 16), (F32)(b << 16), c);
+#endif
 }
 
 }  // namespace swk::SWK_ISA

@@ -20,20 +20,39 @@ constexpr int kTileRows = 6;
 constexpr int kPanelVectors = 2;
 constexpr int kPanel = kPanelVectors * kLanes;
 
+// Loops over its rows have the constant bound kTileRows, with a further condition where fewer are valid: without it the
+// compiler does not unroll them and keeps the tile in memory, in the product's loop, too.
 struct Tile {
     F32 row[kTileRows][kPanelVectors];
 };
 
-// tile[r][t] = sum over k of a[k * a_step + r] * b[k * b_step + t], summed in the order of k.
-__attribute__((always_inline)) static inline Tile multiply(int64_t depth, const float* a, int64_t a_step,
-                                                           const float* b, int64_t b_step) {
+// Factors of a product lie in words of four bytes: Word is float, or Pair for two bfloat16 that are neighbours along the
+// depth. The depth of a product of pairs is half as many words; an odd depth ends with a zero.
+//
+// Intel's AMX multiplies tiles of exactly such pairs (tdpbf16ps: 16 rows of 16 pairs by 16 columns), Arm's BFMMLA
+// 2x4 by 4x2 blocks. Both would be another `multiply` here, for blocks of words in the order that they read: the words of
+// a weight tile come from backends/cpu/packing.py, those of activations from `store_depth`.
+template <class Word>
+constexpr int kDepth = 1;
+template <>
+constexpr int kDepth<Pair> = 2;
+
+template <class Word>
+constexpr int64_t words(int64_t depth) {
+    return (depth + kDepth<Word> - 1) / kDepth<Word>;
+}
+
+// tile[r][t] = sum over k of a[k * a_step + r] * b[k * b_step + t], summed in the order of k; `depth` in words.
+template <class Word>
+__attribute__((always_inline)) static inline Tile multiply(int64_t depth, const Word* a, int64_t a_step, const Word* b,
+                                                           int64_t b_step) {
     Tile tile{};
     for (int64_t k = 0; k < depth; ++k) {
-        F32 right[kPanelVectors];
+        decltype(load(b)) right[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) right[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < kTileRows; ++r) {
-            const F32 left = broadcast(a[r]);
+            const auto left = broadcast(a[r]);
             for (int v = 0; v < kPanelVectors; ++v) tile.row[r][v] = madd(left, right[v], tile.row[r][v]);
         }
         a += a_step;
@@ -43,16 +62,49 @@ __attribute__((always_inline)) static inline Tile multiply(int64_t depth, const 
 }
 
 // Calls finish(tile, first row, panel) for every tile of `weight` (TiledMatrix, `rows` rows) times the panels of `b`.
-// A tile of weights, at most 18 KiB, stays in L1 while it is multiplied by all panels.
-template <class Finish>
-static inline void multiply_panels(const float* weight, int64_t rows, int64_t depth, const float* b,
-                                   int64_t panel_floats, int64_t panels, const Finish& finish) {
+// A tile of weights, at most 18 KiB, stays in L1 while it is multiplied by all panels. `depth` in words.
+template <class Word, class Finish>
+static inline void multiply_panels(const Word* weight, int64_t rows, int64_t depth, const Word* b, int64_t panel_words,
+                                   int64_t panels, const Finish& finish) {
     for (int64_t row = 0; row < rows; row += kTileRows) {
-        const float* a = weight + row * depth;
+        const Word* a = weight + row * depth;
         for (int64_t panel = 0; panel < panels; ++panel) {
-            finish(multiply(depth, a, kTileRows, b + panel * panel_floats, kPanel), row, panel);
+            finish(multiply(depth, a, kTileRows, b + panel * panel_words, kPanel), row, panel);
         }
     }
+}
+
+// Stores one vector of tokens of channels first .. first + Rows - 1 as factors along the depth: [word][step].
+template <int Rows>
+static inline void store_depth(float* to, int64_t step, int64_t first, const F32 (&rows)[Rows]) {
+    for (int r = 0; r < Rows; ++r) store(to + (first + r) * step, rows[r]);
+}
+
+// With an odd number of rows, calls must go up from channel 0: a second factor is added to the word of the first.
+template <int Rows>
+static inline void store_depth(Pair* to, int64_t step, int64_t first, const F32 (&rows)[Rows]) {
+    for (int r = 0; r < Rows; r += 2 - Rows % 2) {
+        Pair* word = to + (first + r) / 2 * step;
+        if constexpr (Rows % 2 == 0) {  // then `first` is even, too
+            store(word, paired(rows[r], rows[r + 1]));
+        } else {
+            store(word, (first + r) % 2 ? load(word) | rounded(rows[r]) << 16 : rounded(rows[r]));
+        }
+    }
+}
+
+// A panel [channel][kPanel] as factors of a product, in the same memory.
+static inline const float* to_factors(float* panel, int64_t, const float*) { return panel; }
+
+static inline const Pair* to_factors(float* panel, int64_t channels, const Pair*) {
+    Pair* to = reinterpret_cast<Pair*>(panel);
+    for (int64_t c = 0; c < channels; c += 2, to += kPanel) {
+        for (int lane = 0; lane < kPanel; lane += kLanes) {
+            const F32 first = load(panel + c * kPanel + lane);
+            store(to + lane, paired(first, c + 1 < channels ? load(panel + (c + 1) * kPanel + lane) : F32{}));
+        }
+    }
+    return to - words<Pair>(channels) * kPanel;
 }
 
 }  // namespace swk::SWK_ISA

@@ -7,8 +7,7 @@
 //   channel half                    2 d^2 N
 #pragma once
 
-#include "../base/tile.h"
-#include "swda_block.h"
+#include "tokens.h"
 
 namespace swk::SWK_ISA {
 
@@ -23,6 +22,7 @@ struct HeadShape {
     int64_t pitch;               // floats between consecutive channels of q, k and v
     int64_t plane;               // floats of one channel of a window with a border of zeros
     int64_t bias_floats;
+    bool whole_rows;             // a vector of tokens is one row of the window, or two
     bool in_table;               // every vector of queries is inside one row of the window: bias read from the table
     int64_t scratch_planes, scratch_qkv, scratch_values, scratch_logits, scratch_floats;
 
@@ -36,6 +36,7 @@ struct HeadShape {
         // past it. An odd number of cache lines, so that channels do not fall into the same few sets of the L1 cache.
         pitch = (up(panels * kPanel + 16, 16) / 16 | 1) * 16;
         plane = up((window + 2) * (window + 1) + 1 + kLanes, 16);
+        whole_rows = window == kLanes || 2 * window == kLanes;
         in_table = window % kLanes == 0;
         bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
         scratch_planes = kTileRows * plane;
@@ -54,9 +55,11 @@ struct Regions {
     const float* of_token;  // [panels * kPanel]
 };
 
-class Head {
+// Word: the factors of the products, see base/tile.h. Those of q, k, v and the softmax replace the float32 values in place.
+template <class Word>
+class HeadOf {
 public:
-    Head(const HeadShape& shape, const AttentionWeights& weights, float* scratch)
+    HeadOf(const HeadShape& shape, const AttentionWeights& weights, float* scratch)
         : shape_(shape),
           weights_(weights),
           planes_(scratch),
@@ -67,8 +70,8 @@ public:
     }
 
     // Head `head` of the window half (half 0) or the channel half (half 1).
-    // normed: [panel][C][kPanel]; attended: the same shape, of which the head's d channels are written.
-    void attend(const float* normed, const Regions& regions, int half, int64_t head, float* attended) {
+    // normed: [panel][word of C][kPanel]; attended: [panel][C][kPanel], of which the head's d channels are written.
+    void attend(const Word* normed, const Regions& regions, int half, int64_t head, float* attended) {
         project(normed, half * shape_.heads + head);
         float* to = attended + (half * shape_.channels / 2 + head * shape_.size) * kPanel;
         if (half) return channel_half(to);
@@ -85,23 +88,58 @@ protected:
     float* k() { return qkv_ + shape_.size * shape_.pitch; }
     float* v() { return qkv_ + 2 * shape_.size * shape_.pitch; }
 
+    static Word* factors(float* rows) { return reinterpret_cast<Word*>(rows); }
+
     // qkv_ = dwconv(qkv weights of `unit` times normed), [3d][pitch], zeros after the last token.
-    void project(const float* normed, int64_t unit) {
-        const int64_t depth = shape_.channels, first = unit * shape_.rows;
+    void project(const Word* normed, int64_t unit) {
+        const int64_t depth = words<Word>(shape_.channels), first = unit * shape_.rows;
         for (int64_t row = 0; row < 3 * shape_.size; row += kTileRows) {
-            const float* a = weights_.qkv.weight + (first + row) * depth;
+            const Word* a = weight_words<Word>(weights_.qkv) + (first + row) * depth;
             for (int64_t panel = 0; panel < shape_.panels; ++panel) {
                 const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
-                spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
+                if (shape_.whole_rows) store_rows(tile, weights_.qkv.bias + first + row, row, panel * kPanel);
+                else spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
             }
             for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r) {
                 const float* taps = weights_.dwconv + (first + row + r) * 9;
                 F32 tap[9];
                 for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
-                convolve(planes_ + r * shape_.plane, tap, weights_.dwconv_bias[first + row + r],
-                         qkv_ + (row + r) * shape_.pitch);
+                const float bias = weights_.dwconv_bias[first + row + r];
+                float* to = qkv_ + (row + r) * shape_.pitch;
+                if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, to);
+                else if (2 * shape_.window == kLanes) convolve_rows<kLanes / 2>(tap, bias, to);
+                else convolve(planes_ + r * shape_.plane, tap, bias, to);
             }
         }
+    }
+
+    // Stores a tile of tokens in rows `row` to row + kTileRows - 1 of qkv_, as far as there are.
+    void store_rows(const Tile& tile, const float* bias, int64_t row, int64_t token) {
+        float* to = qkv_ + row * shape_.pitch + token;
+        for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r, to += shape_.pitch) {
+            for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, tile.row[r][v] + broadcast(bias[r]));
+        }
+    }
+
+    // 3x3 convolution of one channel in place, of a window with rows of `Row` tokens, one or two in a vector. The taps
+    // of each column are summed first; their sums then move to the neighbour, so that there is no unaligned load.
+    template <int Row>
+    void convolve_rows(const F32 (&tap)[9], float bias, float* row) {
+        F32 before = {}, here = load(row);
+        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
+            const F32 after = t + kLanes < shape_.tokens ? load(row + t + kLanes) : F32{};
+            const F32 above = Row == kLanes ? before : middle(before, here, Lanes{});
+            const F32 below = Row == kLanes ? after : middle(here, after, Lanes{});
+            F32 column[3] = {F32{}, broadcast(bias), F32{}};
+            for (int i = 0; i < 3; ++i) {
+                column[i] = madd(tap[i], above, column[i]);
+                column[i] = madd(tap[3 + i], here, column[i]);
+                column[i] = madd(tap[6 + i], below, column[i]);
+            }
+            store(row + t, column[1] + (moved<Row, 1>(column[0], Lanes{}) + moved<Row, -1>(column[2], Lanes{})));
+            before = here, here = after;
+        }
+        for (int64_t t = shape_.tokens; t < shape_.panels * kPanel; ++t) row[t] = 0.0f;
     }
 
     // Stores the tokens of a tile in the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that the zero on the
@@ -145,7 +183,8 @@ protected:
         for (int64_t i = shape_.tokens; i < shape_.panels * kPanel; ++i) to[i] = 0.0f;
     }
 
-    // rows[c][t] *= factor / max(norm over c, 1e-12). The quotients are stored in `scales` [t] unless it is null.
+    // rows[c][t] *= factor / max(norm over c, 1e-12), as factors of a product over c, [word][pitch]. The quotients are
+    // stored in `scales` [t] unless it is null.
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
@@ -155,9 +194,36 @@ protected:
             }
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
-            for (int64_t c = 0; c < shape_.size; ++c) {
-                float* at = rows + c * shape_.pitch + t;
-                store(at, load(at) * scale);
+            for (int64_t c = 0; c < shape_.size; c += kDepth<Word>) {
+                F32 scaled[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && c + i < shape_.size; ++i) {
+                    scaled[i] = load(rows + (c + i) * shape_.pitch + t) * scale;
+                }
+                store_depth(factors(rows) + t, shape_.pitch, c, scaled);
+            }
+        }
+    }
+
+    // Replaces rows [c][pitch] by the factors of a product over the tokens: pairs of neighbours, in the same rows.
+    void pair_tokens(float* rows) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t c = 0; c < shape_.size; ++c, rows += shape_.pitch) {
+                for (int64_t t = 0; t < shape_.panels * kPanel; t += 2 * kLanes) {
+                    store(factors(rows) + t / 2, neighbours(load(rows + t), load(rows + t + kLanes)));
+                }
+            }
+        }
+    }
+
+    // Replaces rows [c][pitch] by the factors of a product over the channels, [word][pitch].
+    void pair_channels(float* rows) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+                for (int64_t c = 0; c < shape_.size; c += 2) {
+                    const float* row = rows + c * shape_.pitch + t;
+                    const F32 second = c + 1 < shape_.size ? load(row + shape_.pitch) : F32{};
+                    store(factors(rows) + c / 2 * shape_.pitch + t, paired(load(row), second));
+                }
             }
         }
     }
@@ -166,7 +232,8 @@ protected:
     void window_half(const float* region, int64_t head, float* to) {
         normalise_tokens(q(), weights_.scale[head]);
         normalise_tokens(k(), 1.0f);
-        transpose_rows(v(), values_);
+        pair_tokens(v());
+        transpose_rows(v(), words<Word>(shape_.tokens), values_);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
             make_logits<Masked>(region, head, panel, highest);
@@ -176,22 +243,18 @@ protected:
         }
     }
 
-    // to [token][padded_size] = rows [d][pitch] transposed. The padding only affects output rows that are not read.
-    void transpose_rows(const float* rows, float* to) {
+    // to [length][padded_size] = rows [d][pitch] transposed, floats or pairs. The padding only affects output rows that
+    // are not read.
+    void transpose_rows(const float* rows, int64_t length, float* to) {
         const int64_t d = shape_.size;
-        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
-            const int64_t count = shape_.tokens - t < kLanes ? shape_.tokens - t : kLanes;
-            int64_t c = 0;
-            for (; c + kLanes <= d; c += kLanes) {
+        for (int64_t t = 0; t < length; t += kLanes) {
+            const int64_t count = length - t < kLanes ? length - t : kLanes;
+            for (int64_t c = 0; c < shape_.padded_size; c += kLanes) {
+                const int width = left_lanes(shape_.padded_size - c);
                 F32 block[kLanes];
-                for (int i = 0; i < kLanes; ++i) block[i] = load(rows + (c + i) * shape_.pitch + t);
+                for (int i = 0; i < kLanes; ++i) block[i] = c + i < d ? load(rows + (c + i) * shape_.pitch + t) : F32{};
                 transpose(block);
-                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, block[i]);
-            }
-            for (; c < shape_.padded_size; ++c) {
-                for (int64_t i = 0; i < count; ++i) {
-                    to[(t + i) * shape_.padded_size + c] = c < d ? rows[c * shape_.pitch + t + i] : 0.0f;
-                }
+                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, 1, width, block[i]);
             }
         }
     }
@@ -213,9 +276,10 @@ protected:
             highest[v] = broadcast(-__builtin_inff());
         }
         for (int64_t first = 0; first < tokens; first += kTileRows) {
-            const Tile tile = multiply(shape_.size, k() + first, shape_.pitch, q() + query, shape_.pitch);
+            const Tile tile = multiply(words<Word>(shape_.size), factors(k()) + first, shape_.pitch,
+                                       factors(q()) + query, shape_.pitch);
             const int valid = tokens - first < kTileRows ? static_cast<int>(tokens - first) : kTileRows;
-            for (int r = 0; r < valid; ++r) {
+            for (int r = 0; r < kTileRows && r < valid; ++r) {
                 const int64_t key = first + r;
                 const int64_t step = shape_.in_table ? -(key / w * (2 * w - 1) + key % w) : key * kPanel;
                 for (int v = 0; v < kPanelVectors; ++v) {
@@ -230,13 +294,16 @@ protected:
         }
     }
 
-    // Replaces column by exp(column - highest) over the tokens and returns the sum.
+    // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
-        for (int64_t key = 0; key < shape_.tokens; ++key, column += kPanel) {
-            const F32 value = exponential(load(column) - highest);
-            store(column, value);
-            sum[key & 3] += value;
+        for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
+            F32 value[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
+                value[i] = exponential(load(column + (key + i) * kPanel) - highest);
+                sum[(key + i) & 3] += value[i];
+            }
+            store_depth(factors(column), kPanel, key, value);
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
@@ -246,9 +313,10 @@ protected:
         F32 inverse[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const Tile tile = multiply(shape_.tokens, values_ + c, shape_.padded_size, logits_, kPanel);
+            const Tile tile = multiply(words<Word>(shape_.tokens), factors(values_) + c, shape_.padded_size,
+                                       factors(logits_), kPanel);
             const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
-            for (int r = 0; r < valid; ++r) {
+            for (int r = 0; r < kTileRows && r < valid; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
                     store(to + (c + r) * kPanel + v * kLanes, tile.row[r][v] * inverse[v]);
                 }
@@ -260,15 +328,19 @@ protected:
     void channel_half(float* to) {
         const int64_t d = shape_.size, stride = shape_.padded_size;
         normalise_channels(q()), normalise_channels(k());
+        pair_tokens(q()), pair_tokens(k());
         float* weight = logits_;  // [channel of k][channel of q]
         for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
         for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, weight);
+            for (int64_t b = 0; b < d; b += kGramSide) gram(factors(q()), factors(k()), a, b, weight);
         }
-        for (int64_t a = 0; a < d; ++a) softmax_one(weight + a, stride);
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, left_lanes(d - a));
+        pair_channels(v());
+        pair_rows(weight, stride);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             for (int64_t c = 0; c < d; c += kTileRows) {
-                const Tile tile = multiply(d, weight + c, stride, v() + panel * kPanel, shape_.pitch);
+                const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
+                                           shape_.pitch);
                 float* rows = to + panel * shape_.channels * kPanel + c * kPanel;
                 for (int r = 0; r < kTileRows && c + r < d; ++r) {
                     for (int v = 0; v < kPanelVectors; ++v) store(rows + r * kPanel + v * kLanes, tile.row[r][v]);
@@ -277,10 +349,19 @@ protected:
         }
     }
 
-    static float sum_of_lanes(F32 value) {
-        float sum = 0.0f;
-        for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
-        return sum;
+    // Replaces matrix [d][stride] by the factors of a product over its rows, [word][stride].
+    void pair_rows(float* matrix, int64_t stride) {
+        if constexpr (kDepth<Word> == 2) {
+            for (int64_t b = 0; b < shape_.size; b += 2) {
+                for (int64_t a = 0; a < stride; a += kLanes) {
+                    const float* row = matrix + b * stride + a;
+                    const int count = left_lanes(stride - a);
+                    const F32 second = b + 1 < shape_.size ? load(row + stride, 1, count) : F32{};
+                    const F32 words = (F32)paired(load(row, 1, count), second);  // stored as it is
+                    store(matrix + b / 2 * stride + a, 1, count, words);
+                }
+            }
+        }
     }
 
     // rows[c][t] /= max(norm over t, 1e-12). The factors are stored in `scales` [c] unless it is null.
@@ -306,16 +387,16 @@ protected:
     static constexpr int kGramSide = 3;
 
     // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
+    void gram(const Word* rows, const Word* columns, int64_t a, int64_t b, float* product) {
         const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const float *left[kGramSide], *right[kGramSide];
+        const Word *left[kGramSide], *right[kGramSide];
         for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
             left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
             right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }
         F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
-            F32 x[kGramSide], y[kGramSide];
+        for (int64_t t = 0; t < shape_.panels * kPanel / kDepth<Word>; t += kLanes) {
+            decltype(load(rows)) x[kGramSide], y[kGramSide];
             for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
             for (int i = 0; i < kGramSide; ++i) {
                 for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
@@ -328,18 +409,22 @@ protected:
         }
     }
 
-    // In place over the d elements of a column.
-    void softmax_one(float* column, int64_t stride) {
-        float highest = column[0], sum = 0.0f;
-        for (int64_t b = 1; b < shape_.size; ++b) {
-            if (column[b * stride] > highest) highest = column[b * stride];
+    // In place over the d rows of `count` columns, at most a vector.
+    void softmax_one(float* columns, int64_t stride, int count) {
+        const int64_t end = shape_.size * stride;
+        F32 highest = load(columns, 1, count), sum = {};
+        for (int64_t at = stride; at < end; at += stride) highest = maximum(load(columns + at, 1, count), highest);
+        for (int64_t at = 0; at < end; at += stride) {
+            const F32 value = exponential(load(columns + at, 1, count) - highest);
+            store(columns + at, 1, count, value);
+            sum += value;
         }
-        for (int64_t b = 0; b < shape_.size; ++b) {
-            column[b * stride] = exponential(broadcast(column[b * stride] - highest))[0];
-            sum += column[b * stride];
+        for (int64_t at = 0; at < end; at += stride) {
+            store(columns + at, 1, count, load(columns + at, 1, count) / (sum + 1.0f));
         }
-        for (int64_t b = 0; b < shape_.size; ++b) column[b * stride] /= sum + 1.0f;
     }
 };
+
+using Head = HeadOf<float>;
 
 }  // namespace swk::SWK_ISA

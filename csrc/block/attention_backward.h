@@ -51,7 +51,7 @@ public:
     // Computes the head's output from `rows` [3d][pitch], its qkv before the depth-wise convolution. `attended`: the
     // head's channels in [panel][C][kPanel].
     void forward(const float* rows, const Regions& regions, int half, int64_t head, float* attended) {
-        convolve_rows(rows, half * shape_.heads + head);
+        make_qkv(rows, half * shape_.heads + head);
         if (half) return channel_half(attended);
         if (regions.several) return window_half<true>(regions.of_token, head, attended);
         window_half<false>(regions.of_token, head, attended);
@@ -62,7 +62,7 @@ public:
     void backward(float* rows, const Regions& regions, int half, int64_t head, float* dwconv, float* bias,
                   float* log_scale) {
         const int64_t unit = half * shape_.heads + head;
-        convolve_rows(rows, unit);
+        make_qkv(rows, unit);
         if (half) {
             channel_half_backward();
         } else {
@@ -95,7 +95,7 @@ private:
     }
 
     // qkv_ = dwconv(rows).
-    void convolve_rows(const float* rows, int64_t unit) {
+    void make_qkv(const float* rows, int64_t unit) {
         for (int64_t row = 0; row < 3 * shape_.size; ++row) {
             const int64_t at = unit * shape_.rows + row;
             F32 tap[9];
@@ -159,7 +159,8 @@ private:
     void window_half_backward(const float* region, int64_t head, float* bias) {
         normalise_tokens(q(), weights_.scale[head], q_scales_);
         normalise_tokens(k(), 1.0f, k_scales_);
-        transpose_rows(q(), q_tokens_), transpose_rows(k(), k_tokens_), transpose_rows(out_, out_tokens_);
+        transpose_rows(q(), shape_.tokens, q_tokens_), transpose_rows(k(), shape_.tokens, k_tokens_);
+        transpose_rows(out_, shape_.tokens, out_tokens_);
         for (int64_t i = 0; i < 2 * shape_.size * shape_.pitch; ++i) grad(1)[i] = 0.0f;
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
@@ -296,7 +297,8 @@ private:
         for (int64_t a = 0; a < d; a += kGramSide) {
             for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, p), gram(out_, v(), a, b, dl);
         }
-        for (int64_t a = 0; a < d; ++a) softmax_one(p + a, stride), differentiate_channel(p + a, dl + a);
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one(p + a, stride, left_lanes(d - a));
+        for (int64_t a = 0; a < d; ++a) differentiate_channel(p + a, dl + a);
         for (int64_t a = 0; a < d; ++a) {
             for (int64_t b = 0; b < d; ++b) {
                 p_turned[a * stride + b] = p[b * stride + a], dl_turned[a * stride + b] = dl[b * stride + a];

@@ -96,7 +96,7 @@ public:
           buffers_(scratch + space.tokens, scratch + space.normed, scratch + space.attended, scratch + space.region) {}
 
     void window(int64_t index, const AttentionGradients& sums, const FfnGradients& ffn_sums) {
-        const Window window(args_.forward, shape_, buffers_, index);
+        const Window<float> window(args_.forward, shape_, buffers_, index);
         const Regions regions = window.mark_regions();
         window.read(0, shape_.panels, at_ + space_.statistics);
         window.read(args_.grad, grad());
@@ -116,7 +116,7 @@ private:
     float* at_;
     HeadGradient head_;
     FfnGradient ffn_;
-    WindowBuffers buffers_;
+    WindowBuffers<float> buffers_;
 
     // Gradient of out, then of y, then of x.
     float* grad() const { return at_ + space_.grad; }

@@ -17,14 +17,16 @@
 
 namespace swk {
 
-// A float32 (B, C, H, W) tensor with any strides, in elements.
+// A (B, C, H, W) tensor of float32 or bfloat16 with any strides, in elements.
 struct ImageView {
     float* data;
     int64_t batch_stride, channel_stride, row_stride, column_stride;
+    bool bfloat16 = false;  // the elements at `data`
 };
 
 // Weights of a 1x1 convolution in tiles of tile_rows (SwdaLayoutArgs) output channels: [tile][input channel][row],
 // zeros in the rows after the last output channel. `bias` is [tile][row], zeros if the convolution has none.
+// For products of bfloat16, a word of `weight` holds two input channels (Pair in base/simd.h): [tile][pair][row].
 struct TiledMatrix {
     const float* weight;
     const float* bias;
@@ -56,6 +58,9 @@ struct SwdaBlockArgs {
     int64_t batch, channels, height, width;  // sides are multiples of the window, except for gated_ffn
     int64_t heads, window, shift;            // 2 heads divide the channels; 0 <= shift < window
     ImageView x, out;                        // must not overlap
+    // Products multiply bfloat16, and the weights are packed for them: qkv, proj, in, out and those of the attention.
+    // All sums, norms, residuals, the softmax and the depth-wise convolution stay float32.
+    bool bfloat16;
     AttentionWeights attention;
     FfnWeights ffn;
     float* scratch;  // [threads][scratch_floats], 64-byte aligned

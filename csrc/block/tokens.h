@@ -6,6 +6,11 @@
 
 namespace swk::SWK_ISA {
 
+template <class Word>
+static inline const Word* weight_words(const TiledMatrix& matrix) {
+    return reinterpret_cast<const Word*>(matrix.weight);
+}
+
 // Offsets of a panel's tokens in the image, in elements, at channel 0.
 struct PanelPlace {
     int count;  // tokens; the remaining lanes of the panel are read as 0 and not written
@@ -33,63 +38,77 @@ static inline bool contiguous(const PanelPlace& place, int lane) {
 }
 
 // Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, through a
-// transposition in registers if channels are, otherwise element by element.
+// transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
+template <class Element>
 static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
+    const Element* from = reinterpret_cast<const Element*>(image.data);
     const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
     const int64_t* offset = place.offset + lane;
-    int64_t c = 0;
     if (contiguous(place, lane)) {
-        for (; c < channels; ++c) store(to + c * kPanel, load(image.data + offset[0] + c * image.channel_stride));
+        for (int64_t c = 0; c < channels; ++c) store(to + c * kPanel, load(from + offset[0] + c * image.channel_stride));
         return;
     }
-    if (image.channel_stride == 1) {
-        for (; c + kLanes <= channels; c += kLanes) {
+    if (image.channel_stride == 1 && channels >= kLanes) {
+        for (int64_t next = 0; next < channels; next += kLanes) {
+            // The last block ends with the last channel; it may repeat channels of the one before.
+            const int64_t c = next + kLanes <= channels ? next : channels - kLanes;
             F32 block[kLanes] = {};
-            for (int i = 0; i < count; ++i) block[i] = load(image.data + offset[i] + c);
+            for (int i = 0; i < count; ++i) block[i] = load(from + offset[i] + c);
             transpose(block);
             for (int i = 0; i < kLanes; ++i) store(to + (c + i) * kPanel, block[i]);
         }
+        return;
     }
-    for (; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
         for (int i = 0; i < kLanes; ++i) {
-            to[c * kPanel + i] = i < count ? image.data[offset[i] + c * image.channel_stride] : 0.0f;
+            to[c * kPanel + i] = i < count ? number(from[offset[i] + c * image.channel_stride]) : 0.0f;
         }
     }
 }
 
 static inline void read_panel(const ImageView& image, const PanelPlace& place, int64_t channels, float* to) {
-    for (int lane = 0; lane < kPanel; lane += kLanes) read_lanes(image, place, lane, channels, to + lane);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+        if (image.bfloat16) read_lanes<Bfloat16>(image, place, lane, channels, to + lane);
+        else read_lanes<float>(image, place, lane, channels, to + lane);
+    }
 }
 
+template <class Element>
 static inline void write_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels,
                                const float* from) {
+    Element* to = reinterpret_cast<Element*>(image.data);
     const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
     const int64_t* offset = place.offset + lane;
-    int64_t c = 0;
     if (contiguous(place, lane)) {
-        for (; c < channels; ++c) store(image.data + offset[0] + c * image.channel_stride, load(from + c * kPanel));
+        for (int64_t c = 0; c < channels; ++c) store(to + offset[0] + c * image.channel_stride, load(from + c * kPanel));
         return;
     }
-    if (image.channel_stride == 1) {
-        for (; c + kLanes <= channels; c += kLanes) {
+    if (image.channel_stride == 1 && channels >= kLanes) {
+        for (int64_t next = 0; next < channels; next += kLanes) {
+            const int64_t c = next + kLanes <= channels ? next : channels - kLanes;
             F32 block[kLanes];
             for (int i = 0; i < kLanes; ++i) block[i] = load(from + (c + i) * kPanel);
             transpose(block);
-            for (int i = 0; i < count; ++i) store(image.data + offset[i] + c, block[i]);
+            for (int i = 0; i < count; ++i) store(to + offset[i] + c, block[i]);
         }
+        return;
     }
-    for (; c < channels; ++c) {
-        for (int i = 0; i < count; ++i) image.data[offset[i] + c * image.channel_stride] = from[c * kPanel + i];
+    for (int64_t c = 0; c < channels; ++c) {
+        for (int i = 0; i < count; ++i) set(to + offset[i] + c * image.channel_stride, from[c * kPanel + i]);
     }
 }
 
 static inline void write_panel(const ImageView& image, const PanelPlace& place, int64_t channels, const float* from) {
-    for (int lane = 0; lane < kPanel; lane += kLanes) write_lanes(image, place, lane, channels, from + lane);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+        if (image.bfloat16) write_lanes<Bfloat16>(image, place, lane, channels, from + lane);
+        else write_lanes<float>(image, place, lane, channels, from + lane);
+    }
 }
 
-// to = LayerNorm over the channels of each token, eps 1e-5. `statistics` [2][kPanel], mean and 1 / sqrt(variance + eps),
-// for norm_panel_backward, unless it is null.
-static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, float* to,
+// to = LayerNorm over the channels of each token, eps 1e-5, as factors of a product: [word][kPanel]. `statistics`
+// [2][kPanel], mean and 1 / sqrt(variance + eps), for norm_panel_backward, unless it is null.
+template <class Word>
+static inline void norm_panel(const float* from, int64_t channels, const float* weight, const float* bias, Word* to,
                               float* statistics = nullptr) {
     const float inverse = 1.0f / static_cast<float>(channels);
     for (int lane = 0; lane < kPanel; lane += kLanes) {
@@ -104,9 +123,13 @@ static inline void norm_panel(const float* from, int64_t channels, const float* 
         const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
         const F32 scale = 1.0f / square_root(variance + 1e-5f);
         if (statistics) store(statistics + lane, mean), store(statistics + kPanel + lane, scale);
-        for (int64_t c = 0; c < channels; ++c) {
-            const F32 centred = load(from + c * kPanel + lane) - mean;
-            store(to + c * kPanel + lane, madd(centred * scale, broadcast(weight[c]), broadcast(bias[c])));
+        for (int64_t c = 0; c < channels; c += kDepth<Word>) {
+            F32 normed[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && c + i < channels; ++i) {
+                const F32 centred = load(from + (c + i) * kPanel + lane) - mean;
+                normed[i] = madd(centred * scale, broadcast(weight[c + i]), broadcast(bias[c + i]));
+            }
+            store_depth(to + lane, kPanel, c, normed);
         }
     }
 }

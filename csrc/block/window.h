@@ -13,10 +13,12 @@ namespace swk::SWK_ISA {
 // of 5 % are noise.
 static inline int64_t panel_group(int64_t channels) { return channels >= 256 ? 4 : 2; }
 
-// Scratch of a window: its tokens, the output of the heads, and the regions of the shift mask.
+// Scratch of a window: its tokens, the output of the heads, and the regions of the shift mask. Word: see base/tile.h.
+template <class Word>
 struct WindowBuffers {
-    float *tokens, *normed, *attended;  // [panel][C][kPanel]
-    float* region;                      // [panels * kPanel]
+    float *tokens, *attended;  // [panel][C][kPanel]
+    Word* normed;              // [panel][word of C][kPanel]
+    float* region;             // [panels * kPanel]
 
     static int64_t floats(const HeadShape& shape) {
         return shape.panels * kPanel * (3 * shape.channels + 1);
@@ -24,16 +26,18 @@ struct WindowBuffers {
 
     WindowBuffers(const HeadShape& shape, float* scratch) {
         const int64_t map = shape.panels * kPanel * shape.channels;
-        tokens = scratch, normed = tokens + map, attended = normed + map, region = attended + map;
+        tokens = scratch, attended = tokens + map, region = attended + map;
+        normed = reinterpret_cast<Word*>(region + shape.panels * kPanel);
     }
 
     WindowBuffers(float* tokens, float* normed, float* attended, float* region)
-        : tokens(tokens), normed(normed), attended(attended), region(region) {}
+        : tokens(tokens), attended(attended), normed(normed), region(region) {}
 };
 
+template <class Word>
 class Window {
 public:
-    Window(const SwdaBlockArgs& args, const HeadShape& shape, const WindowBuffers& buffers, int64_t index)
+    Window(const SwdaBlockArgs& args, const HeadShape& shape, const WindowBuffers<Word>& buffers, int64_t index)
         : args_(args), shape_(shape), at_(buffers) {
         const int64_t across = args.width / args.window, down = args.height / args.window;
         column_ = index % across * args.window;
@@ -60,7 +64,7 @@ public:
         for (int64_t p = first_panel; p < last_panel; ++p) {
             read_panel(args_.x, place(args_.x, p), shape_.channels, at_.tokens + p * floats);
             norm_panel(at_.tokens + p * floats, shape_.channels, args_.attention.norm_weight,
-                       args_.attention.norm_bias, at_.normed + p * floats,
+                       args_.attention.norm_bias, at_.normed + p * normed_words(),
                        statistics ? statistics + p * 2 * kPanel : nullptr);
         }
     }
@@ -80,13 +84,13 @@ public:
 
     // Projection and residual, FFN if there is one, and the write to `out`. `gate` is scratch of ffn_panels for a
     // group.
-    void finish(int64_t first_panel, int64_t last_panel, const FfnWeights* ffn, float* gate) const {
+    void finish(int64_t first_panel, int64_t last_panel, const FfnWeights* ffn, Word* gate) const {
         const int64_t floats = shape_.channels * kPanel, group = panel_group(shape_.channels);
         for (int64_t first = first_panel; first < last_panel; first += group) {
             const int64_t panels = last_panel - first < group ? last_panel - first : group;
             float* tokens = at_.tokens + first * floats;
             project(first, panels, tokens);
-            if (ffn) ffn_panels(*ffn, shape_.channels, panels, tokens, at_.normed + first * floats, gate);
+            if (ffn) ffn_panels(*ffn, shape_.channels, panels, tokens, at_.normed + first * normed_words(), gate);
             for (int64_t p = 0; p < panels; ++p) {
                 write_panel(args_.out, place(args_.out, first + p), shape_.channels, tokens + p * floats);
             }
@@ -96,9 +100,11 @@ public:
 private:
     const SwdaBlockArgs& args_;
     const HeadShape& shape_;
-    const WindowBuffers& at_;
+    const WindowBuffers<Word>& at_;
     int64_t batch_, row_, column_;
     bool last_row_, last_column_;
+
+    int64_t normed_words() const { return words<Word>(shape_.channels) * kPanel; }
 
     // The roll only changes addresses: token (y, x) of the rolled map is at (y + shift, x + shift) modulo the sides.
     PanelPlace place(const ImageView& image, int64_t panel) const {
@@ -120,7 +126,12 @@ private:
     void project(int64_t first, int64_t panels, float* tokens) const {
         const int64_t channels = shape_.channels, floats = channels * kPanel;
         const float* bias = args_.attention.proj.bias;
-        multiply_panels(args_.attention.proj.weight, channels, channels, at_.attended + first * floats, floats, panels,
+        float* attended = at_.attended + first * floats;
+        const Word* factors = nullptr;
+        for (int64_t p = panels - 1; p >= 0; --p) {
+            factors = to_factors(attended + p * floats, channels, factors);
+        }
+        multiply_panels(weight_words<Word>(args_.attention.proj), channels, words<Word>(channels), factors, floats, panels,
                         [&](const Tile& tile, int64_t row, int64_t panel) {
             float* to = tokens + panel * floats + row * kPanel;
             for (int r = 0; r < kTileRows && row + r < channels; ++r) {

@@ -15,6 +15,12 @@ namespace swk {
     }
 SWK_FOR_EACH_ISA(SWK_DECLARE_ISA)
 
+#if defined(SWK_HAS_BFLOAT16)
+namespace avx512bf16 {
+SWK_FOR_EACH_BFLOAT16_OP(SWK_DECLARE_OP)
+}
+#endif
+
 namespace {
 
 // What the compiler flags of each build in CMakeLists.txt assume. __builtin_cpu_supports also asks whether the
@@ -39,9 +45,20 @@ struct Build {
 #define SWK_KERNELS_avx2(op, Args) , &avx2::op
 #define SWK_KERNELS_neon(op, Args) , &neon::op
 #define SWK_KERNELS_portable(op, Args) , &portable::op
-#define SWK_BUILD(isa) Build{&runs_##isa, Kernels{#isa SWK_FOR_EACH_OP(SWK_KERNELS_##isa)}},
+#define SWK_BUILD(isa) Build{&runs_##isa, Kernels{#isa, false SWK_FOR_EACH_OP(SWK_KERNELS_##isa)}},
 
-const Build kBuilds[] = {SWK_FOR_EACH_ISA(SWK_BUILD)};
+#if defined(SWK_HAS_BFLOAT16)
+bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#define SWK_KERNELS_avx512bf16(op, Args) , &avx512bf16::op
+// AVX-512 in everything else.
+#define SWK_BUILD_BFLOAT16                                                             \
+    Build{&runs_avx512bf16, Kernels{"avx512bf16", true SWK_FOR_EACH_BFLOAT16_OP(SWK_KERNELS_avx512bf16) \
+                                        SWK_FOR_EACH_FLOAT32_OP(SWK_KERNELS_avx512)}},
+#else
+#define SWK_BUILD_BFLOAT16
+#endif
+
+const Build kBuilds[] = {SWK_BUILD_BFLOAT16 SWK_FOR_EACH_ISA(SWK_BUILD)};
 
 const Kernels& find(const std::string& isa, const char* who) {
     std::string supported;

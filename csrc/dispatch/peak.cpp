@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <vector>
 
 #include "../base/parallel.h"
@@ -61,9 +60,7 @@ double peak_float32(int threads) { return peak_of(kernels().fma_loop, threads); 
 
 double peak_bfloat16([[maybe_unused]] int threads) {
 #if defined(SWK_HAS_BFLOAT16)
-    if (!std::strcmp(kernels().isa, "avx512") && __builtin_cpu_supports("avx512bf16")) {
-        return peak_of(&bfloat16_loop, threads);
-    }
+    if (kernels().bfloat16) return peak_of(&bfloat16_loop, threads);
 #endif
     return 0;
 }

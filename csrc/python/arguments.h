@@ -51,6 +51,12 @@ struct View {
     std::vector<int64_t> sizes, strides;
 };
 
+// A view of four dimensions whose elements may be bfloat16: the same tuple with True for bfloat16 at its end.
+struct Image {
+    View view;
+    bool bfloat16 = false;
+};
+
 inline void expect(bool holds, const char* otherwise) {
     if (!holds) throw py::value_error(otherwise);
 }
@@ -109,6 +115,21 @@ private:
         if (!PyTuple_Check(numbers)) return false;
         to.resize(PyTuple_GET_SIZE(numbers));
         for (size_t i = 0; i < to.size(); ++i) to[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(numbers, i));
+        return true;
+    }
+};
+
+template <>
+struct type_caster<swk::python::Image> {
+    PYBIND11_TYPE_CASTER(swk::python::Image, const_name("tuple[int, tuple[int, ...], tuple[int, ...], object, bool]"));
+
+    bool load(handle source, bool convert) {
+        if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 5) return false;
+        const object tensor = reinterpret_steal<object>(PyTuple_GetSlice(source.ptr(), 0, 4));
+        make_caster<swk::python::View> view;
+        if (!view.load(tensor, convert)) return false;
+        value.view = cast_op<swk::python::View&>(view);
+        value.bfloat16 = PyTuple_GET_ITEM(source.ptr(), 4) == Py_True;
         return true;
     }
 };

@@ -60,17 +60,21 @@ struct Core {
     }
 };
 
+// Words of four bytes for the weights of `depth` input channels of an output channel.
+int64_t words(int64_t depth, bool bfloat16) { return bfloat16 ? (depth + 1) / 2 : depth; }
+
 struct Attention {
     Buffer norm_weight, norm_bias, qkv, qkv_bias, proj, proj_bias;
     Core core;
 
-    void fill(AttentionWeights& to, int64_t channels, const Layout& layout) const {
+    void fill(AttentionWeights& to, int64_t channels, const Layout& layout, bool bfloat16) const {
         core.fill(to, channels, layout);
         const int64_t rows = core.rows(channels, layout), out_rows = filled(channels, layout.tile_rows);
+        const int64_t depth = words(channels, bfloat16);
         to.norm_weight = norm_weight.exactly(channels, "norm_weight");
         to.norm_bias = norm_bias.exactly(channels, "norm_bias");
-        to.qkv = {qkv.exactly(rows * channels, "qkv"), qkv_bias.exactly(rows, "qkv_bias")};
-        to.proj = {proj.exactly(out_rows * channels, "proj"), proj_bias.exactly(out_rows, "proj_bias")};
+        to.qkv = {qkv.exactly(rows * depth, "qkv"), qkv_bias.exactly(rows, "qkv_bias")};
+        to.proj = {proj.exactly(out_rows * depth, "proj"), proj_bias.exactly(out_rows, "proj_bias")};
     }
 };
 
@@ -78,13 +82,13 @@ struct Ffn {
     Buffer norm_weight, norm_bias, project_in, project_in_bias, project_out, project_out_bias;
     int64_t hidden;
 
-    void fill(FfnWeights& to, int64_t channels, const Layout& layout) const {
+    void fill(FfnWeights& to, int64_t channels, const Layout& layout, bool bfloat16) const {
         const int64_t in_rows = 2 * filled(hidden, layout.tile_rows / 2), out_rows = filled(channels, layout.tile_rows);
         to.norm_weight = norm_weight.exactly(channels, "norm_weight");
         to.norm_bias = norm_bias.exactly(channels, "norm_bias");
-        to.in = {project_in.exactly(in_rows * channels, "project_in"),
+        to.in = {project_in.exactly(in_rows * words(channels, bfloat16), "project_in"),
                  project_in_bias.exactly(in_rows, "project_in_bias")};
-        to.out = {project_out.exactly(out_rows * hidden, "project_out"),
+        to.out = {project_out.exactly(out_rows * words(hidden, bfloat16), "project_out"),
                   project_out_bias.exactly(out_rows, "project_out_bias")};
     }
 };
@@ -95,16 +99,22 @@ ImageView image(const View& tensor) {
     return {tensor.data, stride[0], stride[1], stride[2], stride[3]};
 }
 
+ImageView image(const Image& tensor) {
+    ImageView view = image(tensor.view);
+    view.bfloat16 = tensor.bfloat16;
+    return view;
+}
+
 using Op = void (*Kernels::*)(const SwdaBlockArgs&);
 
 // The arguments of a call of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention), without scratch.
-SwdaBlockArgs block_args(const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
-                         int threads) {
+SwdaBlockArgs block_args(const Image& out, const Image& x, const Attention* attention, const Ffn* ffn, int64_t shift,
+                         bool bfloat16, int threads) {
     expect_threads(threads);
     SwdaBlockArgs args{};
-    args.x = image(x), args.out = image(out), args.threads = threads;
-    expect_same_shape(out, x);
-    const std::vector<int64_t>& shape = x.sizes;
+    args.x = image(x), args.out = image(out), args.bfloat16 = bfloat16, args.threads = threads;
+    expect_same_shape(out.view, x.view);
+    const std::vector<int64_t>& shape = x.view.sizes;
     args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
     if (attention) {
         attention->core.expect_fit(shape, shift);
@@ -112,14 +122,14 @@ SwdaBlockArgs block_args(const View& out, const View& x, const Attention* attent
     }
     if (ffn) expect((args.ffn.hidden = ffn->hidden) >= 1, "hidden must be at least 1");
     const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
-    if (attention) attention->fill(args.attention, args.channels, layout);
-    if (ffn) ffn->fill(args.ffn, args.channels, layout);
+    if (attention) attention->fill(args.attention, args.channels, layout, bfloat16);
+    if (ffn) ffn->fill(args.ffn, args.channels, layout, bfloat16);
     return args;
 }
 
-void run(Op op, const View& out, const View& x, const Attention* attention, const Ffn* ffn, int64_t shift,
-         const Buffer& scratch, int threads) {
-    SwdaBlockArgs args = block_args(out, x, attention, ffn, shift, threads);
+void run(Op op, const Image& out, const Image& x, const Attention* attention, const Ffn* ffn, int64_t shift,
+         bool bfloat16, const Buffer& scratch, int threads) {
+    SwdaBlockArgs args = block_args(out, x, attention, ffn, shift, bfloat16, threads);
     const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
     args.scratch = scratch.at_least(threads * layout.scratch_floats, "scratch");
     const Kernels& chosen = kernels();
@@ -127,18 +137,18 @@ void run(Op op, const View& out, const View& x, const Attention* attention, cons
     (chosen.*op)(args);
 }
 
-void swda_block(const View& out, const View& x, const Attention& attention, const Ffn& ffn, int64_t shift,
-                const Buffer& scratch, int threads) {
-    run(&Kernels::swda_block, out, x, &attention, &ffn, shift, scratch, threads);
+void swda_block(const Image& out, const Image& x, const Attention& attention, const Ffn& ffn, int64_t shift,
+                bool bfloat16, const Buffer& scratch, int threads) {
+    run(&Kernels::swda_block, out, x, &attention, &ffn, shift, bfloat16, scratch, threads);
 }
 
-void swda_attention(const View& out, const View& x, const Attention& attention, int64_t shift, const Buffer& scratch,
-                    int threads) {
-    run(&Kernels::swda_attention, out, x, &attention, nullptr, shift, scratch, threads);
+void swda_attention(const Image& out, const Image& x, const Attention& attention, int64_t shift, bool bfloat16,
+                    const Buffer& scratch, int threads) {
+    run(&Kernels::swda_attention, out, x, &attention, nullptr, shift, bfloat16, scratch, threads);
 }
 
-void gated_ffn(const View& out, const View& x, const Ffn& ffn, const Buffer& scratch, int threads) {
-    run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, scratch, threads);
+void gated_ffn(const Image& out, const Image& x, const Ffn& ffn, bool bfloat16, const Buffer& scratch, int threads) {
+    run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, bfloat16, scratch, threads);
 }
 
 // Sums of the gradients of the weights, one set for each chunk, and the transposed weights: AttentionGradients,
@@ -180,7 +190,7 @@ struct FfnSums {
 };
 
 // Gradients of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
-void swda_backward(const View& grad_x, const View& grad, const View& x, const Attention* attention, const Ffn* ffn,
+void swda_backward(const Image& grad_x, const Image& grad, const Image& x, const Attention* attention, const Ffn* ffn,
                    const AttentionSums* attention_sums, const FfnSums* ffn_sums, int64_t shift, int64_t chunks,
                    const Buffer& scratch, int threads) {
     expect(attention || ffn, "one of attention and ffn must be given");
@@ -188,8 +198,8 @@ void swda_backward(const View& grad_x, const View& grad, const View& x, const At
     expect(attention || shift == 0, "the shift must be 0 without attention");
     expect(chunks >= 1, "chunks must be at least 1");
     SwdaBackwardArgs args{};
-    args.forward = block_args(grad_x, x, attention, ffn, shift, threads);
-    expect_same_shape(grad, x);
+    args.forward = block_args(grad_x, x, attention, ffn, shift, false, threads);
+    expect_same_shape(grad.view, x.view);
     args.grad = image(grad), args.chunks = chunks;
     const SwdaBlockArgs& of = args.forward;
     const BackwardLayout layout = backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden);
@@ -246,11 +256,13 @@ void bind_block(py::module_& module) {
     bind_weights(module);
     bind_gradients(module);
     module.def("swda_block", &swda_block, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
-               py::arg("ffn"), py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("ffn"), py::arg("shift"), py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"),
+               "csrc/block/swda_block.h");
     module.def("swda_attention", &swda_attention, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
-               py::arg("shift"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("shift"), py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"),
+               "csrc/block/swda_block.h");
     module.def("gated_ffn", &gated_ffn, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("ffn"),
-               py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
+               py::arg("bfloat16"), py::arg("scratch"), py::arg("threads"), "csrc/block/swda_block.h");
     module.def(
         "swda_layout",
         [](int64_t channels, int64_t heads, int64_t window, int64_t hidden) {

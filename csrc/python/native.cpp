@@ -41,6 +41,8 @@ PYBIND11_MODULE(_native, module) {
     module.attr("has_cuda") = false;
     module.def("supported_isas", &swk::supported_isas, "Instruction sets that this machine runs, the preferred first.");
     module.def("isa", [] { return swk::kernels().isa; }, "The instruction set in use; SWINTORMER_ISA forces one.");
+    module.def("has_bfloat16", [] { return swk::kernels().bfloat16; },
+               "Whether products of bfloat16 are instructions of the instruction set in use, not emulated.");
     module.def("use_isa", &swk::use_isa, py::arg("isa"), "Take another instruction set from now on.");
     module.def("thread_source", &swk::thread_source, "Whose threads the kernels take: 'openmp' (torch's) or 'own'.");
     module.def("use_own_threads", &swk::use_own_threads, py::arg("own"), "Take the package's own threads, or torch's.");

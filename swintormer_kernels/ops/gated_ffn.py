@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swintormer_kernels.backends.reference.blocks import gated_ffn as _reference
 from swintormer_kernels.backends.triton.layout import MOST_CHANNELS, dense_on_gpu
+from swintormer_kernels.precision import with_precision
 from swintormer_kernels.records import FFNWeights
 from swintormer_kernels.registry import Op
 from swintormer_kernels.torch_op import (
@@ -19,13 +20,13 @@ from swintormer_kernels.torch_op import (
     check_shapes,
     define_block_op,
     element_bytes,
-    float32_or_autocast,
+    float32_bfloat16_or_autocast,
     slower_with_gradients,
 )
 
 
 def _cpu_serves(x: Tensor, weights: FFNWeights) -> str | None:
-    return float32_or_autocast(x, *weights)
+    return float32_bfloat16_or_autocast(x, *weights)
 
 
 def _triton_serves(x: Tensor, weights: FFNWeights) -> str | None:
@@ -73,7 +74,7 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
     backend = OP.select(x, weights)
     if backend == "reference":
         return _reference(x, weights)
-    return _run(*_SIGNATURE.flat(x, weights), backend)
+    return _run(*_SIGNATURE.flat(x, weights), with_precision(backend, x))
 
 
 def check_input(x: Tensor, weights: FFNWeights) -> None:

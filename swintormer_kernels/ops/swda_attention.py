@@ -17,6 +17,7 @@ from torch import Tensor
 
 from swintormer_kernels.backends.reference.blocks import swda_attention as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
+from swintormer_kernels.precision import with_precision
 from swintormer_kernels.records import AttentionWeights
 from swintormer_kernels.registry import Op
 from swintormer_kernels.torch_op import (
@@ -25,12 +26,12 @@ from swintormer_kernels.torch_op import (
     check_shapes,
     define_block_op,
     element_bytes,
-    float32_or_autocast,
+    float32_bfloat16_or_autocast,
 )
 
 
 def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
-    return float32_or_autocast(x, *weights)
+    return float32_bfloat16_or_autocast(x, *weights)
 
 
 def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
@@ -92,7 +93,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
     backend = OP.select(x, weights, window, shift)
     if backend == "reference":
         return _reference(x, weights, window, shift)
-    return _run(*_SIGNATURE.flat(x, weights, window, shift), backend)
+    return _run(*_SIGNATURE.flat(x, weights, window, shift), with_precision(backend, x))
 
 
 def check_input(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> None:

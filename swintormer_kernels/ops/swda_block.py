@@ -10,13 +10,14 @@ from torch import Tensor
 from swintormer_kernels.backends.reference.blocks import swda_block as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import gated_ffn, swda_attention
+from swintormer_kernels.precision import with_precision
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_or_autocast
+from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_bfloat16_or_autocast
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
-    return float32_or_autocast(x, *attention, *ffn)
+    return float32_bfloat16_or_autocast(x, *attention, *ffn)
 
 
 def _triton_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
@@ -56,7 +57,7 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     backend = OP.select(x, attention, ffn, window, shift)
     if backend == "reference":
         return _reference(x, attention, ffn, window, shift)
-    return _run(*_SIGNATURE.flat(x, attention, ffn, window, shift), backend)
+    return _run(*_SIGNATURE.flat(x, attention, ffn, window, shift), with_precision(backend, x))
 
 
 def cost(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Cost:

@@ -10,9 +10,10 @@ import sys
 import threading
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "swintormer_kernels._native"
+BLOCK_OPS = ("swda_attention", "gated_ffn", "swda_block")
 MOST_NUMBERS = {"address": 60000, "thread": 400000}
 """Of a case's tensors: the sanitizers make the rest slow, and add nothing to it."""
 
@@ -34,6 +35,18 @@ class ExactScratch:
         self.buffers = [dense(torch.empty(size)) for size in floats]
 
 
+def run_in_bfloat16(op, args):
+    """Products of bfloat16, by the instruction or emulated, and products of float32 on tensors of bfloat16."""
+    from swintormer_kernels.precision import emulated_bfloat16
+
+    halved = tree_map(lambda leaf: leaf.bfloat16() if isinstance(leaf, torch.Tensor) else leaf, args)
+    op(*halved)
+    with emulated_bfloat16():
+        op(*halved)
+        with torch.autocast("cpu", torch.bfloat16):
+            op(*args)
+
+
 def run_ops(most):
     import swintormer_kernels as sk
     from swintormer_kernels.backends.cpu import denoiser
@@ -53,6 +66,8 @@ def run_ops(most):
                 for threads in (1, 3):
                     torch.set_num_threads(threads)
                     op(*args, **kwargs)
+                    if name in BLOCK_OPS:
+                        run_in_bfloat16(op, args)
                 if op.op.own_backward("cpu") is not None:
                     for tensor in tensors:
                         tensor.requires_grad_()

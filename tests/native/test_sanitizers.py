@@ -75,7 +75,8 @@ def check(kind, sanitizers, isas, folder):
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "every"])
 def test_no_op_does_what_a_sanitizer_forbids(every, tmp_path, extension):
     isas = extension.supported_isas()
-    said = check("address", "address,undefined", isas if every else isas[:1], tmp_path)
+    preferred = isas[:2] if isas[0] == "avx512bf16" else isas[:1]  # which takes most ops from avx512
+    said = check("address", "address,undefined", isas if every else preferred, tmp_path)
     assert "AddressSanitizer" in said, "what is past the end of a tensor is not watched"
 
 

@@ -1,5 +1,6 @@
-"""swda_block, swda_attention and gated_ffn in csrc/block: float32, any strides, result in x's memory layout.
+"""swda_block, swda_attention and gated_ffn in csrc/block: float32 or bfloat16, any strides, result in x's layout.
 
+Tensors of bfloat16 are converted as the kernels read and write them. With `bfloat16=True` products multiply bfloat16.
 Formulas, bytes moved and MACs: csrc/block/swda_block.h.
 """
 
@@ -12,41 +13,46 @@ from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.block_backward import block_gradients
-from swintormer_kernels.backends.cpu.layout import Buffer, dense, view
+from swintormer_kernels.backends.cpu.layout import Buffer, dense, image
 from swintormer_kernels.backends.cpu.packing import pack_attention, pack_ffn
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 
-def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> Tensor:
+def swda_block(
+    x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int, *, bfloat16: bool = False
+) -> Tensor:
     """See `swintormer_kernels.ops.swda_block`."""
     heads, hidden = attention.logit_scale.shape[0], ffn.project_out.shape[1]
     return _run(
         "swda_block",
         x,
-        attention=pack_attention(attention, window, hidden),
-        ffn=pack_ffn(ffn),
+        attention=pack_attention(attention, window, hidden, bfloat16=bfloat16),
+        ffn=pack_ffn(ffn, bfloat16=bfloat16),
         shift=shift,
+        bfloat16=bfloat16,
         scratch=_scratch(x, heads, window, hidden),
     )
 
 
-def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
+def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int, *, bfloat16: bool = False) -> Tensor:
     """See `swintormer_kernels.ops.swda_attention`."""
     return _run(
         "swda_attention",
         x,
-        attention=pack_attention(weights, window, hidden=0),
+        attention=pack_attention(weights, window, hidden=0, bfloat16=bfloat16),
         shift=shift,
+        bfloat16=bfloat16,
         scratch=_scratch(x, weights.logit_scale.shape[0], window, hidden=0),
     )
 
 
-def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
+def gated_ffn(x: Tensor, weights: FFNWeights, *, bfloat16: bool = False) -> Tensor:
     """See `swintormer_kernels.ops.gated_ffn`."""
     hidden = weights.project_out.shape[1]
-    return _run("gated_ffn", x, ffn=pack_ffn(weights), scratch=_scratch(x, 0, 0, hidden))
+    ffn = pack_ffn(weights, bfloat16=bfloat16)
+    return _run("gated_ffn", x, ffn=ffn, bfloat16=bfloat16, scratch=_scratch(x, 0, 0, hidden))
 
 
 def swda_block_backward(
@@ -72,7 +78,7 @@ def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:
     """Calls `op` of the extension on x (B, C, H, W), any strides; the result has x's memory layout if x is dense."""
     out = torch.empty_like(x)
     if x.numel():
-        getattr(native.extension(), op)(out=view(out), x=view(x), threads=torch.get_num_threads(), **arguments)
+        getattr(native.extension(), op)(out=image(out), x=image(x), threads=torch.get_num_threads(), **arguments)
     return out
 
 

@@ -1,8 +1,9 @@
-"""Gradients of the block on the CPU, in csrc/block/swda_backward.cpp: float32, any strides.
+"""Gradients of the block on the CPU, in csrc/block/swda_backward.cpp: products of float32, any strides.
 
 The kernel divides the windows into chunks and sums the gradients of the weights in each; the chunks are added here, in
 order, so that the result does not depend on the number of threads. Formulas, bytes moved and MACs:
-csrc/block/swda_backward.h. Only x is kept from the forward pass.
+csrc/block/swda_backward.h. Only x is kept from the forward pass. Tensors of bfloat16 are converted as the kernel
+reads and writes them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels import native
-from swintormer_kernels.backends.cpu.layout import dense, view
+from swintormer_kernels.backends.cpu.layout import dense, image
 from swintormer_kernels.backends.cpu.packing import (
     MAX_LOG_SCALE,
     pack_attention,
@@ -45,23 +46,23 @@ def block_gradients(
     ffn_shapes = _ffn_sums(ffn, lanes, columns) if ffn else {}
     chunks = _chunks(x, window, [*shapes.values(), *ffn_shapes.values()])
     sums, ffn_sums = (
-        {name: shape and torch.empty(chunks, *shape, device="cpu") for name, shape in found.items()}
+        {name: shape and _scratch(chunks, *shape) for name, shape in found.items()}
         for found in (shapes, ffn_shapes)
     )
     grad_x = torch.empty_like(x)
     if x.numel():
         threads = torch.get_num_threads()
         native.extension().swda_backward(
-            grad_x=view(grad_x),
-            grad=view(grad),
-            x=view(x),
+            grad_x=image(grad_x),
+            grad=image(grad),
+            x=image(x),
             attention=pack_attention(attention, window, hidden) if attention else None,
             ffn=pack_ffn(ffn) if ffn else None,
             attention_sums=_buffers("AttentionSums", sums, transposed_attention(attention)) if attention else None,
             ffn_sums=_buffers("FfnSums", ffn_sums, transposed_ffn(ffn)) if ffn else None,
             shift=shift,
             chunks=chunks,
-            scratch=dense(torch.empty(threads * scratch, device="cpu")),
+            scratch=dense(_scratch(threads * scratch)),
             threads=threads,
         )
     else:
@@ -71,10 +72,14 @@ def block_gradients(
     found = [grad_x, *_of_attention(attention, sums), *_of_ffn(ffn, ffn_sums)]
     sources = [x, *(attention or ()), *(ffn or ())]
     return [
-        value.reshape(source.shape)
+        value.reshape(source.shape).to(source.dtype)
         for source, value in zip(sources, found, strict=True)
         if source is not None and source.requires_grad
     ]
+
+
+def _scratch(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 # ---- the sums of the chunks ------------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ def _of_attention(weights: AttentionWeights | None, sums: dict[str, Tensor | Non
         return []
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     dwconv = _from_heads(_added(sums["dwconv"]), heads)
-    sigmoid = torch.sigmoid(weights.bias_table)
+    sigmoid = torch.sigmoid(weights.bias_table.float())
     return [
         *_of_norm(sums),
         _from_heads(_added(sums["qkv"])[:, :channels], heads),
@@ -165,7 +170,7 @@ def _of_norm(sums: dict[str, Tensor | None]) -> list[Tensor]:
 
 def _added(sums: Tensor | None, *lanes: int) -> Tensor:
     """The sum over the chunks, and over the lanes, the last dimension; an empty matrix for None."""
-    return torch.empty(0, 0) if sums is None else sums.sum((0, *lanes))
+    return _scratch(0, 0) if sums is None else sums.sum((0, *lanes))
 
 
 def _from_heads(rows: Tensor, heads: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 View = tuple[int, "torch.Size", tuple[int, ...], Tensor]
+Image = tuple[int, "torch.Size", tuple[int, ...], Tensor, bool]
 Buffer = tuple[int, int, Tensor]
 
 
@@ -15,6 +16,12 @@ def view(x: Tensor) -> View:
     """(address, shape, strides in elements, owner), the type View of csrc/python/arguments.h."""
     assert x.dtype == torch.float32, "the native code takes the address for one of float32"
     return x.data_ptr(), x.shape, x.stride(), x
+
+
+def image(x: Tensor) -> Image:
+    """`view` of a tensor that may be bfloat16, and whether it is: the type Image of csrc/python/arguments.h."""
+    assert x.dtype in (torch.float32, torch.bfloat16), "the native code takes the address for one of these"
+    return x.data_ptr(), x.shape, x.stride(), x, x.dtype == torch.bfloat16
 
 
 @overload
@@ -36,13 +43,23 @@ def dense(x: Tensor | None) -> Buffer | None:
 
 def float32_on_cpu(*tensors: Tensor | None) -> str | None:
     """Predicate: None if all tensors are strided float32 tensors on the CPU, otherwise the reason."""
+    return _on_cpu(torch.float32, tensors)
+
+
+def bfloat16_on_cpu(*tensors: Tensor | None) -> str | None:
+    """The same for bfloat16."""
+    return _on_cpu(torch.bfloat16, tensors)
+
+
+def _on_cpu(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> str | None:
     for x in tensors:
-        if x is None or (x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided):
+        if x is None or (x.is_cpu and x.dtype is dtype and x.layout is torch.strided):
             continue
         if x.device.type != "cpu":
             return f"the cpu backend takes tensors on the CPU, found one on {x.device}"
-        if x.dtype != torch.float32:
-            return f"the cpu backend takes float32, found {x.dtype}"
+        if x.dtype != dtype:
+            beside = " beside an input of bfloat16" if dtype is torch.bfloat16 else ""
+            return f"the cpu backend takes {str(dtype).removeprefix('torch.')}{beside}, found {x.dtype}"
         if x.layout != torch.strided:
             return f"the cpu backend takes dense (strided) tensors, found layout {x.layout}"
     return None

@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
 
-def pack_attention(weights: AttentionWeights, window: int, hidden: int) -> Any:
-    """`AttentionWeights` of csrc/block/swda_block.h, packed; `hidden` is that of the FFN in the same pass, or 0."""
+def pack_attention(weights: AttentionWeights, window: int, hidden: int, *, bfloat16: bool = False) -> Any:
+    """`AttentionWeights` of csrc/block/swda_block.h, packed; `hidden` is that of the FFN in the same pass, or 0.
+
+    With `bfloat16`, the factors of products are packed as pairs of bfloat16.
+    """
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
     units = (channels, heads, tile)
     rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
     projection = (tile, 1)
     return native.extension().Attention(
-        norm_weight=dense(weights.norm_weight),
-        norm_bias=dense(weights.norm_bias),
-        qkv=_cached(weights.qkv, _head_tiles, units),
+        norm_weight=_float32(weights.norm_weight),
+        norm_bias=_float32(weights.norm_bias),
+        qkv=_cached(weights.qkv, _head_tiles, (*units, bfloat16)),
         qkv_bias=_cached(weights.qkv_bias, _head_rows, units, missing=rows),
-        proj=_cached(weights.proj, _tiles, projection),
+        proj=_cached(weights.proj, _tiles, (*projection, bfloat16)),
         proj_bias=_cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
         core=pack_core(weights, window),
     )
@@ -55,17 +58,17 @@ def pack_core(weights: AttentionWeights, window: int) -> Any:
     )
 
 
-def pack_ffn(weights: FFNWeights) -> Any:
-    """`FfnWeights` of csrc/block/swda_block.h, packed."""
+def pack_ffn(weights: FFNWeights, *, bfloat16: bool = False) -> Any:
+    """`FfnWeights` of csrc/block/swda_block.h, packed; `bfloat16` as in `pack_attention`."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     halves, whole = (tile // 2, 2), (tile, 1)
     return native.extension().Ffn(
-        norm_weight=dense(weights.norm_weight),
-        norm_bias=dense(weights.norm_bias),
-        project_in=_cached(weights.project_in, _tiles, halves),
+        norm_weight=_float32(weights.norm_weight),
+        norm_bias=_float32(weights.norm_bias),
+        project_in=_cached(weights.project_in, _tiles, (*halves, bfloat16)),
         project_in_bias=_cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
-        project_out=_cached(weights.project_out, _tiles, whole),
+        project_out=_cached(weights.project_out, _tiles, (*whole, bfloat16)),
         project_out_bias=_cached(weights.project_out_bias, _padded, whole, missing=_in_tiles(channels, tile)),
         hidden=hidden,
     )
@@ -94,7 +97,11 @@ def transposed_ffn(weights: FFNWeights) -> dict[str, Buffer]:
 def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
     if source is None:
         return dense(_zeros(missing))
-    return dense(packed_weight([source], (how, sizes), lambda: how(source, *sizes).contiguous()))
+    return dense(packed_weight([source], (how, sizes), lambda: how(source.float(), *sizes).contiguous()))
+
+
+def _float32(vector: Tensor) -> Buffer:
+    return dense(vector) if vector.dtype is torch.float32 else _cached(vector, torch.Tensor.flatten, ())
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,9 +120,16 @@ def _padded(matrix: Tensor, tile: int, parts: int) -> Tensor:
     return rows.unflatten(1, (-1, tile)).transpose(0, 1).reshape(-1, rows.shape[-1])
 
 
-def _tiles(matrix: Tensor, tile: int, parts: int) -> Tensor:
-    """The rows of `_padded` in tiles: (tiles, k, parts * tile)."""
-    return _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
+def _tiles(matrix: Tensor, tile: int, parts: int, bfloat16: bool) -> Tensor:
+    """The rows of `_padded` in tiles: (tiles, k, parts * tile), or (tiles, k in pairs, parts * tile)."""
+    tiles = _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
+    return _pairs(tiles) if bfloat16 else tiles
+
+
+def _pairs(tiles: Tensor) -> Tensor:
+    """(tiles, k, rows) -> (tiles, ceil(k / 2), rows): words of two bfloat16, the first in the lower half."""
+    pairs = F.pad(tiles, (0, 0, 0, tiles.shape[1] % 2)).bfloat16().unflatten(1, (-1, 2))
+    return pairs.transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
 
 
 def by_head(matrix: Tensor, channels: int, heads: int) -> Tensor:
@@ -130,13 +144,14 @@ def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
     return F.pad(rows, (0, 0, 0, -rows.shape[1] % tile)).flatten(0, 1)
 
 
-def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    return _head_rows(matrix, channels, heads, tile).unflatten(0, (-1, tile)).transpose(1, 2)
+def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int, bfloat16: bool) -> Tensor:
+    tiles = _head_rows(matrix, channels, heads, tile).unflatten(0, (-1, tile)).transpose(1, 2)
+    return _pairs(tiles) if bfloat16 else tiles
 
 
 def _columns(matrix: Tensor, tile: int) -> Tensor:
     """The columns of a 1x1 convolution's weight in tiles: (tiles, rows, tile)."""
-    return _tiles(matrix.flatten(1).T, tile, 1)
+    return _tiles(matrix.flatten(1).T, tile, 1, False)
 
 
 def _head_columns(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
