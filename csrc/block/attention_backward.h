@@ -57,7 +57,7 @@ public:
         window_half<false>(regions.of_token, head, attended);
     }
 
-    // Replaces `rows`, as in `forward`, by their gradient, zeros after the last token. Adds to dwconv [3d][10]; the
+    // Replaces `rows`, as in `forward`, by their gradient, zeros after the last token. Adds to dwconv [3d][10][kLanes]; the
     // window half also to bias [(2w-1)^2] and log_scale [1].
     void backward(float* rows, const Regions& regions, int half, int64_t head, float* dwconv, float* bias,
                   float* log_scale) {
@@ -94,38 +94,78 @@ private:
         }
     }
 
+    // to = dwconv(from), one channel; zeros after the last token. `taps` as the weights have them, or in reverse order.
+    void convolve_row(const float* from, const F32 (&tap)[9], float bias, float* to) {
+        if (shape_.whole_rows) {
+            for (int64_t t = 0; t < shape_.tokens; t += kLanes) store(to + t, load(from + t));
+            if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, to);
+            else convolve_rows<kLanes / 2>(tap, bias, to);
+        } else {
+            fill_plane(from, planes_);
+            convolve(planes_, tap, bias, to);
+        }
+    }
+
     // qkv_ = dwconv(rows).
     void make_qkv(const float* rows, int64_t unit) {
         for (int64_t row = 0; row < 3 * shape_.size; ++row) {
             const int64_t at = unit * shape_.rows + row;
             F32 tap[9];
             for (int i = 0; i < 9; ++i) tap[i] = broadcast(weights_.dwconv[at * 9 + i]);
-            fill_plane(rows + row * shape_.pitch, planes_);
-            convolve(planes_, tap, weights_.dwconv_bias[at], qkv_ + row * shape_.pitch);
+            convolve_row(rows + row * shape_.pitch, tap, weights_.dwconv_bias[at], qkv_ + row * shape_.pitch);
         }
     }
 
-    // Replaces rows by their gradient, computed from grads_; gradients of taps and bias of row r add to dwconv + 10 r.
+    // Replaces rows by their gradient, computed from grads_; gradients of taps and bias of row r add to 10 vectors at
+    // dwconv + 10 r kLanes.
     void convolve_backward(float* rows, int64_t unit, float* dwconv) {
-        const int64_t w = shape_.window, pitch = w + 1, first = 1 + pitch, last = first + w * pitch;
-        for (int64_t row = 0; row < 3 * shape_.size; ++row) {
+        for (int64_t row = 0; row < 3 * shape_.size; ++row, dwconv += 10 * kLanes) {
             float* line = rows + row * shape_.pitch;
-            fill_plane(line, planes_);
-            fill_plane(grads_ + row * shape_.pitch, plane_);
-            // Both planes have borders of zeros, so one pass over the whole plane gives all nine sums of products.
-            F32 sum[10] = {};
-            for (int64_t i = first; i < last; i += kLanes) {
-                const F32 value = load(plane_ + i);
-                for (int tap = 0; tap < 9; ++tap) {
-                    sum[tap] = madd(value, load(planes_ + i + (tap / 3 - 1) * pitch + tap % 3 - 1), sum[tap]);
-                }
-                sum[9] += value;
-            }
-            for (int tap = 0; tap < 10; ++tap) dwconv[row * 10 + tap] += sum_of_lanes(sum[tap]);
+            const float* grads = grads_ + row * shape_.pitch;
+            F32 sum[10];
+            for (int i = 0; i < 10; ++i) sum[i] = load(dwconv + i * kLanes);
+            if (shape_.window == kLanes) add_tap_gradients<kLanes>(line, grads, sum);
+            else if (shape_.whole_rows) add_tap_gradients<kLanes / 2>(line, grads, sum);
+            else add_tap_gradients(line, grads, sum);
+            for (int i = 0; i < 10; ++i) store(dwconv + i * kLanes, sum[i]);
             F32 flipped[9];
             const float* taps = weights_.dwconv + (unit * shape_.rows + row) * 9;
             for (int i = 0; i < 9; ++i) flipped[i] = broadcast(taps[8 - i]);
-            convolve(plane_, flipped, 0.0f, line);
+            convolve_row(grads, flipped, 0.0f, line);
+        }
+    }
+
+    // Of a window with rows of `Row` tokens, as in convolve_rows: the gradient moves to the neighbours, not the input.
+    template <int Row>
+    void add_tap_gradients(const float* line, const float* grads, F32 (&sum)[10]) {
+        F32 before = {}, here = load(line);
+        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
+            const F32 after = t + kLanes < shape_.tokens ? load(line + t + kLanes) : F32{};
+            const F32 above = Row == kLanes ? before : middle(before, here, Lanes{});
+            const F32 below = Row == kLanes ? after : middle(here, after, Lanes{});
+            const F32 grad = load(grads + t);
+            const F32 beside[3] = {moved<Row, -1>(grad, Lanes{}), grad, moved<Row, 1>(grad, Lanes{})};
+            for (int i = 0; i < 3; ++i) {
+                sum[i] = madd(beside[i], above, sum[i]);
+                sum[3 + i] = madd(beside[i], here, sum[3 + i]);
+                sum[6 + i] = madd(beside[i], below, sum[6 + i]);
+            }
+            sum[9] += grad;
+            before = here, here = after;
+        }
+    }
+
+    // Of any window. Both planes have borders of zeros, so one pass over the whole plane gives all sums of products.
+    void add_tap_gradients(const float* line, const float* grads, F32 (&sum)[10]) {
+        const int64_t w = shape_.window, pitch = w + 1, first = 1 + pitch, last = first + w * pitch;
+        fill_plane(line, planes_);
+        fill_plane(grads, plane_);
+        for (int64_t i = first; i < last; i += kLanes) {
+            const F32 value = load(plane_ + i);
+            for (int tap = 0; tap < 9; ++tap) {
+                sum[tap] = madd(value, load(planes_ + i + (tap / 3 - 1) * pitch + tap % 3 - 1), sum[tap]);
+            }
+            sum[9] += value;
         }
     }
 
@@ -165,42 +205,39 @@ private:
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
             make_logits<Masked>(region, head, panel, highest);
-            for (int v = 0; v < kPanelVectors; ++v) differentiate_column(v, panel, highest[v]);
+            differentiate_panel(panel, highest);
             add_bias_gradient(panel, bias);
             sum_over_keys(panel);
             sum_over_queries(panel);
         }
     }
 
-    // For one vector of queries: replaces logits_ by P and writes dl to logit_grads_.
-    void differentiate_column(int v, int64_t panel, F32 highest) {
-        float *p = logits_ + v * kLanes, *dl = logit_grads_ + v * kLanes;
-        F32 ties;
-        const F32 inverse = 1.0f / (exponentiate_marking(p, highest, ties) + 1.0f);
-        F32 delta = {};
-        const float* grad_out = out_ + panel * kPanel + v * kLanes;
+    // For a panel of queries: replaces logits_ by P and writes dl to logit_grads_.
+    void differentiate_panel(int64_t panel, const F32 (&highest)[kPanelVectors]) {
+        F32 inverse[kPanelVectors], ties[kPanelVectors], delta[kPanelVectors] = {};
+        for (int v = 0; v < kPanelVectors; ++v) {
+            inverse[v] = 1.0f / (exponentiate_marking(logits_ + v * kLanes, highest[v], ties[v]) + 1.0f);
+        }
         for (int64_t first = 0; first < shape_.tokens; first += kTileRows) {
-            F32 g[kTileRows] = {};
-            for (int64_t c = 0; c < shape_.size; ++c) {
-                const F32 right = load(grad_out + c * shape_.pitch);
-                const float* left = this->v() + c * shape_.pitch + first;
-#pragma GCC unroll 16
-                for (int r = 0; r < kTileRows; ++r) g[r] = madd(broadcast(left[r]), right, g[r]);
-            }
+            const Tile g = multiply(shape_.size, this->v() + first, shape_.pitch, out_ + panel * kPanel, shape_.pitch);
             for (int r = 0; r < kTileRows && first + r < shape_.tokens; ++r) {
-                const int64_t at = (first + r) * kPanel;
-                const F32 marked = load(p + at) * inverse;
-                delta = madd(maximum(marked, -marked), g[r], delta);
-                store(p + at, marked);
-                store(dl + at, g[r]);
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    const int64_t at = (first + r) * kPanel + v * kLanes;
+                    const F32 marked = load(logits_ + at) * inverse[v];
+                    delta[v] = madd(maximum(marked, -marked), g.row[r][v], delta[v]);
+                    store(logits_ + at, marked);
+                    store(logit_grads_ + at, g.row[r][v]);
+                }
             }
         }
-        const F32 to_maximum = delta * inverse / ties;
-        for (int64_t at = 0; at < shape_.tokens * kPanel; at += kPanel) {
-            const F32 marked = load(p + at), probability = maximum(marked, -marked);
-            const F32 extra = marked < F32{} ? to_maximum : F32{};
-            store(p + at, probability);
-            store(dl + at, probability * (load(dl + at) - delta) - extra);
+        for (int v = 0; v < kPanelVectors; ++v) {
+            const F32 to_maximum = delta[v] * inverse[v] / ties[v];
+            for (int64_t at = v * kLanes; at < shape_.tokens * kPanel; at += kPanel) {
+                const F32 marked = load(logits_ + at), probability = maximum(marked, -marked);
+                const F32 extra = marked < F32{} ? to_maximum : F32{};
+                store(logits_ + at, probability);
+                store(logit_grads_ + at, probability * (load(logit_grads_ + at) - delta[v]) - extra);
+            }
         }
     }
 
@@ -229,6 +266,14 @@ private:
                     if (shape_.in_table) {
                         float* to = bias + (query / w - y + w - 1) * side + query % w - x + w - 1;
                         store(to, load(to) + load(dl));
+                        continue;
+                    }
+                    if (shape_.whole_rows) {  // two rows of queries, each one row of the table
+                        for (int64_t row = 0; row < 2; ++row) {
+                            float* to = bias + (query / w + row - y + w - 1) * side - x + w - 1;
+                            const F32 sum = load(to, 1, kLanes / 2) + load(dl + row * w, 1, kLanes / 2);
+                            store(to, 1, kLanes / 2, sum);
+                        }
                         continue;
                     }
                     for (int lane = 0; lane < kLanes && query + lane < shape_.tokens; ++lane) {
@@ -308,7 +353,7 @@ private:
         normalise_channels_backward(q(), grad(0), q_scales_), normalise_channels_backward(k(), grad(1), k_scales_);
     }
 
-    // As differentiate_column, for one channel of q: p is P; dl is g on entry and dl on return.
+    // As differentiate_panel, for one channel of q: p is P; dl is g on entry and dl on return.
     void differentiate_channel(const float* p, float* dl) {
         const int64_t stride = shape_.padded_size;
         float delta = 0.0f, highest = 0.0f, ties = 0.0f;

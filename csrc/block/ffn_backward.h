@@ -134,7 +134,7 @@ private:
                 const Tile of_h2 =
                     multiply(depth, weight + (shape_.hidden + first) * kTileRows, kTileRows, h2_ + at, kPanel);
                 float* to = grad_normed_ + (panel * channels + row) * kPanel;
-                for (int r = 0; r < valid; ++r) {
+                for (int r = 0; r < kTileRows && r < valid; ++r) {
                     for (int v = 0; v < kPanelVectors; ++v) {
                         float* place = to + r * kPanel + v * kLanes;
                         const F32 before = first ? load(place) : F32{};

@@ -65,7 +65,7 @@ AttentionGradients of_chunk(const AttentionGradients& sums, const HeadShape& sha
     return {of_chunk(sums.norm, 2 * channels * kLanes, chunk),
             of_chunk(sums.qkv, 3 * channels * columns, chunk),
             of_chunk(sums.qkv_bias, 3 * channels * kLanes, chunk),
-            of_chunk(sums.dwconv, 3 * channels * 10, chunk),
+            of_chunk(sums.dwconv, 3 * channels * 10 * kLanes, chunk),
             of_chunk(sums.proj, channels * columns, chunk),
             of_chunk(sums.proj_bias, channels * kLanes, chunk),
             of_chunk(sums.bias, shape.heads * side * side, chunk),
@@ -202,7 +202,7 @@ private:
                 project_gradient(first, panel, head_.out() + panel * kPanel);
             }
             float* of_qkv = rows(unit);
-            head_.backward(of_qkv, regions, unit >= shape_.heads, head, sums.dwconv + unit * unit_rows() * 10,
+            head_.backward(of_qkv, regions, unit >= shape_.heads, head, sums.dwconv + unit * unit_rows() * 10 * kLanes,
                            sums.bias + head * side * side, sums.log_scale + head);
             for (int64_t row = 0; row < unit_rows(); ++row) {
                 for (int64_t panel = 0; panel < shape_.panels; ++panel) {

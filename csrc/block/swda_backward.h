@@ -35,7 +35,7 @@ struct AttentionGradients {
     float* norm;       // [2][C][lanes]: weight, bias; the caller adds the lanes, here and below
     float* qkv;        // [2 heads][3d][columns(C)]
     float* qkv_bias;   // [2 heads][3d][lanes]
-    float* dwconv;     // [2 heads][3d][10]: 9 taps and bias
+    float* dwconv;     // [2 heads][3d][10][lanes]: 9 taps and bias
     float* proj;       // [C of attended][columns(C)]: transposed
     float* proj_bias;  // [C][lanes]
     float* bias;       // [heads][(2w-1)^2], of the position bias itself (16 sigmoid(table))

@@ -58,7 +58,7 @@ static inline void add_product(const float* left, int64_t rows, int64_t panel_fl
                     }
                 }
             }
-            for (int r = 0; r < valid; ++r) {
+            for (int r = 0; r < kTileRows && r < valid; ++r) {
                 float* at = sum + (row + r) * columns + column;
                 for (int v = 0; v < kPanelVectors; ++v) store(at + v * kLanes, load(at + v * kLanes) + tile.row[r][v]);
             }

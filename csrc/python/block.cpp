@@ -165,7 +165,7 @@ struct AttentionSums {
         to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
         to.qkv = qkv.exactly_or_none(chunks * 3 * channels * layout.columns, "qkv");
         to.qkv_bias = qkv_bias.exactly_or_none(chunks * 3 * channels * layout.lanes, "qkv_bias");
-        to.dwconv = dwconv.exactly(chunks * 3 * channels * 10, "dwconv");
+        to.dwconv = dwconv.exactly(chunks * 3 * channels * 10 * layout.lanes, "dwconv");
         to.proj = proj.exactly_or_none(chunks * channels * layout.columns, "proj");
         to.proj_bias = proj_bias.exactly_or_none(chunks * channels * layout.lanes, "proj_bias");
         to.bias = bias.exactly(chunks * heads * side * side, "bias");

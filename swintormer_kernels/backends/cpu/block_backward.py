@@ -94,7 +94,7 @@ def _attention_sums(weights: AttentionWeights, window: int, lanes: int, columns:
         "norm": (2, channels, lanes),
         "qkv": _if_wanted(weights.qkv, (3 * channels, columns)),
         "qkv_bias": _if_wanted(weights.qkv_bias, (3 * channels, lanes)),
-        "dwconv": (3 * channels, 10),
+        "dwconv": (3 * channels, 10, lanes),
         "proj": _if_wanted(weights.proj, (channels, columns)),
         "proj_bias": _if_wanted(weights.proj_bias, (channels, lanes)),
         "bias": (heads, (2 * window - 1) ** 2),
@@ -135,7 +135,7 @@ def _of_attention(weights: AttentionWeights | None, sums: dict[str, Tensor | Non
     if weights is None:
         return []
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
-    dwconv = _from_heads(_added(sums["dwconv"]), heads)
+    dwconv = _from_heads(_added(sums["dwconv"], -1), heads)
     sigmoid = torch.sigmoid(weights.bias_table.float())
     return [
         *_of_norm(sums),
