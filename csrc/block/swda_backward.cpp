@@ -5,7 +5,8 @@
 // window of dx. Between the projections a head's tokens are rows [channel][pitch]. Weights, their transposes and the
 // sums of their gradients come from L2 or L3 for each window.
 // MACs and bytes per pixel: swda_backward.h.
-// Scratch of a worker at window 8 and C = 24, 48, 96, 192 with AVX-512: see swda_backward_layout.
+// Scratch of a worker at window 8 with AVX-512: 239, 346, 553 and 964 KiB at C = 24, 48, 96 and 192; at window 16 up to
+// 7.0 MiB (C = 384).
 #include "swda_backward.h"
 
 #include "../base/parallel.h"
@@ -16,8 +17,9 @@
 namespace swk::SWK_ISA {
 namespace {
 
-// Panels of gated_ffn that are processed together: 64 tokens or more.
-constexpr int64_t kFfnPanels = 64 / kPanel > 2 ? 64 / kPanel : 2;
+// Panels of gated_ffn that are processed together: 128 tokens, because the weights and their sums, 48 C hidden bytes, are
+// read or written once for them (18 MB at C = 384).
+constexpr int64_t kFfnPanels = 128 / kPanel;
 
 // Scratch of one worker: offsets of its parts.
 struct Workspace {

@@ -26,6 +26,8 @@ from swintormer_kernels.backends.cpu.packing import (
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
 
+Shape = tuple[int, ...] | None
+
 _SUMS_BYTES = 32 << 20
 """Bytes of the sums of all chunks, unless a single chunk takes more."""
 
@@ -45,10 +47,7 @@ def block_gradients(
     shapes = _attention_sums(attention, window, lanes, columns) if attention else {}
     ffn_shapes = _ffn_sums(ffn, lanes, columns) if ffn else {}
     chunks = _chunks(x, window, [*shapes.values(), *ffn_shapes.values()])
-    sums, ffn_sums = (
-        {name: shape and _scratch(chunks, *shape) for name, shape in found.items()}
-        for found in (shapes, ffn_shapes)
-    )
+    sums, ffn_sums = _allocated(shapes, chunks), _allocated(ffn_shapes, chunks)
     grad_x = torch.empty_like(x)
     if x.numel():
         threads = torch.get_num_threads()
@@ -78,13 +77,15 @@ def block_gradients(
     ]
 
 
+def _allocated(shapes: dict[str, Shape], chunks: int) -> dict[str, Tensor | None]:
+    return {name: None if shape is None else _scratch(chunks, *shape) for name, shape in shapes.items()}
+
+
 def _scratch(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 # ---- the sums of the chunks ------------------------------------------------------------------------------------------
-
-Shape = tuple[int, ...] | None
 
 
 def _attention_sums(weights: AttentionWeights, window: int, lanes: int, columns: int) -> dict[str, Shape]:
@@ -120,8 +121,8 @@ def _if_wanted(weight: Tensor | None, shape: tuple[int, ...]) -> Shape:
 
 def _chunks(x: Tensor, window: int, shapes: list[Shape]) -> int:
     batch, _, height, width = x.shape
-    # gated_ffn has a window of 0: its chunks have no fewer pixels than those of a window of 8.
-    units = batch * (height // window) * (width // window) if window else -(-batch * height * width // 64)
+    # gated_ffn has a window of 0: it processes 128 pixels together.
+    units = batch * (height // window) * (width // window) if window else -(-batch * height * width // 128)
     floats = sum(torch.Size(shape).numel() for shape in shapes if shape)
     return max(1, min(units, _MOST_CHUNKS, _SUMS_BYTES // (4 * floats)))
 
