@@ -140,3 +140,19 @@ def test_diffusers_is_needed_for_the_prior_only(tmp_path):
     assert result.stderr.startswith("Error: ")
     assert 'pip install "swintormer-kernels[prior]", or restore without the prior (--no-prior).' in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_spin_for_a_bounded_time_unless_the_user_says_otherwise(given, spins):
+    script = """
+import os, sys
+from swintormer.cli import app
+app.app = lambda: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+app.main()
+"""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, env=kept | given)
+    assert result.stdout.split() == [str(spins), "False"], "set before torch loads"
