@@ -20,6 +20,7 @@ struct HeadShape {
     int64_t size, padded_size;   // d, and d in whole tiles
     int64_t rows;                // 3d in whole tiles: qkv's rows of a head
     int64_t pitch;               // floats between consecutive channels of q, k and v
+    int64_t weight_stride;       // floats between rows of the channel half's [channel of k][channel of q]
     int64_t plane;               // floats of one channel of a window with a border of zeros
     int64_t bias_floats;
     bool in_table;               // every vector of queries is inside one row of the window: bias read from the table
@@ -39,8 +40,11 @@ struct HeadShape {
         bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
         scratch_planes = kTileRows * plane;
         scratch_qkv = 3 * size * pitch;
-        scratch_values = up(tokens * padded_size, 16);
-        scratch_logits = up(tokens * kPanel > size * padded_size ? tokens * kPanel : size * padded_size, 16);
+        weight_stride = up(size, kPanel);
+        // v of the window half, or q and k of the channel half; a panel of q may reach past its last row.
+        scratch_values = up(2 * (tokens + 1) * padded_size + kPanel, 16);
+        const int64_t weights = size * weight_stride;
+        scratch_logits = up(tokens * kPanel > weights ? tokens * kPanel : weights, 16);
         scratch_floats = scratch_planes + scratch_qkv + scratch_values + scratch_logits;
     }
 
@@ -303,41 +307,53 @@ protected:
 
     // softmax_one over the channels of k of (q k^T over the tokens), times v.
     void channel_half(float* to) {
-        const int64_t d = shape_.size, stride = shape_.padded_size;
+        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         normalise_channels(q()), normalise_channels(k());
         pair_tokens(q()), pair_tokens(k());
+        float *q_turned = values_, *k_turned = q_turned + depth * shape_.padded_size;
+        transpose_rows(q(), depth, q_turned), transpose_rows(k(), depth, k_turned);
         float* weight = logits_;  // [channel of k][channel of q]
-        for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
-        for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(factors(q()), factors(k()), a, b, weight);
+        for (int64_t b = 0; b < d; b += kTileRows) {
+            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel of q makes unused columns
+                const Tile tile = multiply(depth, factors(k_turned) + b, shape_.padded_size, factors(q_turned) + a,
+                                           shape_.padded_size);
+                store_rows(tile, weight + b * stride + a, stride, d - b);
+            }
         }
-        for (int64_t a = 0; a < d; ++a) softmax_one(weight + a, stride);
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one_columns(weight + a, stride);
         pair_channels(v());
-        pair_rows(weight, stride);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             for (int64_t c = 0; c < d; c += kTileRows) {
                 const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
                                            shape_.pitch);
-                float* rows = to + panel * shape_.channels * kPanel + c * kPanel;
-                for (int r = 0; r < kTileRows && c + r < d; ++r) {
-                    for (int v = 0; v < kPanelVectors; ++v) store(rows + r * kPanel + v * kLanes, tile.row[r][v]);
-                }
+                store_rows(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
             }
         }
     }
 
-    // Replaces matrix [d][stride] by the factors of a product over its rows, [word][stride].
-    void pair_rows(float* matrix, int64_t stride) {
-        if constexpr (kDepth<Word> == 2) {
-            for (int64_t b = 0; b < shape_.size; b += 2) {
-                for (int64_t a = 0; a < stride; a += kLanes) {
-                    const float* row = matrix + b * stride + a;
-                    const int count = left_lanes(stride - a);
-                    const F32 second = b + 1 < shape_.size ? load(row + stride, 1, count) : F32{};
-                    const F32 words = (F32)paired(load(row, 1, count), second);  // stored as it is
-                    store(matrix + b / 2 * stride + a, 1, count, words);
-                }
+    // The first `rows` rows of a tile.
+    static void store_rows(const Tile& tile, float* to, int64_t step, int64_t rows) {
+        for (int r = 0; r < kTileRows && r < rows; ++r) {
+            for (int v = 0; v < kPanelVectors; ++v) store(to + r * step + v * kLanes, tile.row[r][v]);
+        }
+    }
+
+    // softmax_one down each of kLanes columns of d elements, in place, as factors of a product over the d.
+    void softmax_one_columns(float* columns, int64_t stride) {
+        F32 highest = load(columns), sum = {};
+        for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(highest, load(columns + b * stride));
+        for (int64_t b = 0; b < shape_.size; ++b) {
+            const F32 value = exponential(load(columns + b * stride) - highest);
+            store(columns + b * stride, value);
+            sum += value;
+        }
+        const F32 inverse = 1.0f / (sum + 1.0f);
+        for (int64_t b = 0; b < shape_.size; b += kDepth<Word>) {
+            F32 value[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && b + i < shape_.size; ++i) {
+                value[i] = load(columns + (b + i) * stride) * inverse;
             }
+            store_depth(factors(columns), stride, b, value);
         }
     }
 
@@ -370,16 +386,16 @@ protected:
     static constexpr int kGramSide = 3;
 
     // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const Word* rows, const Word* columns, int64_t a, int64_t b, float* product) {
+    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
         const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const Word *left[kGramSide], *right[kGramSide];
+        const float *left[kGramSide], *right[kGramSide];
         for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
             left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
             right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }
         F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel / kDepth<Word>; t += kLanes) {
-            decltype(load(rows)) x[kGramSide], y[kGramSide];
+        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+            F32 x[kGramSide], y[kGramSide];
             for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
             for (int i = 0; i < kGramSide; ++i) {
                 for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
