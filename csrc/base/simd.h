@@ -159,6 +159,18 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
+// Adds to each lane the one at the distance Step, a power of 2.
+template <int Step, int... Lane>
+static inline F32 folded(F32 value, LaneList<Lane...>) {
+    return value + __builtin_shufflevector(value, value, (Lane ^ Step)...);
+}
+
+static inline float sum_of_lanes(F32 value) {
+    if constexpr (kLanes >= 16) value = folded<8 % kLanes>(value, Lanes{});
+    if constexpr (kLanes >= 8) value = folded<4 % kLanes>(value, Lanes{});
+    return folded<1>(folded<2>(value, Lanes{}), Lanes{})[0];
+}
+
 // NaN stays NaN, as in torch.clamp, because both comparisons are false.
 static inline F32 clamp(F32 value, F32 low, F32 high) {
     value = value < low ? low : value;

@@ -357,12 +357,6 @@ protected:
         }
     }
 
-    static float sum_of_lanes(F32 value) {
-        float sum = 0.0f;
-        for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
-        return sum;
-    }
-
     // rows[c][t] /= max(norm over t, 1e-12). The factors are stored in `scales` [c] unless it is null.
     void normalise_channels(float* rows, float* scales = nullptr) {
         const int64_t length = shape_.panels * kPanel;

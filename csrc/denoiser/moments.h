@@ -18,15 +18,6 @@ struct Moments {
     }
 };
 
-static inline float sum_of_lanes(F32 value) {
-    float lanes[kLanes];
-    store(lanes, value);
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    }
-    return lanes[0];
-}
-
 // Mean and M2 of `count` >= 1 contiguous elements.
 static inline void chunk_moments(const float* from, int64_t count, float& mean, float& m2) {
     const float inverse = 1.0f / static_cast<float>(count);
