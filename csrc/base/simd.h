@@ -53,24 +53,15 @@ static inline F32 load(const float* from) {
 
 static inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
-template <int... Lane>
-static inline void store_halves(float* low, float* high, F32 value, LaneList<Lane...>) {
-    constexpr int kHalf = sizeof...(Lane) / 2;
-    // Both halves are the low half of a vector, so that each store is one instruction.
-    const F32 upper = __builtin_shufflevector(value, value, ((Lane + kHalf) % (2 * kHalf))...);
-    __builtin_memcpy(low, &value, kHalf * sizeof(float));
-    __builtin_memcpy(high, &upper, kHalf * sizeof(float));
-}
-
-// Stores the lower and the upper kLanes / 2 lanes in two places.
-static inline void store_halves(float* low, float* high, F32 value) { store_halves(low, high, value, Lanes{}); }
-
 // Number of lanes in use if `left` elements remain.
 static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
 // Loads the first `count` lanes and sets the rest to 0. `stride` in elements.
 static inline F32 load(const float* from, int64_t stride, int count) {
     if (stride == 1 && count == kLanes) return load(from);
+#if !defined(SWK_PORTABLE) && defined(__AVX512F__)
+    if (stride == 1) return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#endif
     float lanes[kLanes] = {};
     for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane * stride];
     return load(lanes);
@@ -78,6 +69,9 @@ static inline F32 load(const float* from, int64_t stride, int count) {
 
 static inline void store(float* to, int64_t stride, int count, F32 value) {
     if (stride == 1 && count == kLanes) return store(to, value);
+#if !defined(SWK_PORTABLE) && defined(__AVX512F__)
+    if (stride == 1) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+#endif
     for (int lane = 0; lane < count; ++lane) to[lane * stride] = value[lane];
 }
 
@@ -159,16 +153,29 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
-// Adds to each lane the one at the distance Step, a power of 2.
-template <int Step, int... Lane>
-static inline F32 folded(F32 value, LaneList<Lane...>) {
-    return value + __builtin_shufflevector(value, value, (Lane ^ Step)...);
+template <int Half, int... Lane>
+static inline F32 fold(F32 value, LaneList<Lane...>) {
+    return value + __builtin_shufflevector(value, value, (Lane ^ Half)...);
 }
 
+// Halves are added to each other until one number is left.
 static inline float sum_of_lanes(F32 value) {
-    if constexpr (kLanes >= 16) value = folded<8 % kLanes>(value, Lanes{});
-    if constexpr (kLanes >= 8) value = folded<4 % kLanes>(value, Lanes{});
-    return folded<1>(folded<2>(value, Lanes{}), Lanes{})[0];
+    if constexpr (kLanes >= 16) value = fold<8 % kLanes>(value, Lanes{});
+    if constexpr (kLanes >= 8) value = fold<4 % kLanes>(value, Lanes{});
+    return fold<1>(fold<2>(value, Lanes{}), Lanes{})[0];
+}
+
+// The upper half of `low`, then the lower half of `high`.
+template <int... Lane>
+static inline F32 middle(F32 low, F32 high, LaneList<Lane...>) {
+    return __builtin_shufflevector(low, high, (Lane + kLanes / 2)...);
+}
+
+// Vectors of whole rows of `Row` elements: element i takes the place of element i + Step of its row. 0 comes in.
+template <int Row, int Step, int... Lane>
+static inline F32 moved(F32 value, LaneList<Lane...>) {
+    return __builtin_shufflevector(
+        value, F32{}, (Lane % Row - Step >= 0 && Lane % Row - Step < Row ? Lane - Step : kLanes + Lane)...);
 }
 
 // NaN stays NaN, as in torch.clamp, because both comparisons are false.

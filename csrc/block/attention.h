@@ -23,6 +23,7 @@ struct HeadShape {
     int64_t weight_stride;       // floats between rows of the channel half's [channel of k][channel of q]
     int64_t plane;               // floats of one channel of a window with a border of zeros
     int64_t bias_floats;
+    bool whole_rows;             // a vector of tokens is one row of the window, or two
     bool in_table;               // every vector of queries is inside one row of the window: bias read from the table
     int64_t scratch_planes, scratch_qkv, scratch_values, scratch_logits, scratch_floats;
 
@@ -36,6 +37,7 @@ struct HeadShape {
         // past it. An odd number of cache lines, so that channels do not fall into the same few sets of the L1 cache.
         pitch = (up(panels * kPanel + 16, 16) / 16 | 1) * 16;
         plane = up((window + 2) * (window + 1) + 1 + kLanes, 16);
+        whole_rows = window == kLanes || 2 * window == kLanes;
         in_table = window % kLanes == 0;
         bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
         scratch_planes = kTileRows * plane;
@@ -99,16 +101,49 @@ protected:
             const Word* a = weight_words<Word>(weights_.qkv) + (first + row) * depth;
             for (int64_t panel = 0; panel < shape_.panels; ++panel) {
                 const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
-                spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
+                if (shape_.whole_rows) store_rows(tile, weights_.qkv.bias + first + row, row, panel * kPanel);
+                else spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
             }
             for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r) {
                 const float* taps = weights_.dwconv + (first + row + r) * 9;
                 F32 tap[9];
                 for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
-                convolve(planes_ + r * shape_.plane, tap, weights_.dwconv_bias[first + row + r],
-                         qkv_ + (row + r) * shape_.pitch);
+                const float bias = weights_.dwconv_bias[first + row + r];
+                float* to = qkv_ + (row + r) * shape_.pitch;
+                if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, to);
+                else if (2 * shape_.window == kLanes) convolve_rows<kLanes / 2>(tap, bias, to);
+                else convolve(planes_ + r * shape_.plane, tap, bias, to);
             }
         }
+    }
+
+    // Stores a tile of tokens in rows `row` to row + kTileRows - 1 of qkv_, as far as there are.
+    void store_rows(const Tile& tile, const float* bias, int64_t row, int64_t token) {
+        float* to = qkv_ + row * shape_.pitch + token;
+        for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r, to += shape_.pitch) {
+            for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, tile.row[r][v] + broadcast(bias[r]));
+        }
+    }
+
+    // 3x3 convolution of one channel in place, of a window with rows of `Row` tokens, one or two in a vector. The taps
+    // of each column are summed first; their sums then move to the neighbour, so that there is no unaligned load.
+    template <int Row>
+    void convolve_rows(const F32 (&tap)[9], float bias, float* row) {
+        F32 before = {}, here = load(row);
+        for (int64_t t = 0; t < shape_.tokens; t += kLanes) {
+            const F32 after = t + kLanes < shape_.tokens ? load(row + t + kLanes) : F32{};
+            const F32 above = Row == kLanes ? before : middle(before, here, Lanes{});
+            const F32 below = Row == kLanes ? after : middle(here, after, Lanes{});
+            F32 column[3] = {F32{}, broadcast(bias), F32{}};
+            for (int i = 0; i < 3; ++i) {
+                column[i] = madd(tap[i], above, column[i]);
+                column[i] = madd(tap[3 + i], here, column[i]);
+                column[i] = madd(tap[6 + i], below, column[i]);
+            }
+            store(row + t, column[1] + (moved<Row, 1>(column[0], Lanes{}) + moved<Row, -1>(column[2], Lanes{})));
+            before = here, here = after;
+        }
+        for (int64_t t = shape_.tokens; t < shape_.panels * kPanel; ++t) row[t] = 0.0f;
     }
 
     // Stores the tokens of a tile in the planes: token (y, x) at 1 + (y + 1) * (w + 1) + x, so that the zero on the
@@ -121,13 +156,6 @@ protected:
                 float* to = planes_ + 1 + (token / w + 1) * (w + 1) + token % w;
                 for (int r = 0; r < kTileRows; ++r) {
                     store(to + r * shape_.plane, tile.row[r][v] + broadcast(bias[r]));
-                }
-                continue;
-            }
-            if (2 * w == kLanes && token < shape_.tokens) {  // two rows of the window, such as window 8 in AVX-512
-                float* to = planes_ + 1 + (token / w + 1) * (w + 1);
-                for (int r = 0; r < kTileRows; ++r, to += shape_.plane) {
-                    store_halves(to, to + w + 1, tile.row[r][v] + broadcast(bias[r]));
                 }
                 continue;
             }
@@ -320,7 +348,7 @@ protected:
                 store_rows(tile, weight + b * stride + a, stride, d - b);
             }
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one_columns(weight + a, stride);
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, kLanes);
         pair_channels(v());
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             for (int64_t c = 0; c < d; c += kTileRows) {
@@ -335,25 +363,6 @@ protected:
     static void store_rows(const Tile& tile, float* to, int64_t step, int64_t rows) {
         for (int r = 0; r < kTileRows && r < rows; ++r) {
             for (int v = 0; v < kPanelVectors; ++v) store(to + r * step + v * kLanes, tile.row[r][v]);
-        }
-    }
-
-    // softmax_one down each of kLanes columns of d elements, in place, as factors of a product over the d.
-    void softmax_one_columns(float* columns, int64_t stride) {
-        F32 highest = load(columns), sum = {};
-        for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(highest, load(columns + b * stride));
-        for (int64_t b = 0; b < shape_.size; ++b) {
-            const F32 value = exponential(load(columns + b * stride) - highest);
-            store(columns + b * stride, value);
-            sum += value;
-        }
-        const F32 inverse = 1.0f / (sum + 1.0f);
-        for (int64_t b = 0; b < shape_.size; b += kDepth<Word>) {
-            F32 value[kDepth<Word>] = {};
-            for (int i = 0; i < kDepth<Word> && b + i < shape_.size; ++i) {
-                value[i] = load(columns + (b + i) * stride) * inverse;
-            }
-            store_depth(factors(columns), stride, b, value);
         }
     }
 
@@ -402,17 +411,23 @@ protected:
         }
     }
 
-    // In place over the d elements of a column.
-    void softmax_one(float* column, int64_t stride) {
-        float highest = column[0], sum = 0.0f;
-        for (int64_t b = 1; b < shape_.size; ++b) {
-            if (column[b * stride] > highest) highest = column[b * stride];
-        }
+    // In place down each of `count` columns of d elements, as factors of a product over the d; pairs if count is kLanes.
+    void softmax_one(float* columns, int64_t stride, int count) {
+        F32 highest = load(columns, 1, count), sum = {};
+        for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(load(columns + b * stride, 1, count), highest);
         for (int64_t b = 0; b < shape_.size; ++b) {
-            column[b * stride] = exponential(broadcast(column[b * stride] - highest))[0];
-            sum += column[b * stride];
+            const F32 value = exponential(load(columns + b * stride, 1, count) - highest);
+            store(columns + b * stride, 1, count, value);
+            sum += value;
         }
-        for (int64_t b = 0; b < shape_.size; ++b) column[b * stride] /= sum + 1.0f;
+        for (int64_t b = 0; b < shape_.size; b += kDepth<Word>) {
+            F32 value[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && b + i < shape_.size; ++i) {
+                value[i] = load(columns + (b + i) * stride, 1, count) / (sum + 1.0f);
+            }
+            if (count == kLanes) store_depth(factors(columns), stride, b, value);
+            else store(columns + b * stride, 1, count, value[0]);
+        }
     }
 };
 

@@ -296,7 +296,8 @@ private:
         for (int64_t a = 0; a < d; a += kGramSide) {
             for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, p), gram(out_, v(), a, b, dl);
         }
-        for (int64_t a = 0; a < d; ++a) softmax_one(p + a, stride), differentiate_channel(p + a, dl + a);
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one(p + a, stride, left_lanes(d - a));
+        for (int64_t a = 0; a < d; ++a) differentiate_channel(p + a, dl + a);
         for (int64_t a = 0; a < d; ++a) {
             for (int64_t b = 0; b < d; ++b) {
                 p_turned[a * stride + b] = p[b * stride + a], dl_turned[a * stride + b] = dl[b * stride + a];
