@@ -20,6 +20,8 @@ constexpr int kTileRows = 6;
 constexpr int kPanelVectors = 2;
 constexpr int kPanel = kPanelVectors * kLanes;
 
+// Loops over its rows have the constant bound kTileRows, with a further condition where fewer are valid: without it the
+// compiler does not unroll them and keeps the tile in memory, in the product's loop, too.
 struct Tile {
     F32 row[kTileRows][kPanelVectors];
 };

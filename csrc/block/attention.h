@@ -253,17 +253,12 @@ protected:
         const int64_t d = shape_.size;
         for (int64_t t = 0; t < length; t += kLanes) {
             const int64_t count = length - t < kLanes ? length - t : kLanes;
-            int64_t c = 0;
-            for (; c + kLanes <= d; c += kLanes) {
+            for (int64_t c = 0; c < shape_.padded_size; c += kLanes) {
+                const int width = left_lanes(shape_.padded_size - c);
                 F32 block[kLanes];
-                for (int i = 0; i < kLanes; ++i) block[i] = load(rows + (c + i) * shape_.pitch + t);
+                for (int i = 0; i < kLanes; ++i) block[i] = c + i < d ? load(rows + (c + i) * shape_.pitch + t) : F32{};
                 transpose(block);
-                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, block[i]);
-            }
-            for (; c < shape_.padded_size; ++c) {
-                for (int64_t i = 0; i < count; ++i) {
-                    to[(t + i) * shape_.padded_size + c] = c < d ? rows[c * shape_.pitch + t + i] : 0.0f;
-                }
+                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, 1, width, block[i]);
             }
         }
     }
@@ -288,7 +283,7 @@ protected:
             const Tile tile = multiply(words<Word>(shape_.size), factors(k()) + first, shape_.pitch,
                                        factors(q()) + query, shape_.pitch);
             const int valid = tokens - first < kTileRows ? static_cast<int>(tokens - first) : kTileRows;
-            for (int r = 0; r < valid; ++r) {
+            for (int r = 0; r < kTileRows && r < valid; ++r) {
                 const int64_t key = first + r;
                 const int64_t step = shape_.in_table ? -(key / w * (2 * w - 1) + key % w) : key * kPanel;
                 for (int v = 0; v < kPanelVectors; ++v) {
@@ -325,7 +320,7 @@ protected:
             const Tile tile = multiply(words<Word>(shape_.tokens), factors(values_) + c, shape_.padded_size,
                                        factors(logits_), kPanel);
             const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
-            for (int r = 0; r < valid; ++r) {
+            for (int r = 0; r < kTileRows && r < valid; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
                     store(to + (c + r) * kPanel + v * kLanes, tile.row[r][v] * inverse[v]);
                 }

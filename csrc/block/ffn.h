@@ -57,7 +57,7 @@ static inline void ffn_panels(const FfnWeights& ffn, int64_t channels, int64_t p
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const Tile tile = multiply(words<Word>(depth), a, kTileRows, gate + panel * gate_words, kPanel);
                 float* to = x + panel * panel_floats + row * kPanel;
-                for (int r = 0; r < valid; ++r) {
+                for (int r = 0; r < kTileRows && r < valid; ++r) {
                     const F32 bias = broadcast(first ? 0.0f : ffn.out.bias[row + r]);
                     for (int v = 0; v < kPanelVectors; ++v) {
                         float* at = to + r * kPanel + v * kLanes;

@@ -33,20 +33,22 @@ static inline void read_lanes(const ImageView& image, const PanelPlace& place, i
     const Element* from = reinterpret_cast<const Element*>(image.data);
     const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
     const int64_t* offset = place.offset + lane;
-    int64_t c = 0;
     if (contiguous(place, lane)) {
-        for (; c < channels; ++c) store(to + c * kPanel, load(from + offset[0] + c * image.channel_stride));
+        for (int64_t c = 0; c < channels; ++c) store(to + c * kPanel, load(from + offset[0] + c * image.channel_stride));
         return;
     }
-    if (image.channel_stride == 1) {
-        for (; c + kLanes <= channels; c += kLanes) {
+    if (image.channel_stride == 1 && channels >= kLanes) {
+        for (int64_t next = 0; next < channels; next += kLanes) {
+            // The last block ends with the last channel; it may repeat channels of the one before.
+            const int64_t c = next + kLanes <= channels ? next : channels - kLanes;
             F32 block[kLanes] = {};
             for (int i = 0; i < count; ++i) block[i] = load(from + offset[i] + c);
             transpose(block);
             for (int i = 0; i < kLanes; ++i) store(to + (c + i) * kPanel, block[i]);
         }
+        return;
     }
-    for (; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
         for (int i = 0; i < kLanes; ++i) {
             to[c * kPanel + i] = i < count ? number(from[offset[i] + c * image.channel_stride]) : 0.0f;
         }
@@ -66,20 +68,21 @@ static inline void write_lanes(const ImageView& image, const PanelPlace& place, 
     Element* to = reinterpret_cast<Element*>(image.data);
     const int left = place.count - lane, count = left < 0 ? 0 : left < kLanes ? left : kLanes;
     const int64_t* offset = place.offset + lane;
-    int64_t c = 0;
     if (contiguous(place, lane)) {
-        for (; c < channels; ++c) store(to + offset[0] + c * image.channel_stride, load(from + c * kPanel));
+        for (int64_t c = 0; c < channels; ++c) store(to + offset[0] + c * image.channel_stride, load(from + c * kPanel));
         return;
     }
-    if (image.channel_stride == 1) {
-        for (; c + kLanes <= channels; c += kLanes) {
+    if (image.channel_stride == 1 && channels >= kLanes) {
+        for (int64_t next = 0; next < channels; next += kLanes) {
+            const int64_t c = next + kLanes <= channels ? next : channels - kLanes;
             F32 block[kLanes];
             for (int i = 0; i < kLanes; ++i) block[i] = load(from + (c + i) * kPanel);
             transpose(block);
             for (int i = 0; i < count; ++i) store(to + offset[i] + c, block[i]);
         }
+        return;
     }
-    for (; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
         for (int i = 0; i < count; ++i) set(to + offset[i] + c * image.channel_stride, from[c * kPanel + i]);
     }
 }
