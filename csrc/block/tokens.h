@@ -17,17 +17,22 @@ struct PanelPlace {
     int64_t offset[kPanel];
 };
 
-// Whether the kLanes tokens starting at `lane` are contiguous in memory.
-static inline bool contiguous(const PanelPlace& place, int lane) {
-    if (place.count - lane < kLanes) return false;
-    for (int i = 1; i < kLanes; ++i) {
+// Whether the `length` tokens starting at `lane` are contiguous in memory.
+static inline bool contiguous(const PanelPlace& place, int lane, int length = kLanes) {
+    if (place.count - lane < length) return false;
+    for (int i = 1; i < length; ++i) {
         if (place.offset[lane + i] != place.offset[lane] + i) return false;
     }
     return true;
 }
 
-// Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, through a
-// transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
+// Whether both halves of the vector of tokens at `lane` are, as two rows of a window half a vector wide.
+static inline bool in_halves(const PanelPlace& place, int lane) {
+    return contiguous(place, lane, kLanes / 2) && contiguous(place, lane + kLanes / 2, kLanes / 2);
+}
+
+// Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, or in halves of
+// vectors; through a transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
 template <class Element>
 static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
     const Element* from = reinterpret_cast<const Element*>(image.data);
@@ -35,6 +40,13 @@ static inline void read_lanes(const ImageView& image, const PanelPlace& place, i
     const int64_t* offset = place.offset + lane;
     if (contiguous(place, lane)) {
         for (int64_t c = 0; c < channels; ++c) store(to + c * kPanel, load(from + offset[0] + c * image.channel_stride));
+        return;
+    }
+    if (in_halves(place, lane)) {
+        const Element *low = from + offset[0], *high = from + offset[kLanes / 2];
+        for (int64_t c = 0; c < channels; ++c) {
+            store(to + c * kPanel, load_halves(low + c * image.channel_stride, high + c * image.channel_stride));
+        }
         return;
     }
     if (image.channel_stride == 1 && channels >= kLanes) {
@@ -70,6 +82,13 @@ static inline void write_lanes(const ImageView& image, const PanelPlace& place, 
     const int64_t* offset = place.offset + lane;
     if (contiguous(place, lane)) {
         for (int64_t c = 0; c < channels; ++c) store(to + offset[0] + c * image.channel_stride, load(from + c * kPanel));
+        return;
+    }
+    if (in_halves(place, lane)) {
+        Element *low = to + offset[0], *high = to + offset[kLanes / 2];
+        for (int64_t c = 0; c < channels; ++c) {
+            store_halves(low + c * image.channel_stride, high + c * image.channel_stride, load(from + c * kPanel));
+        }
         return;
     }
     if (image.channel_stride == 1 && channels >= kLanes) {
