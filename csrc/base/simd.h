@@ -287,7 +287,8 @@ static inline U32 paired(F32 first, F32 second) {
 
 template <int... Lane>
 static inline U32 neighbours(F32 low, F32 high, LaneList<Lane...>) {
-    return paired(__builtin_shufflevector(low, high, (2 * Lane)...), __builtin_shufflevector(low, high, (2 * Lane + 1)...));
+    return paired(__builtin_shufflevector(low, high, (2 * Lane)...),
+                  __builtin_shufflevector(low, high, (2 * Lane + 1)...));
 }
 
 // Elements (2i, 2i + 1) of low followed by high in lane i.

@@ -59,7 +59,7 @@ struct Regions {
     const float* of_token;  // [panels * kPanel]
 };
 
-// Word: the factors of the products, see base/tile.h. Those of q, k, v and the softmax replace the float32 values in place.
+// Word holds factors of products (base/tile.h). Those of q, k, v and the softmax replace the float32 values in place.
 template <class Word>
 class HeadOf {
 public:
@@ -406,7 +406,7 @@ protected:
         }
     }
 
-    // In place down each of `count` columns of d elements, as factors of a product over the d; pairs if count is kLanes.
+    // In place down each of `count` columns of d elements, as factors of a product over the d. Pairs need all lanes.
     void softmax_one(float* columns, int64_t stride, int count) {
         F32 highest = load(columns, 1, count), sum = {};
         for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(load(columns + b * stride, 1, count), highest);

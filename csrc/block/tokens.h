@@ -31,8 +31,8 @@ static inline bool in_halves(const PanelPlace& place, int lane) {
     return contiguous(place, lane, kLanes / 2) && contiguous(place, lane + kLanes / 2, kLanes / 2);
 }
 
-// Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, or in halves of
-// vectors; through a transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
+// Reads lanes lane .. lane + kLanes - 1 of a panel: in vectors or halves of them if tokens are contiguous in memory,
+// through a transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
 template <class Element>
 static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
     const Element* from = reinterpret_cast<const Element*>(image.data);

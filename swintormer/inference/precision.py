@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -53,7 +54,6 @@ class Chosen:
     def __init__(self, precision: str, net: Swintormer) -> None:
         check_precision(precision)
         self.precision, self.net = precision, net
-        self._agreement: float | None = None  # of the weights as they were at the first call in "auto"
 
     def scope(self) -> AbstractContextManager[object]:
         """The context in which the network runs, in inference mode."""
@@ -70,9 +70,19 @@ class Chosen:
             return False
         if asked_backend() not in (None, "cpu") or torch.is_autocast_enabled("cpu"):
             return False
-        if self._agreement is None:
-            self._agreement = agreement(self.net)
-        return self._agreement >= LEAST_AGREEMENT
+        return _known_agreement(self.net) >= LEAST_AGREEMENT
+
+
+_known: WeakKeyDictionary[Swintormer, tuple[object, float]] = WeakKeyDictionary()
+
+
+def _known_agreement(net: Swintormer) -> float:
+    """`agreement` of the network's weights, measured again if they have changed."""
+    weights = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in net.parameters())
+    found = _known.get(net)
+    if found is None or found[0] != weights:
+        found = _known[net] = (weights, agreement(net))
+    return found[1]
 
 
 def agreement(net: Swintormer) -> float:
