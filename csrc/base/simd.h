@@ -201,6 +201,21 @@ static inline F32 moved(F32 value, LaneList<Lane...>) {
         value, F32{}, (Lane % Row - Step >= 0 && Lane % Row - Step < Row ? Lane - Step : kLanes + Lane)...);
 }
 
+// add(i % Ways, i) for i of 0 .. count - 1, where the first argument chooses an accumulator: it is constant in the compiled
+// code, so accumulators stay in registers. An index such as `i & 3` would keep them in memory.
+template <int Ways, class Add>
+__attribute__((always_inline)) static inline void in_turn(int64_t count, const Add& add) {
+    int64_t i = 0;
+    for (; i + Ways <= count; i += Ways) {
+#pragma GCC unroll 4
+        for (int way = 0; way < Ways; ++way) add(way, i + way);
+    }
+#pragma GCC unroll 4
+    for (int way = 0; way < Ways; ++way) {
+        if (i + way < count) add(way, i + way);
+    }
+}
+
 // NaN stays NaN, as in torch.clamp, because both comparisons are false.
 static inline F32 clamp(F32 value, F32 low, F32 high) {
     value = value < low ? low : value;

@@ -192,10 +192,10 @@ protected:
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
-            for (int64_t c = 0; c < shape_.size; ++c) {
+            in_turn<2>(shape_.size, [&](int way, int64_t c) {
                 const F32 value = load(rows + c * shape_.pitch + t);
-                square[c & 1] = madd(value, value, square[c & 1]);
-            }
+                square[way] = madd(value, value, square[way]);
+            });
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
             for (int64_t c = 0; c < shape_.size; c += kDepth<Word>) {
@@ -301,14 +301,15 @@ protected:
     // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
-        for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
+        in_turn<4 / kDepth<Word>>(words<Word>(shape_.tokens), [&](int way, int64_t word) {
+            const int64_t key = word * kDepth<Word>;
             F32 value[kDepth<Word>] = {};
             for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
                 value[i] = exponential(load(column + (key + i) * kPanel) - highest);
-                sum[(key + i) & 3] += value[i];
+                sum[way * kDepth<Word> + i] += value[i];
             }
             store_depth(factors(column), kPanel, key, value);
-        }
+        });
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 

@@ -120,12 +120,12 @@ static inline void norm_panel(const float* from, int64_t channels, const float* 
     for (int lane = 0; lane < kPanel; lane += kLanes) {
         // Four partial sums each: four independent chains of additions, and smaller rounding errors.
         F32 sum[4] = {}, square[4] = {};
-        for (int64_t c = 0; c < channels; ++c) sum[c & 3] += load(from + c * kPanel + lane);
+        in_turn<4>(channels, [&](int way, int64_t c) { sum[way] += load(from + c * kPanel + lane); });
         const F32 mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
-        for (int64_t c = 0; c < channels; ++c) {
+        in_turn<4>(channels, [&](int way, int64_t c) {
             const F32 centred = load(from + c * kPanel + lane) - mean;
-            square[c & 3] = madd(centred, centred, square[c & 3]);
-        }
+            square[way] = madd(centred, centred, square[way]);
+        });
         const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
         const F32 scale = 1.0f / square_root(variance + 1e-5f);
         for (int64_t c = 0; c < channels; c += kDepth<Word>) {
