@@ -153,6 +153,13 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
+// The lanes from `first` on, moved to the front.
+static inline F32 lanes_from(F32 value, int first) {
+    float lanes[2 * kLanes] = {};
+    store(lanes, value);
+    return load(lanes + first);
+}
+
 template <int Half, int... Lane>
 static inline F32 fold(F32 value, LaneList<Lane...>) {
     return value + __builtin_shufflevector(value, value, (Lane ^ Half)...);
