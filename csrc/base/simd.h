@@ -176,6 +176,13 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
+// The lanes from `first` on, moved to the front.
+static inline F32 lanes_from(F32 value, int first) {
+    float lanes[2 * kLanes] = {};
+    store(lanes, value);
+    return load(lanes + first);
+}
+
 template <int Half, int... Lane>
 static inline F32 fold(F32 value, LaneList<Lane...>) {
     return value + __builtin_shufflevector(value, value, (Lane ^ Half)...);
@@ -199,21 +206,6 @@ template <int Row, int Step, int... Lane>
 static inline F32 moved(F32 value, LaneList<Lane...>) {
     return __builtin_shufflevector(
         value, F32{}, (Lane % Row - Step >= 0 && Lane % Row - Step < Row ? Lane - Step : kLanes + Lane)...);
-}
-
-// add(i % Ways, i) for i of 0 .. count - 1, where the first argument chooses an accumulator: it is constant in the compiled
-// code, so accumulators stay in registers. An index such as `i & 3` would keep them in memory.
-template <int Ways, class Add>
-__attribute__((always_inline)) static inline void in_turn(int64_t count, const Add& add) {
-    int64_t i = 0;
-    for (; i + Ways <= count; i += Ways) {
-#pragma GCC unroll 4
-        for (int way = 0; way < Ways; ++way) add(way, i + way);
-    }
-#pragma GCC unroll 4
-    for (int way = 0; way < Ways; ++way) {
-        if (i + way < count) add(way, i + way);
-    }
 }
 
 // NaN stays NaN, as in torch.clamp, because both comparisons are false.

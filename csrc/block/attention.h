@@ -192,10 +192,12 @@ protected:
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
-            in_turn<2>(shape_.size, [&](int way, int64_t c) {
-                const F32 value = load(rows + c * shape_.pitch + t);
-                square[way] = madd(value, value, square[way]);
-            });
+            for (int64_t c = 0; c < shape_.size; c += 2) {
+                for (int i = 0; i < 2 && c + i < shape_.size; ++i) {  // unrolled, so that the sums are in registers
+                    const F32 value = load(rows + (c + i) * shape_.pitch + t);
+                    square[i] = madd(value, value, square[i]);
+                }
+            }
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
             for (int64_t c = 0; c < shape_.size; c += kDepth<Word>) {
@@ -301,15 +303,17 @@ protected:
     // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
-        in_turn<4 / kDepth<Word>>(words<Word>(shape_.tokens), [&](int way, int64_t word) {
-            const int64_t key = word * kDepth<Word>;
-            F32 value[kDepth<Word>] = {};
-            for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
-                value[i] = exponential(load(column + (key + i) * kPanel) - highest);
-                sum[way * kDepth<Word> + i] += value[i];
+        for (int64_t first = 0; first < shape_.tokens; first += 4) {
+            // Unrolled, so that the sums are in registers.
+            for (int part = 0; part < 4 && first + part < shape_.tokens; part += kDepth<Word>) {
+                F32 value[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && first + part + i < shape_.tokens; ++i) {
+                    value[i] = exponential(load(column + (first + part + i) * kPanel) - highest);
+                    sum[part + i] += value[i];
+                }
+                store_depth(factors(column), kPanel, first + part, value);
             }
-            store_depth(factors(column), kPanel, key, value);
-        });
+        }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 

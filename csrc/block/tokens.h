@@ -120,12 +120,17 @@ static inline void norm_panel(const float* from, int64_t channels, const float* 
     for (int lane = 0; lane < kPanel; lane += kLanes) {
         // Four partial sums each: four independent chains of additions, and smaller rounding errors.
         F32 sum[4] = {}, square[4] = {};
-        in_turn<4>(channels, [&](int way, int64_t c) { sum[way] += load(from + c * kPanel + lane); });
+        for (int64_t c = 0; c < channels; c += 4) {
+            // Unrolled, so that the sums are in registers.
+            for (int i = 0; i < 4 && c + i < channels; ++i) sum[i] += load(from + (c + i) * kPanel + lane);
+        }
         const F32 mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
-        in_turn<4>(channels, [&](int way, int64_t c) {
-            const F32 centred = load(from + c * kPanel + lane) - mean;
-            square[way] = madd(centred, centred, square[way]);
-        });
+        for (int64_t c = 0; c < channels; c += 4) {
+            for (int i = 0; i < 4 && c + i < channels; ++i) {
+                const F32 centred = load(from + (c + i) * kPanel + lane) - mean;
+                square[i] = madd(centred, centred, square[i]);
+            }
+        }
         const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
         const F32 scale = 1.0f / square_root(variance + 1e-5f);
         for (int64_t c = 0; c < channels; c += kDepth<Word>) {
