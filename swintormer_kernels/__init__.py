@@ -10,6 +10,7 @@ sk.restore(model)
 print(sk.selfcheck())                          # every op and backend against the reference, on this machine's devices
 """
 
+from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
 from swintormer_kernels.ops.ddim_step import ddim_step
 from swintormer_kernels.ops.gated_ffn import gated_ffn
 from swintormer_kernels.ops.group_norm_silu import group_norm_silu
@@ -29,6 +30,7 @@ from swintormer_kernels.records import (
     LinearWeights,
     Prediction,
     ResBlockWeights,
+    ShuffleWeights,
     UpsampleWeights,
 )
 from swintormer_kernels.registry import BACKENDS, BackendError, backends, explain, use_backend
@@ -44,8 +46,10 @@ __all__ = [
     "LinearWeights",
     "Prediction",
     "ResBlockWeights",
+    "ShuffleWeights",
     "UpsampleWeights",
     "backends",
+    "conv3x3_shuffle",
     "ddim_step",
     "explain",
     "forget",

@@ -92,6 +92,13 @@ class UpsampleWeights(NamedTuple):
     bias: Tensor | None = None  # (C_out,)
 
 
+class ShuffleWeights(NamedTuple):
+    """Parameters of `conv3x3_shuffle`."""
+
+    weight: Tensor  # (C_out, C_in, 3, 3)
+    bias: Tensor | None = None  # (C_out,)
+
+
 class Prediction(NamedTuple):
     """Kind of the network's prediction, and the unconditional prediction for classifier-free guidance."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from swintormer_kernels import trust
 from swintormer_kernels.backends.triton.layout import INTERPRETED
+from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
 from swintormer_kernels.ops.ddim_step import ddim_step
 from swintormer_kernels.ops.gated_ffn import gated_ffn
 from swintormer_kernels.ops.group_norm_silu import group_norm_silu
@@ -34,6 +35,7 @@ from swintormer_kernels.records import (
     LinearWeights,
     Prediction,
     ResBlockWeights,
+    ShuffleWeights,
     UpsampleWeights,
 )
 from swintormer_kernels.registry import BACKENDS, Op, machine_lacks, use_backend
@@ -383,6 +385,14 @@ CASES: dict[str, Case] = {
             {},
         ),
         _TERMS,
+    ),
+    "conv3x3_shuffle": Case(
+        conv3x3_shuffle,
+        lambda random: (
+            (_image(random, 2, 16, 8, 9), ShuffleWeights(_conv(random, 24, 16), random(24)), 2),
+            {},
+        ),
+        4 * 72,
     ),
     "upsample_conv3x3": Case(
         upsample_conv3x3,

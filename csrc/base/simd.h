@@ -53,6 +53,29 @@ static inline F32 load(const float* from) {
 
 static inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
+typedef float HalfF32 __attribute__((vector_size(kLanes / 2 * sizeof(float))));
+
+template <int... Lane>
+static inline F32 load_halves(const float* low, const float* high, LaneList<Lane...>) {
+    HalfF32 a, b;
+    __builtin_memcpy(&a, low, sizeof a);
+    __builtin_memcpy(&b, high, sizeof b);
+    return __builtin_shufflevector(a, b, Lane...);
+}
+
+// The lower and the upper kLanes / 2 lanes from two places.
+static inline F32 load_halves(const float* low, const float* high) { return load_halves(low, high, Lanes{}); }
+
+template <int... Lane>
+static inline void store_halves(float* low, float* high, F32 value, LaneList<Lane...>) {
+    // Both halves are the low half of a vector, so that each store is one instruction.
+    const F32 upper = __builtin_shufflevector(value, value, (Lane ^ kLanes / 2)...);
+    __builtin_memcpy(low, &value, sizeof value / 2);
+    __builtin_memcpy(high, &upper, sizeof value / 2);
+}
+
+static inline void store_halves(float* low, float* high, F32 value) { store_halves(low, high, value, Lanes{}); }
+
 // Number of lanes in use if `left` elements remain.
 static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
@@ -153,6 +176,13 @@ static inline void transpose(F32 (&rows)[kLanes]) {
     if constexpr (kLanes >= 16) transpose_step<8 % kLanes>(rows, Lanes{});
 }
 
+// The lanes from `first` on, moved to the front.
+static inline F32 lanes_from(F32 value, int first) {
+    float lanes[2 * kLanes] = {};
+    store(lanes, value);
+    return load(lanes + first);
+}
+
 template <int Half, int... Lane>
 static inline F32 fold(F32 value, LaneList<Lane...>) {
     return value + __builtin_shufflevector(value, value, (Lane ^ Half)...);
@@ -224,6 +254,20 @@ static inline void store(Bfloat16* to, F32 value) {
     __builtin_memcpy(to, &bits, sizeof bits);
 }
 
+static inline F32 load_halves(const Bfloat16* low, const Bfloat16* high) {
+    Bfloat16 both[kLanes];
+    __builtin_memcpy(both, low, sizeof both / 2);
+    __builtin_memcpy(both + kLanes / 2, high, sizeof both / 2);
+    return load(both);
+}
+
+static inline void store_halves(Bfloat16* low, Bfloat16* high, F32 value) {
+    Bfloat16 both[kLanes];
+    store(both, value);
+    __builtin_memcpy(low, both, sizeof both / 2);
+    __builtin_memcpy(high, both + kLanes / 2, sizeof both / 2);
+}
+
 static inline float number(float element) { return element; }
 
 static inline float number(Bfloat16 element) {
@@ -250,7 +294,8 @@ static inline U32 paired(F32 first, F32 second) {
 
 template <int... Lane>
 static inline U32 neighbours(F32 low, F32 high, LaneList<Lane...>) {
-    return paired(__builtin_shufflevector(low, high, (2 * Lane)...), __builtin_shufflevector(low, high, (2 * Lane + 1)...));
+    return paired(__builtin_shufflevector(low, high, (2 * Lane)...),
+                  __builtin_shufflevector(low, high, (2 * Lane + 1)...));
 }
 
 // Elements (2i, 2i + 1) of low followed by high in lane i.

@@ -20,6 +20,7 @@ struct HeadShape {
     int64_t size, padded_size;   // d, and d in whole tiles
     int64_t rows;                // 3d in whole tiles: qkv's rows of a head
     int64_t pitch;               // floats between consecutive channels of q, k and v
+    int64_t weight_stride;       // floats between rows of the channel half's [channel of k][channel of q]
     int64_t plane;               // floats of one channel of a window with a border of zeros
     int64_t bias_floats;
     bool whole_rows;             // a vector of tokens is one row of the window, or two
@@ -41,8 +42,11 @@ struct HeadShape {
         bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
         scratch_planes = kTileRows * plane;
         scratch_qkv = 3 * size * pitch;
-        scratch_values = up(tokens * padded_size, 16);
-        scratch_logits = up(tokens * kPanel > size * padded_size ? tokens * kPanel : size * padded_size, 16);
+        weight_stride = up(size, kPanel);
+        // v of the window half, or q and k of the channel half; a panel of q may reach past its last row.
+        scratch_values = up(2 * (tokens + 1) * padded_size + kPanel, 16);
+        const int64_t weights = size * weight_stride;
+        scratch_logits = up(tokens * kPanel > weights ? tokens * kPanel : weights, 16);
         scratch_floats = scratch_planes + scratch_qkv + scratch_values + scratch_logits;
     }
 
@@ -55,7 +59,7 @@ struct Regions {
     const float* of_token;  // [panels * kPanel]
 };
 
-// Word: the factors of the products, see base/tile.h. Those of q, k, v and the softmax replace the float32 values in place.
+// Word holds factors of products (base/tile.h). Those of q, k, v and the softmax replace the float32 values in place.
 template <class Word>
 class HeadOf {
 public:
@@ -188,9 +192,11 @@ protected:
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
-            for (int64_t c = 0; c < shape_.size; ++c) {
-                const F32 value = load(rows + c * shape_.pitch + t);
-                square[c & 1] = madd(value, value, square[c & 1]);
+            for (int64_t c = 0; c < shape_.size; c += 2) {
+                for (int i = 0; i < 2 && c + i < shape_.size; ++i) {  // unrolled, so that the sums are in registers
+                    const F32 value = load(rows + (c + i) * shape_.pitch + t);
+                    square[i] = madd(value, value, square[i]);
+                }
             }
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
@@ -297,13 +303,16 @@ protected:
     // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
     F32 exponentiate(float* column, F32 highest) {
         F32 sum[4] = {};
-        for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
-            F32 value[kDepth<Word>] = {};
-            for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
-                value[i] = exponential(load(column + (key + i) * kPanel) - highest);
-                sum[(key + i) & 3] += value[i];
+        for (int64_t first = 0; first < shape_.tokens; first += 4) {
+            // Unrolled, so that the sums are in registers.
+            for (int part = 0; part < 4 && first + part < shape_.tokens; part += kDepth<Word>) {
+                F32 value[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && first + part + i < shape_.tokens; ++i) {
+                    value[i] = exponential(load(column + (first + part + i) * kPanel) - highest);
+                    sum[part + i] += value[i];
+                }
+                store_depth(factors(column), kPanel, first + part, value);
             }
-            store_depth(factors(column), kPanel, key, value);
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
@@ -326,41 +335,34 @@ protected:
 
     // softmax_one over the channels of k of (q k^T over the tokens), times v.
     void channel_half(float* to) {
-        const int64_t d = shape_.size, stride = shape_.padded_size;
+        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         normalise_channels(q()), normalise_channels(k());
         pair_tokens(q()), pair_tokens(k());
+        float *q_turned = values_, *k_turned = q_turned + depth * shape_.padded_size;
+        transpose_rows(q(), depth, q_turned), transpose_rows(k(), depth, k_turned);
         float* weight = logits_;  // [channel of k][channel of q]
-        for (int64_t i = 0; i < d * stride; ++i) weight[i] = 0.0f;
-        for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(factors(q()), factors(k()), a, b, weight);
+        for (int64_t b = 0; b < d; b += kTileRows) {
+            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel of q makes unused columns
+                const Tile tile = multiply(depth, factors(k_turned) + b, shape_.padded_size, factors(q_turned) + a,
+                                           shape_.padded_size);
+                store_rows(tile, weight + b * stride + a, stride, d - b);
+            }
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, left_lanes(d - a));
+        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, kLanes);
         pair_channels(v());
-        pair_rows(weight, stride);
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             for (int64_t c = 0; c < d; c += kTileRows) {
                 const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
                                            shape_.pitch);
-                float* rows = to + panel * shape_.channels * kPanel + c * kPanel;
-                for (int r = 0; r < kTileRows && c + r < d; ++r) {
-                    for (int v = 0; v < kPanelVectors; ++v) store(rows + r * kPanel + v * kLanes, tile.row[r][v]);
-                }
+                store_rows(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
             }
         }
     }
 
-    // Replaces matrix [d][stride] by the factors of a product over its rows, [word][stride].
-    void pair_rows(float* matrix, int64_t stride) {
-        if constexpr (kDepth<Word> == 2) {
-            for (int64_t b = 0; b < shape_.size; b += 2) {
-                for (int64_t a = 0; a < stride; a += kLanes) {
-                    const float* row = matrix + b * stride + a;
-                    const int count = left_lanes(stride - a);
-                    const F32 second = b + 1 < shape_.size ? load(row + stride, 1, count) : F32{};
-                    const F32 words = (F32)paired(load(row, 1, count), second);  // stored as it is
-                    store(matrix + b / 2 * stride + a, 1, count, words);
-                }
-            }
+    // The first `rows` rows of a tile.
+    static void store_rows(const Tile& tile, float* to, int64_t step, int64_t rows) {
+        for (int r = 0; r < kTileRows && r < rows; ++r) {
+            for (int v = 0; v < kPanelVectors; ++v) store(to + r * step + v * kLanes, tile.row[r][v]);
         }
     }
 
@@ -387,16 +389,16 @@ protected:
     static constexpr int kGramSide = 3;
 
     // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const Word* rows, const Word* columns, int64_t a, int64_t b, float* product) {
+    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
         const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const Word *left[kGramSide], *right[kGramSide];
+        const float *left[kGramSide], *right[kGramSide];
         for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
             left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
             right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
         }
         F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel / kDepth<Word>; t += kLanes) {
-            decltype(load(rows)) x[kGramSide], y[kGramSide];
+        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+            F32 x[kGramSide], y[kGramSide];
             for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
             for (int i = 0; i < kGramSide; ++i) {
                 for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
@@ -409,18 +411,22 @@ protected:
         }
     }
 
-    // In place over the d rows of `count` columns, at most a vector.
+    // In place down each of `count` columns of d elements, as factors of a product over the d. Pairs need all lanes.
     void softmax_one(float* columns, int64_t stride, int count) {
-        const int64_t end = shape_.size * stride;
         F32 highest = load(columns, 1, count), sum = {};
-        for (int64_t at = stride; at < end; at += stride) highest = maximum(load(columns + at, 1, count), highest);
-        for (int64_t at = 0; at < end; at += stride) {
-            const F32 value = exponential(load(columns + at, 1, count) - highest);
-            store(columns + at, 1, count, value);
+        for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(load(columns + b * stride, 1, count), highest);
+        for (int64_t b = 0; b < shape_.size; ++b) {
+            const F32 value = exponential(load(columns + b * stride, 1, count) - highest);
+            store(columns + b * stride, 1, count, value);
             sum += value;
         }
-        for (int64_t at = 0; at < end; at += stride) {
-            store(columns + at, 1, count, load(columns + at, 1, count) / (sum + 1.0f));
+        for (int64_t b = 0; b < shape_.size; b += kDepth<Word>) {
+            F32 value[kDepth<Word>] = {};
+            for (int i = 0; i < kDepth<Word> && b + i < shape_.size; ++i) {
+                value[i] = load(columns + (b + i) * stride, 1, count) / (sum + 1.0f);
+            }
+            if (count == kLanes) store_depth(factors(columns), stride, b, value);
+            else store(columns + b * stride, 1, count, value[0]);
         }
     }
 };

@@ -52,7 +52,8 @@ static inline void ffn_panels(const FfnWeights& ffn, int64_t channels, int64_t p
             }
         });
         for (int64_t row = 0; row < channels; row += kTileRows) {
-            const Word* a = weight_words<Word>(ffn.out) + row * words<Word>(ffn.hidden) + words<Word>(first) * kTileRows;
+            const Word* a = weight_words<Word>(ffn.out);
+            a += row * words<Word>(ffn.hidden) + words<Word>(first) * kTileRows;
             const int valid = channels - row < kTileRows ? static_cast<int>(channels - row) : kTileRows;
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const Tile tile = multiply(words<Word>(depth), a, kTileRows, gate + panel * gate_words, kPanel);

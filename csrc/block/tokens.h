@@ -28,17 +28,22 @@ static inline PanelPlace pixel_place(const SwdaBlockArgs& args, const ImageView&
     return place;
 }
 
-// Whether the kLanes tokens starting at `lane` are contiguous in memory.
-static inline bool contiguous(const PanelPlace& place, int lane) {
-    if (place.count - lane < kLanes) return false;
-    for (int i = 1; i < kLanes; ++i) {
+// Whether the `length` tokens starting at `lane` are contiguous in memory.
+static inline bool contiguous(const PanelPlace& place, int lane, int length = kLanes) {
+    if (place.count - lane < length) return false;
+    for (int i = 1; i < length; ++i) {
         if (place.offset[lane + i] != place.offset[lane] + i) return false;
     }
     return true;
 }
 
-// Reads lanes lane .. lane + kLanes - 1 of a panel: vector by vector if tokens are contiguous in memory, through a
-// transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
+// Whether both halves of the vector of tokens at `lane` are, as two rows of a window half a vector wide.
+static inline bool in_halves(const PanelPlace& place, int lane) {
+    return contiguous(place, lane, kLanes / 2) && contiguous(place, lane + kLanes / 2, kLanes / 2);
+}
+
+// Reads lanes lane .. lane + kLanes - 1 of a panel: in vectors or halves of them if tokens are contiguous in memory,
+// through a transposition in registers if channels are, otherwise element by element. Element is float or Bfloat16.
 template <class Element>
 static inline void read_lanes(const ImageView& image, const PanelPlace& place, int lane, int64_t channels, float* to) {
     const Element* from = reinterpret_cast<const Element*>(image.data);
@@ -46,6 +51,13 @@ static inline void read_lanes(const ImageView& image, const PanelPlace& place, i
     const int64_t* offset = place.offset + lane;
     if (contiguous(place, lane)) {
         for (int64_t c = 0; c < channels; ++c) store(to + c * kPanel, load(from + offset[0] + c * image.channel_stride));
+        return;
+    }
+    if (in_halves(place, lane)) {
+        const Element *low = from + offset[0], *high = from + offset[kLanes / 2];
+        for (int64_t c = 0; c < channels; ++c) {
+            store(to + c * kPanel, load_halves(low + c * image.channel_stride, high + c * image.channel_stride));
+        }
         return;
     }
     if (image.channel_stride == 1 && channels >= kLanes) {
@@ -83,6 +95,13 @@ static inline void write_lanes(const ImageView& image, const PanelPlace& place, 
         for (int64_t c = 0; c < channels; ++c) store(to + offset[0] + c * image.channel_stride, load(from + c * kPanel));
         return;
     }
+    if (in_halves(place, lane)) {
+        Element *low = to + offset[0], *high = to + offset[kLanes / 2];
+        for (int64_t c = 0; c < channels; ++c) {
+            store_halves(low + c * image.channel_stride, high + c * image.channel_stride, load(from + c * kPanel));
+        }
+        return;
+    }
     if (image.channel_stride == 1 && channels >= kLanes) {
         for (int64_t next = 0; next < channels; next += kLanes) {
             const int64_t c = next + kLanes <= channels ? next : channels - kLanes;
@@ -114,11 +133,16 @@ static inline void norm_panel(const float* from, int64_t channels, const float* 
     for (int lane = 0; lane < kPanel; lane += kLanes) {
         // Four partial sums each: four independent chains of additions, and smaller rounding errors.
         F32 sum[4] = {}, square[4] = {};
-        for (int64_t c = 0; c < channels; ++c) sum[c & 3] += load(from + c * kPanel + lane);
+        for (int64_t c = 0; c < channels; c += 4) {
+            // Unrolled, so that the sums are in registers.
+            for (int i = 0; i < 4 && c + i < channels; ++i) sum[i] += load(from + (c + i) * kPanel + lane);
+        }
         const F32 mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
-        for (int64_t c = 0; c < channels; ++c) {
-            const F32 centred = load(from + c * kPanel + lane) - mean;
-            square[c & 3] = madd(centred, centred, square[c & 3]);
+        for (int64_t c = 0; c < channels; c += 4) {
+            for (int i = 0; i < 4 && c + i < channels; ++i) {
+                const F32 centred = load(from + (c + i) * kPanel + lane) - mean;
+                square[i] = madd(centred, centred, square[i]);
+            }
         }
         const F32 variance = ((square[0] + square[1]) + (square[2] + square[3])) * inverse;
         const F32 scale = 1.0f / square_root(variance + 1e-5f);

@@ -131,7 +131,8 @@ private:
         for (int64_t p = panels - 1; p >= 0; --p) {
             factors = to_factors(attended + p * floats, channels, factors);
         }
-        multiply_panels(weight_words<Word>(args_.attention.proj), channels, words<Word>(channels), factors, floats, panels,
+        const Word* weight = weight_words<Word>(args_.attention.proj);
+        multiply_panels(weight, channels, words<Word>(channels), factors, floats, panels,
                         [&](const Tile& tile, int64_t row, int64_t panel) {
             float* to = tokens + panel * floats + row * kPanel;
             for (int r = 0; r < kTileRows && row + r < channels; ++r) {

@@ -37,6 +37,7 @@ struct Conv3x3 {
     RowStrides skip_strides;
     float* out;               // must not overlap an input
     RowStrides out_strides;
+    bool shuffled;            // out is PixelShuffle(2) of the result: conv3x3_shuffle only
     float* scratch;           // [scratch_floats of Conv3x3LayoutArgs]
     int threads;              // at most this many are used
 };

@@ -46,12 +46,7 @@ struct NormedSource {
                 for (int i = 0; i < 4; ++i) {
                     for (int j = 0; j < 4; ++j) d[i][j] = input[y + i][x + j];
                 }
-                for (int j = 0; j < 4; ++j) transform_four(d[0][j], d[1][j], d[2][j], d[3][j]);
-                for (int i = 0; i < 4; ++i) transform_four(d[i][0], d[i][1], d[i][2], d[i][3]);
-                float* to = to_slice + tile * kSlice + c;
-                for (int point = 0; point < 16; ++point) {
-                    store(to + point * point_floats(conv.channels), d[point / 4][point % 4]);
-                }
+                store_transformed(d, point_floats(conv.channels), to_slice + tile * kSlice + c);
             }
         }
     }

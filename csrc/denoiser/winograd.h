@@ -61,6 +61,13 @@ static inline void transform_four(F32& a, F32& b, F32& c, F32& d) {
     a = a - c, d = b - d, b = b + c, c = difference;
 }
 
+// Bt d B, a point every `step` floats.
+static inline void store_transformed(F32 (&d)[4][4], int64_t step, float* to) {
+    for (int j = 0; j < 4; ++j) transform_four(d[0][j], d[1][j], d[2][j], d[3][j]);
+    for (int i = 0; i < 4; ++i) transform_four(d[i][0], d[i][1], d[i][2], d[i][3]);
+    for (int point = 0; point < 16; ++point) store(to + point * step, d[point / 4][point % 4]);
+}
+
 // kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice]
 // weight[c][o].
 __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channels, const float* rows,
@@ -109,6 +116,23 @@ static inline void inverse(const F32 (&m)[Axis], F32& first, F32& second) {
     }
 }
 
+// Stores `lanes` channels, starting at `channel`, of pixel (y, x) of the convolution's result where PixelShuffle(2) puts
+// them. The weights' order is that of out: all its channels at (2y, 2x), then those at (2y, 2x + 1), and so on.
+static inline void store_shuffled(const Conv3x3& conv, int64_t image, int64_t y, int64_t x, int64_t channel, int lanes,
+                                  F32 value) {
+    const int64_t channels = conv.out_channels / 4;
+    const RowStrides& stride = conv.out_strides;
+    float* out = conv.out + image * stride.batch + 2 * y * stride.row + 2 * x * stride.column;
+    for (int lane = 0; lane < lanes;) {
+        const int64_t corner = (channel + lane) / channels, first = (channel + lane) % channels;
+        const int64_t left = channels - first;
+        const int end = left < lanes - lane ? lane + static_cast<int>(left) : lanes;
+        float* to = out + corner / 2 * stride.row + corner % 2 * stride.column + first;
+        store(to, 1, end - lane, lane ? lanes_from(value, lane) : value);
+        lane = end;
+    }
+}
+
 // Stores At m A of one tile for kLanes output channels, plus bias and skip, in the image.
 template <int Axis>
 static inline void finish_tile(const Conv3x3& conv, int64_t image, int64_t y, int64_t x, int64_t channel, F32 bias,
@@ -128,6 +152,10 @@ static inline void finish_tile(const Conv3x3& conv, int64_t image, int64_t y, in
         inverse<Axis>(half[i], pair[0], pair[1]);
         for (int j = 0; j < 2 && x + j < conv.width; ++j) {
             F32 value = pair[j] + bias;
+            if (conv.shuffled) {
+                store_shuffled(conv, image, y + i, x + j, channel, lanes, value);
+                continue;
+            }
             if (conv.skip) value += load(conv.skip + place(conv.skip_strides, i, j), 1, lanes);
             store(conv.out + place(conv.out_strides, i, j), 1, lanes, value);
         }

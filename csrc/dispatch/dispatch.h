@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "../base/fma_loop.h"
-#include "../block/swda_block.h"
 #include "../block/swda_backward.h"
+#include "../block/swda_block.h"
+#include "../denoiser/conv3x3_shuffle.h"
 #include "../denoiser/ddim_step.h"
 #include "../denoiser/group_norm_silu.h"
 #include "../denoiser/norm_projection.h"
@@ -25,6 +26,7 @@
 
 #define SWK_FOR_EACH_FLOAT32_OP(X)            \
     X(conv3x3_layout, Conv3x3LayoutArgs)      \
+    X(conv3x3_shuffle, Conv3x3ShuffleArgs)    \
     X(ddim_step, DdimStepArgs)                \
     X(fma_loop, FmaLoopArgs)                  \
     X(group_norm_silu, GroupNormSiluArgs)     \

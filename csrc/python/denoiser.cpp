@@ -132,15 +132,16 @@ struct Linear {
 struct Conv {
     Buffer weight, bias, embedding;
 
-    // `scale`: out's height and width over x's. Of pixels that come in equal pairs 9 of 16 points are left.
-    Conv3x3 of(const View& out, const View& x, int scale, const Buffer& scratch, int threads) const {
+    // `scale`: the result's height and width over x's. Of pixels that come in equal pairs 9 of 16 points are left.
+    // `shuffle`: out's height and width over the result's.
+    Conv3x3 of(const View& out, const View& x, int scale, const Buffer& scratch, int threads, int shuffle = 1) const {
         Conv3x3 args{};
         args.x_strides = row_strides(x), args.out_strides = row_strides(out);
         for (const int dim : {0, 2, 3}) {
-            expect(x.sizes[dim] * (dim ? scale : 1) == out.sizes[dim], "x and out do not fit in shape");
+            expect(x.sizes[dim] * (dim ? scale * shuffle : 1) == out.sizes[dim], "x and out do not fit in shape");
         }
-        args.batch = x.sizes[0], args.channels = x.sizes[1], args.out_channels = out.sizes[1];
-        args.height = out.sizes[2], args.width = out.sizes[3];
+        args.batch = x.sizes[0], args.channels = x.sizes[1], args.out_channels = out.sizes[1] * shuffle * shuffle;
+        args.height = x.sizes[2] * scale, args.width = x.sizes[3] * scale, args.shuffled = shuffle == 2;
         args.x = x.data, args.out = out.data, args.threads = threads;
         const ConvLayout layout = conv3x3_layout(args.batch, args.channels, args.height, args.width, threads);
         const int64_t points = scale == 2 ? 9 : 16, rows = filled(args.out_channels, layout.panel);
@@ -221,6 +222,15 @@ void upsample_conv3x3(const View& out, const View& x, const Conv& conv, const Bu
     chosen.upsample_conv3x3(args);
 }
 
+void conv3x3_shuffle(const View& out, const View& x, const Conv& conv, int shuffle, const Buffer& conv_scratch,
+                     int threads) {
+    expect(shuffle == 1 || shuffle == 2, "shuffle must be 1 or 2");
+    const Conv3x3ShuffleArgs args{conv.of(out, x, 1, conv_scratch, threads, shuffle)};
+    const Kernels& chosen = kernels();
+    py::gil_scoped_release unlocked;
+    chosen.conv3x3_shuffle(args);
+}
+
 void bind_weights(py::module_& module) {
     const auto none = [](const char* name) { return py::arg_v(name, py::none()); };
     py::class_<Norm>(module, "Norm", "GroupNormWeights of csrc/denoiser/group_norm.h, groups and eps.")
@@ -253,6 +263,8 @@ void bind_sizes(py::module_& module) {
 void bind_denoiser(py::module_& module) {
     bind_weights(module);
     bind_sizes(module);
+    module.def("conv3x3_shuffle", &conv3x3_shuffle, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("conv"),
+               py::arg("shuffle"), py::arg("conv_scratch"), py::arg("threads"), "csrc/denoiser/conv3x3_shuffle.h");
     module.def("ddim_step", &ddim_step, py::kw_only(), py::arg("out"), py::arg("z"), py::arg("pred"), py::arg("fresh"),
                py::arg("unconditional"), py::arg("x0_from_z"), py::arg("x0_from_pred"), py::arg("out_from_x0"),
                py::arg("out_from_z"), py::arg("out_from_pred"), py::arg("out_from_fresh"), py::arg("clip"),

@@ -115,6 +115,10 @@ def deblur(
         int | None,
         _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
     ] = None,
+    precision: Annotated[
+        str,
+        _option(_RARE, "float32, bfloat16 (fast on the newest CPUs and on GPUs) or auto (default).", metavar="NAME"),
+    ] = "auto",
     backend: Annotated[
         str, _option(_RARE, "Which implementation computes; `swintormer info` lists them.", metavar="NAME")
     ] = "auto",
@@ -141,6 +145,7 @@ def deblur(
         batch=batch,
         window=window,
         device=device,
+        precision=precision,
         backend=backend,
         prior=prior,
         steps=steps,
@@ -209,6 +214,7 @@ class Settings:
         weights: checkpoint file; None for the installed one.
         memory: bytes of working memory, in addition to the picture and the network.
         window: size of the attention windows, for weights that do not store it.
+        precision: "auto", "float32" or "bfloat16".
         backend: of the ops; "auto" takes the best one for each op.
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
@@ -222,6 +228,7 @@ class Settings:
     batch: int | None = None
     window: int | None = None
     device: str = "auto"
+    precision: str = "auto"
     backend: str = "auto"
     prior: bool | None = None
     steps: int | None = None
@@ -307,7 +314,8 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
     from swintormer.inference.deblurrer import Deblurrer
 
     checkpoint = checkpoint or read_weights(settings)
-    chosen = {name: getattr(settings, name) for name in ("tile", "stride", "blend", "memory", "batch", "device")}
+    names = ("tile", "stride", "blend", "memory", "batch", "device", "precision")
+    chosen = {name: getattr(settings, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 

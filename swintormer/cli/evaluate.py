@@ -173,9 +173,12 @@ class _Run:
     limit: int | None
 
     def chosen(self, **defaults: Any) -> dict[str, Any]:
-        """Settings of the pipeline: those that were given, and a measurement's own defaults."""
+        """Settings of the pipeline: those that were given, and a measurement's own defaults.
+
+        In float32, so that figures do not depend on what the CPU can multiply.
+        """
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "device")}
-        return defaults | {name: value for name, value in given.items() if value is not None}
+        return {"precision": "float32"} | defaults | {name: value for name, value in given.items() if value is not None}
 
     def load(self) -> Checkpoint:
         from swintormer.checkpoint.checkpoint import read_checkpoint

@@ -94,6 +94,12 @@ def packed_bytes(config: NetworkConfig) -> int:
         # Windows narrower than a vector keep the bias of every pair of places.
         places = heads * (window**2 * max(window**2, 32) if window < 16 else (2 * window - 1) ** 2)
         numbers += blocks * (attention + feed_forward + table + places)
+    d = config.dim
+    convolutions = [(4 * config.in_channels, d), (2 * d, 4 * config.out_channels)]
+    for level in (1, 2, 4):  # down from this level's channels and up to them
+        convolutions += [(level * d, level * d // 2), (2 * level * d, 4 * level * d)]
+    # Winograd's 16 numbers in place of 9, for channels in panels.
+    numbers += sum(16 * inputs * -(-outputs // _PANEL) * _PANEL for inputs, outputs in convolutions)
     return 4 * numbers
 
 

@@ -12,6 +12,8 @@ from swintormer.model.config import NetworkConfig
 from swintormer.model.fusion import PriorFusion, over_image
 from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.nn import Block
+from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
+from swintormer_kernels.records import ShuffleWeights
 
 
 class Swintormer(nn.Module):
@@ -54,9 +56,7 @@ class Swintormer(nn.Module):
         self.refinement = self._stage(0, config.num_refinement_blocks, 2 * d)
 
         self.skip_conv = nn.Conv2d(d, 2 * d, 1, bias=bias)
-        self.output = nn.Sequential(
-            nn.Conv2d(2 * d, 4 * config.out_channels, 3, padding=1, bias=bias), nn.PixelShuffle(2)
-        )
+        self.output = ShuffledConv(2 * d, 4 * config.out_channels, bias)
         self.prior_fusion = PriorFusion(d, config.prior_channels) if config.prior_channels else None
 
     def _stage(self, level: int, count: int, channels: int) -> nn.Sequential:
@@ -147,6 +147,9 @@ class Swintormer(nn.Module):
 
         `prior` is z_0 over all of x, see `fusion.over_image`; it is added where a stage begins.
         """
+        if x.is_cpu:
+            # 2 to 5 % of a tile: blocks read and write vectors of channels, convolutions need no other layout inside.
+            x = x.contiguous(memory_format=torch.channels_last)
         # Tensors are freed before the last stages, which hold three maps of 2D channels at 1/2 of the resolution.
         embedded = self.patch_embed(x)
         del x
@@ -180,7 +183,7 @@ class PatchEmbed(nn.Module):
         self.proj2 = nn.Conv2d(4 * in_channels, dim, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj2(self.proj1(x))
+        return _convolved(self.proj2, self.proj1(x))
 
 
 class Downsample(nn.Module):
@@ -191,7 +194,7 @@ class Downsample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=bias), nn.PixelUnshuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.body[1](_convolved(self.body[0], x))
 
 
 class Upsample(nn.Module):
@@ -199,7 +202,23 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, bias: bool):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=bias), nn.PixelShuffle(2))
+        self.body = ShuffledConv(channels, 2 * channels, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
+
+
+class ShuffledConv(nn.Sequential):
+    """3x3 convolution C_in -> C_out, PixelShuffle(2). (B, C_in, H, W) -> (B, C_out/4, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool):
+        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _convolved(self[0], x, shuffle=2)
+
+
+def _convolved(conv: nn.Module, x: Tensor, shuffle: int = 1) -> Tensor:
+    """PixelShuffle(shuffle) of `conv`, a 3x3 nn.Conv2d, of x."""
+    assert isinstance(conv, nn.Conv2d)
+    return conv3x3_shuffle(x, ShuffleWeights(conv.weight, conv.bias), shuffle)

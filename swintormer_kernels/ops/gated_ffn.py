@@ -64,7 +64,7 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
     """x + ffn(norm2(x)), per pixel.
 
     Args:
-        x: (B, C, H, W), any strides.
+        x: (B, C, H, W), any strides. Dtypes as in `swda_block`.
         weights: the parameters, shapes as in `FFNWeights`.
 
     Returns:

@@ -78,7 +78,7 @@ def swda_attention(x: Tensor, weights: AttentionWeights, window: int, shift: int
     """x + attention(norm1(x)).
 
     Args:
-        x: (B, C, H, W), any strides, H and W multiples of the window.
+        x: (B, C, H, W), any strides, H and W multiples of the window. Dtypes as in `swda_block`.
         weights: parameters, shapes as in `AttentionWeights`; C a multiple of 2 * heads.
         window: w, side of a window, at least 2.
         shift: s, 0 <= s < w.

@@ -41,7 +41,9 @@ def swda_block(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: 
     """x = x + attention(norm1(x)); x + ffn(norm2(x)).
 
     Args:
-        x: (B, C, H, W), any strides, H and W multiples of the window.
+        x: (B, C, H, W), any strides, H and W multiples of the window. On a CPU, float32 or bfloat16 like the weights;
+            bfloat16, or float32 under autocast to it, is multiplied as bfloat16 with sums in float32 where the CPU
+            can (`swintormer_kernels.precision`). Under autocast the result is float32.
         attention, ffn: parameters of the two halves, shapes as in `AttentionWeights` and `FFNWeights`.
         window: w, side of a window, at least 2.
         shift: s, 0 <= s < w.

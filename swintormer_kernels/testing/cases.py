@@ -13,6 +13,7 @@ CASES = {
     "norm_silu_conv3x3": denoiser_cases.norm_silu_conv3x3_cases,
     "res_block": denoiser_cases.res_block_cases,
     "norm_projection": denoiser_cases.norm_projection_cases,
+    "conv3x3_shuffle": denoiser_cases.conv3x3_shuffle_cases,
     "upsample_conv3x3": denoiser_cases.upsample_conv3x3_cases,
     "ddim_step": denoiser_cases.ddim_step_cases,
 }

@@ -13,6 +13,7 @@ from swintormer_kernels.records import (
     LinearWeights,
     Prediction,
     ResBlockWeights,
+    ShuffleWeights,
     UpsampleWeights,
 )
 from swintormer_kernels.testing.case import Case, seeded
@@ -223,6 +224,35 @@ def upsample_conv3x3_cases() -> list[Case]:
         case("columns apart", (2, 12, 5, 9), 33, "sliced"),
         case("one pixel", (2, 12, 1, 1), 7),
         case("empty batch", (0, 12, 5, 9), 8),
+    ]
+
+
+def conv3x3_shuffle_cases() -> list[Case]:
+    """Up and down steps of the networks `small` and `released` in one 256x256 tile, and unusual ones."""
+
+    def case(name: str, shape: Sizes, out: int, shuffle: int, layout: str = "channels_last", **options: Any) -> Case:
+        def build() -> tuple[Any, ...]:
+            x = LAYOUTS[layout](torch.randn(shape))
+            weight = torch.randn(out, shape[1], 3, 3) / (3 * shape[1] ** 0.5)
+            return x, ShuffleWeights(weight, torch.randn(out) if options.get("bias", True) else None), shuffle
+
+        return seeded(name, build, options.get("timed", False), math.prod(shape[1:]) * out < 5_000_000)
+
+    # channels and side of x, outputs, shuffle
+    small = [(12, 128, 24, 1), (24, 128, 12, 1), (48, 64, 24, 1), (96, 32, 48, 1)]
+    small += [(192, 16, 384, 2), (96, 32, 192, 2), (48, 64, 96, 2), (48, 128, 12, 2)]
+    released = [(2 * c, side, 2 * out, shuffle) for c, side, out, shuffle in small[1:]]
+    return [
+        *(
+            case(f"{c} to {out}, {s}x{s}, shuffle {shuffle}", (1, c, s, s), out, shuffle, timed=True)
+            for c, s, out, shuffle in (*small, *released)
+        ),
+        case("batch 3, odd sizes", (3, 40, 7, 13), 28, 2),
+        case("NCHW, no bias", (2, 24, 7, 9), 5, 1, "contiguous", bias=False),
+        case("one channel for each pixel", (2, 24, 7, 9), 4, 2),
+        case("columns apart", (2, 12, 5, 9), 100, 2, "sliced"),
+        case("one pixel", (2, 12, 1, 1), 8, 2),
+        case("empty batch", (0, 12, 5, 9), 8, 2),
     ]
 
 

@@ -11,6 +11,15 @@ from typer.testing import CliRunner
 
 from swintormer import Swintormer, save_checkpoint
 from swintormer.cli.app import app
+from swintormer.inference import precision
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_unless_asked():
+    """`Deblurrer` multiplies float32 on every CPU, also on those where it would choose bfloat16 (test_precision.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "multiplies_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")

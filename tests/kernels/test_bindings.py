@@ -13,7 +13,7 @@ from swintormer_kernels.testing.cases import case_of
 
 WEIGHTS = ("Norm", "Conv", "Linear", "Core", "Attention", "Ffn")
 CASES = {name: "window 8, C 16" if name in BLOCK_OPS else "modulated, batch 3" for name in MODULES}
-CASES |= {"upsample_conv3x3": "batch 3, odd sizes"}
+CASES |= dict.fromkeys(("conv3x3_shuffle", "upsample_conv3x3"), "batch 3, odd sizes")
 
 
 class Recorder:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
-from swintormer_kernels.records import ConvWeights, LinearWeights, ResBlockWeights, UpsampleWeights
+from swintormer_kernels.records import ConvWeights, LinearWeights, ResBlockWeights, ShuffleWeights, UpsampleWeights
 from swintormer_kernels.registry import BackendError, explain, use_backend
 from swintormer_kernels.testing.cases import case_of, cases_of
 from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights, res_block_weights
@@ -34,12 +34,18 @@ SMALL = {
     "norm_projection": ("modulated, batch 3", "NCHW, no bias", "columns apart"),
     "norm_silu_conv3x3": ("modulated, batch 3", "plain, NCHW", "columns apart"),
     "res_block": ("modulated, batch 3", "plain, NCHW", "columns apart"),
+    "conv3x3_shuffle": ("batch 3, odd sizes", "NCHW, no bias", "one channel for each pixel", "columns apart"),
     "upsample_conv3x3": ("batch 3, odd sizes", "NCHW, no bias", "columns apart"),
     **dict.fromkeys(BLOCK_OPS, BLOCK_SMALL),
 }
 DENOISER_OPS = [name for name in MODULES if name not in BLOCK_OPS]
 WITHOUT_BACKWARD = [name for name in DENOISER_OPS if public(name).op.own_backward("cpu") is None]
-IN_ROWS = ("norm_silu_conv3x3", "res_block", "upsample_conv3x3")  # their results lie in channels_last
+IN_ROWS = (
+    "conv3x3_shuffle",
+    "norm_silu_conv3x3",
+    "res_block",
+    "upsample_conv3x3",
+)  # their results lie in channels_last
 
 EVERY = pytest.mark.parametrize("name", MODULES)
 EVERY_CASE = pytest.mark.parametrize(
@@ -78,6 +84,7 @@ MOST = {  # groups, channels of a group, outputs, width
     "norm_projection": (4, 40, 100, 21),
     "norm_silu_conv3x3": (4, 20, 40, 21),
     "res_block": (3, 20, 70, 21),
+    "conv3x3_shuffle": (1, 70, 20, 21),
     "upsample_conv3x3": (1, 70, 40, 11),
 }
 
@@ -96,6 +103,11 @@ def drawn(data, name):
 
     if name == "group_norm_silu":
         return x, some(norm), groups, data.draw(st.sampled_from([1e-6, 1e-5, 0.1]))
+    if name == "conv3x3_shuffle":
+        shuffle = data.draw(st.sampled_from([1, 2]))
+        out *= shuffle**2
+        weights = ShuffleWeights(torch.randn(out, channels, 3, 3), torch.randn(out))
+        return x, some(weights, "weight"), shuffle
     if name == "upsample_conv3x3":
         return x, some(UpsampleWeights(torch.randn(out, channels, 3, 3), torch.randn(out)), "weight")
     if name == "norm_projection":
@@ -138,6 +150,7 @@ def large(name, sides):
         "norm_projection": lambda: (x, norm, LinearWeights(torch.randn(150, 96), torch.randn(150)), 8),
         "norm_silu_conv3x3": lambda: (x, norm, conv_weights(1, 96, 70, sides), 8),
         "res_block": lambda: (x, res_block_weights(1, 96, 32, 70, modulated=True), 8, 8),
+        "conv3x3_shuffle": lambda: (x, ShuffleWeights(torch.randn(72, 96, 3, 3), torch.randn(72)), 2),
         "upsample_conv3x3": lambda: (x, UpsampleWeights(torch.randn(70, 96, 3, 3), torch.randn(70))),
         "swda_block": lambda: case_of("swda_block", "level2, C 96, shifted").make(0)[0],
     }[name]()
@@ -162,6 +175,7 @@ def twice(arguments):
         *(("norm_projection", sides) for sides in ((4, 5), (16, 16), (37, 50))),  # 48 pixels a block, some shared
         *(("norm_silu_conv3x3", sides) for sides in ((16, 16), (37, 50))),  # 4 blocks: shared by 3 threads, not by 2
         *(("res_block", sides) for sides in ((16, 16), (37, 50))),
+        *(("conv3x3_shuffle", sides) for sides in ((16, 16), (37, 50))),
         *(("upsample_conv3x3", sides) for sides in ((8, 8), (19, 25))),
         ("swda_block", (32, 48)),  # 6 windows, which do not split over their insides; 3 of the next do
         ("swda_block", (16, 48)),
@@ -263,6 +277,8 @@ def explanation_of(name, channels, out, side, batch=1, trained=False):
     if name == "res_block":
         return explain(public(name), x, res_block_weights(batch, channels, out, out), 4, 4)
     norm = norm_weights(batch, channels)
+    if name == "conv3x3_shuffle":
+        return explain(public(name), x, ShuffleWeights(torch.randn(out, channels, 3, 3)), 2)
     if name == "norm_projection":
         return explain(public(name), x, norm, LinearWeights(torch.randn(out, channels)), 4)
     return explain(public(name), x, norm, conv_weights(batch, channels, out, (side, side)), 4)
@@ -277,6 +293,7 @@ def explanation_of(name, channels, out, side, batch=1, trained=False):
             [(32, 32, 32), (96, 96, 8), (32, 8, 32)],
             [(8, 32, 32), (64, 64, 1), (64, 3, 64), (64, 8, 32, 4)],
         ),
+        ("conv3x3_shuffle", [(48, 96, 64), (48, 24, 64)], [(12, 32, 64), (48, 12, 64), (48, 96, 2)]),
         ("res_block", [(32, 32, 32), (96, 64, 16)], [(8, 32, 32), (64, 64, 1), (32, 4, 32)]),
     ],
 )
@@ -295,6 +312,7 @@ CALLS = {
     "group_norm_silu": {"x": IMAGE, "norm": NORM, "groups": 3, "eps": 1e-5},
     "norm_silu_conv3x3": {"x": IMAGE, "norm": NORM, "conv": ConvWeights(torch.zeros(4, 6, 3, 3)), "groups": 3},
     "norm_projection": {"x": IMAGE, "norm": NORM, "linear": LinearWeights(torch.zeros(4, 6)), "groups": 3},
+    "conv3x3_shuffle": {"x": IMAGE, "conv": ShuffleWeights(torch.zeros(4, 6, 3, 3)), "shuffle": 2},
     "upsample_conv3x3": {"x": IMAGE, "conv": UpsampleWeights(torch.zeros(4, 6, 3, 3))},
     "res_block": {
         "x": IMAGE,
@@ -321,6 +339,10 @@ CALLS = {
         ("norm_projection", "linear", "weight", (4, 5), r"weight must be \(C_out, 6\), found \(4, 5\)"),
         ("norm_projection", "linear", "bias", (6,), r"bias must be \(4,\), found \(6,\)"),
         ("norm_projection", "groups", None, 4, "groups must divide the 6 channels"),
+        ("conv3x3_shuffle", "conv", "weight", (4, 5, 3, 3), r"weight must be \(C_out, C_in, 3, 3\)"),
+        ("conv3x3_shuffle", "conv", "bias", (6,), r"bias must be \(4,\)"),
+        ("conv3x3_shuffle", "shuffle", None, 3, "must divide the 4 output channels, found 3"),
+        ("conv3x3_shuffle", "shuffle", None, 0, "must divide the 4 output channels, found 0"),
         ("upsample_conv3x3", "conv", "weight", (4, 5, 3, 3), r"weight must be \(C_out, C_in, 3, 3\)"),
         ("upsample_conv3x3", "conv", "weight", (4, 6, 1, 1), "weight must be"),
         ("upsample_conv3x3", "conv", "bias", (6,), r"bias must be \(4,\)"),

@@ -13,6 +13,7 @@ from swintormer_kernels.testing.cases import cases_of
 pytestmark = pytest.mark.usefixtures("one_thread", "extension")
 
 OPS = {
+    "conv3x3_shuffle": "batch 3, odd sizes",
     "ddim_step": "odd sizes, sliced, x0, guided",
     "gated_ffn": "window 8, C 16",
     "group_norm_silu": "modulated, batch 3",

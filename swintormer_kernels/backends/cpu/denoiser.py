@@ -18,6 +18,7 @@ from swintormer_kernels.backends.cpu.scratch import Scratch
 from swintormer_kernels.backends.cpu.winograd import (
     ALL_POINTS,
     POINTS_OF_DOUBLED,
+    in_order_of_pixels,
     in_panels,
     layout,
     transformed_weight,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         GroupNormWeights,
         LinearWeights,
         ResBlockWeights,
+        ShuffleWeights,
         UpsampleWeights,
     )
 
@@ -183,6 +185,28 @@ def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
         out=view(out),
         x=view(source),
         conv=_conv(conv.weight, conv.bias, None, panel, POINTS_OF_DOUBLED),
+        conv_scratch=scratch,
+        threads=threads,
+    )
+    return out
+
+
+def conv3x3_shuffle(x: Tensor, conv: ShuffleWeights, shuffle: int) -> Tensor:
+    """See `swintormer_kernels.ops.conv3x3_shuffle`."""
+    out = image_like(x, conv.weight.shape[0] // shuffle**2, scale=shuffle)
+    if out.numel() == 0:
+        return out
+    threads = torch.get_num_threads()
+    batch, channels, height, width = x.shape
+    panel, floats = layout(channels, batch, height, width, threads)
+    (scratch,), source = Scratch(floats).buffers, rows_of_channels(x)
+    weight = transformed_weight(conv.weight, panel, ALL_POINTS, shuffle)
+    bias = None if conv.bias is None else in_order_of_pixels(conv.bias, shuffle)
+    native.extension().conv3x3_shuffle(
+        out=view(out),
+        x=view(source),
+        conv=native.extension().Conv(weight=dense(weight), bias=dense(bias)),
+        shuffle=shuffle,
         conv_scratch=scratch,
         threads=threads,
     )

@@ -16,21 +16,32 @@ POINTS_OF_DOUBLED = (0, 1, 3)
 """Rows and columns of a transformed tile that are not 0 in an image upsampled by nearest neighbour."""
 
 
-def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...]) -> Tensor:
-    """`winograd_weight`, cached for each version of `weight`."""
-    return packed_weight([weight], ("winograd", panel, points), lambda: winograd_weight(weight, panel, points))
+def transformed_weight(weight: Tensor, panel: int, points: tuple[int, ...], shuffle: int = 1) -> Tensor:
+    """`winograd_weight` of the weight `in_order_of_pixels`, cached for each version of `weight`."""
+    return packed_weight(
+        [weight],
+        ("winograd", panel, points, shuffle),
+        lambda: winograd_weight(in_order_of_pixels(weight, shuffle), panel, points),
+    )
+
+
+def in_order_of_pixels(weight: Tensor, shuffle: int) -> Tensor:
+    """Output channels, in front, in the order in which PixelShuffle(shuffle) lays them out: pixels, then channels."""
+    return weight if shuffle == 1 else weight.unflatten(0, (-1, shuffle**2)).transpose(0, 1).flatten(0, 1)
 
 
 def winograd_weight(weight: Tensor, panel: int, points: tuple[int, ...] = ALL_POINTS) -> Tensor:
     """G w Gt of (out, in, 3, 3) at `points` of both axes: (panels, points^2, in, panel), output channels padded with 0.
 
-    Computed in float64 and rounded once.
+    Computed in float64 and rounded once, a panel at a time, so that float64 takes little memory.
     """
     g = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
     g = g[list(points)]
-    transformed = (g @ weight.double() @ g.T).to(weight.dtype).flatten(2)
-    transformed = F.pad(transformed, (0, 0, 0, 0, 0, -weight.shape[0] % panel))
-    return transformed.unflatten(0, (-1, panel)).permute(0, 3, 2, 1).contiguous()
+    outputs, inputs = weight.shape[:2]
+    packed = weight.new_zeros((-(-outputs // panel), len(points) ** 2, inputs, panel))
+    for rows, to in zip(weight.split(panel), packed, strict=True):
+        to[..., : len(rows)] = (g @ rows.double() @ g.T).flatten(2).permute(2, 1, 0)
+    return packed
 
 
 def in_panels(weight: Tensor, panel: int) -> Tensor:

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swintormer_kernels.records import ConvWeights, GroupNormWeights, LinearWeights, ResBlockWeights, UpsampleWeights
+from swintormer_kernels.records import (
+    ConvWeights,
+    GroupNormWeights,
+    LinearWeights,
+    ResBlockWeights,
+    ShuffleWeights,
+    UpsampleWeights,
+)
 from swintormer_kernels.transforms import transform_at_work
 
 
@@ -71,3 +78,9 @@ def norm_projection(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, gr
 def upsample_conv3x3(x: Tensor, conv: UpsampleWeights) -> Tensor:
     """conv3x3(x upsampled by 2, nearest neighbour) + bias. (B, C, H, W) -> (B, C_out, 2H, 2W)."""
     return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
+
+
+def conv3x3_shuffle(x: Tensor, conv: ShuffleWeights, shuffle: int) -> Tensor:
+    """PixelShuffle(shuffle) of conv3x3(x) + bias. (B, C, H, W) -> (B, C_out / shuffle^2, shuffle H, shuffle W)."""
+    y = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    return y if shuffle == 1 else F.pixel_shuffle(y, shuffle)
