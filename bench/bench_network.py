@@ -7,6 +7,8 @@ during the pass, without input, output and weights, `packed_mb` the packed weigh
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from statistics import median
 
 import pytest
@@ -21,7 +23,9 @@ from swintormer_kernels.packed import kept_bytes
 from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory, peak_rate, timed
 
 TILE = 256
-ROUNDS, TRAINING_ROUNDS = 9, 3
+ROUNDS, TRAINING_ROUNDS = 9, 5
+TRAINED = {"small": (4, 128), "released": (1, 256)}
+"""Batch and side of a training step."""
 
 
 def network_and_tile(preset: str, side: int = TILE) -> tuple[Swintormer, torch.Tensor]:
@@ -36,11 +40,6 @@ def network_and_tile(preset: str, side: int = TILE) -> tuple[Swintormer, torch.T
 def forward(net: Swintormer, x: torch.Tensor, backend: str) -> torch.Tensor:
     with sk.use_backend(backend), torch.inference_mode():
         return net(x)
-
-
-def train(net: Swintormer, x: torch.Tensor, backend: str) -> None:
-    with sk.use_backend(backend):
-        net(x).sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["cpu"])
@@ -65,7 +64,6 @@ def bench(preset, backend, benchmark, rows, notes):
     benchmark.pedantic(lambda: forward(net, x, backend), setup=others, rounds=ROUNDS, warmup_rounds=1)
     seconds = {name: measured[1:] for name, measured in seconds.items()}  # the first warmed up
     own, reference, rate = benchmark.stats.stats.median, median(seconds["reference"]), torch_rate.rate(seconds)
-    both = in_turn({name: lambda name=name: train(net, x, name) for name in ("reference", backend)}, TRAINING_ROUNDS)
     macs = count_macs(net.config, TILE, TILE).total
     peak_flops = peak_rate()
     moved = 4 * (2 * x.numel() + sum(p.numel() for p in net.parameters()))
@@ -78,7 +76,6 @@ def bench(preset, backend, benchmark, rows, notes):
             rounds=ROUNDS,
             forward=own,
             reference=reference,
-            both=(median(both[backend]), median(both["reference"])),
             macs=macs,
             moved=moved,
             product_rate=rate,
@@ -97,6 +94,63 @@ def bench(preset, backend, benchmark, rows, notes):
         f"{preset}: {reference / own:.2f} times as fast as the reference; {'; '.join(shares.values())}; live "
         f"tensors at peak: {live[backend]:.1f} MB, reference {live['reference']:.1f} MB; packed weights: "
         f"{kept_bytes(net.parameters()) / 1e6:.1f} MB"
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", TRAINED)
+def bench_training(preset, precision, rows, notes):
+    """Forward and backward as automatic selection runs them, in turn with the reference in the same precision."""
+    batch, side = TRAINED[preset]
+    net, _ = network_and_tile(preset)
+    x = torch.rand(batch, net.config.in_channels, side, side)
+
+    def loss(backend: str | None) -> torch.Tensor:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        with sk.use_backend(backend) if backend else nullcontext(), autocast:
+            return net(x).float().square().mean()
+
+    def step(backend: str | None) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss(backend), list(net.parameters())))
+
+    found = [torch.cat([part.flatten() for part in step(backend)]) for backend in (None, "reference")]
+    with sk.use_backend("reference"):
+        wide = copy.deepcopy(net).double()
+        parts = torch.autograd.grad(wide(x.double()).square().mean(), list(wide.parameters()))
+    exact = torch.cat([part.flatten() for part in parts])
+    error, reference_error = (((value - exact).norm() / exact.norm()).item() for value in found)
+    assert error <= 2 * reference_error, f"gradients: error {error:.3g}, {reference_error:.3g} of the reference"
+
+    turns = {
+        "forward": lambda: loss(None),
+        "forward_reference": lambda: loss("reference"),
+        "both": lambda: step(None),
+        "both_reference": lambda: step("reference"),
+    }
+    seconds = {name: median(times) for name, times in in_turn(turns, TRAINING_ROUNDS).items()}
+    macs = batch * count_macs(net.config, side, side).total
+    case = f"{preset}, training, {batch} of {side}x{side}, {precision}"
+    rows.append(
+        make_row(
+            op="training",
+            case=case,
+            backend="automatic",
+            automatic="+".join(blocks_backends(net, x)),
+            rounds=TRAINING_ROUNDS,
+            forward=seconds["forward"],
+            reference=seconds["forward_reference"],
+            both=(seconds["both"], seconds["both_reference"]),
+            macs=macs,
+            peak_bytes=peak_memory(lambda: step(None)),
+            errors=(error, reference_error),
+            packed_bytes=kept_bytes(net.parameters()),
+        )
+    )
+    needed = 6 * macs  # FLOPs: the forward pass, and twice as many for the two kinds of gradients
+    notes.append(
+        f"{case}: {seconds['both_reference'] / seconds['both']:.2f} times as fast as the reference, "
+        f"{needed / seconds['both'] / peak_rate():.2f} of the rate of float32 multiply-adds (reference "
+        f"{needed / seconds['both_reference'] / peak_rate():.2f})"
     )
 
 

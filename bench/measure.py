@@ -67,9 +67,14 @@ class Row:
     fma_share: float  # of the rate of float32 multiply-adds between registers; nan in rows from before it was measured
     packed_mb: float  # weights that the backend keeps beside the model's own
 
+    @property
+    def moved_mb(self) -> float:
+        """What is read and written at least in a forward call."""
+        return self.gb_s * self.forward_ms
+
 
 TABLE = (
-    "op", "case", "backend", "forward_ms", "forward_ratio", "both_ms", "both_ratio",
+    "op", "case", "backend", "forward_ms", "forward_ratio", "both_ms", "both_ratio", "gmac", "moved_mb",
     "gflops", "fma_share", "gemm_share", "gb_s", "copy_share", "peak_mb", "packed_mb", "error", "reference_error",
 )  # fmt: skip
 
