@@ -152,12 +152,21 @@ def test_memory_stays_flat_over_changing_shapes_and_weights(extension):
 
 @functools.lru_cache(maxsize=2)  # the cases stand beside one another; instruction sets share what they are held to
 def case_with_truth(op, case):
-    """Arguments, gradient of the result, and the reference's gradients in float32 and in float64."""
+    """Arguments, gradient of the result, and the gradients in float64 with the errors of the reference in float32.
+
+    The gradient of a scale is a sum that nearly cancels, of which the reference's own error tells little: it may happen
+    to be small. So it is the largest over four inputs that differ by the rounding of float32.
+    """
     arguments, _ = case.make(0)
     grad = torch.randn(arguments[0].shape)
-    plain = gradients("reference", op, arguments, grad)
     truth = gradients("reference", op, double(arguments), grad)
-    return arguments, grad, plain, truth
+    allowed = [0.0] * len(truth)
+    for _ in range(4):
+        rounded = gradients("reference", op, arguments, grad)
+        errors = [error(*pair) if pair[1].norm() else 0.0 for pair in zip(rounded, truth, strict=True)]
+        allowed = list(map(max, allowed, errors))
+        arguments = (arguments[0] * (1 + EPS * torch.randn_like(arguments[0])), *arguments[1:])
+    return case.make(0)[0], grad, truth, allowed
 
 
 @pytest.mark.parametrize(("isa", "chunks"), [(isa, 32) for isa in ISAS] + [(ISAS[0], 1)])
@@ -171,13 +180,13 @@ def test_gradients(op, case, isa, chunks, engine, monkeypatch):
 
     monkeypatch.setattr(block_backward, "_MOST_CHUNKS", chunks)
     engine.use_isa(isa)
-    arguments, grad, plain, truth = case_with_truth(op, case)
+    arguments, grad, truth, allowed = case_with_truth(op, case)
     found = gradients("cpu", op, arguments, grad)
     pixels = grad.numel() // max(1, grad.shape[1])
-    for i, (value, rounded, true) in enumerate(zip(found, plain, truth, strict=True)):
+    for i, (value, true, rounding) in enumerate(zip(found, truth, allowed, strict=True)):
         assert value.shape == true.shape
         if true.norm():
-            assert error(value, true) <= 2 * error(rounded, true) + EPS * (8 * math.sqrt(pixels) if i else 16)
+            assert error(value, true) <= 2 * rounding + EPS * (8 * math.sqrt(pixels) if i else 16)
         else:
             assert not value.any()
 
