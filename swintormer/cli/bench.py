@@ -36,12 +36,14 @@ class Bench:
     Attributes:
         backends: the backends of the network's blocks, by automatic selection as in `swintormer deblur`.
         threads: number of torch's threads.
-        seconds: for one tile, as `swintormer deblur` runs it.
+        seconds: for one tile in float32.
         reference_seconds: for one tile in plain PyTorch.
         gflops: rate of the former (GFLOP/s).
         torch_gflops: the best rate that torch reaches here in float32.
         peak_gflops: float32 multiply-adds between registers, the most that this machine can do; NaN if not known.
         peak_bfloat16_gflops: the same in bfloat16; NaN if not known, or where the CPU has no such instruction.
+        bfloat16_seconds: for one tile in bfloat16, which `swintormer deblur` takes where the weights allow it; NaN if
+            the CPU does not multiply bfloat16.
         packed_megabytes: copies of the weights in the kernels' own memory layout.
     """
 
@@ -53,6 +55,7 @@ class Bench:
     torch_gflops: float
     peak_gflops: float = math.nan
     peak_bfloat16_gflops: float = math.nan
+    bfloat16_seconds: float = math.nan
     packed_megabytes: float = 0.0
 
     @property
@@ -60,18 +63,24 @@ class Bench:
         """Against plain PyTorch."""
         return self.reference_seconds / self.seconds
 
-    def photo_seconds(self) -> float:
+    def photo_seconds(self, tile_seconds: float) -> float:
         """The network's time for a 24-megapixel photograph, without reading and writing it."""
         from swintormer.execution.tiling import default_stride, make_grid
 
         width, height = PHOTO
-        return len(make_grid(height, width, TILE, default_stride(TILE))) * self.seconds
+        return len(make_grid(height, width, TILE, default_stride(TILE))) * tile_seconds
 
     def __str__(self) -> str:
         own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
+        rounded = ""
+        if not math.isnan(self.bfloat16_seconds):
+            ratio = self.reference_seconds / self.bfloat16_seconds
+            rounded = (
+                f"  {'the same in bfloat16':<20} {1e3 * self.bfloat16_seconds:>8.1f} ms, {ratio:.2f} times as fast\n"
+            )
         return (
             f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, medians\n"
-            f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n"
+            f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n{rounded}"
             f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
             f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights in addition to the network's own\n\n"
             f"{self.sentence()}"
@@ -93,11 +102,17 @@ class Bench:
         return told
 
     def sentence(self) -> str:
-        """The time for a photograph, with these kernels and with plain PyTorch."""
-        photo = f"A {PHOTO[0]}x{PHOTO[1]} photograph takes this machine about {spoken(self.photo_seconds())}"
+        """The time for a photograph, with these kernels and with plain PyTorch, and how well the machine is used."""
+        own, plain = (spoken(self.photo_seconds(s)) for s in (self.seconds, self.reference_seconds))
+        photo = f"A {PHOTO[0]}x{PHOTO[1]} photograph takes this machine about {own}"
         if self.backends == ("reference",):
             return f"{photo} in plain PyTorch; `swintormer info` shows why faster kernels are missing."
-        return f"{photo}; in plain PyTorch it would be {spoken(self.photo_seconds() * self.speedup)}."
+        if not math.isnan(self.bfloat16_seconds):
+            photo += f", or {spoken(self.photo_seconds(self.bfloat16_seconds))} in bfloat16"
+        used = ""
+        if not math.isnan(self.peak_gflops):
+            used = f" In float32 that is {self.gflops / self.peak_gflops:.0%} of what its arithmetic units can do."
+        return f"{photo}; in plain PyTorch it would be {plain}.{used}"
 
 
 def run(config: NetworkConfig, rounds: int = 5) -> Bench:
@@ -113,6 +128,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
     from swintormer.model.network import Swintormer
     from swintormer_kernels import use_backend
     from swintormer_kernels.packed import kept_bytes
+    from swintormer_kernels.precision import multiplies_bfloat16
     from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_rate
 
     net = Swintormer(config).eval()
@@ -123,9 +139,16 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
         with use_backend("reference"):
             net(tile)
 
+    def rounded() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            net(tile)
+
+    turns = {"own": lambda: net(tile), "plain": plain, **torch_rate.turns}
+    if multiplies_bfloat16():
+        turns["bfloat16"] = rounded
     with torch.inference_mode():
         backends = blocks_backends(net, tile)
-        seconds = in_turn({"own": lambda: net(tile), "plain": plain, **torch_rate.turns}, rounds)
+        seconds = in_turn(turns, rounds)
     own, plain_torch = median(seconds["own"]), median(seconds["plain"])
     return Bench(
         backends=backends,
@@ -136,6 +159,7 @@ def run(config: NetworkConfig, rounds: int = 5) -> Bench:
         torch_gflops=torch_rate.rate(seconds) / 1e9,
         peak_gflops=peak_rate() / 1e9,
         peak_bfloat16_gflops=peak_rate("bfloat16") / 1e9,
+        bfloat16_seconds=median(seconds.get("bfloat16", [math.nan])),
         packed_megabytes=kept_bytes(net.parameters()) / 1e6,
     )
 

@@ -16,6 +16,7 @@ from swintormer import NetworkConfig, Swintormer
 from swintormer.cli import bench
 from swintormer_kernels import native, use_backend
 from swintormer_kernels.packed import kept_bytes, packed_weight
+from swintormer_kernels.precision import multiplies_bfloat16
 from swintormer_kernels.testing import timing
 from swintormer_kernels.testing.cases import cases_of
 from swintormer_kernels.testing.timing import TorchRate, in_turn, peak_memory
@@ -41,10 +42,14 @@ def test_the_sentence_tells_the_photograph_and_the_gain():
         ("cpu",), 2, seconds=0.5, reference_seconds=1.5, gflops=120.0, torch_gflops=160.0, peak_gflops=240.0
     )
     tiles = 28 * 19  # (6000 - 256) / 220 and (4000 - 256) / 220, rounded up, and one more each
-    assert result.photo_seconds() == tiles * 0.5
+    assert result.photo_seconds(0.5) == tiles * 0.5
     assert result.sentence() == (
-        "A 6000x4000 photograph takes this machine about 4.4 minutes; in plain PyTorch it would be 13 minutes."
+        "A 6000x4000 photograph takes this machine about 4.4 minutes; in plain PyTorch it would be 13 minutes. "
+        "In float32 that is 50% of what its arithmetic units can do."
     )
+    rounded = dataclasses.replace(result, bfloat16_seconds=0.25)
+    assert "the same in bfloat16    250.0 ms, 6.00 times as fast" in str(rounded)
+    assert "takes this machine about 4.4 minutes, or 2.2 minutes in bfloat16; in plain" in rounded.sentence()
     assert "3.00 times as fast" in str(result)
     assert "120 of the 240 GFLOP/s of multiply-adds that this machine can do (50%)\n" in str(result)
     assert "120 of the 160 GFLOP/s of torch's best product (75%)\n" in str(result)
@@ -73,6 +78,7 @@ def test_a_run_measures_what_deblur_would_do(monkeypatch):
             assert bench.blocks_backends(net, tile) == ("reference",)
     assert result.threads == torch.get_num_threads()
     assert min(result.seconds, result.reference_seconds, result.gflops, result.torch_gflops) > 0
+    assert math.isnan(result.bfloat16_seconds) != multiplies_bfloat16()
     assert (result.packed_megabytes > 0) == ("cpu" in result.backends)
     assert not any(part._forward_pre_hooks for part in net.modules())
 
