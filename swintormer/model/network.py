@@ -6,14 +6,17 @@ The resolution falls from 1/2 to 1/16 and back while channels go D, 2D, 4D, 8D; 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swintormer.model.config import NetworkConfig
 from swintormer.model.fusion import PriorFusion, over_image
 from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.nn import Block
+from swintormer_kernels.ops.conv3x3_shuffle import OP as CONVOLUTION
 from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
 from swintormer_kernels.records import ShuffleWeights
+from swintormer_kernels.registry import asked_backend
 
 
 class Swintormer(nn.Module):
@@ -218,7 +221,15 @@ class ShuffledConv(nn.Sequential):
         return _convolved(self[0], x, shuffle=2)
 
 
+@torch.compiler.assume_constant_result
+def _only_for_blocks() -> bool:
+    """Whether `use_backend` names a backend that has no convolution, as Triton: it then serves the blocks alone."""
+    return asked_backend() in CONVOLUTION.absent
+
+
 def _convolved(conv: nn.Module, x: Tensor, shuffle: int = 1) -> Tensor:
     """PixelShuffle(shuffle) of `conv`, a 3x3 nn.Conv2d, of x."""
     assert isinstance(conv, nn.Conv2d)
+    if _only_for_blocks():
+        return F.pixel_shuffle(conv(x), shuffle)
     return conv3x3_shuffle(x, ShuffleWeights(conv.weight, conv.bias), shuffle)

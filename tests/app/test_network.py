@@ -199,6 +199,12 @@ def test_moved_in_inference_mode_it_can_still_be_trained(tiny):
     assert torch.equal(net.latent[0].attn.coordinates, coordinates)
 
 
+def test_a_backend_without_convolutions_serves_the_blocks_alone():
+    body, x = Swintormer(NetworkConfig(dim=4, heads=(1, 1, 1, 1), window_size=2)).output, torch.rand(1, 8, 6, 6)
+    with sk.use_backend("triton"):
+        assert torch.equal(body(x), F.pixel_shuffle(F.conv2d(x, body[0].weight, body[0].bias, padding=1), 2))
+
+
 def test_gradients_reach_every_parameter(tiny):
     net = Swintormer(tiny.config)
     net(torch.rand(1, 3, 64, 64)).square().sum().backward()
