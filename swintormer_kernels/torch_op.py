@@ -168,7 +168,7 @@ def in_autocast_dtype(argument: Any, dtype: torch.dtype) -> Any:
 
 
 def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]]:
-    # A separate op, because torch.compile would otherwise trace its loops over bands of windows into the graph.
+    # A separate op, because torch.compile would otherwise trace the backends' own code into the graph.
     name = f"{op.name}_backward"
     full, schema = (
         f"{NAMESPACE}::{name}",

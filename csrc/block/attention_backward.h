@@ -23,7 +23,7 @@ struct GradientShape {
         panel = HeadShape::up(shape.tokens * kPanel, 16);                  // [key][query]
         square = kPanel * keys;                                            // [query][key]
         planes = shape.plane;
-        scales = shape.pitch;
+        scales = HeadShape::up(shape.size > shape.pitch ? shape.size : shape.pitch, 16);  // of channels, or of tokens
         floats = grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
         // The channel half takes four d x d matrices from the two squares.
         const int64_t matrices = 4 * HeadShape::up(shape.size * shape.padded_size, 16);

@@ -1,4 +1,5 @@
-// Argument types of the bindings: float32 memory with its size, which is checked before a kernel gets the address.
+// Argument types of the bindings: memory with its size, which is checked before a kernel gets the address. It is float32,
+// except for an Image, which may be bfloat16.
 #pragma once
 
 #include <pybind11/pybind11.h>

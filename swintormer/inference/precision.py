@@ -88,6 +88,8 @@ def _known_agreement(net: Swintormer) -> float:
 def agreement(net: Swintormer) -> float:
     """Decibels (PSNR for a range of 1) between the results of bfloat16 and of float32 for a part of a photograph.
 
+    -inf where one of them is not finite.
+
     The packed weights of both are freed afterwards.
     """
     image = _probe().repeat(1, -(-net.config.in_channels // 3), 1, 1)[:, : net.config.in_channels]
@@ -98,6 +100,8 @@ def agreement(net: Swintormer) -> float:
             rounded = net(image)
     forget(net)
     error = (rounded.double() - exact.double()).square().mean().item()
+    if not math.isfinite(error):
+        return -math.inf
     return -10 * math.log10(error) if error > 0 else math.inf
 
 

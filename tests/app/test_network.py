@@ -199,6 +199,20 @@ def test_moved_in_inference_mode_it_can_still_be_trained(tiny):
     assert torch.equal(net.latent[0].attn.coordinates, coordinates)
 
 
+def test_hooks_on_the_convolutions_are_called(tiny):
+    called = []
+    for conv in (tiny.output[0], tiny.down1_2.body[0]):
+        conv.register_forward_hook(lambda *_: called.append(1))
+    tiny(torch.rand(1, 3, 32, 32))
+    assert len(called) == 2
+    torch.nn.utils.weight_norm(tiny.output[0])
+    x = torch.rand(1, 3, 32, 32)
+    before = tiny(x)
+    with torch.no_grad():
+        tiny.output[0].weight_g.mul_(3)
+    assert not torch.equal(tiny(x), before)
+
+
 def test_a_backend_without_convolutions_serves_the_blocks_alone():
     body, x = Swintormer(NetworkConfig(dim=4, heads=(1, 1, 1, 1), window_size=2)).output, torch.rand(1, 8, 6, 6)
     with sk.use_backend("triton"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -107,6 +108,12 @@ def test_the_shipped_weights_agree(name, extension):
     net = read_checkpoint(default_weights(name), prior=False).net.eval()
     with emulated_bfloat16():
         assert precision.agreement(net) > precision.LEAST_AGREEMENT
+
+
+def test_results_that_are_not_finite_never_agree(net):
+    with torch.no_grad():
+        net.output[0].weight[0, 0, 0, 0] = math.nan
+    assert precision.agreement(net) == -math.inf
 
 
 def test_a_precision_that_does_not_exist(net):

@@ -50,7 +50,7 @@ def block_gradients(
     sums, ffn_sums = _allocated(shapes, chunks), _allocated(ffn_shapes, chunks)
     grad_x = torch.empty_like(x)
     if x.numel():
-        threads = torch.get_num_threads()
+        threads = min(torch.get_num_threads(), chunks)
         native.extension().swda_backward(
             grad_x=image(grad_x),
             grad=image(grad),
