@@ -3,6 +3,9 @@
 A tile goes through the reference, the cpu backend and torch's fastest float32 products in turn. `gemm_share` is the
 share of the best of those, `fma_share` that of multiply-adds between registers; `peak_mb` counts what torch allocates
 during the pass, without input, output and weights, `packed_mb` the packed weights, which stay.
+
+Training steps, in float32 and under bfloat16 autocast, run as automatic selection chooses, in turn with the reference
+in the same precision. Their `forward_ms` is that of a pass with gradients; their errors are those of all gradients.
 """
 
 from __future__ import annotations

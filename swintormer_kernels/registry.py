@@ -41,9 +41,8 @@ BACKENDS = ("triton", "cpu", "reference")
 """All backends in order of preference. The reference serves every input for which the op is defined."""
 
 _BLOCK = ("swda_attention", "gated_ffn", "swda_block")
-_DENOISER = (
-    *("conv3x3_shuffle", "group_norm_silu", "norm_silu_conv3x3", "res_block", "norm_projection", "upsample_conv3x3"),
-)
+_CONVOLUTIONS = ("norm_silu_conv3x3", "upsample_conv3x3", "conv3x3_shuffle")
+_DENOISER = (*_CONVOLUTIONS, "group_norm_silu", "res_block", "norm_projection")
 
 MODULES: Mapping[str, Mapping[str, str]] = {
     "reference": {**dict.fromkeys(_BLOCK, "blocks"), **dict.fromkeys(_DENOISER, "denoiser")},

@@ -9,6 +9,9 @@
 
 namespace swk::SWK_ISA {
 
+// `count` rounded up to whole units.
+constexpr int64_t filled(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
 // 2 vectors by 12 rows take 24 of the 32 registers of AVX-512 and NEON, 2 by 6 take 12 of the 16 of AVX2. Per load
 // there are 1.7 (AVX2: 1.5) multiply-adds, and the cores sustain one load per multiply-add. 12 and 6 divide C, d and 3d
 // of the released network.
@@ -25,6 +28,23 @@ constexpr int kPanel = kPanelVectors * kLanes;
 struct Tile {
     F32 row[kTileRows][kPanelVectors];
 };
+
+// The first `rows` rows of a tile to rows `step` apart.
+static inline void store_tile(const Tile& tile, float* to, int64_t step, int64_t rows) {
+    for (int r = 0; r < kTileRows && r < rows; ++r) {
+        for (int v = 0; v < kPanelVectors; ++v) store(to + r * step + v * kLanes, tile.row[r][v]);
+    }
+}
+
+// The same, added to what is there.
+static inline void add_tile(const Tile& tile, float* to, int64_t step, int64_t rows) {
+    for (int r = 0; r < kTileRows && r < rows; ++r) {
+        for (int v = 0; v < kPanelVectors; ++v) {
+            float* at = to + r * step + v * kLanes;
+            store(at, load(at) + tile.row[r][v]);
+        }
+    }
+}
 
 // Factors of a product lie in words of four bytes: Word is float, or Pair for two bfloat16 that are neighbours along
 // the depth. The depth of a product of pairs is half as many words; an odd depth ends with a zero.

@@ -31,26 +31,25 @@ struct HeadShape {
         tokens = window * window;
         panels = (tokens + kPanel - 1) / kPanel;
         size = channels / 2 / heads;
-        padded_size = up(size, kTileRows);
-        rows = up(3 * size, kTileRows);
+        padded_size = filled(size, kTileRows);
+        rows = filled(3 * size, kTileRows);
         // The last vector of a row may write kLanes - 1 floats past its end, a tile of keys reads kTileRows - 1 floats
         // past it. An odd number of cache lines, so that channels do not fall into the same few sets of the L1 cache.
-        pitch = (up(panels * kPanel + 16, 16) / 16 | 1) * 16;
-        plane = up((window + 2) * (window + 1) + 1 + kLanes, 16);
+        pitch = (filled(panels * kPanel + 16, 16) / 16 | 1) * 16;
+        plane = filled((window + 2) * (window + 1) + 1 + kLanes, 16);
         whole_rows = window == kLanes || 2 * window == kLanes;
         in_table = window % kLanes == 0;
         bias_floats = in_table ? (2 * window - 1) * (2 * window - 1) : panels * tokens * kPanel;
         scratch_planes = kTileRows * plane;
         scratch_qkv = 3 * size * pitch;
-        weight_stride = up(size, kPanel);
+        weight_stride = filled(size, kPanel);
         // v of the window half, or q and k of the channel half; a panel of q may reach past its last row.
-        scratch_values = up(2 * (tokens + 1) * padded_size + kPanel, 16);
+        scratch_values = filled(2 * (tokens + 1) * padded_size + kPanel, 16);
         const int64_t weights = size * weight_stride;
-        scratch_logits = up(tokens * kPanel > weights ? tokens * kPanel : weights, 16);
+        scratch_logits = filled(tokens * kPanel > weights ? tokens * kPanel : weights, 16);
         scratch_floats = scratch_planes + scratch_qkv + scratch_values + scratch_logits;
     }
 
-    static int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 };
 
 // Regions of the rolled map inside a window: -100 is added to the logits of tokens from different ones.
@@ -101,7 +100,7 @@ protected:
             const Word* a = weight_words<Word>(weights_.qkv) + (first + row) * depth;
             for (int64_t panel = 0; panel < shape_.panels; ++panel) {
                 const Tile tile = multiply(depth, a, kTileRows, normed + panel * depth * kPanel, kPanel);
-                if (shape_.whole_rows) store_rows(tile, weights_.qkv.bias + first + row, row, panel * kPanel);
+                if (shape_.whole_rows) store_rows(tile, weights_.qkv.bias + first + row, row, panel, qkv_);
                 else spread(tile, weights_.qkv.bias + first + row, panel * kPanel);
             }
             for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r) {
@@ -110,19 +109,24 @@ protected:
                 for (int i = 0; i < 9; ++i) tap[i] = broadcast(taps[i]);
                 const float bias = weights_.dwconv_bias[first + row + r];
                 float* to = qkv_ + (row + r) * shape_.pitch;
-                if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, to);
-                else if (2 * shape_.window == kLanes) convolve_rows<kLanes / 2>(tap, bias, to);
+                if (shape_.whole_rows) convolve_rows(tap, bias, to);
                 else convolve(planes_ + r * shape_.plane, tap, bias, to);
             }
         }
     }
 
-    // Stores a tile of tokens in rows `row` to row + kTileRows - 1 of qkv_, as far as there are.
-    void store_rows(const Tile& tile, const float* bias, int64_t row, int64_t token) {
-        float* to = qkv_ + row * shape_.pitch + token;
+    // Stores a tile of a panel's tokens in rows `row` to row + kTileRows - 1 of `rows` [3d][pitch], as far as there are.
+    void store_rows(const Tile& tile, const float* bias, int64_t row, int64_t panel, float* rows) const {
+        float* to = rows + row * shape_.pitch + panel * kPanel;
         for (int r = 0; r < kTileRows && row + r < 3 * shape_.size; ++r, to += shape_.pitch) {
             for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, tile.row[r][v] + broadcast(bias[r]));
         }
+    }
+
+    // 3x3 convolution of one channel in place, of a window with whole rows.
+    void convolve_rows(const F32 (&tap)[9], float bias, float* row) {
+        if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, row);
+        else convolve_rows<kLanes / 2>(tap, bias, row);
     }
 
     // 3x3 convolution of one channel in place, of a window with rows of `Row` tokens, one or two in a vector. The taps
@@ -345,7 +349,7 @@ protected:
             for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel of q makes unused columns
                 const Tile tile = multiply(depth, factors(k_turned) + b, shape_.padded_size, factors(q_turned) + a,
                                            shape_.padded_size);
-                store_rows(tile, weight + b * stride + a, stride, d - b);
+                store_tile(tile, weight + b * stride + a, stride, d - b);
             }
         }
         for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, kLanes);
@@ -354,15 +358,8 @@ protected:
             for (int64_t c = 0; c < d; c += kTileRows) {
                 const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
                                            shape_.pitch);
-                store_rows(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
+                store_tile(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
             }
-        }
-    }
-
-    // The first `rows` rows of a tile.
-    static void store_rows(const Tile& tile, float* to, int64_t step, int64_t rows) {
-        for (int r = 0; r < kTileRows && r < rows; ++r) {
-            for (int v = 0; v < kPanelVectors; ++v) store(to + r * step + v * kLanes, tile.row[r][v]);
         }
     }
 
@@ -382,32 +379,6 @@ protected:
             const F32 scale = broadcast(1.0f / (norm > kLeastNorm ? norm : kLeastNorm));
             if (scales) scales[c] = scale[0];
             for (int64_t t = 0; t < length; t += kLanes) store(row + t, load(row + t) * scale);
-        }
-    }
-
-    // 3x3 channels take 9 accumulators and 6 operands: they fit the 16 registers of AVX2, and 3 divides d = 24 and 48.
-    static constexpr int kGramSide = 3;
-
-    // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
-        const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const float *left[kGramSide], *right[kGramSide];
-        for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
-            left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
-            right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
-        }
-        F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
-            F32 x[kGramSide], y[kGramSide];
-            for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
-            for (int i = 0; i < kGramSide; ++i) {
-                for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
-            }
-        }
-        for (int i = 0; i < kGramSide && a + i <= last; ++i) {
-            for (int j = 0; j < kGramSide && b + j <= last; ++j) {
-                product[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
-            }
         }
     }
 

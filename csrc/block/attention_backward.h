@@ -19,14 +19,14 @@ struct GradientShape {
         keys = shape.panels * kPanel;
         grads = 3 * shape.size * shape.pitch;           // gradient of q, k and v
         out = shape.size * shape.pitch;                 // gradient of the head's output
-        transposed = HeadShape::up(shape.tokens * shape.padded_size, 16);  // one of q, k, out: [token][padded_size]
-        panel = HeadShape::up(shape.tokens * kPanel, 16);                  // [key][query]
+        transposed = filled(shape.tokens * shape.padded_size, 16);  // one of q, k, out: [token][padded_size]
+        panel = filled(shape.tokens * kPanel, 16);                  // [key][query]
         square = kPanel * keys;                                            // [query][key]
         planes = shape.plane;
-        scales = HeadShape::up(shape.size > shape.pitch ? shape.size : shape.pitch, 16);  // of channels, or of tokens
+        scales = filled(shape.size > shape.pitch ? shape.size : shape.pitch, 16);  // of channels, or of tokens
         floats = grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
         // The channel half takes four d x d matrices from the two squares.
-        const int64_t matrices = 4 * HeadShape::up(shape.size * shape.padded_size, 16);
+        const int64_t matrices = 4 * filled(shape.size * shape.padded_size, 16);
         if (matrices > 2 * square) floats += matrices - 2 * square;
     }
 };
@@ -47,6 +47,15 @@ public:
 
     // [d][pitch], zeros after the last token. Input: the gradient of the head's output.
     float* out() { return out_; }
+
+    // rows [3d][pitch] = the head's qkv of normed [panel][C][kPanel], before the depth-wise convolution.
+    void make_rows(const float* normed, int64_t unit, float* rows) const {
+        const int64_t channels = shape_.channels, first = unit * shape_.rows;
+        multiply_panels(weights_.qkv.weight + first * channels, 3 * shape_.size, channels, normed, channels * kPanel,
+                        shape_.panels, [&](const Tile& tile, int64_t row, int64_t panel) {
+            store_rows(tile, weights_.qkv.bias + first + row, row, panel, rows);
+        });
+    }
 
     // Computes the head's output from `rows` [3d][pitch], its qkv before the depth-wise convolution. `attended`: the
     // head's channels in [panel][C][kPanel].
@@ -98,8 +107,7 @@ private:
     void convolve_row(const float* from, const F32 (&tap)[9], float bias, float* to) {
         if (shape_.whole_rows) {
             for (int64_t t = 0; t < shape_.tokens; t += kLanes) store(to + t, load(from + t));
-            if (shape_.window == kLanes) convolve_rows<kLanes>(tap, bias, to);
-            else convolve_rows<kLanes / 2>(tap, bias, to);
+            convolve_rows(tap, bias, to);
         } else {
             fill_plane(from, planes_);
             convolve(planes_, tap, bias, to);
@@ -289,10 +297,7 @@ private:
     void sum_over_keys(int64_t panel) {
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
             const Tile tile = multiply(shape_.tokens, k_tokens_ + c, shape_.padded_size, logit_grads_, kPanel);
-            for (int r = 0; r < kTileRows && c + r < shape_.size; ++r) {
-                float* to = grad(0) + (c + r) * shape_.pitch + panel * kPanel;
-                for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, tile.row[r][v]);
-            }
+            store_tile(tile, grad(0) + c * shape_.pitch + panel * kPanel, shape_.pitch, shape_.size - c);
         }
     }
 
@@ -304,16 +309,12 @@ private:
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
             const int64_t at = first * shape_.padded_size + c;
             for (int64_t key = 0; key < sizes_.keys; key += kPanel) {
-                add(multiply(depth, q_tokens_ + at, shape_.padded_size, dl + key, sizes_.keys), c, key, grad(1));
-                add(multiply(depth, out_tokens_ + at, shape_.padded_size, p + key, sizes_.keys), c, key, grad(2));
+                const int64_t place = c * shape_.pitch + key, rows = shape_.size - c;
+                const Tile of_k = multiply(depth, q_tokens_ + at, shape_.padded_size, dl + key, sizes_.keys);
+                add_tile(of_k, grad(1) + place, shape_.pitch, rows);
+                const Tile of_v = multiply(depth, out_tokens_ + at, shape_.padded_size, p + key, sizes_.keys);
+                add_tile(of_v, grad(2) + place, shape_.pitch, rows);
             }
-        }
-    }
-
-    void add(const Tile& tile, int64_t c, int64_t token, float* rows) {
-        for (int r = 0; r < kTileRows && c + r < shape_.size; ++r) {
-            float* at = rows + (c + r) * shape_.pitch + token;
-            for (int v = 0; v < kPanelVectors; ++v) store(at + v * kLanes, load(at + v * kLanes) + tile.row[r][v]);
         }
     }
 
@@ -334,7 +335,7 @@ private:
     // ---- channel half ---------------------------------------------------------------------------------------------
 
     void channel_half_backward() {
-        const int64_t d = shape_.size, stride = shape_.padded_size, matrix = HeadShape::up(d * stride, 16);
+        const int64_t d = shape_.size, stride = shape_.padded_size, matrix = filled(d * stride, 16);
         // p and dl are [channel of k][channel of q]; the last two are their transposes.
         float *p = squares_, *dl = p + matrix, *p_turned = dl + matrix, *dl_turned = p_turned + matrix;
         for (int64_t i = 0; i < 4 * matrix; ++i) p[i] = 0.0f;
@@ -351,6 +352,32 @@ private:
         }
         combine(dl, k(), grad(0)), combine(dl_turned, q(), grad(1)), combine(p_turned, out_, grad(2));
         normalise_channels_backward(q(), grad(0), q_scales_), normalise_channels_backward(k(), grad(1), k_scales_);
+    }
+
+    // 3x3 channels take 9 accumulators and 6 operands: they fit the 16 registers of AVX2, and 3 divides d = 24 and 48.
+    static constexpr int kGramSide = 3;
+
+    // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
+    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
+        const int64_t last = shape_.size - 1, stride = shape_.padded_size;
+        const float *left[kGramSide], *right[kGramSide];
+        for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
+            left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
+            right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
+        }
+        F32 sum[kGramSide][kGramSide] = {};
+        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
+            F32 x[kGramSide], y[kGramSide];
+            for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
+            for (int i = 0; i < kGramSide; ++i) {
+                for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
+            }
+        }
+        for (int i = 0; i < kGramSide && a + i <= last; ++i) {
+            for (int j = 0; j < kGramSide && b + j <= last; ++j) {
+                product[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
+            }
+        }
     }
 
     // As differentiate_panel, for one channel of q: p is P; dl is g on entry and dl on return.
@@ -373,10 +400,7 @@ private:
         for (int64_t token = 0; token < sizes_.keys; token += kPanel) {
             for (int64_t c = 0; c < shape_.size; c += kTileRows) {
                 const Tile tile = multiply(shape_.size, weight + c, shape_.padded_size, from + token, shape_.pitch);
-                for (int r = 0; r < kTileRows && c + r < shape_.size; ++r) {
-                    float* at = to + (c + r) * shape_.pitch + token;
-                    for (int v = 0; v < kPanelVectors; ++v) store(at + v * kLanes, tile.row[r][v]);
-                }
+                store_tile(tile, to + c * shape_.pitch + token, shape_.pitch, shape_.size - c);
             }
         }
     }

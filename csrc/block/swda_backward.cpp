@@ -104,8 +104,10 @@ public:
         window.read(args_.grad, grad());
         attend(regions);
         if (args_.forward.ffn.hidden) {
-            add_projection();
-            ffn_.backward(at_ + space_.y, shape_.panels, grad(), ffn_sums);
+            float* y = at_ + space_.y;
+            __builtin_memcpy(y, buffers_.tokens, shape_.panels * map_panel() * sizeof(float));
+            window.project(0, shape_.panels, y);
+            ffn_.backward(y, shape_.panels, grad(), ffn_sums);
         }
         attention_backward(regions, sums);
         window.write(grad());
@@ -130,38 +132,11 @@ private:
 
     // rows = qkv normed + bias; attended = core(rows).
     void attend(const Regions& regions) {
-        const int64_t channels = shape_.channels;
-        const TiledMatrix& qkv = args_.forward.attention.qkv;
         for (int64_t unit = 0; unit < units(); ++unit) {
-            float* to = rows(unit);
-            const float* bias = qkv.bias + unit * shape_.rows;
-            multiply_panels(qkv.weight + unit * shape_.rows * channels, unit_rows(), channels, buffers_.normed,
-                            map_panel(), shape_.panels, [&](const Tile& tile, int64_t row, int64_t panel) {
-                for (int r = 0; r < kTileRows && row + r < unit_rows(); ++r) {
-                    float* place = to + (row + r) * shape_.pitch + panel * kPanel;
-                    for (int v = 0; v < kPanelVectors; ++v) {
-                        store(place + v * kLanes, tile.row[r][v] + broadcast(bias[row + r]));
-                    }
-                }
-            });
-            head_.forward(to, regions, unit >= shape_.heads, unit % shape_.heads,
+            head_.make_rows(buffers_.normed, unit, rows(unit));
+            head_.forward(rows(unit), regions, unit >= shape_.heads, unit % shape_.heads,
                           buffers_.attended + unit * shape_.size * kPanel);
         }
-    }
-
-    // y = x + proj attended + bias.
-    void add_projection() const {
-        const TiledMatrix& proj = args_.forward.attention.proj;
-        multiply_panels(proj.weight, shape_.channels, shape_.channels, buffers_.attended, map_panel(), shape_.panels,
-                        [&](const Tile& tile, int64_t row, int64_t panel) {
-            const int64_t at = (panel * shape_.channels + row) * kPanel;
-            for (int r = 0; r < kTileRows && row + r < shape_.channels; ++r) {
-                for (int v = 0; v < kPanelVectors; ++v) {
-                    const int64_t i = at + r * kPanel + v * kLanes;
-                    store(at_ + space_.y + i, load(buffers_.tokens + i) + (tile.row[r][v] + broadcast(proj.bias[row + r])));
-                }
-            }
-        });
     }
 
     // grad is the gradient of y on entry, that of x on return.
@@ -183,10 +158,7 @@ private:
         float* of_normed = buffers_.attended;  // no longer needed
         multiply_panels(args_.transposed.qkv, channels, 3 * channels, of_rows, 3 * map_panel(), panels,
                         [&](const Tile& tile, int64_t row, int64_t panel) {
-            float* to = of_normed + panel * map_panel() + row * kPanel;
-            for (int r = 0; r < kTileRows && row + r < channels; ++r) {
-                for (int v = 0; v < kPanelVectors; ++v) store(to + r * kPanel + v * kLanes, tile.row[r][v]);
-            }
+            store_tile(tile, of_normed + panel * map_panel() + row * kPanel, kPanel, channels - row);
         });
         for (int64_t p = 0; p < panels; ++p) {
             norm_panel_backward(of_normed + p * map_panel(), buffers_.tokens + p * map_panel(), channels,

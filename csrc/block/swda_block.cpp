@@ -28,7 +28,7 @@ struct Workspace {
     int64_t head_at, gate_at, floats;
 
     Workspace(int64_t channels, int64_t heads, int64_t window, int64_t hidden) : shape(channels, heads, window) {
-        head_at = HeadShape::up(WindowBuffers<float>::floats(shape), 16);
+        head_at = filled(WindowBuffers<float>::floats(shape), 16);
         gate_at = head_at + shape.scratch_floats;
         floats = gate_at + gate_floats(channels, hidden);
     }

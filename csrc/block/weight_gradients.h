@@ -13,8 +13,6 @@
 
 namespace swk::SWK_ISA {
 
-static inline int64_t filled(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
 // Columns of a turned map and of the sums of products: a multiple of the width of a tile.
 static inline int64_t turned_columns(int64_t channels) { return filled(channels, kPanel); }
 
@@ -40,7 +38,6 @@ static inline void turn_panels(const float* from, int64_t channels, int64_t pane
 static inline void add_product(const float* left, int64_t rows, int64_t panel_floats, const float* right,
                                int64_t columns, int64_t panels, float* sum) {
     for (int64_t row = 0; row < rows; row += kTileRows) {
-        const int valid = rows - row < kTileRows ? static_cast<int>(rows - row) : kTileRows;
         for (int64_t column = 0; column < columns; column += kPanel) {
             Tile tile{};
             for (int64_t panel = 0; panel < panels; ++panel) {
@@ -58,10 +55,7 @@ static inline void add_product(const float* left, int64_t rows, int64_t panel_fl
                     }
                 }
             }
-            for (int r = 0; r < kTileRows && r < valid; ++r) {
-                float* at = sum + (row + r) * columns + column;
-                for (int v = 0; v < kPanelVectors; ++v) store(at + v * kLanes, load(at + v * kLanes) + tile.row[r][v]);
-            }
+            add_tile(tile, sum + row * columns + column, columns, rows - row);
         }
     }
 }

@@ -97,6 +97,28 @@ public:
         }
     }
 
+    // tokens += proj(attended) for `panels` panels starting at `first`.
+    void project(int64_t first, int64_t panels, float* tokens) const {
+        const int64_t channels = shape_.channels, floats = channels * kPanel;
+        const float* bias = args_.attention.proj.bias;
+        float* attended = at_.attended + first * floats;
+        const Word* factors = nullptr;
+        for (int64_t p = panels - 1; p >= 0; --p) {
+            factors = to_factors(attended + p * floats, channels, factors);
+        }
+        const Word* weight = weight_words<Word>(args_.attention.proj);
+        multiply_panels(weight, channels, words<Word>(channels), factors, floats, panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            float* to = tokens + panel * floats + row * kPanel;
+            for (int r = 0; r < kTileRows && row + r < channels; ++r) {
+                for (int v = 0; v < kPanelVectors; ++v) {
+                    float* at = to + r * kPanel + v * kLanes;
+                    store(at, load(at) + (tile.row[r][v] + broadcast(bias[row + r])));
+                }
+            }
+        });
+    }
+
 private:
     const SwdaBlockArgs& args_;
     const HeadShape& shape_;
@@ -120,28 +142,6 @@ private:
             if (++x == w) x = 0, ++y;
         }
         return place;
-    }
-
-    // tokens += proj(attended) for `panels` panels starting at `first`.
-    void project(int64_t first, int64_t panels, float* tokens) const {
-        const int64_t channels = shape_.channels, floats = channels * kPanel;
-        const float* bias = args_.attention.proj.bias;
-        float* attended = at_.attended + first * floats;
-        const Word* factors = nullptr;
-        for (int64_t p = panels - 1; p >= 0; --p) {
-            factors = to_factors(attended + p * floats, channels, factors);
-        }
-        const Word* weight = weight_words<Word>(args_.attention.proj);
-        multiply_panels(weight, channels, words<Word>(channels), factors, floats, panels,
-                        [&](const Tile& tile, int64_t row, int64_t panel) {
-            float* to = tokens + panel * floats + row * kPanel;
-            for (int r = 0; r < kTileRows && row + r < channels; ++r) {
-                for (int v = 0; v < kPanelVectors; ++v) {
-                    float* at = to + r * kPanel + v * kLanes;
-                    store(at, load(at) + (tile.row[r][v] + broadcast(bias[row + r])));
-                }
-            }
-        });
     }
 };
 

@@ -19,27 +19,10 @@ struct PlainSource {
 
     const Conv3x3& conv;
 
-    // `lanes` channels of a pixel of x; 0 outside the image.
-    F32 pixel(const float* image, int64_t row, int64_t column, int lanes) const {
-        if (row < 0 || row >= conv.height || column < 0 || column >= conv.width) return F32{};
-        return load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);
-    }
-
     void transform(const Block& block, int64_t slice, float* transformed) const {
-        float* to_slice = transformed + slice * kBlockTiles * kSlice;
-        for (int64_t c = 0; c < kSlice && slice * kSlice + c < conv.channels; c += kLanes) {
-            const int64_t channel = slice * kSlice + c;
-            const int lanes = left_lanes(conv.channels - channel);
-            const float* image = conv.x + block.image * conv.x_strides.batch + channel;
-            for (int tile = 0; tile < block.tiles(); ++tile) {
-                const int64_t y = block.top + 2 * (tile / block.wide), x = block.left + 2 * (tile % block.wide);
-                F32 d[4][4];
-                for (int i = 0; i < 4; ++i) {
-                    for (int j = 0; j < 4; ++j) d[i][j] = pixel(image, y + i - 1, x + j - 1, lanes);
-                }
-                store_transformed(d, point_floats(conv.channels), to_slice + tile * kSlice + c);
-            }
-        }
+        each_tile<4, 1>(conv, block, slice, transformed, [&](F32 (&d)[4][4], float* to) {
+            store_transformed(d, point_floats(conv.channels), to);
+        });
     }
 };
 

@@ -21,32 +21,14 @@ struct DoubledSource {
     // Bt of (a, b, b, c) without its third element, which is 0.
     static void transform_three(F32& a, F32& b, F32& c) { a = a - b, c = b - c, b = b + b; }
 
-    // `lanes` channels of pixel (row, column) of x; 0 outside the image.
-    F32 pixel(const float* image, int64_t row, int64_t column, int lanes) const {
-        if (row < 0 || 2 * row >= conv.height || column < 0 || 2 * column >= conv.width) return F32{};
-        return load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);
-    }
-
     void transform(const Block& block, int64_t slice, float* transformed) const {
-        float* to_slice = transformed + slice * kBlockTiles * kSlice;
-        for (int64_t c = 0; c < kSlice && slice * kSlice + c < conv.channels; c += kLanes) {
-            const int64_t channel = slice * kSlice + c;
-            const int lanes = left_lanes(conv.channels - channel);
-            const float* image = conv.x + block.image * conv.x_strides.batch + channel;
-            for (int tile = 0; tile < block.tiles(); ++tile) {
-                const int64_t y = block.top / 2 + tile / block.wide, x = block.left / 2 + tile % block.wide;
-                F32 d[3][3];
-                for (int i = 0; i < 3; ++i) {
-                    for (int j = 0; j < 3; ++j) d[i][j] = pixel(image, y + i - 1, x + j - 1, lanes);
-                }
-                for (int j = 0; j < 3; ++j) transform_three(d[0][j], d[1][j], d[2][j]);
-                for (int i = 0; i < 3; ++i) transform_three(d[i][0], d[i][1], d[i][2]);
-                float* to = to_slice + tile * kSlice + c;
-                for (int point = 0; point < 9; ++point) {
-                    store(to + point * point_floats(conv.channels), d[point / 3][point % 3]);
-                }
+        each_tile<3, 2>(conv, block, slice, transformed, [&](F32 (&d)[3][3], float* to) {
+            for (int j = 0; j < 3; ++j) transform_three(d[0][j], d[1][j], d[2][j]);
+            for (int i = 0; i < 3; ++i) transform_three(d[i][0], d[i][1], d[i][2]);
+            for (int point = 0; point < 9; ++point) {
+                store(to + point * point_floats(conv.channels), d[point / 3][point % 3]);
             }
-        }
+        });
     }
 };
 

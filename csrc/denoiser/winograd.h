@@ -68,6 +68,32 @@ static inline void store_transformed(F32 (&d)[4][4], int64_t step, float* to) {
     for (int point = 0; point < 16; ++point) store(to + point * step, d[point / 4][point % 4]);
 }
 
+// Calls finish(inputs, place in `transformed`) for every tile of a block, kLanes channels of the slice at a time. Inputs
+// are Side x Side pixels, 0 outside the image; of an image that is upsampled by Scale they are pixels of the small one.
+template <int Side, int Scale, class Finish>
+static inline void each_tile(const Conv3x3& conv, const Block& block, int64_t slice, float* transformed,
+                             const Finish& finish) {
+    float* to_slice = transformed + slice * kBlockTiles * kSlice;
+    for (int64_t c = 0; c < kSlice && slice * kSlice + c < conv.channels; c += kLanes) {
+        const int64_t channel = slice * kSlice + c;
+        const int lanes = left_lanes(conv.channels - channel);
+        const float* image = conv.x + block.image * conv.x_strides.batch + channel;
+        const auto pixel = [&](int64_t row, int64_t column) {
+            if (row < 0 || Scale * row >= conv.height || column < 0 || Scale * column >= conv.width) return F32{};
+            return load(image + row * conv.x_strides.row + column * conv.x_strides.column, 1, lanes);
+        };
+        for (int tile = 0; tile < block.tiles(); ++tile) {
+            const int64_t y = (block.top + 2 * (tile / block.wide)) / Scale;
+            const int64_t x = (block.left + 2 * (tile % block.wide)) / Scale;
+            F32 inputs[Side][Side];
+            for (int i = 0; i < Side; ++i) {
+                for (int j = 0; j < Side; ++j) inputs[i][j] = pixel(y + i - 1, x + j - 1);
+            }
+            finish(inputs, to_slice + tile * kSlice + c);
+        }
+    }
+}
+
 // kTileRows tiles times one panel at one point: tile[r][o] = sum over c of rows[c / kSlice][r][c % kSlice]
 // weight[c][o].
 __attribute__((always_inline)) static inline Tile multiply_tiles(int64_t channels, const float* rows,

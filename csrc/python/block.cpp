@@ -35,15 +35,12 @@ std::vector<int64_t> bias_index(int64_t channels, int64_t heads, int64_t window)
     return index;
 }
 
-// Weights between the two projections of the attention, and the sizes that their layout depends on.
-struct Core {
-    Buffer dwconv, dwconv_bias, scale, bias;
-    int64_t heads, window;
+// Words of four bytes for the weights of `depth` input channels of an output channel.
+int64_t words(int64_t depth, bool bfloat16) { return bfloat16 ? (depth + 1) / 2 : depth; }
 
-    // Rows of the tiles of qkv.
-    int64_t rows(int64_t channels, const Layout& layout) const {
-        return 2 * heads * filled(3 * (channels / 2 / heads), layout.tile_rows);
-    }
+struct Attention {
+    Buffer norm_weight, norm_bias, qkv, qkv_bias, dwconv, dwconv_bias, proj, proj_bias, scale, bias;
+    int64_t heads, window;
 
     void expect_fit(const std::vector<int64_t>& shape, int64_t shift) const {
         expect(heads >= 1 && shape[1] % (2 * heads) == 0, "twice the heads must divide the channels");
@@ -51,30 +48,17 @@ struct Core {
         expect(shift >= 0 && shift < window, "the shift must be at least 0 and below the window");
     }
 
-    void fill(AttentionWeights& to, int64_t channels, const Layout& layout) const {
-        const int64_t count = rows(channels, layout);
-        to.dwconv = dwconv.exactly(count * 9, "dwconv");
-        to.dwconv_bias = dwconv_bias.exactly(count, "dwconv_bias");
-        to.scale = scale.exactly(heads, "scale");
-        to.bias = bias.exactly(heads * layout.bias_floats, "bias");
-    }
-};
-
-// Words of four bytes for the weights of `depth` input channels of an output channel.
-int64_t words(int64_t depth, bool bfloat16) { return bfloat16 ? (depth + 1) / 2 : depth; }
-
-struct Attention {
-    Buffer norm_weight, norm_bias, qkv, qkv_bias, proj, proj_bias;
-    Core core;
-
     void fill(AttentionWeights& to, int64_t channels, const Layout& layout, bool bfloat16) const {
-        core.fill(to, channels, layout);
-        const int64_t rows = core.rows(channels, layout), out_rows = filled(channels, layout.tile_rows);
-        const int64_t depth = words(channels, bfloat16);
+        const int64_t rows = 2 * heads * filled(3 * (channels / 2 / heads), layout.tile_rows);
+        const int64_t out_rows = filled(channels, layout.tile_rows), depth = words(channels, bfloat16);
         to.norm_weight = norm_weight.exactly(channels, "norm_weight");
         to.norm_bias = norm_bias.exactly(channels, "norm_bias");
         to.qkv = {qkv.exactly(rows * depth, "qkv"), qkv_bias.exactly(rows, "qkv_bias")};
+        to.dwconv = dwconv.exactly(rows * 9, "dwconv");
+        to.dwconv_bias = dwconv_bias.exactly(rows, "dwconv_bias");
         to.proj = {proj.exactly(out_rows * depth, "proj"), proj_bias.exactly(out_rows, "proj_bias")};
+        to.scale = scale.exactly(heads, "scale");
+        to.bias = bias.exactly(heads * layout.bias_floats, "bias");
     }
 };
 
@@ -117,8 +101,8 @@ SwdaBlockArgs block_args(const Image& out, const Image& x, const Attention* atte
     const std::vector<int64_t>& shape = x.view.sizes;
     args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
     if (attention) {
-        attention->core.expect_fit(shape, shift);
-        args.heads = attention->core.heads, args.window = attention->core.window, args.shift = shift;
+        attention->expect_fit(shape, shift);
+        args.heads = attention->heads, args.window = attention->window, args.shift = shift;
     }
     if (ffn) expect((args.ffn.hidden = ffn->hidden) >= 1, "hidden must be at least 1");
     const Layout layout = layout_of(args.channels, args.heads, args.window, args.ffn.hidden);
@@ -237,13 +221,12 @@ void bind_gradients(py::module_& module) {
 }
 
 void bind_weights(py::module_& module) {
-    py::class_<Core>(module, "Core", "dwconv, dwconv_bias, scale and bias of AttentionWeights in csrc/block/swda_block.h.")
-        .def(py::init<Buffer, Buffer, Buffer, Buffer, int64_t, int64_t>(), py::kw_only(), py::arg("dwconv"),
-             py::arg("dwconv_bias"), py::arg("scale"), py::arg("bias"), py::arg("heads"), py::arg("window"));
     py::class_<Attention>(module, "Attention", "AttentionWeights of csrc/block/swda_block.h.")
-        .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, const Core&>(), py::kw_only(),
-             py::arg("norm_weight"), py::arg("norm_bias"), py::arg("qkv"), py::arg("qkv_bias"), py::arg("proj"),
-             py::arg("proj_bias"), py::arg("core"));
+        .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, int64_t,
+                      int64_t>(),
+             py::kw_only(), py::arg("norm_weight"), py::arg("norm_bias"), py::arg("qkv"), py::arg("qkv_bias"),
+             py::arg("dwconv"), py::arg("dwconv_bias"), py::arg("proj"), py::arg("proj_bias"), py::arg("scale"),
+             py::arg("bias"), py::arg("heads"), py::arg("window"));
     py::class_<Ffn>(module, "Ffn", "FfnWeights of csrc/block/swda_block.h.")
         .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, int64_t>(), py::kw_only(),
              py::arg("norm_weight"), py::arg("norm_bias"), py::arg("project_in"), py::arg("project_in_bias"),

@@ -58,11 +58,6 @@ class Bench:
     bfloat16_seconds: float = math.nan
     packed_megabytes: float = 0.0
 
-    @property
-    def speedup(self) -> float:
-        """Against plain PyTorch."""
-        return self.reference_seconds / self.seconds
-
     def photo_seconds(self, tile_seconds: float) -> float:
         """The network's time for a 24-megapixel photograph, without reading and writing it."""
         from swintormer.execution.tiling import default_stride, make_grid
@@ -71,20 +66,22 @@ class Bench:
         return len(make_grid(height, width, TILE, default_stride(TILE))) * tile_seconds
 
     def __str__(self) -> str:
-        own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
-        rounded = ""
-        if not math.isnan(self.bfloat16_seconds):
-            ratio = self.reference_seconds / self.bfloat16_seconds
-            rounded = (
-                f"  {'the same in bfloat16':<20} {1e3 * self.bfloat16_seconds:>8.1f} ms, {ratio:.2f} times as fast\n"
-            )
         return (
-            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, medians\n"
-            f"  {own:<20} {1e3 * self.seconds:>8.1f} ms, {self.speedup:.2f} times as fast\n{rounded}"
-            f"  {plain:<20} {1e3 * self.reference_seconds:>8.1f} ms\n"
+            f"One tile of {TILE}x{TILE} pixels, threads: {self.threads}, medians\n{self._times()}"
             f"{self._rates()}  {self.packed_megabytes:.1f} MB of packed weights in addition to the network's own\n\n"
             f"{self.sentence()}"
         )
+
+    def _times(self) -> str:
+        """What was measured, one line for each."""
+        own, plain = f"backend {'+'.join(self.backends)}", "plain PyTorch"
+        measured = {own: self.seconds, "the same in bfloat16": self.bfloat16_seconds, plain: self.reference_seconds}
+        told = ""
+        for name, seconds in measured.items():
+            if not math.isnan(seconds):
+                ratio = "" if name == plain else f", {self.reference_seconds / seconds:.2f} times as fast"
+                told += f"  {name:<20} {1e3 * seconds:>8.1f} ms{ratio}\n"
+        return told
 
     def _rates(self) -> str:
         """The rate and its share of each limit, one line for each."""

@@ -11,7 +11,7 @@ from swintormer_kernels import native
 from swintormer_kernels.backends.cpu.layout import view
 from swintormer_kernels.testing.cases import case_of
 
-WEIGHTS = ("Norm", "Conv", "Linear", "Core", "Attention", "Ffn")
+WEIGHTS = ("Norm", "Conv", "Linear", "Attention", "Ffn")
 CASES = {name: "window 8, C 16" if name in BLOCK_OPS else "modulated, batch 3" for name in MODULES}
 CASES |= dict.fromkeys(("conv3x3_shuffle", "upsample_conv3x3"), "batch 3, odd sizes")
 

@@ -36,21 +36,10 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int, *, bfloa
         norm_bias=_float32(weights.norm_bias),
         qkv=_cached(weights.qkv, _head_tiles, (*units, bfloat16)),
         qkv_bias=_cached(weights.qkv_bias, _head_rows, units, missing=rows),
-        proj=_cached(weights.proj, _tiles, (*projection, bfloat16)),
-        proj_bias=_cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
-        core=pack_core(weights, window),
-    )
-
-
-def pack_core(weights: AttentionWeights, window: int) -> Any:
-    """The packed weights between the two projections: dwconv, its bias, scale and position bias."""
-    channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
-    tile, _, _ = native.extension().swda_layout(channels, heads, window, 0)
-    units = (channels, heads, tile)
-    rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
-    return native.extension().Core(
         dwconv=_cached(weights.dwconv, _head_rows, units),
         dwconv_bias=_cached(weights.dwconv_bias, _head_rows, units, missing=rows),
+        proj=_cached(weights.proj, _tiles, (*projection, bfloat16)),
+        proj_bias=_cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
         scale=_cached(weights.logit_scale, _scale, ()),
         bias=_cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
         heads=heads,
