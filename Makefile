@@ -2,7 +2,9 @@
 # make test    lint, types, imports and tests
 # make lint    lint, types and imports alone
 # make bench   time every op beside the reference
-# Each installs what it needs into $(VENV); Python 3.10 or newer and a C++ compiler are required.
+# make train-gpu  train the shipped weights for eight minutes on a GPU (configs/gpu.toml), with a Python that has torch
+#                 for it: make train-gpu PYTHON=python3
+# The others install what they need into $(VENV); Python 3.10 or newer and a C++ compiler are required.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench train-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swintormer demo
@@ -30,6 +32,10 @@ lint: $(VENV)/.for_tests
 
 bench: $(VENV)/.for_tests
 	$(BIN)/python -m pytest bench/
+
+# Neither $(VENV), whose torch is for the CPU, nor the C++ extension is needed.
+train-gpu:
+	$(PYTHON) -m swintormer train configs/gpu.toml
 
 clean:
 	rm -rf $(VENV) build *.egg-info swintormer_kernels/_native*.so

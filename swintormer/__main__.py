@@ -1,0 +1,5 @@
+"""`python -m swintormer`: the program where its script is not installed."""
+
+from swintormer.cli.app import main
+
+main()
