@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from swintormer.errors import SwintormerError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PART = ".swintormer-{}.part"
+_AGE = 1.0  # seconds after which a new file has its lock
+_swept: set[Path] = set()
+"""Folders in which this process has removed the unfinished files of processes that were killed."""
 
 
 def exists(path: Path) -> bool:
@@ -69,6 +80,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     """A new file that replaces `target` when the block ends, and is removed if the block raises an exception.
 
     It is made in the same folder, so that the last step is a rename within one file system. Missing folders are made.
+    A process that is killed leaves its unfinished file; the next one that writes into the folder removes it.
     A symbolic link is kept, and the file it points to is replaced. The permissions of a replaced file are kept, and its
     owner and group if the system allows it; a new file gets the permissions of the umask.
 
@@ -76,10 +88,12 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         SwintormerError: as `prepare_folder`, or the file cannot be written.
     """
     place = prepare_folder(target)
-    beside = place.parent / f".swintormer-{secrets.token_hex(8)}.part"
+    _sweep(place.parent)
+    beside = place.parent / _PART.format(secrets.token_hex(8))
     try:
         old = _status(place)
         with _create(beside, 0o666 if old is None else 0o600) as file, _removing(beside):
+            _lock(file)
             if old is not None:
                 _take_over(file, old)
             yield file
@@ -88,6 +102,29 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
             os.replace(beside, place)
     except OSError as error:
         raise SwintormerError(f"Cannot write {target}: {reason(error)}.") from error
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the lock that says that a process is writing the file; False if another has it or it cannot be known."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove unfinished files of processes that were killed: nobody holds their locks any more."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for path in folder.glob(_PART.format("*")):
+        with suppress(OSError):  # removed meanwhile, or not ours
+            with path.open("r+b") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime > _AGE and _lock(file):
+                    path.unlink()
 
 
 def _create(path: Path, mode: int) -> BinaryIO:

@@ -150,3 +150,18 @@ def test_a_replaced_file_keeps_its_owner_where_that_is_permitted(tmp_path):
         with nobody():
             write(path)
         assert (path.read_bytes(), path.stat().st_uid, mode(path)) == (b"new", 65534, 0o644)
+
+
+def test_unfinished_files_of_killed_processes_are_removed_and_those_of_others_are_not(tmp_path):
+    left = tmp_path / ".swintormer-0123456789abcdef.part"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    with replacing(tmp_path / "x.png") as file:
+        file.write(b"whole")
+        assert not left.exists()
+        (being_written,) = tmp_path.glob(".swintormer-*.part")
+        os.utime(being_written, (0, 0))
+        files._swept.clear()
+        with replacing(tmp_path / "y.png"):
+            assert being_written.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.png", "y.png"}
