@@ -121,10 +121,9 @@ def _sweep(folder: Path) -> None:
         return
     _swept.add(folder)
     for path in folder.glob(_PART.format("*")):
-        with suppress(OSError):  # removed meanwhile, or not ours
-            with path.open("r+b") as file:
-                if time.time() - os.fstat(file.fileno()).st_mtime > _AGE and _lock(file):
-                    path.unlink()
+        with suppress(OSError), path.open("r+b") as file:  # it may be removed meanwhile, or not ours
+            if time.time() - os.fstat(file.fileno()).st_mtime > _AGE and _lock(file):
+                path.unlink()
 
 
 def _create(path: Path, mode: int) -> BinaryIO:
