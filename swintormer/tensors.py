@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.errors import SwintormerError
@@ -20,15 +22,31 @@ from swintormer.images.files import reason
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CHECKSUM = "swintormer.checksum"  # in the metadata: safetensors itself does not notice a changed value
 _EXPECTED = "expected safetensors or a PyTorch .pth with the released Swintormer layout"
+
+
+def to_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file, with a checksum of the tensors that `read_tensors` compares."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return save(state, {**metadata, _CHECKSUM: _checksum(state)})
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file by bare name, and its metadata (empty for a PyTorch file).
 
     Raises:
-        SwintormerError: the file cannot be read, would run code, or holds anything but dense tensors of finite
-            floating-point numbers.
+        SwintormerError: the file cannot be read, would run code, holds anything but dense tensors of finite
+            floating-point numbers, or carries a checksum that they do not have.
     """
     if _kind(path) == "safetensors":
         with _open_safetensors(path) as file:
@@ -48,6 +66,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not torch.isfinite(tensor).all():
             raise SwintormerError(f"{path} holds values that are not finite in {bare!r}: its training went wrong.")
         state[bare] = tensor
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
+        raise SwintormerError(f"{path} is damaged, its values are not those that were written: copy it again.")
     return state, metadata
 
 

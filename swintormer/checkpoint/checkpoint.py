@@ -1,7 +1,8 @@
 """Checkpoints: write safetensors that describe themselves; read those and the release's layout; never run code.
 
-A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConfig`), `swintormer.training_tile` and
-`swintormer.card` (JSON object of strings). For any other file, the shapes of the tensors give the configuration.
+A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConfig`), `swintormer.training_tile`,
+`swintormer.card` (JSON object of strings) and `swintormer.checksum` of its tensors. For any other file, the shapes of
+the tensors give the configuration.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
@@ -24,7 +24,7 @@ from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.prior import checkpoint as prior_weights
 from swintormer.prior.config import PriorConfig
-from swintormer.tensors import bare_name, read_tensors
+from swintormer.tensors import bare_name, read_tensors, to_safetensors
 
 if TYPE_CHECKING:
     from swintormer.prior.model import LatentPrior
@@ -105,13 +105,13 @@ def save_checkpoint(
         metadata["swintormer.training_tile"] = str(training_tile)
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
-    state = {bare_name(name): tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    state = {bare_name(name): tensor for name, tensor in net.state_dict().items()}
     if prior is not None:
         check_channels(net.config, prior.latent_channels)
         metadata[prior_weights.METADATA] = prior_weights.config_of(prior).model_dump_json()
         state |= prior_weights.prior_tensors(prior.state_dict())
     with replacing(Path(path)) as file:
-        file.write(save(state, metadata))
+        file.write(to_safetensors(state, metadata))
 
 
 def read_checkpoint(

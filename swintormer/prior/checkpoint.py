@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save
 from torch import Tensor
 
 from swintormer.errors import PriorError, SwintormerError, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
-from swintormer.tensors import read_tensors
+from swintormer.tensors import read_tensors, to_safetensors
 from swintormer_kernels import optimize
 
 if TYPE_CHECKING:
@@ -115,12 +114,12 @@ def save_prior(prior: LatentPrior, path: str | Path, card: Mapping[str, str] | N
     """Write a prior alone, as `load_prior` reads it; the file is replaced only once the new one is complete."""
     metadata = {"format": "pt", METADATA: config_of(prior).model_dump_json(), "swintormer.card": json.dumps(card or {})}
     with replacing(Path(path)) as file:
-        file.write(save(prior_tensors(prior.state_dict()), metadata))
+        file.write(to_safetensors(prior_tensors(prior.state_dict()), metadata))
 
 
 def prior_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their names in a file, on the CPU."""
-    return {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    """The tensors under their names in a file."""
+    return {PREFIX + name: tensor for name, tensor in state.items()}
 
 
 def load_prior(path: str | Path, device: str | torch.device = "cpu") -> LatentPrior:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 import struct
 from pathlib import Path
 
@@ -407,3 +408,17 @@ def test_shipped_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert default_weights() == tmp_path / "assets" / "small.safetensors"
     with pytest.raises(SwintormerError, match=r"small-prior\.safetensors.*--weights"):
         default_weights("small-prior")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_changed_value_is_noticed(net: Swintormer, tmp_path: Path, seed: int) -> None:
+    """safetensors has no checksum of its own: a flipped bit would give other pictures in silence."""
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(net, path)
+    content = bytearray(path.read_bytes())
+    values = 8 + int.from_bytes(content[:8], "little")
+    place = values + random.Random(seed).randrange(len(content) - values)
+    content[place] ^= 1  # the lowest bit of a byte leaves the number finite
+    path.write_bytes(content)
+    with pytest.raises(SwintormerError, match="damaged, its values are not those that were written"):
+        load_checkpoint(path)
