@@ -38,7 +38,7 @@ MAX_REDUCTION = 3.0
 CANDIDATES = 4
 AS_STORED = 0.3  # share of windows that are not reduced
 ANYWHERE = 0.25  # share of windows that take the first place
-SOFT, SOFTNESS = 0.35, (0.5, 2.2)  # share, and sigmas in pixels of the Gaussian
+SOFT, SOFTNESS = 0.15, (0.5, 1.6)  # share, and sigmas in pixels of the Gaussian; more made it hesitate (recipe.py)
 FAINT, CONTRAST = 0.25, (0.15, 0.7)  # share, and factors about the mean
 GRAY = 0.06
 

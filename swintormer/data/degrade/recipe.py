@@ -11,6 +11,10 @@ greatest (s = 1):
     | Gaussian sigma, pixels       | 0.3  | 5   | 3 | 1.3    | 2.8  | 4.0  |
     | noise at middle grey, 1/255  | 0    | 12  | 5 | 1.6    | 4.4  | 7.2  |
     | JPEG, 98 - quality           | 0    | 48  | 2 | 14     | 33   | 43   |
+
+The shares are what training showed. With 12 % of pictures without blur, noise in 80 % and soft truths in 35 %
+(photos.SOFT), 4,250 steps of `small` gained +0.65 dB on the ten faults of `swintormer evaluate` and +1.15 on the ten of
+cameras; 500 steps more with the shares below, +0.99 and +1.10, and a sharp picture stays 3 dB nearer to itself.
 """
 
 from __future__ import annotations
@@ -73,13 +77,13 @@ class Families(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    none: float = Field(default=0.12, ge=0)
-    gaussian: float = Field(default=0.14, ge=0)
-    defocus: float = Field(default=0.24, ge=0)
-    layers: float = Field(default=0.14, ge=0)
-    shake: float = Field(default=0.20, ge=0)
-    moving: float = Field(default=0.08, ge=0)
-    mixed: float = Field(default=0.08, ge=0)
+    none: float = Field(default=0.22, ge=0)
+    gaussian: float = Field(default=0.16, ge=0)
+    defocus: float = Field(default=0.22, ge=0)
+    layers: float = Field(default=0.12, ge=0)
+    shake: float = Field(default=0.17, ge=0)
+    moving: float = Field(default=0.06, ge=0)
+    mixed: float = Field(default=0.05, ge=0)
 
     @model_validator(mode="after")
     def _not_all_zero(self) -> Families:
@@ -119,13 +123,13 @@ class Recipe(BaseModel):
     lamps: float = Field(default=0.06, ge=0, le=1)
     exposed: float = Field(default=0.3, ge=0, le=1)
     contrasted: float = Field(default=0.3, ge=0, le=1)
-    stored: float = Field(default=0.15, ge=0, le=1)
-    noisy: float = Field(default=0.8, ge=0, le=1)
+    stored: float = Field(default=0.3, ge=0, le=1)
+    noisy: float = Field(default=0.5, ge=0, le=1)
     noise: Range = (0.0, 12.0)
     noise_lean: float = Field(default=5.0, ge=1)
     grainy: float = Field(default=0.5, ge=0, le=1)
     resized: float = Field(default=0.05, ge=0, le=1)
-    jpeg: float = Field(default=0.35, ge=0, le=1)
+    jpeg: float = Field(default=0.3, ge=0, le=1)
     quality: tuple[int, int] = (50, 98)
     quality_lean: float = Field(default=2.0, ge=1)
     full_precision: float = Field(default=0.1, ge=0, le=1)
