@@ -98,14 +98,18 @@ def tiles(height: int = HEIGHT, width: int = WIDTH) -> Iterator[tuple[str, Array
 
 def picture() -> NDArray[np.uint8]:
     """All tiles, each below its label."""
-    framed = []
-    for label, tile in tiles():
-        page = np.full((HEIGHT + LABEL + 4, WIDTH + 4, 3), 255, np.uint8)
-        page[LABEL : LABEL + HEIGHT, 2 : 2 + WIDTH] = np.rint(tile * 255)
-        text = _text(label)[: LABEL - 4, :WIDTH]
-        page[3 : 3 + text.shape[0], 3 : 3 + text.shape[1]] = text[..., None]
-        framed.append(page)
-    return np.concatenate([np.concatenate(framed[n : n + COLUMNS], 1) for n in range(0, len(framed), COLUMNS)])
+    pages = [framed(label, tile) for label, tile in tiles()]
+    return np.concatenate([np.concatenate(pages[n : n + COLUMNS], 1) for n in range(0, len(pages), COLUMNS)])
+
+
+def framed(label: str, tile: Array) -> NDArray[np.uint8]:
+    """(h, w, 3) in [0, 1] below a line of text, with white around both."""
+    height, width = tile.shape[:2]
+    page = np.full((height + LABEL + 4, width + 4, 3), 255, np.uint8)
+    page[LABEL : LABEL + height, 2 : 2 + width] = np.rint(tile * 255)
+    text = _text(label)[: LABEL - 4, :width]
+    page[3 : 3 + text.shape[0], 3 : 3 + text.shape[1]] = text[..., None]
+    return page
 
 
 def _text(label: str) -> NDArray[np.uint8]:
