@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -43,6 +44,33 @@ def _status(path: Path) -> os.stat_result | None:
         return None
     except OSError as error:  # no permission, a name of 300 characters, circular links, a lost network
         raise SwintormerError(f"Cannot look at {path}: {reason(error)}.") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        SwintormerError: there is none, it cannot be read, or it is a folder, a device, or a pipe or socket, on which
+            reading would wait for ever.
+    """
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    except FileNotFoundError:
+        raise SwintormerError(f"There is no file {path}.") from None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what opening a socket gives
+            raise SwintormerError(f"{path} is a socket and not a file: leave it out.") from error
+        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        kind = "pipe" if stat.S_ISFIFO(mode) else "device"
+        raise SwintormerError(f"{path} is a {kind} and not a file: leave it out.")
+    return file
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def prepare_folder(target: Path) -> Path:

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import reason, replacing
-from swintormer.images.tiff_exif import append_exif, read_exif, without_thumbnail
+from swintormer.images import parts
+from swintormer.images.files import open_file, reason, replacing
+from swintormer.images.tiff_exif import append_exif, has_associated_alpha, pictures, read_exif, without_thumbnail
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -58,7 +59,7 @@ FORMATS = {
         sixteen_bit=True,
         save={"compression": "deflate", "predictor": "horizontal"},
     ),
-    # Full chroma resolution and high quality, to preserve the restored detail.
+    # Full chroma resolution and high quality, to preserve the restored detail; a JPEG that is read keeps its own.
     "jpeg": Format(
         "JPEG",
         (".jpg", ".jpeg"),
@@ -76,6 +77,7 @@ FORMATS = {
     ),
 }
 SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+LEAST_QUALITY = 75  # below, JPEG's blocks would spoil what was restored
 _FORMAT_NAMES = "PNG, TIFF, JPEG or WebP"
 
 _INTERPRETATIONS = {(1, 8): "b-w", (1, 16): "grey16", (3, 8): "srgb", (3, 16): "rgb16"}
@@ -109,6 +111,21 @@ class Header:
         return Header(self.xres, self.yres, tuple(entry for entry in self.fields if entry[1] in names))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How a file stores its samples.
+
+    Attributes:
+        quality: of a JPEG file (`parts.jpeg_quality`); None for other formats.
+        halved_chroma: whether a JPEG file stores colour at a lower resolution than brightness.
+        lossless: whether a WebP file is coded without loss.
+    """
+
+    quality: int | None = None
+    halved_chroma: bool = False
+    lossless: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """A picture as read from its file.
@@ -116,6 +133,7 @@ class Image:
     Attributes:
         samples: (H, W, C) or, with alpha as the last channel, (H, W, C + 1); C is 1 or 3; uint8 or uint16.
         notes: sentences for the user about what reading changed; mostly empty.
+        stored: how the file stores them.
     """
 
     path: Path
@@ -123,6 +141,7 @@ class Image:
     has_alpha: bool
     header: Header
     notes: tuple[str, ...] = ()
+    stored: Stored = Stored()
 
     @property
     def pixels(self) -> Samples:
@@ -150,15 +169,13 @@ def detect_format(path: Path) -> str:
     """The name in `FORMATS` of a file's format, by its first bytes, not by its name.
 
     Raises:
-        SwintormerError: no such file, not readable, empty, or none of the four formats.
+        SwintormerError: no such file, not readable, no regular file, empty, or none of the four formats.
     """
-    try:
-        with path.open("rb") as file:
+    with open_file(path) as file:
+        try:
             head = file.read(12)
-    except FileNotFoundError:
-        raise SwintormerError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
+        except OSError as error:
+            raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     if not head:
         raise SwintormerError(f"{path} is empty (0 bytes): copy it again from where it came.")
     for name, form in FORMATS.items():
@@ -175,6 +192,9 @@ def _matches(head: bytes, magic: bytes) -> bool:
 def read_image(path: str | Path) -> Image:
     """Read a PNG, TIFF, JPEG or WebP file. Needs memory for its samples and a few rows.
 
+    A file of which the decoder gives only a part is an error. JPEG alone has no way to tell: where its decoder warns,
+    the picture is read with a note.
+
     Raises:
         SwintormerError: the file is missing, unreadable, empty, damaged or truncated; in another format; or cannot be
             written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames.
@@ -182,14 +202,18 @@ def read_image(path: str | Path) -> Image:
     path = Path(path)
     form = detect_format(path)
     vips = _vips()
+    notes: tuple[str, ...] = ()
     try:
-        with path.open("rb") as file:
-            source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
-            image = vips.Image.new_from_source(source, "", access="sequential", fail_on="error")
-            _check_kind(path, image)
-            if form == "png" and not _png_is_whole(file):
-                raise vips.Error("", "end missing")
-            samples = np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
+        with open_file(path) as file:
+            _check_parts(path, form, file)
+            try:
+                image, samples = _decode(path, file, "warning")
+            except vips.Error as warning:
+                if form != "jpeg" or "out of memory" in str(warning):
+                    raise
+                image, samples = _decode(path, file, "error")
+                notes = (f"{path} is damaged ({_detail(warning)}): look at its result, parts of it may be wrong.",)
+            stored = _stored(form, file, image)
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except (vips.Error, MemoryError) as error:
@@ -201,39 +225,58 @@ def read_image(path: str | Path) -> Image:
         ) from error
     block = read_exif(path) if form == "tiff" else None
     header = Header(image.xres, image.yres, _carried_fields(image) + _parse_exif(block))
-    return Image(path, samples, bool(image.hasalpha()), header, _reading_notes(path, image))
+    header, misfit = _without_misfit(path, header, samples.shape[2] - bool(image.hasalpha()))
+    notes += _reading_notes(path, image, form) + misfit
+    return Image(path, samples, bool(image.hasalpha()), header, notes, stored)
+
+
+def _decode(path: Path, file: BinaryIO, fail_on: str) -> tuple[Any, Samples]:
+    """The libvips image, and its samples (H, W, bands)."""
+    vips = _vips()
+    file.seek(0)
+    source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
+    image = vips.Image.new_from_source(source, "", access="sequential", fail_on=fail_on)
+    _check_kind(path, image)
+    return image, np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
+
+
+def _check_parts(path: Path, form: str, file: BinaryIO) -> None:
+    """Raise an error if the file holds several pictures, or is a PNG without its end.
+
+    libvips stops a PNG at the last sample, but EXIF and comments may follow it.
+    """
+    count = parts.png_frames(file) if form == "png" else pictures(path) if form == "tiff" else 1
+    if count and count > 1:
+        raise SwintormerError(f"{path} holds {count} pages or frames: save each as a file of its own first.")
+    if form == "png" and not any(name == b"IEND" for name, _ in parts.png_chunks(file)):
+        raise _vips().Error("", "end missing")
+
+
+def _stored(form: str, file: BinaryIO, image: Any) -> Stored:
+    if form == "jpeg":
+        halved = "jpeg-chroma-subsample" in image.get_fields() and image.get("jpeg-chroma-subsample") != "4:4:4"
+        return Stored(quality=parts.jpeg_quality(file), halved_chroma=halved)
+    return Stored(lossless=form == "webp" and parts.webp_is_lossless(file))
 
 
 def sample_bytes(path: Path) -> int:
     """Bytes of the decoded samples without alpha, by the file's header; 0 if that cannot be read."""
     vips = _vips()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             source = vips.Source.new_from_descriptor(file.fileno())
             image = vips.Image.new_from_source(source, "", access="sequential")
             colours = image.bands - bool(image.hasalpha())
             return int(image.width * image.height * colours * (2 if image.format == "ushort" else 1))
-    except (OSError, vips.Error):
+    except (OSError, SwintormerError, vips.Error):
         return 0
-
-
-def _png_is_whole(file: BinaryIO) -> bool:
-    """Whether the last chunk is present. libvips stops at the last sample, but EXIF and comments may follow it."""
-    end, at = file.seek(0, os.SEEK_END), len(FORMATS["png"].magic[0])
-    while at + 12 <= end:  # length, name, checksum
-        file.seek(at)
-        head = file.read(8)
-        at += 12 + int.from_bytes(head[:4], "big")
-        if head[4:] == b"IEND":
-            return at <= end
-    return False
 
 
 def _check_kind(path: Path, image: Any) -> None:
     """Raise an error, before samples are decoded, if the picture cannot be restored and written back in its kind."""
-    fields = set(image.get_fields())
-    pages = image.get("n-pages") if "n-pages" in fields else 1
-    if pages > 1:
+    loader = image.get("vips-loader") if "vips-loader" in image.get_fields() else ""
+    pages = image.get("n-pages") if "n-pages" in image.get_fields() else 1
+    if pages > 1 and not loader.startswith("tiff"):  # of TIFF, some may be reduced copies (_check_parts)
         raise SwintormerError(f"{path} holds {pages} pages or frames: save each as a file of its own first.")
     if image.interpretation == "cmyk":
         raise SwintormerError(f"{path} is in CMYK, the colours of a printing press: convert it to RGB first.")
@@ -247,14 +290,38 @@ def _check_kind(path: Path, image: Any) -> None:
         )
 
 
-def _reading_notes(path: Path, image: Any) -> tuple[str, ...]:
-    fields = set(image.get_fields())
-    if "palette" in fields:
-        return (f"{path} has a palette, which cannot hold restored colours: it is written as RGB.",)
+def _reading_notes(path: Path, image: Any, form: str) -> tuple[str, ...]:
+    fields, notes = set(image.get_fields()), []
     bits = image.get("bits-per-sample") if "bits-per-sample" in fields else 8
-    if bits < 8:
-        return (f"{path} has {bits} {'bit' if bits == 1 else 'bits'} per sample: it is written with 8.",)
-    return ()
+    if "palette" in fields:
+        notes.append(f"{path} has a palette, which cannot hold restored colours: it is written as RGB.")
+    elif bits < 8:
+        notes.append(f"{path} has {bits} {'bit' if bits == 1 else 'bits'} per sample: it is written with 8.")
+    if form == "tiff" and image.hasalpha() and has_associated_alpha(path):
+        notes.append(f"{path} has colours multiplied by its transparency: they are written without.")
+    if form == "jpeg" and _has_others(path):
+        notes.append(f"{path} holds further pictures, such as a second view or a gain map: only the first is written.")
+    return tuple(notes)
+
+
+def _has_others(path: Path) -> bool:
+    with open_file(path) as file:
+        return parts.jpeg_has_others(file)
+
+
+def _without_misfit(path: Path, header: Header, colours: int) -> tuple[Header, tuple[str, ...]]:
+    """The metadata without a colour profile for another kind of picture, which most programs would refuse or misuse."""
+    profile = header.get("icc-profile-data")
+    if profile is None:
+        return header, ()
+    space, signature = bytes(profile[16:20]), bytes(profile[36:40])  # ICC.1:2022, section 7.2
+    if signature == b"acsp" and space == (b"RGB " if colours == 3 else b"GRAY"):
+        return header, ()
+    kind = f"for {space.decode('ascii', 'replace').strip()}" if signature == b"acsp" else "damaged"
+    what = "RGB" if colours == 3 else "gray"
+    fields = tuple(entry for entry in header.fields if entry[1] != "icc-profile-data")
+    note = f"{path} is {what} and its colour profile is {kind}: the profile is left out."
+    return Header(header.xres, header.yres, fields), (note,)
 
 
 def _carried_fields(image: Any) -> tuple[tuple[int, str, Any], ...]:
@@ -274,13 +341,36 @@ def _parse_exif(block: bytes | None) -> tuple[tuple[int, str, Any], ...]:
     return tuple(entry for entry in _carried_fields(image) if entry[1].startswith("exif-"))
 
 
-def check_target(source: Image, target: Path) -> list[str]:
+@dataclass(frozen=True)
+class Saving:
+    """How results are compressed.
+
+    Attributes:
+        quality: 1 to 100 of JPEG and lossy WebP. None keeps that of a JPEG file, but at least LEAST_QUALITY, and is 95
+            for other sources.
+        lossless: True for WebP without loss, which JPEG cannot be; None keeps a lossless WebP lossless.
+    """
+
+    quality: int | None = None
+    lossless: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise SwintormerError(f"The quality must be 1 to 100, found {self.quality}.")
+        if self.quality is not None and self.lossless:
+            raise SwintormerError("A lossless picture has no quality: leave one of the two out.")
+
+
+def check_target(source: Image, target: Path, saving: Saving = Saving()) -> list[str]:
     """Sentences about what writing `source` to `target` will change; empty if nothing changes.
 
     Raises:
-        SwintormerError: the format cannot hold the picture: unknown ending, too many pixels a side, or alpha.
+        SwintormerError: the format cannot hold the picture: unknown ending, too many pixels a side, alpha, or a JPEG
+            that should be lossless.
     """
     form = format_of(target)
+    if saving.lossless and form.name == "JPEG":
+        raise SwintormerError(f"Cannot write {target} without loss: choose --format png, tiff or webp.")
     height, width = source.samples.shape[:2]
     if max(height, width) > form.max_side:
         raise SwintormerError(
@@ -297,20 +387,21 @@ def check_target(source: Image, target: Path) -> list[str]:
     return notes
 
 
-def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
+def write_image(target: str | Path, pixels: Samples, source: Image, saving: Saving = Saving()) -> None:
     """Write restored pixels with alpha and metadata of the source. On failure no incomplete file is left.
 
     Args:
         target: its ending decides the format. An existing file is replaced once the new one is complete.
         pixels: (H, W, C) of the source's shape and dtype; C-contiguous, else they are copied.
         source: the result of `read_image`, with alpha, profile and tags.
+        saving: how they are compressed.
 
     Raises:
         SwintormerError: as `check_target`; or the folder or file cannot be written, or the disk is full.
         ValueError: pixels of another shape or dtype.
     """
     target = Path(target)
-    check_target(source, target)
+    check_target(source, target, saving)
     if pixels.shape != source.pixels.shape or pixels.dtype != source.samples.dtype:
         raise ValueError(
             f"expected pixels of shape {source.pixels.shape} and {source.samples.dtype}, "
@@ -320,7 +411,20 @@ def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
     if source.has_alpha:
         samples = wrap(source.samples)
         image = image.bandjoin(samples.extract_band(samples.bands - 1))
-    save_vips(target, with_header(image, source.header), exif=source.header.get("exif-data"))
+    image = with_header(image, source.header)
+    save_vips(target, image, source.header.get("exif-data"), _options(format_of(target), source.stored, saving))
+
+
+def _options(form: Format, stored: Stored, saving: Saving) -> dict[str, Any]:
+    """Of libvips' saver, where they differ from those of the format."""
+    options: dict[str, Any] = {}
+    if form.name == "JPEG" and stored.quality is not None:
+        options = {"Q": max(stored.quality, LEAST_QUALITY), "subsample_mode": "on" if stored.halved_chroma else "off"}
+    if form.name == "WebP" and (saving.lossless or (stored.lossless and saving == Saving())):
+        options = {"lossless": True}
+    if saving.quality is not None and form.name in ("JPEG", "WebP"):
+        options |= {"Q": saving.quality}
+    return options
 
 
 def wrap(samples: Samples) -> Any:
@@ -348,16 +452,17 @@ def to_eight_bit(image: Any) -> Any:
     return (image / 257).rint().cast("uchar").copy(interpretation="b-w" if gray else "srgb")
 
 
-def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
+def save_vips(target: Path, image: Any, exif: bytes | None = None, chosen: dict[str, Any] | None = None) -> None:
     """Write a libvips image to a file, in the format for its name; see `files.replacing`.
 
     Args:
         exif: block to add to a TIFF file; the other formats take it from the image's metadata.
+        chosen: options of libvips' saver, before those of the format.
     """
     form, vips = format_of(target), _vips()
     if image.format == "ushort" and not form.sixteen_bit:
         image = to_eight_bit(image)
-    options = dict(form.save)
+    options = form.save | (chosen or {})
     if form.name == "TIFF" and image.width * image.height * image.bands * 2 > _BIG_TIFF:
         options["bigtiff"] = True
     try:

@@ -20,6 +20,8 @@ INTEROPERABILITY = 0xA005  # a third directory, which is not copied, so its poin
 # Description, maker, model, software, date, artist, host, rating, copyright; Windows' title, comment, author, keywords,
 # subject.
 DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298, *range(0x9C9B, 0x9CA0)}
+SUBFILE_TYPE, REDUCED = 0x00FE, 1  # bit of a page that is a smaller copy of another
+EXTRA_SAMPLES, ASSOCIATED = 0x0152, 1
 BLOCK_HEADER = b"Exif\0\0"
 
 # TIFF field type -> (bytes, bytes of each number in it: rationals are two 4-byte numbers)
@@ -91,6 +93,37 @@ def read_exif(path: Path) -> bytes | None:
     return BLOCK_HEADER + header + form.pointer.pack(at) + body
 
 
+def pictures(path: Path) -> int | None:
+    """How many pictures a TIFF file holds, without reduced copies of another page; None if it cannot be read."""
+    count, seen = 0, set[int]()
+    try:
+        with path.open("rb") as file:
+            form = _form(file)
+            file.seek(form.first)
+            (at,) = _unpack(file, form.pointer)
+            while at and at not in seen:
+                seen.add(at)
+                kind = _read_directory(file, at, form).get(SUBFILE_TYPE)
+                count += kind is None or not kind.value[0] & REDUCED
+                file.seek(at)
+                (entries,) = _unpack(file, form.number)
+                file.seek(at + form.number.size + entries * form.entry.size)
+                (at,) = _unpack(file, form.pointer)
+    except (OSError, struct.error, ValueError):
+        return None
+    return count
+
+
+def has_associated_alpha(path: Path) -> bool:
+    """Whether the colours of a TIFF file are stored multiplied by its alpha."""
+    try:
+        with path.open("rb") as file:
+            extra = _read_tree(file).first.get(EXTRA_SAMPLES)
+    except (OSError, struct.error, ValueError):
+        return False
+    return extra is not None and extra.value[0] == ASSOCIATED
+
+
 def append_exif(file: BinaryIO, block: bytes) -> None:
     """Add an EXIF block to a one-page TIFF file, opened for reading and writing. A damaged block is not added.
 
@@ -129,11 +162,16 @@ def without_thumbnail(block: bytes) -> bytes:
     return block[: len(block) - len(content)] + bytes(content)
 
 
-def _read_tree(file: BinaryIO) -> Tree:
+def _form(file: BinaryIO) -> Form:
     file.seek(0)
     form = _FORMS.get(file.read(4))
     if form is None:
         raise ValueError("not a TIFF file")
+    return form
+
+
+def _read_tree(file: BinaryIO) -> Tree:
+    form = _form(file)
     file.seek(form.first)
     first = _read_directory(file, _unpack(file, form.pointer)[0], form)
     nested = {}

@@ -1,0 +1,284 @@
+"""No wrong picture in silence: what a decoder gives only in part, takes as one of several, or changes."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+import tifffile
+from PIL import Image as Pillow
+from PIL import ImageCms
+
+from swintormer.errors import SwintormerError
+from swintormer.images import parts
+from swintormer.images.io import Saving, check_target, read_image, sample_bytes, wrap, write_image
+
+TILES = {"tile": True, "tile_width": 16, "tile_height": 16}
+
+
+def noise(channels: int = 3, side: int = 96, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
+
+
+def smooth(side: int = 64) -> np.ndarray:
+    y, x = np.mgrid[:side, :side]
+    return np.stack([128 + 100 * np.sin(x / 9 + c) * np.cos(y / 7) for c in range(3)], -1).astype(np.uint8)
+
+
+# ---- a decoder that gives up halfway
+
+
+@pytest.mark.parametrize("compression", ["deflate", "lzw", "packbits", "jpeg", "webp", "none"])
+@pytest.mark.parametrize("layout", [TILES, {}], ids=["tiles", "strips"])
+def test_a_tiff_whose_samples_are_missing_is_refused(tmp_path, compression, layout):
+    """The directory is at the end of libtiff's files: the samples alone are cut, as a copy with holes has it."""
+    path = tmp_path / "x.tif"
+    wrap(noise()).write_to_file(str(path), compression=compression, **layout)
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].tags["TileOffsets" if layout else "StripOffsets"]
+    with path.open("r+b") as file:  # the last tile or strip lies beyond the end
+        file.seek(offsets.valueoffset + 4 * (offsets.count - 1))
+        file.write(struct.pack("<I", path.stat().st_size + 1000))
+    with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", [34925, 34887, 34712, 50002, 50000])  # LZMA, LERC, JPEG 2000, JPEG XL, zstd
+@pytest.mark.parametrize("layout", [TILES, {}], ids=["tiles", "strips"])
+def test_a_tiff_in_a_compression_that_is_not_there_is_refused(tmp_path, kind, layout):
+    path = tmp_path / "x.tif"
+    wrap(noise()).write_to_file(str(path), compression="deflate", **layout)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags[259].valueoffset
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<H", kind))
+    with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
+        read_image(path)
+
+
+def test_unknown_tags_do_not_make_a_tiff_damaged(tmp_path):
+    array = noise()
+    tags = [(65001, "s", 0, "hello", True), (700, "B", 4, b"abcd", True)]
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extratags=tags)
+    assert np.array_equal(read_image(tmp_path / "x.tif").samples, array)
+
+
+def _jpeg(path: Path, **options: object) -> bytearray:
+    wrap(smooth()).jpegsave(str(path), **options)
+    return bytearray(path.read_bytes())
+
+
+def _after_scan(content: bytearray) -> int:
+    at = content.index(b"\xff\xda")
+    return at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+
+
+def _restart(content: bytearray) -> None:
+    """Remove what is between two restart markers."""
+    start = content.index(b"\xff\xd1")
+    del content[start + 2 : content.index(b"\xff\xd2")]
+
+
+def _marker(content: bytearray) -> None:
+    """A marker in the middle of the samples ends them."""
+    at = _after_scan(content) + 200
+    content[at : at + 2] = b"\xff\xd9"
+
+
+def _stray(content: bytearray) -> None:
+    at = content.index(b"\xff\xdb")
+    content[at:at] = bytes(3)
+
+
+@pytest.mark.parametrize("damage", [_restart, _marker, _stray])
+def test_a_damaged_jpeg_is_read_with_a_note(tmp_path, damage):
+    path = tmp_path / "x.jpg"
+    content = _jpeg(path, Q=90, restart_interval=2)
+    assert read_image(path).notes == ()
+    damage(content)
+    path.write_bytes(content)
+    (note,) = read_image(path).notes
+    assert "is damaged (" in note
+    assert note.endswith("look at its result, parts of it may be wrong.")
+
+
+# ---- several pictures in one file
+
+
+def test_animated_png_is_refused(tmp_path):
+    frames = [Pillow.fromarray(noise(seed=seed, side=8)) for seed in range(3)]
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(SwintormerError, match="holds 3 pages or frames: save each as a file of its own first"):
+        read_image(tmp_path / "x.png")
+
+
+def test_png_animation_of_one_frame_is_a_picture(tmp_path):
+    frame = noise(side=8)
+    wrap(frame).write_to_file(str(tmp_path / "x.png"))
+    content = (tmp_path / "x.png").read_bytes()
+    chunk = b"acTL" + struct.pack(">II", 1, 0)
+    at = 8 + 25
+    control = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "x.png").write_bytes(content[:at] + control + content[at:])
+    assert np.array_equal(read_image(tmp_path / "x.png").samples, frame)
+
+
+def test_animated_webp_is_refused(tmp_path):
+    frames = [Pillow.fromarray(noise(seed=seed, side=8)) for seed in range(2)]
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(SwintormerError, match="holds 2 pages or frames"):
+        read_image(tmp_path / "x.webp")
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("kinds", "count"), [((0, 1), 1), ((0, 1, 1), 1), ((0, 0), 2), ((0, 1, 0), 2), ((0, 2), 2)])
+def test_reduced_copies_in_a_tiff_are_no_further_pictures(tmp_path, kinds, count, big):
+    path, array = tmp_path / "x.tif", noise(side=32)
+    with tifffile.TiffWriter(path, bigtiff=big) as file:
+        for kind in kinds:
+            file.write(array if kind == 0 else array[::2, ::2], photometric="rgb", subfiletype=kind, metadata=None)
+    if count == 1:
+        assert np.array_equal(read_image(path).samples, array)
+    else:
+        with pytest.raises(SwintormerError, match=f"holds {count} pages or frames"):
+            read_image(path)
+
+
+def test_further_pictures_in_a_jpeg_are_announced(tmp_path):
+    views = [Pillow.fromarray(smooth()), Pillow.fromarray(smooth())]
+    views[0].save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=views[1:])
+    (note,) = read_image(tmp_path / "x.jpg").notes
+    assert note.endswith("holds further pictures, such as a second view or a gain map: only the first is written.")
+
+
+# ---- what is no regular file
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_sockets_and_devices_are_named_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    os.mkfifo("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+        os.symlink("/dev/null", "device.jpg")
+        for kind in ("pipe", "socket", "device"):
+            with pytest.raises(SwintormerError, match=f"{kind}.jpg is a {kind} and not a file: leave it out"):
+                read_image(f"{kind}.jpg")
+            assert sample_bytes(Path(f"{kind}.jpg")) == 0
+
+
+# ---- what reading or writing changes
+
+
+def _profile(kind: str) -> bytes:
+    if kind == "damaged":
+        return b"no profile at all" * 20
+    if kind == "RGB":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    content = bytearray(_profile("RGB"))
+    content[16:20] = {"GRAY": b"GRAY", "CMYK": b"CMYK", "Lab": b"Lab "}[kind]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])  # PNG's decoder drops them itself
+@pytest.mark.parametrize("kind", ["RGB", "GRAY", "CMYK", "Lab", "damaged"])
+def test_a_profile_for_another_kind_of_picture_is_left_out_with_a_note(tmp_path, kind, suffix):
+    path = tmp_path / f"x{suffix}"
+    Pillow.fromarray(smooth()).save(path, icc_profile=_profile(kind))
+    image = read_image(path)
+    if kind == "RGB":
+        assert image.notes == ()
+        assert image.header.get("icc-profile-data") == _profile("RGB")
+    else:
+        (note,) = image.notes
+        assert f"is RGB and its colour profile is {'damaged' if kind == 'damaged' else 'for ' + kind}" in note
+        assert image.header.get("icc-profile-data") is None
+
+
+def test_associated_alpha_is_announced(tmp_path):
+    for name, kind, count in (("assoc", "assocalpha", 1), ("unassoc", "unassalpha", 0)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", noise(4), photometric="rgb", extrasamples=[kind])
+        notes = read_image(tmp_path / f"{name}.tif").notes
+        assert len(notes) == count
+        assert all("colours multiplied by its transparency" in note for note in notes)
+
+
+@pytest.mark.parametrize("quality", [1, 10, 49, 50, 60, 75, 80, 90, 95, 98, 99])
+@pytest.mark.parametrize("library", ["libvips", "Pillow"])
+def test_quality_of_a_jpeg_is_read_off_its_table(tmp_path, quality, library):
+    path = tmp_path / "x.jpg"
+    if library == "libvips":
+        wrap(smooth()).jpegsave(str(path), Q=quality)
+    else:
+        Pillow.fromarray(smooth()).save(path, quality=quality)
+    with path.open("rb") as file:
+        assert parts.jpeg_quality(file) == quality
+
+
+def test_every_jpeg_whose_table_cannot_be_read_has_no_quality():
+    for content in (b"", b"\xff\xd8", b"\xff\xd8\xff\xdb\x00\x05\x00\x01", b"\xff\xd8\xff\xda\x00\x02"):
+        assert parts.jpeg_quality(io.BytesIO(content)) is None
+        assert not parts.jpeg_has_others(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("stored", "saving", "expected"),
+    [(90, Saving(), 90), (60, Saving(), 75), (98, Saving(), 98), (90, Saving(quality=40), 40), (None, Saving(), 95)],
+)
+def test_a_jpeg_keeps_its_quality(tmp_path, stored, saving, expected):
+    source, target = tmp_path / ("x.jpg" if stored else "x.png"), tmp_path / "y.jpg"
+    if stored:
+        _jpeg(source, Q=stored)
+    else:
+        wrap(smooth()).write_to_file(str(source))
+    image = read_image(source)
+    write_image(target, image.pixels, image, saving)
+    with target.open("rb") as file:
+        assert parts.jpeg_quality(file) == expected
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_a_jpeg_keeps_the_resolution_of_its_colours(tmp_path, mode):
+    _jpeg(tmp_path / "x.jpg", Q=90, subsample_mode=mode)
+    image = read_image(tmp_path / "x.jpg")
+    write_image(tmp_path / "y.jpg", image.pixels, image)
+    for name in ("x.jpg", "y.jpg"):
+        chroma = pyvips.Image.new_from_file(str(tmp_path / name)).get("jpeg-chroma-subsample")
+        assert chroma == ("4:2:0" if mode == "on" else "4:4:4")
+
+
+@pytest.mark.parametrize(
+    ("lossless", "saving", "expected"),
+    [
+        (True, Saving(), True),
+        (False, Saving(), False),
+        (False, Saving(lossless=True), True),
+        (True, Saving(quality=80), False),
+    ],
+)
+def test_a_lossless_webp_stays_lossless(tmp_path, lossless, saving, expected):
+    wrap(smooth()).webpsave(str(tmp_path / "x.webp"), lossless=lossless)
+    image = read_image(tmp_path / "x.webp")
+    write_image(tmp_path / "y.webp", image.pixels, image, saving)
+    with (tmp_path / "y.webp").open("rb") as file:
+        assert parts.webp_is_lossless(file) is expected
+    assert np.array_equal(read_image(tmp_path / "y.webp").pixels, image.pixels) is expected
+
+
+def test_impossible_savings_are_refused(tmp_path):
+    wrap(smooth()).write_to_file(str(tmp_path / "x.png"))
+    image = read_image(tmp_path / "x.png")
+    with pytest.raises(SwintormerError, match="without loss: choose --format png, tiff or webp"):
+        check_target(image, tmp_path / "y.jpg", Saving(lossless=True))
+    with pytest.raises(SwintormerError, match="must be 1 to 100, found 101"):
+        Saving(quality=101)
+    with pytest.raises(SwintormerError, match="leave one of the two out"):
+        Saving(quality=90, lossless=True)
