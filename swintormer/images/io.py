@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 from swintormer.errors import SwintormerError
 from swintormer.images import parts
 from swintormer.images.files import open_file, reason, replacing
-from swintormer.images.tiff_exif import append_exif, has_associated_alpha, pictures, read_exif, without_thumbnail
+from swintormer.images.tiff_exif import (
+    append_exif,
+    deflate_is_whole,
+    has_associated_alpha,
+    pictures,
+    read_exif,
+    without_thumbnail,
+)
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -241,15 +248,17 @@ def _decode(path: Path, file: BinaryIO, fail_on: str) -> tuple[Any, Samples]:
 
 
 def _check_parts(path: Path, form: str, file: BinaryIO) -> None:
-    """Raise an error if the file holds several pictures, or is a PNG without its end.
+    """Raise an error if the file holds several pictures, or is not whole in a way that libvips does not notice.
 
-    libvips stops a PNG at the last sample, but EXIF and comments may follow it.
+    It stops a PNG at the last sample, but EXIF and comments may follow, and checks no checksum of TIFF.
     """
     count = parts.png_frames(file) if form == "png" else pictures(path) if form == "tiff" else 1
     if count and count > 1:
         raise SwintormerError(f"{path} holds {count} pages or frames: save each as a file of its own first.")
     if form == "png" and not any(name == b"IEND" for name, _ in parts.png_chunks(file)):
         raise _vips().Error("", "end missing")
+    if form == "tiff" and not deflate_is_whole(path):
+        raise _vips().Error("", "wrong checksum")
 
 
 def _stored(form: str, file: BinaryIO, image: Any) -> Stored:

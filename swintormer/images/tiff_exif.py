@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,11 +23,13 @@ INTEROPERABILITY = 0xA005  # a third directory, which is not copied, so its poin
 DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298, *range(0x9C9B, 0x9CA0)}
 SUBFILE_TYPE, REDUCED = 0x00FE, 1  # bit of a page that is a smaller copy of another
 EXTRA_SAMPLES, ASSOCIATED = 0x0152, 1
+COMPRESSION, DEFLATE = 0x0103, (b"\x08\0", b"\xb2\x80")  # Adobe's number and the older one
 BLOCK_HEADER = b"Exif\0\0"
 
 # TIFF field type -> (bytes, bytes of each number in it: rationals are two 4-byte numbers)
 _TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4),
           11: (4, 4), 12: (8, 8), 13: (4, 4), 16: (8, 8), 17: (8, 8), 18: (8, 8)}  # fmt: skip
+_PIECE = 1 << 20  # bytes that are decompressed at a time
 _MAX_ENTRIES = 4096  # a real directory has tens; more is a damaged file
 
 
@@ -122,6 +125,44 @@ def has_associated_alpha(path: Path) -> bool:
     except (OSError, struct.error, ValueError):
         return False
     return extra is not None and extra.value[0] == ASSOCIATED
+
+
+def deflate_is_whole(path: Path) -> bool:
+    """Whether all strips or tiles of a TIFF file in Deflate have their checksum; True in other compressions.
+
+    libtiff stops before the checksum, and damage may still decode, to black rows for instance. This costs a second
+    decompression, 0.3 s for 24 megapixels of 8 bits.
+    """
+    try:
+        with path.open("rb") as file:
+            first = _read_tree(file).first
+            if COMPRESSION not in first or first[COMPRESSION].value[:2] not in DEFLATE:
+                return True
+            offsets, counts = (_numbers(first[a if a in first else b]) for a, b in ((0x0111, 0x0144), (0x0117, 0x0145)))
+            return all(_is_whole(file, at, count) for at, count in zip(offsets, counts, strict=True) if count)
+    except (OSError, struct.error, ValueError, KeyError):
+        return True  # for the decoder to judge
+
+
+def _numbers(entry: Entry) -> list[int]:
+    size = _TYPES[entry.type][0]
+    return [int.from_bytes(entry.value[at : at + size], "little") for at in range(0, len(entry.value), size)]
+
+
+def _is_whole(file: BinaryIO, at: int, count: int) -> bool:
+    """Whether a zlib stream ends within its bytes, and with the right checksum."""
+    stream = zlib.decompressobj()
+    file.seek(at)
+    try:
+        while count > 0 and not stream.eof:
+            piece = file.read(min(count, _PIECE))
+            count -= _PIECE
+            while piece and not stream.eof:
+                stream.decompress(piece, _PIECE)
+                piece = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
 
 
 def append_exif(file: BinaryIO, block: bytes) -> None:

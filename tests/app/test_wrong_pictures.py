@@ -50,6 +50,20 @@ def test_a_tiff_whose_samples_are_missing_is_refused(tmp_path, compression, layo
         read_image(path)
 
 
+@pytest.mark.parametrize("layout", [TILES, {}], ids=["tiles", "strips"])
+def test_a_tiff_with_a_wrong_checksum_is_refused(tmp_path, layout):
+    """libtiff does not compare it: a damaged stream that still decodes gives other samples in silence."""
+    path = tmp_path / "x.tif"
+    wrap(noise(side=32)).write_to_file(str(path), compression="deflate", **layout)
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[0].dataoffsets[-1] + file.pages[0].databytecounts[-1] - 1
+    content = bytearray(path.read_bytes())
+    content[last] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SwintormerError, match="wrong checksum"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("kind", [34925, 34887, 34712, 50002, 50000])  # LZMA, LERC, JPEG 2000, JPEG XL, zstd
 @pytest.mark.parametrize("layout", [TILES, {}], ids=["tiles", "strips"])
 def test_a_tiff_in_a_compression_that_is_not_there_is_refused(tmp_path, kind, layout):
