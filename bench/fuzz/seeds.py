@@ -15,7 +15,7 @@ from swintormer.model.config import NetworkConfig
 SIDE = 64
 BLOCK = 16  # no block of so many pixels a side has one colour: one that has is a hole
 TILES: dict[str, Any] = {"tile": True, "tile_width": 16, "tile_height": 16}
-UNCHECKED = ("none", "packbits", "webp")  # compressions without a checksum, in which any bytes are a picture
+UNCHECKED = ("none", "packbits", "webp", "jpeg")  # compressions of TIFF without a checksum
 TINY = NetworkConfig(
     in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
 )

@@ -38,7 +38,7 @@ def picture(seed: Path, mutant: Path, cut: bool) -> tuple[str, str]:
         return "noted", image.notes[0]
     if cut:
         return "CUT", "a file that was cut short was read without a word"
-    if image.samples.shape == whole.shape and not seed.stem.endswith(UNCHECKED) and _has_hole(image.samples):
+    if image.samples.shape == whole.shape and not _is_unchecked(seed) and _has_hole(image.samples):
         return "HOLE", "a part of the picture has one colour"
     return "changed", ""
 
@@ -54,6 +54,11 @@ def checkpoint(seed: Path, mutant: Path, cut: bool) -> tuple[str, str]:
     if cut:
         return "CUT", "a file that was cut short was read without a word"
     return "changed", ""
+
+
+def _is_unchecked(seed: Path) -> bool:
+    """Whether any bytes may be a picture: there is no checksum, and zeros that were never written look like black."""
+    return seed.stem.endswith(UNCHECKED) or seed.suffix in (".jpg", ".webp")
 
 
 @functools.cache
