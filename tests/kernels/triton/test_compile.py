@@ -41,6 +41,11 @@ def test_every_kernel_compiles(target):
     assert len(check("--quick", target)) == KERNELS
 
 
+def test_the_widest_ffn_in_float32_keeps_its_channels_out_of_registers():
+    """It spilled 7.5 KB a thread while they were kept there."""
+    assert len(check("gated_ffn", "C 384", "float32", "sm_90")) == 3
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_in_every_configuration_and_dtype():
     assert len(check()) > 2 * 3 * KERNELS
