@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
 from numbers import Integral
-from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.filesize import decimal
-from torch import Tensor, nn
+from torch import Tensor
 
-from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
+from swintormer.checkpoint.checkpoint import Checkpoint, check_channels, checkpoint_of
 from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
@@ -36,7 +35,6 @@ from swintormer.inference.memory import (
     resident_bytes,
 )
 from swintormer.inference.precision import Chosen, Precision
-from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
@@ -130,7 +128,7 @@ class Deblurrer:
         prior: bool | Sampler = True,
         precision: Precision = "auto",
     ) -> None:
-        checkpoint = _checkpoint_of(net)
+        checkpoint = checkpoint_of(net)
         if tile is None:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
@@ -400,16 +398,6 @@ class _Ends:
     cut: Callable[[int, slice, slice], Tensor]
     emit: Callable[[int, slice, slice, Tensor], None]
     device: torch.device
-
-
-def _checkpoint_of(net: object) -> Checkpoint:
-    """Raises InputError for what is neither a network nor a checkpoint."""
-    if isinstance(net, Checkpoint):
-        return net
-    if isinstance(net, nn.Module) and isinstance(getattr(net, "config", None), NetworkConfig):
-        return Checkpoint(cast(Swintormer, net))
-    advice = "; read a file with read_checkpoint" if isinstance(net, str | Path) else ""
-    raise InputError(f"A Deblurrer takes a Swintormer or a Checkpoint, found {described(net)}{advice}.")
 
 
 def _check_range(image: Tensor) -> None:

@@ -358,10 +358,11 @@ def test_bad_settings_are_told_before_any_image(arguments: dict, named: str) -> 
         (torch.nn.Identity(), "found an object of torch.nn.modules.linear.Identity."),
         (Swintormer, "found an object of type."),
         ({}, "found an object of dict."),
+        (Checkpoint(None), "found None."),
     ],
 )
 def test_what_is_no_network_is_said_in_one_sentence(net: object, found: str) -> None:
-    with pytest.raises(InputError, match=f"takes a Swintormer or a Checkpoint, {found}") as error:
+    with pytest.raises(InputError, match=f"Expected a Swintormer or a Checkpoint, {found}") as error:
         Deblurrer(net)
     assert "\n" not in str(error.value)
 
