@@ -41,9 +41,10 @@ def test_every_kernel_compiles(target):
     assert len(check("--quick", target)) == KERNELS
 
 
-def test_the_widest_ffn_in_float32_keeps_its_channels_out_of_registers():
-    """It spilled 7.5 KB a thread while they were kept there."""
-    assert len(check("gated_ffn", "C 384", "float32", "sm_90")) == 3
+def test_the_widest_ffn_fits_the_registers():
+    """It spilled 7.5 KB a thread in float32, whose products kept every channel in registers, and 552 bytes in the half
+    types."""
+    assert len(check("gated_ffn", "C 384", "sm_90")) == 3 * 3
 
 
 @pytest.mark.slow
