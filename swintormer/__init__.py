@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
-    from swintormer.errors import SwintormerError
+    from swintormer.errors import InputError, SwintormerError
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.model.config import PRESETS, NetworkConfig
     from swintormer.model.network import Swintormer
@@ -15,6 +15,7 @@ __all__ = [
     "PRESETS",
     "Checkpoint",
     "Deblurrer",
+    "InputError",
     "NetworkConfig",
     "Swintormer",
     "SwintormerError",
@@ -27,6 +28,7 @@ _HOME = {
     "PRESETS": "model.config",
     "Checkpoint": "checkpoint.checkpoint",
     "Deblurrer": "inference.deblurrer",
+    "InputError": "errors",
     "NetworkConfig": "model.config",
     "Swintormer": "model.network",
     "SwintormerError": "errors",

@@ -1,8 +1,12 @@
-"""The exception for users, which the command line prints as one sentence and ends with exit code 1."""
+"""The exceptions for users, which the command line prints as one sentence and ends with exit code 1."""
 
 
 class SwintormerError(Exception):
     """One sentence for the user: what went wrong, what was expected and what to do."""
+
+
+class InputError(SwintormerError, ValueError):
+    """An argument that a function does not take: another type, shape, dtype, range or name."""
 
 
 class PriorError(SwintormerError):
@@ -12,3 +16,12 @@ class PriorError(SwintormerError):
 def first_line(error: Exception) -> str:
     """The first line of another library's error without full stop, or its class; torch appends hints and its stack."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def described(value: object) -> str:
+    """What was found in the place of something else, in a few words."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{value!r} ({name})" if isinstance(value, str | int | float) else f"an object of {name}"

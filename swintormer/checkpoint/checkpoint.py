@@ -11,14 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError, SwintormerError, described
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
@@ -90,18 +90,18 @@ def save_checkpoint(
         prior: written into the same file; the network must take its latent as input.
 
     Raises:
-        SwintormerError: the file cannot be written, the training tile is not positive, or the prior's channels are not
-            those that the network takes.
+        InputError: neither network nor checkpoint, no path, or a training tile that is not positive.
+        SwintormerError: the file cannot be written, or the prior's channels are not those that the network takes.
     """
-    if isinstance(net, Checkpoint):
-        training_tile = net.training_tile if training_tile is None else training_tile
-        card = net.card if card is None else card
-        prior = net.prior if prior is None else prior
-        net = net.net
+    found = checkpoint_of(net)
+    training_tile = found.training_tile if training_tile is None else training_tile
+    card = found.card if card is None else card
+    prior = found.prior if prior is None else prior
+    net = found.net
     metadata = {"format": "pt", "swintormer.config": net.config.model_dump_json()}
     if training_tile is not None:
         if training_tile < 1:
-            raise SwintormerError(f"The training tile must be at least 1 pixel, found {training_tile}.")
+            raise InputError(f"The training tile must be at least 1 pixel, found {training_tile}.")
         metadata["swintormer.training_tile"] = str(training_tile)
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
@@ -110,7 +110,7 @@ def save_checkpoint(
         check_channels(net.config, prior.latent_channels)
         metadata[prior_weights.METADATA] = prior_weights.config_of(prior).model_dump_json()
         state |= prior_weights.prior_tensors(prior.state_dict())
-    with replacing(Path(path)) as file:
+    with replacing(_path_of(path)) as file:
         file.write(to_safetensors(state, metadata))
 
 
@@ -134,10 +134,11 @@ def read_checkpoint(
         prior: False leaves the file's prior out, which does not need diffusers then.
 
     Raises:
+        InputError: no path.
         SwintormerError: there is no such file, it holds something else, it stores another window, or the prior cannot
             be made. The sentence says what was found and what was expected.
     """
-    path = Path(path)
+    path = _path_of(path)
     state, metadata = read_tensors(path)
     info = _describe(path, state, metadata, window_size)
     own, others = _parted(state)
@@ -165,7 +166,7 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
     Raises:
         SwintormerError: as for `read_checkpoint`.
     """
-    path = Path(path)
+    path = _path_of(path)
     return _describe(path, *read_tensors(path), window_size)
 
 
@@ -228,6 +229,26 @@ def _describe(
         describes_itself=bool(text),
         prior=prior,
     )
+
+
+def checkpoint_of(net: object) -> Checkpoint:
+    """The checkpoint itself, or one of the network alone, which may be compiled by torch.compile.
+
+    Raises:
+        InputError: it is neither network nor checkpoint.
+    """
+    checkpoint = net if isinstance(net, Checkpoint) else Checkpoint(cast(Swintormer, net))
+    inner: object = checkpoint.net
+    if isinstance(inner, nn.Module) and isinstance(getattr(inner, "config", None), NetworkConfig):
+        return checkpoint
+    advice = "; read a file with read_checkpoint" if isinstance(inner, str | Path) else ""
+    raise InputError(f"Expected a Swintormer or a Checkpoint, found {described(inner)}{advice}.")
+
+
+def _path_of(path: object) -> Path:
+    if not isinstance(path, str | Path):
+        raise InputError(f"Expected the path of a checkpoint, found {described(path)}.")
+    return Path(path)
 
 
 def check_channels(config: NetworkConfig, latent_channels: int) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError
 
 Blend = Literal["uniform", "feather"]
 
@@ -91,22 +91,22 @@ def make_grid(height: int, width: int, tile: int, stride: int, blend: Blend = "u
             border.
 
     Raises:
-        SwintormerError: a size below one, a stride that leaves gaps, or an unknown blend.
+        InputError: a size below one, a stride that leaves gaps, or an unknown blend.
     """
     if height < 1 or width < 1:
-        raise SwintormerError(f"An image must have at least one pixel, found {width}x{height}.")
+        raise InputError(f"An image must have at least one pixel, found {width}x{height}.")
     check_tiling(tile, stride, blend)
     return Grid(_make_axis(height, tile, stride, blend), _make_axis(width, tile, stride, blend))
 
 
 def check_tiling(tile: int, stride: int, blend: str) -> None:
-    """Raises SwintormerError if the tile, stride and blend are not valid for any image."""
+    """Raises InputError if the tile, stride and blend are not valid for any image."""
     if tile < 1:
-        raise SwintormerError(f"The tile must be at least 1 pixel, found {tile}.")
+        raise InputError(f"The tile must be at least 1 pixel, found {tile}.")
     if not 1 <= stride <= tile:
-        raise SwintormerError(f"The stride must be 1 to {tile}, the tile, so that no gap opens; found {stride}.")
+        raise InputError(f"The stride must be 1 to {tile}, the tile, so that no gap opens; found {stride}.")
     if blend not in get_args(Blend):
-        raise SwintormerError(f"The blend must be one of {', '.join(get_args(Blend))}, found {blend!r}.")
+        raise InputError(f"The blend must be one of {', '.join(get_args(Blend))}, found {blend!r}.")
 
 
 def _make_axis(length: int, tile: int, stride: int, blend: Blend) -> Axis:

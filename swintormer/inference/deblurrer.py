@@ -8,11 +8,13 @@ not on its longer one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,8 +23,8 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from torch import Tensor
 
-from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
-from swintormer.errors import SwintormerError, first_line
+from swintormer.checkpoint.checkpoint import Checkpoint, check_channels, checkpoint_of
+from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
@@ -33,7 +35,7 @@ from swintormer.inference.memory import (
     resident_bytes,
 )
 from swintormer.inference.precision import Chosen, Precision
-from swintormer.model.network import Swintormer
+from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
 
@@ -53,6 +55,8 @@ CPU_BATCH_PIXELS = 256**2
 LARGEST_AUTO_BATCH = 16
 # Share of the free memory to use when no budget is given; the rest is for the image, its result and other programs.
 SHARE_OF_AVAILABLE = 0.5
+# An image in [0, 1] may leave it by noise or resampling; one in [-1, 1] or [0, 255] does by more.
+RANGE = (-0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ class Deblurrer:
             `reason` says why there is no graph).
 
     Raises:
-        SwintormerError: a size or budget below one, an unknown blend or precision, a device that is not there, or a
-            prior that does not fit the network.
+        InputError: neither network nor checkpoint, a size or budget that is no whole number of at least one, an
+            unknown blend or precision.
+        SwintormerError: a device that is not there, or a prior that does not fit the network.
     """
 
     def __init__(
@@ -123,14 +128,17 @@ class Deblurrer:
         prior: bool | Sampler = True,
         precision: Precision = "auto",
     ) -> None:
-        checkpoint = net if isinstance(net, Checkpoint) else Checkpoint(net)
+        checkpoint = checkpoint_of(net)
         if tile is None:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
-            raise SwintormerError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
-        for name, value in (("batch", batch), ("memory budget", memory)):
-            if value is not None and value < 1:
-                raise SwintormerError(f"The {name} must be at least 1, found {value}.")
+            raise InputError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
+        sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory}
+        for name, value in sizes.items():
+            if value not in (None, "auto") and (not isinstance(value, Integral) or value < 1):
+                raise InputError(f"The {name} must be a whole number of at least 1, found {described(value)}.")
+        if not isinstance(prior, bool | Sampler):
+            raise InputError(f"The prior must be True, False or a Sampler, found {described(prior)}.")
         largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
         check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
         self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
@@ -173,27 +181,21 @@ class Deblurrer:
         """Restore a batch of images.
 
         Args:
-            image: (B, C_in, H, W) of floating point in [0, 1], any H and W from 1 up, any strides, on any device. Only
-                tiles of it go to the network's device.
+            image: (B, C_in, H, W) in [0, 1] and in the network's dtype (under autocast, any that it converts), any H
+                and W from 1 up, any strides, on any device. Only tiles of it go to the network's device. Values a
+                little outside of [0, 1], as noise and resampling leave them, are taken.
 
         Returns:
             (B, C_out, H, W) of the image's dtype and device, not clamped.
 
         Raises:
-            ValueError: another shape or dtype.
-            SwintormerError: the memory budget does not hold one tile.
+            InputError: no tensor, another shape or dtype, values that are NaN, infinite or far from [0, 1].
+            SwintormerError: the memory budget does not hold one tile, or the network's result is not finite.
         """
-        channels, restored = self.net.config.in_channels, self.net.config.out_channels
-        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
-            raise ValueError(
-                f"expected an image of shape (B, {channels}, H, W) with H, W >= 1, found {tuple(image.shape)}"
-            )
-        if not image.is_floating_point():
-            raise ValueError(
-                f"expected floating point in [0, 1], found {image.dtype}; restore_array takes uint8, uint16"
-            )
+        check_image(image, self.net.config.in_channels, self.dtype)
+        _check_range(image)
         count, _, height, width = image.shape
-        output = image.new_empty(count, restored, height, width)
+        output = image.new_empty(count, self.net.config.out_channels, height, width)
 
         def cut(index: int, rows: slice, columns: slice) -> Tensor:
             return image[index, :, rows, columns]
@@ -218,8 +220,9 @@ class Deblurrer:
             A new array of the same shape and dtype, rounded to the nearest and clamped.
 
         Raises:
-            SwintormerError: a shape or dtype that is no picture, views that do not fit each other or the network, or a
-                memory budget that does not hold one tile.
+            InputError: no array, or a shape or dtype that is no picture, or views that do not fit each other.
+            SwintormerError: a network that takes no such pictures, a memory budget that does not hold one tile, or a
+                result of the network that is not finite.
         """
         views = self._views(pixels, right)
         height, width, channels = pixels.shape
@@ -239,10 +242,13 @@ class Deblurrer:
 
     def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
         """The views in the order of the network's channels, checked."""
+        for view in (pixels,) if right is None else (pixels, right):
+            if not isinstance(view, np.ndarray):
+                raise InputError(f"A picture is a numpy array (H, W, 3) of uint8 or uint16, found {described(view)}.")
         if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-            raise SwintormerError(f"A picture has the shape (H, W, 1) or (H, W, 3), found {pixels.shape}.")
+            raise InputError(f"A picture has the shape (H, W, 1) or (H, W, 3), found {pixels.shape}.")
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise SwintormerError(f"A picture has samples of uint8 or uint16, found {pixels.dtype}.")
+            raise InputError(f"A picture has samples of uint8 or uint16, found {pixels.dtype}.")
         config = self.net.config
         if config.in_channels not in (3, 6) or config.out_channels != 3:
             raise SwintormerError(
@@ -251,12 +257,12 @@ class Deblurrer:
             )
         if config.in_channels == 3:
             if right is not None:
-                raise SwintormerError("This network restores single pictures: leave out the right view.")
+                raise InputError("This network restores single pictures: leave out the right view.")
             return [pixels]
         if right is None:
-            raise SwintormerError("This network restores dual-pixel pairs: give the right view too.")
+            raise InputError("This network restores dual-pixel pairs: give the right view too.")
         if right.shape != pixels.shape or right.dtype != pixels.dtype:
-            raise SwintormerError(
+            raise InputError(
                 f"The two views must have the same size and depth, found {_described(pixels)} and {_described(right)}."
             )
         return [right, pixels]
@@ -271,14 +277,21 @@ class Deblurrer:
         with torch.inference_mode(), _evaluating(self.net), self._precision.scope():
             while batch := list(islice(tiles, plan.batch)):
                 spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
-                cuts = [ends.cut(*span) for span in spans]
-                cut = torch.stack(cuts).to(self.device, self.dtype, memory_format=self._layout)
+                # Converted first: under autocast to bfloat16, stack does not take float16.
+                cuts = [ends.cut(*span).to(self.dtype) for span in spans]
+                cut = torch.stack(cuts).to(self.device, memory_format=self._layout)
                 sampled = None if progress is None else partial(progress, done, total)
                 if self.sampler is None:
                     restored = self.forward(cut).to(band.pixels)
                 else:
                     z = self._crops(spans, partial(self._latent, ends, grid, sampled), latents)
                     restored = self.forward(cut, z, settings=(self.sampler.prior.factor,)).to(band.pixels)
+                # A sum tells it in one pass: it is finite only if every term is.
+                if not restored.sum().isfinite():
+                    raise SwintormerError(
+                        "The network's result has values that are not finite (NaN or infinity): its weights are "
+                        "damaged or too large; take other weights."
+                    )
                 for (image, row, column), tile in zip(batch, restored, strict=True):
                     band.add(tile, row, column)
                     band.flush(row, column, partial(ends.emit, image))
@@ -385,6 +398,19 @@ class _Ends:
     cut: Callable[[int, slice, slice], Tensor]
     emit: Callable[[int, slice, slice, Tensor], None]
     device: torch.device
+
+
+def _check_range(image: Tensor) -> None:
+    """Raises InputError unless all values are finite and about [0, 1]."""
+    if not image.numel():
+        return
+    least, largest = (value.item() for value in image.detach().aminmax())
+    if not (math.isfinite(least) and math.isfinite(largest)):  # a NaN anywhere makes both NaN
+        raise InputError("Expected an image in [0, 1], found values that are NaN or infinite: replace them.")
+    if not (RANGE[0] <= least and largest <= RANGE[1]):
+        raise InputError(
+            f"Expected an image in [0, 1], found values from {least:.4g} to {largest:.4g}: scale them to [0, 1]."
+        )
 
 
 def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:

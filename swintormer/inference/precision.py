@@ -15,13 +15,14 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeAlias, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError
 from swintormer.images.io import read_image
 from swintormer.model.network import Swintormer
 from swintormer_kernels.packed import forget
@@ -38,9 +39,9 @@ _PHOTOGRAPH = Path(__file__).parents[1] / "assets" / "demo.png"
 
 
 def check_precision(precision: str) -> None:
-    """Raises SwintormerError for a precision that does not exist."""
+    """Raises InputError for a precision that does not exist."""
     if precision not in PRECISIONS:
-        raise SwintormerError(f"The precision must be one of {', '.join(PRECISIONS)}, found {precision!r}.")
+        raise InputError(f"The precision must be one of {', '.join(PRECISIONS)}, found {precision!r}.")
 
 
 class Chosen:
@@ -74,15 +75,20 @@ class Chosen:
 
 
 _known: WeakKeyDictionary[Swintormer, tuple[object, float]] = WeakKeyDictionary()
+_measuring = Lock()
 
 
 def _known_agreement(net: Swintormer) -> float:
-    """`agreement` of the network's weights, measured again if they have changed."""
-    weights = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in net.parameters())
-    found = _known.get(net)
-    if found is None or found[0] != weights:
-        found = _known[net] = (weights, agreement(net))
-    return found[1]
+    """`agreement` of the network's weights, measured again if they have changed.
+
+    Threads that ask meanwhile wait for the result.
+    """
+    with _measuring:
+        weights = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in net.parameters())
+        found = _known.get(net)
+        if found is None or found[0] != weights:
+            found = _known[net] = (weights, agreement(net))
+        return found[1]
 
 
 def agreement(net: Swintormer) -> float:

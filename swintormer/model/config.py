@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from swintormer.errors import InputError, described
 
 # Upper bounds, far above any published network, so that no network is built from the numbers of a damaged file.
 Channels = Annotated[int, Field(le=64)]
@@ -74,6 +77,33 @@ class NetworkConfig(BaseModel):
     def stride(self) -> int:
         """Sides that need no padding are multiples of this: the deepest level, at 1/16, holds whole windows."""
         return 16 * self.window_size
+
+
+def config_of(config: NetworkConfig | None, sizes: dict[str, object]) -> NetworkConfig:
+    """The configuration (None for the released one) with other sizes by name.
+
+    Raises:
+        InputError: a size that does not exist or is out of range, or what is no configuration.
+    """
+    if config is None:
+        config = NetworkConfig()
+    if not isinstance(config, NetworkConfig):
+        raise InputError(
+            f"A network is made from a NetworkConfig or from sizes by name, found {described(config)}: "
+            f"PRESETS has configurations by name."
+        )
+    known = NetworkConfig.model_fields
+    for name in sizes:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            advice = f"did you mean {close[0]}" if close else f"choose from {', '.join(known)}"
+            raise InputError(f"A network has no size named {name}: {advice}{'?' if close else '.'}")
+    try:
+        return NetworkConfig(**(config.model_dump() | sizes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise InputError(f"A network of these sizes cannot be built: {where and where + ': '}{message}.") from error
 
 
 PRESETS: dict[str, NetworkConfig] = {

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swintormer.model.config import NetworkConfig
+from swintormer.errors import InputError, described
+from swintormer.model.config import NetworkConfig, config_of
 from swintormer.model.fusion import PriorFusion, over_image
 from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.nn import Block
@@ -27,7 +28,7 @@ class Swintormer(nn.Module):
         **overrides: single sizes by name, as in `NetworkConfig`: `Swintormer(dim=24, heads=(1, 2, 4, 8))`.
 
     Raises:
-        pydantic.ValidationError: a size out of range or unknown.
+        InputError: a size out of range or unknown.
 
     Attributes:
         config: the `NetworkConfig` it was made from.
@@ -35,8 +36,7 @@ class Swintormer(nn.Module):
 
     def __init__(self, config: NetworkConfig | None = None, **overrides: object):
         super().__init__()
-        sizes = (config or NetworkConfig()).model_dump() | overrides
-        self.config = config = NetworkConfig(**sizes)
+        self.config = config = config_of(config, overrides)
         d, blocks, bias = config.dim, config.num_blocks, config.bias
 
         self.patch_embed = PatchEmbed(config.in_channels, d, bias)
@@ -94,15 +94,10 @@ class Swintormer(nn.Module):
             (B, out_channels, H, W), around [0, 1] and not clamped.
 
         Raises:
-            ValueError: not 4-D, wrong channels, an empty height or width, or another dtype than the network's (autocast
-                takes any of its own); a prior that does not fit.
+            InputError: no tensor, not 4-D, wrong channels, an empty height or width, or another dtype than the
+                network's (autocast takes any of its own); a prior that does not fit.
         """
-        if image.ndim != 4 or image.shape[1] != self.config.in_channels or 0 in image.shape[2:]:
-            raise ValueError(
-                f"expected an image of shape (B, {self.config.in_channels}, H, W) with H, W >= 1, "
-                f"found {tuple(image.shape)}"
-            )
-        self._check_dtype(image)
+        check_image(image, self.config.in_channels, self.skip_conv.weight.dtype)
         h, w = image.shape[2:]
         self._check_prior(image, prior, prior_factor)
         if image.shape[0] == 0:  # torch's pixel_unshuffle leaves the channels of an empty batch as they are
@@ -116,35 +111,24 @@ class Swintormer(nn.Module):
         ) + y  # the first addend decides the memory layout: the image's
         return (y + 1) / 2
 
-    def _check_dtype(self, image: Tensor) -> None:
-        found, own = image.dtype, self.skip_conv.weight.dtype
-        if found == own:
-            return
-        device = image.device.type
-        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if casts and found in (torch.float32, torch.float16, torch.bfloat16):
-            return
-        advice = "convert the one or the other with .to()"
-        if not (found.is_floating_point or found.is_complex or found == torch.bool):
-            advice = f"divide it by its largest value, {torch.iinfo(found).max}"
-        raise ValueError(f"expected an image of {own} in [0, 1], the network's dtype, found {found}: {advice}")
-
     def _check_prior(self, image: Tensor, prior: Tensor | None, factor: int | None) -> None:
         channels = self.config.prior_channels
         if prior is None:
             return
         if not channels:
-            raise ValueError("this network takes no prior: make it with prior_channels, or leave the prior out")
+            raise InputError("This network takes no prior: make it with prior_channels, or leave the prior out.")
+        if not isinstance(prior, Tensor):
+            raise InputError(f"Expected a prior as a tensor (B, {channels}, h, w), found {described(prior)}.")
         if prior.ndim != 4 or prior.shape[:2] != (image.shape[0], channels) or 0 in prior.shape[2:]:
-            raise ValueError(
-                f"expected a prior of shape ({image.shape[0]}, {channels}, h, w) with h, w >= 1, "
-                f"found {tuple(prior.shape)}"
+            raise InputError(
+                f"Expected a prior of shape ({image.shape[0]}, {channels}, h, w) with h, w >= 1, "
+                f"found {tuple(prior.shape)}."
             )
         if factor is not None:
             expected = tuple(-(-side // factor) for side in image.shape[2:])
             if tuple(prior.shape[2:]) != expected:
-                raise ValueError(
-                    f"expected a prior of {expected} positions of {factor} pixels, found {tuple(prior.shape[2:])}"
+                raise InputError(
+                    f"Expected a prior of {expected} positions of {factor} pixels, found {tuple(prior.shape[2:])}."
                 )
 
     def restore_features(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
@@ -177,6 +161,33 @@ class Swintormer(nn.Module):
 
     def _fused(self, stage: str, y: Tensor, prior: Tensor | None) -> Tensor:
         return y if prior is None or self.prior_fusion is None else self.prior_fusion(stage, y, prior)
+
+
+def check_image(image: Tensor, channels: int, own: torch.dtype) -> None:
+    """Raises InputError unless `image` is a batch (B, channels, H, W) in the dtype `own` of a network.
+
+    Under autocast, the dtypes that it converts will do as well. Values are not looked at.
+    """
+    if not isinstance(image, Tensor):
+        from_array = ": make one with torch.from_numpy" if type(image).__module__ == "numpy" else ""
+        raise InputError(
+            f"Expected an image as a tensor (B, {channels}, H, W) of {own} in [0, 1], "
+            f"found {described(image)}{from_array}."
+        )
+    if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
+        raise InputError(
+            f"Expected an image of shape (B, {channels}, H, W) with H, W >= 1, found {tuple(image.shape)}."
+        )
+    found, device = image.dtype, image.device.type
+    if found == own:
+        return
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if casts and found in (torch.float32, torch.float16, torch.bfloat16):
+        return
+    advice = "convert the one or the other with .to()"
+    if not (found.is_floating_point or found.is_complex or found == torch.bool):
+        advice = f"divide it by its largest value, {torch.iinfo(found).max}"
+    raise InputError(f"Expected an image of {own} in [0, 1], the network's dtype, found {found}: {advice}.")
 
 
 class PatchEmbed(nn.Module):

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError, SwintormerError, described
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import Grid, make_grid
 from swintormer.model.padding import pad_to
@@ -247,12 +247,14 @@ class LatentPrior(nn.Module):
             (B, Cz, ceil(H / factor), ceil(W / factor)) of the prior's dtype, on the image's device.
 
         Raises:
-            ValueError: another shape or an integer dtype. SwintormerError: steps, seed or eta out of range.
+            InputError: no tensor, another shape or an integer dtype. SwintormerError: steps, seed or eta out of range.
         """
+        if not isinstance(image, Tensor):
+            raise InputError(f"Expected an image as a tensor (B, 3, H, W) in [0, 1], found {described(image)}.")
         if not image.is_floating_point():
-            raise ValueError(f"expected an image in [0, 1], found {image.dtype}: divide it by its largest value")
+            raise InputError(f"Expected an image in [0, 1], found {image.dtype}: divide it by its largest value.")
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
-            raise ValueError(f"expected an image of shape (B, 3, H, W) with H, W >= 1, found {tuple(image.shape)}")
+            raise InputError(f"Expected an image of shape (B, 3, H, W) with H, W >= 1, found {tuple(image.shape)}.")
         height, width = image.shape[2:]
         sampler = Sampler(self, steps=steps, seed=seed, eta=eta, deterministic=deterministic)
 

@@ -28,8 +28,8 @@ def _cpu_serves(x: Tensor, conv: ShuffleWeights, shuffle: int = 1) -> str | None
 def _cpu_slower(x: Tensor, conv: ShuffleWeights, shuffle: int = 1) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "torch's convolution multiplies in autocast's own dtype"
-    # Cases of testing/denoiser_cases.py, AVX-512, 1 and 2 threads, torch's faster layout / cpu: 12 channels to 24 1.0;
-    # 12 outputs, which use 0.38 of the products, 0.6 to 0.9; 24 outputs or more, 0.75 and more of them, 1.1 to 1.9.
+    # bench/results/conv3x3_shuffle.csv (two Zen 4 cores, AVX-512), reference / cpu: 12 channels to 24 0.85; 12 outputs,
+    # which use 0.38 of the products, 0.64 to 0.79; 24 outputs or more, 0.75 and more of them, 1.01 to 2.1.
     channels, height, width = x.shape[1:]
     outputs = conv.weight.shape[0]
     if channels < 16:

@@ -127,7 +127,7 @@ def test_resampling_keeps_constants_and_means() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 7), (1, 3, 5, 7), (1, 4, 0, 7), (4, 5, 7)])
 def test_a_prior_that_does_not_fit(net, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected a prior of shape \(1, 4, h, w\)"):
+    with pytest.raises(ValueError, match=r"Expected a prior of shape \(1, 4, h, w\)"):
         net(torch.rand(1, 3, 40, 56), prior=torch.zeros(shape))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import swintormer_kernels as sk
-from swintormer import NetworkConfig, Swintormer
+from swintormer import InputError, NetworkConfig, Swintormer
 from swintormer.model.padding import pad_to_multiple
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 
@@ -233,9 +234,25 @@ def test_convolution_biases():
     assert net(torch.rand(1, 3, 20, 20)).shape == (1, 3, 20, 20)
 
 
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((1, 3, 20, 20), np.float32), "an object of numpy.ndarray: make one with torch.from_numpy."),
+        (None, "found None."),
+        ("photo.jpg", "found 'photo.jpg' (str)."),
+        ([torch.zeros(3, 20, 20)], "found an object of list."),
+    ],
+)
+def test_what_is_no_tensor_is_said_in_one_sentence(tiny, image, found):
+    with pytest.raises(InputError, match=re.escape(found)) as error:
+        tiny(image)
+    assert isinstance(error.value, ValueError)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 6, 20, 20), (1, 3, 0, 20)])
 def test_wrong_input_is_said_in_one_sentence(tiny, shape):
-    with pytest.raises(ValueError, match=r"expected an image of shape \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"Expected an image of shape \(B, 3, H, W\)"):
         tiny(torch.rand(shape))
 
 
@@ -244,7 +261,7 @@ def test_wrong_input_is_said_in_one_sentence(tiny, shape):
     [
         (
             torch.uint8,
-            "expected an image of torch.float32 in [0, 1], the network's dtype, found torch.uint8: divide it by "
+            "Expected an image of torch.float32 in [0, 1], the network's dtype, found torch.uint8: divide it by "
             "its largest value, 255",
         ),
         (torch.uint16, "found torch.uint16: divide it by its largest value, 65535"),
@@ -266,6 +283,25 @@ def test_autocast_takes_what_it_converts(tiny):
         assert tiny(x.bfloat16()).shape == tiny(x).shape
         with pytest.raises(ValueError, match=r"found torch\.float64"):
             tiny(x.double())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sizes", "sentence"),
+    [
+        ((), {"in_channel": 3}, "no size named in_channel: did you mean in_channels?"),
+        ((), {"colour": 3}, "no size named colour: choose from in_channels, out_channels, dim,"),
+        ((), {"dim": 7}, "dim must be even"),
+        ((), {"dim": "wide"}, "dim: Input should be a valid integer"),
+        ((), {"heads": (1, 2)}, "heads.2: Field required"),
+        (("small",), {}, "found 'small' (str)"),
+        ((3,), {}, "found 3 (int)"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_said_in_one_sentence(arguments, sizes, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)) as error:
+        Swintormer(*arguments, **sizes)
+    assert isinstance(error.value, ValueError)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from swintormer.checkpoint.checkpoint import Checkpoint
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError, SwintormerError
 from swintormer.execution.tiling import Blend
 from swintormer.inference import deblurrer
 from swintormer.inference.deblurrer import Deblurrer
@@ -156,7 +158,7 @@ def test_any_strides(layout: Callable[[Tensor], Tensor]) -> None:
 
 def test_dtype_of_the_image_stays_and_no_graph_is_kept(tiny: Swintormer) -> None:
     x = torch.rand(1, 3, 20, 20, dtype=torch.float64, requires_grad=True)
-    y = Deblurrer(tiny)(x)
+    y = Deblurrer(copy.deepcopy(tiny).double())(x)
     assert y.dtype == torch.float64
     assert not y.requires_grad
     assert not y.is_inference()  # may be used in training afterwards
@@ -166,8 +168,62 @@ def test_dtype_of_the_image_stays_and_no_graph_is_kept(tiny: Swintormer) -> None
     "image", [torch.rand(3, 8, 8), torch.rand(1, 6, 8, 8), torch.rand(1, 3, 0, 8), torch.zeros(1, 3, 8, 8).byte()]
 )
 def test_tensors_of_another_kind_are_refused(image: Tensor) -> None:
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(InputError, match="Expected an image"):
         Deblurrer(Stub())(image)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dtypes_are_those_of_the_network(tiny: Swintormer, dtype: torch.dtype, autocast: bool) -> None:
+    """What the network takes, `Deblurrer` takes, and it refuses the rest in the same words."""
+    image = torch.zeros(1, 3, 20, 20, dtype=dtype)
+    said = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for call in (tiny, Deblurrer(tiny)):
+            try:
+                call(image)
+            except InputError as error:
+                said.append(str(error))
+    assert len(said) in (0, 2)
+    assert len(set(said)) == (0 if autocast and dtype in (torch.float16, torch.bfloat16) else 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda x: 255 * x, "found values from 0 to 255"),
+        (lambda x: 2 * x - 1, "found values from -1 to 1"),
+        (lambda x: x / 0, "NaN or infinite"),
+        (lambda x: x.masked_fill(x == 1, math.inf), "NaN or infinite"),
+        (lambda x: x.masked_fill(x == 1, math.nan), "NaN or infinite"),
+    ],
+)
+def test_values_that_are_no_picture_are_refused(change: Callable[[Tensor], Tensor], found: str) -> None:
+    image = torch.linspace(0, 1, 2 * 3 * 9 * 8).view(2, 3, 9, 8)
+    stub = Stub()
+    assert Deblurrer(stub)(1.2 * image - 0.1).shape == image.shape  # noise, or what resampling adds
+    del stub.batches[:]
+    with pytest.raises(InputError, match=found) as error:
+        Deblurrer(stub)(change(image))
+    assert "\n" not in str(error.value)
+    assert stub.batches == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_result_that_is_not_finite_is_no_picture(bad: float) -> None:
+    """One sample of the last tile is enough."""
+
+    def damaged(x: Tensor) -> Tensor:
+        return x.masked_fill(x == 1, bad)
+
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    deblur = Deblurrer(Stub(damaged), tile=16, stride=12, batch=1)
+    assert not deblur.restore_array(pixels).any()
+    pixels[-1, -1, 1] = 255
+    with pytest.raises(SwintormerError, match="not finite"):
+        deblur.restore_array(pixels)
+    with pytest.raises(SwintormerError, match="not finite"):
+        deblur(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
 
 
 # --- pictures from files -------------------------------------------------------------------------------------------
@@ -243,6 +299,10 @@ PIXELS = np.zeros((4, 5, 3), np.uint8)
         (3, (np.zeros((4, 5, 4), np.uint8),), "shape"),
         (3, (np.zeros((0, 5, 3), np.uint8),), "shape"),
         (3, (PIXELS.astype(np.float32),), "float32"),
+        (3, (PIXELS.tolist(),), "found an object of list"),
+        (3, (None,), "found None"),
+        (3, (torch.from_numpy(PIXELS),), "found an object of torch.Tensor"),
+        (6, (PIXELS, "right.png"), "found 'right.png'"),
     ],
 )
 def test_pictures_that_do_not_fit_are_one_sentence(channels: int, arguments: tuple, named: str) -> None:
@@ -271,6 +331,11 @@ def test_default_tile_is_the_training_tile_else_the_papers(tiny: Swintormer) -> 
         ({"blend": "gaussian"}, "gaussian"),
         ({"batch": 0}, "batch"),
         ({"memory": 0}, "memory"),
+        ({"tile": 64.5}, "found 64.5 .float."),
+        ({"stride": "12"}, "found '12' .str."),
+        ({"batch": "4"}, "found '4' .str."),
+        ({"memory": "2G"}, "found '2G' .str."),
+        ({"prior": None}, "found None"),
         ({"device": "nowhere"}, "nowhere"),
         ({"device": "meta"}, "cpu, cuda or mps"),
         ({"device": "vulkan"}, "cpu, cuda or mps"),
@@ -282,6 +347,23 @@ def test_default_tile_is_the_training_tile_else_the_papers(tiny: Swintormer) -> 
 def test_bad_settings_are_told_before_any_image(arguments: dict, named: str) -> None:
     with pytest.raises(SwintormerError, match=named) as error:
         Deblurrer(Stub(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("net", "found"),
+    [
+        (None, "found None."),
+        ("w.safetensors", r"found 'w.safetensors' \(str\); read a file with read_checkpoint."),
+        (torch.nn.Identity(), "found an object of torch.nn.modules.linear.Identity."),
+        (Swintormer, "found an object of type."),
+        ({}, "found an object of dict."),
+        (Checkpoint(None), "found None."),
+    ],
+)
+def test_what_is_no_network_is_said_in_one_sentence(net: object, found: str) -> None:
+    with pytest.raises(InputError, match=f"Expected a Swintormer or a Checkpoint, {found}") as error:
+        Deblurrer(net)
     assert "\n" not in str(error.value)
 
 

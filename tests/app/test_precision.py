@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -64,6 +67,25 @@ def test_what_is_asked_for_is_what_runs(net, results, capable):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(restored(net, image, "float32"), exact)
         assert torch.equal(restored(net, image, "auto"), rounded)
+
+
+def test_threads_that_begin_at_once_measure_once(net, capable, agreements, monkeypatch):
+    measured, begun = [], threading.Barrier(3)
+
+    def slow(net):
+        measured.append(net)
+        time.sleep(0.05)  # the others ask meanwhile
+        return math.inf
+
+    def begin():
+        begun.wait()
+        with precision.Chosen("auto", net).scope():
+            return torch.is_autocast_enabled("cpu")
+
+    monkeypatch.setattr(precision, "agreement", slow)
+    with ThreadPoolExecutor(3) as pool:
+        assert [future.result() for future in [pool.submit(begin) for _ in range(3)]] == [True] * 3
+    assert measured == [net]
 
 
 def test_auto_takes_bfloat16_where_the_results_agree_and_measures_once(net, results, capable, agreements):

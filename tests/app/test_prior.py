@@ -334,7 +334,7 @@ def test_settings_out_of_range(prior, arguments: dict, complaint: str) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
 def test_other_shapes_are_refused(prior, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected an image of shape"):
+    with pytest.raises(ValueError, match="Expected an image of shape"):
         prior.sample(torch.rand(shape))
 
 

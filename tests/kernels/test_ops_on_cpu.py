@@ -247,6 +247,21 @@ def test_compiles_to_one_graph_and_gives_the_same_bits(name, extension):
         torch.testing.assert_close(a, b)
 
 
+@EVERY
+def test_exports_and_gives_the_same_bits(name, extension):
+    x, *rest = small(name)
+
+    class Call(torch.nn.Module):
+        def forward(self, x):
+            return public(name)(x, *rest)
+
+    with use_backend("cpu"), torch.no_grad():
+        program = torch.export.export(Call(), (x,))
+        assert torch.equal(program.module()(x), public(name)(x, *rest))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called == [f"swintormer.{name}.default"]
+
+
 @small_cases(name for name in MODULES if name != "group_norm_silu")  # which has no product
 def test_flops_are_those_of_direct_products(name, case, extension):
     arguments, _ = case.make(0)

@@ -26,13 +26,16 @@ from swintormer_kernels.backends.triton.ffn_kernels import (
     add_from_hidden,
     channels,
     halves,
+    halves_reread,
     load_pieces,
+    moments,
     normed,
     place,
     row_sum,
     standardised,
     store_pieces,
     to_hidden,
+    to_hidden_reread,
 )
 from swintormer_kernels.backends.triton.runtime import bound, dot, narrow, widen
 
@@ -76,28 +79,42 @@ def norm_piece(d, s, g, mean_d, mean_ds, scale):
 @triton.jit(do_not_specialize=["pixels", "blocks", "first_block"])
 def backward(x, grad, dx, weights, band, pixels, blocks, first_block, C: tl.constexpr, HIDDEN: tl.constexpr,
              PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr,
-             ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             ROWS: tl.constexpr, REREAD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """dx, and the band unless it is None, for the blocks starting at first_block."""
+    CP: tl.constexpr = PIECES * PIECE
     dtype: tl.constexpr = x.dtype.element_ty
     origin, valid = place(first_block + tl.program_id(0), pixels, blocks, C, BLOCK_P, ROWS)
     row = (tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]
     x0, x1, x2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
-    n0, n1, n2 = normed(widen(x0), widen(x1), widen(x2), weights, dtype, C, PIECES, PIECE)
-    g0, g1, g2 = load_pieces(grad + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
+    if REREAD:
+        mean, scale = moments(x0, x1, x2, C, PIECES, PIECE)
+    else:
+        n0, n1, n2 = normed(widen(x0), widen(x1), widen(x2), weights, dtype, C, PIECES, PIECE)
+        g0, g1, g2 = load_pieces(grad + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
     d0 = tl.zeros((BLOCK_P, PIECE), tl.float32)
     d1, d2 = d0, d0
     for first in range(0, HIDDEN, BLOCK_H):
-        h1, h2 = halves(n0, n1, n2, weights, first, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
-        da = to_hidden(g0, g1, g2, weights.project_out, first, PIECES, PIECE, BLOCK_H, PRECISION)
+        if REREAD:
+            h1, h2 = halves_reread(
+                x + origin, mean, scale, weights, first, valid, pixels, C, HIDDEN, CP, BLOCK_P, BLOCK_H, ROWS, PRECISION
+            )
+            da = to_hidden_reread(
+                grad + origin, weights.project_out, first, valid, pixels, C, CP, BLOCK_P, BLOCK_H, ROWS, PRECISION
+            )
+        else:
+            h1, h2 = halves(n0, n1, n2, weights, first, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
+            da = to_hidden(g0, g1, g2, weights.project_out, first, PIECES, PIECE, BLOCK_H, PRECISION)
         dh1, dh2 = narrow(da * h2, dtype), narrow(da * h1, dtype)
         if band is not None:
             keep_hidden(band, row, first, dh1, dh2, narrow(h1 * h2, dtype), HIDDEN, BLOCK_H)
-        second = weights.project_in + HIDDEN * PIECES * PIECE
+        second = weights.project_in + HIDDEN * CP
         d0, d1, d2 = add_from_hidden(dh1, d0, d1, d2, weights.project_in, first, PIECES, PIECE, BLOCK_H, PRECISION)
         d0, d1, d2 = add_from_hidden(dh2, d0, d1, d2, second, first, PIECES, PIECE, BLOCK_H, PRECISION)
 
     x0, x1, x2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
     s0, s1, s2, scale = standardised(widen(x0), widen(x1), widen(x2), C, PIECES, PIECE)
+    if REREAD and band is not None:
+        n0, n1, n2 = normed(x0, x1, x2, weights, dtype, C, PIECES, PIECE)
     g0, g1, g2 = load_pieces(grad + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
     if band is not None:
         keep_piece(band, row, n0, g0, d0 * s0, d0, 0, PIECES, PIECE)

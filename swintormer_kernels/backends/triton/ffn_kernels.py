@@ -11,6 +11,10 @@ C = 3 * 2^k (48 to 384) is stored in three tensors of 2^k channels, because the 
 a single tensor would be padded by a third. C then needs no padding; the padding of the hidden channels is 1/128, 1/256,
 2/512 and 3/1024 at C = 48, 96, 192, 384. C = 24 is one piece of 32, because three would be padded to 16 each.
 
+A product of float32 is done by multiply-adds on NVIDIA, for which a thread keeps all channels of its rows of n. Pieces
+of more than 64 channels do not fit its registers (at C = 384, 5.7 KB a thread spilled on sm_90, 7.5 KB backward). With
+REREAD, a program therefore reads x again, from the L1 or L2 cache, and normalises CHUNK channels at a time.
+
                      bytes moved per pixel, S of an element                     MACs per pixel
 forward              2 C S: x read, y written                                   3 C hid
 backward             3 C S: x and grad read, dx written (twice in the program,  5 C hid
@@ -28,6 +32,8 @@ import triton
 import triton.language as tl
 
 from swintormer_kernels.backends.triton.runtime import dot, narrow, widen
+
+CHUNK = tl.constexpr(32)  # channels that are read at once with REREAD; divides the padded channels of such sizes
 
 
 class PackedFFN(NamedTuple):
@@ -147,6 +153,13 @@ def standardised(y0, y1, y2, C: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.co
 
 
 @triton.jit
+def moments(y0, y1, y2, C: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """(BLOCK_P, 1) each: the mean over the channels and 1 / sqrt(variance + 1e-5)."""
+    _, _, _, scale = standardised(y0, y1, y2, C, PIECES, PIECE)
+    return row_sum(y0, y1, y2, PIECES) * (1.0 / C), scale
+
+
+@triton.jit
 def normed(y0, y1, y2, weights, DTYPE: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
     """LayerNorm of y, in pieces of DTYPE."""
     y0, y1, y2, _ = standardised(y0, y1, y2, C, PIECES, PIECE)
@@ -183,6 +196,53 @@ def to_hidden(n0, n1, n2, matrix, first, PIECES: tl.constexpr, PIECE: tl.constex
 
 
 @triton.jit
+def read_chunk(x, start, valid, pixels, C: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr):
+    """(BLOCK_P, CHUNK): the channels starting at `start` of the block that begins at x, 0 where there are none."""
+    pixel = tl.arange(0, BLOCK_P)[:, None]
+    channel = start + tl.arange(0, CHUNK)[None, :]
+    if ROWS:
+        offsets = pixel * C + channel
+    else:
+        offsets = channel * pixels + pixel
+    return tl.load(x + offsets, valid[:, None] & (channel < C), other=0)
+
+
+@triton.jit
+def columns(matrix, first, start, CP: tl.constexpr, BLOCK_H: tl.constexpr):
+    """(CHUNK, BLOCK_H): the transposed rows starting at `first` of a packed matrix, in the channels from `start` on."""
+    row = first + tl.arange(0, BLOCK_H)[None, :]
+    return tl.load(matrix + row * CP + start + tl.arange(0, CHUNK)[:, None])
+
+
+@triton.jit
+def to_hidden_reread(x, matrix, first, valid, pixels, C: tl.constexpr, CP: tl.constexpr, BLOCK_P: tl.constexpr,
+                     BLOCK_H: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """`to_hidden` of the block that begins at x, read in chunks."""
+    h = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
+    for start in range(0, CP, CHUNK):
+        part = read_chunk(x, start, valid, pixels, C, BLOCK_P, ROWS)
+        h = dot(part, columns(matrix, first, start, CP, BLOCK_H), h, PRECISION)
+    return h
+
+
+@triton.jit
+def halves_reread(x, mean, scale, weights, first, valid, pixels, C: tl.constexpr, HIDDEN: tl.constexpr,
+                  CP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, ROWS: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
+    """`halves` of the block that begins at x, read in chunks; mean and scale (BLOCK_P, 1) of its pixels."""
+    h1 = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
+    h2 = h1
+    for start in range(0, CP, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        gamma = tl.load(weights.norm_weight + channel, channel < C, other=0)
+        beta = tl.load(weights.norm_bias + channel, channel < C, other=0)
+        n = (read_chunk(x, start, valid, pixels, C, BLOCK_P, ROWS) - mean) * scale * gamma[None, :] + beta[None, :]
+        h1 = dot(n, columns(weights.project_in, first, start, CP, BLOCK_H), h1, PRECISION)
+        h2 = dot(n, columns(weights.project_in + HIDDEN * CP, first, start, CP, BLOCK_H), h2, PRECISION)
+    return add_bias(h1, h2, weights, first, HIDDEN, BLOCK_H)
+
+
+@triton.jit
 def add_from_hidden(h, y0, y1, y2, matrix, first, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_H: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip
     """y + h @ rows, pieces of (BLOCK_P, PIECE) float32."""
@@ -194,12 +254,8 @@ def add_from_hidden(h, y0, y1, y2, matrix, first, PIECES: tl.constexpr, PIECE: t
 
 
 @triton.jit
-def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
-           BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """h1 and h2 of BLOCK_H hidden channels starting at `first`, (BLOCK_P, BLOCK_H) float32."""
-    second = weights.project_in + HIDDEN * PIECES * PIECE
-    h1 = to_hidden(n0, n1, n2, weights.project_in, first, PIECES, PIECE, BLOCK_H, PRECISION)
-    h2 = to_hidden(n0, n1, n2, second, first, PIECES, PIECE, BLOCK_H, PRECISION)
+def add_bias(h1, h2, weights, first, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr):
+    """h1 and h2 with the bias of project_in, if there is one."""
     if weights.project_in_bias is not None:
         bias = weights.project_in_bias + first + tl.arange(0, BLOCK_H)
         h1 += widen(tl.load(bias))[None, :]
@@ -208,33 +264,42 @@ def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexp
 
 
 @triton.jit
-def feed_forward(y0, y1, y2, weights, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
-                 BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """y + ffn(norm(y)) for float32 pieces (BLOCK_P, PIECE), 0 after the last channel.
+def halves(n0, n1, n2, weights, first, HIDDEN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+           BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """h1 and h2 of BLOCK_H hidden channels starting at `first`, (BLOCK_P, BLOCK_H) float32."""
+    second = weights.project_in + HIDDEN * PIECES * PIECE
+    h1 = to_hidden(n0, n1, n2, weights.project_in, first, PIECES, PIECE, BLOCK_H, PRECISION)
+    h2 = to_hidden(n0, n1, n2, second, first, PIECES, PIECE, BLOCK_H, PRECISION)
+    return add_bias(h1, h2, weights, first, HIDDEN, BLOCK_H)
 
-    The sums start with y, so that y needs no registers of its own.
-    """
+
+@triton.jit(do_not_specialize=["pixels", "blocks"])
+def forward(x, out, weights, pixels, blocks, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr,
+            PIECE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, ROWS: tl.constexpr,
+            REREAD: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """out = gated_ffn(x); one program per block of each image."""
     dtype: tl.constexpr = weights.project_in.dtype.element_ty
-    n0, n1, n2 = normed(y0, y1, y2, weights, dtype, C, PIECES, PIECE)
+    CP: tl.constexpr = PIECES * PIECE
+    origin, valid = place(tl.program_id(0), pixels, blocks, C, BLOCK_P, ROWS)
+    y0, y1, y2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
+    y0, y1, y2 = widen(y0), widen(y1), widen(y2)
+    if REREAD:
+        mean, scale = moments(y0, y1, y2, C, PIECES, PIECE)
+    else:
+        n0, n1, n2 = normed(y0, y1, y2, weights, dtype, C, PIECES, PIECE)
+    # The sums start with x, so that x needs no registers of its own.
     if weights.project_out_bias is not None:
         y0 += channels(weights.project_out_bias, 0, C, PIECE)
         if PIECES == 3:
             y1 += channels(weights.project_out_bias, 1, C, PIECE)
             y2 += channels(weights.project_out_bias, 2, C, PIECE)
     for first in range(0, HIDDEN, BLOCK_H):
-        h1, h2 = halves(n0, n1, n2, weights, first, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
+        if REREAD:
+            h1, h2 = halves_reread(
+                x + origin, mean, scale, weights, first, valid, pixels, C, HIDDEN, CP, BLOCK_P, BLOCK_H, ROWS, PRECISION
+            )
+        else:
+            h1, h2 = halves(n0, n1, n2, weights, first, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
         gated = narrow(h1 * h2, dtype)
         y0, y1, y2 = add_from_hidden(gated, y0, y1, y2, weights.project_out, first, PIECES, PIECE, BLOCK_H, PRECISION)
-    return y0, y1, y2
-
-
-@triton.jit(do_not_specialize=["pixels", "blocks"])
-def forward(x, out, weights, pixels, blocks, C: tl.constexpr, HIDDEN: tl.constexpr, PIECES: tl.constexpr,
-            PIECE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, ROWS: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
-    """out = gated_ffn(x); one program per block of each image."""
-    origin, valid = place(tl.program_id(0), pixels, blocks, C, BLOCK_P, ROWS)
-    y0, y1, y2 = load_pieces(x + origin, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)
-    y0, y1, y2 = widen(y0), widen(y1), widen(y2)
-    y0, y1, y2 = feed_forward(y0, y1, y2, weights, C, HIDDEN, PIECES, PIECE, BLOCK_H, PRECISION)
     store_pieces(out + origin, y0, y1, y2, valid, pixels, C, BLOCK_P, PIECES, PIECE, ROWS)

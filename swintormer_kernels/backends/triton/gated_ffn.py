@@ -27,6 +27,7 @@ HIDDEN_MULTIPLE = 64  # a multiple of every BLOCK_H, so that loops over hidden c
 BAND_BYTES = 64 * 2**20  # of the factors of the weights' gradients: 35000 pixels at C = 96 in bfloat16
 # Minimum number of programs of `weight_gradients` if there are enough pixels: twice the multiprocessors of an H200.
 PROGRAMS = 264
+WIDEST_PIECE = 64  # of float32 that the products with n and the gradient take from registers
 
 
 def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
@@ -45,6 +46,7 @@ def gated_ffn(x: Tensor, weights: FFNWeights) -> Tensor:
         *(dense, result, pack(weights), pixels, blocks),
         **sizes,
         ROWS=is_rows(dense),
+        REREAD=rereads(dense, sizes),
         PRECISION=precision(),
         **tuned,
     )
@@ -87,6 +89,7 @@ def _run_backward(grad: Tensor, x: Tensor, of_x: Tensor, weights: FFNWeights, ke
             *(x, grad, of_x, packed, band, pixels, blocks, first),
             **sizes,
             ROWS=is_rows(x),
+            REREAD=rereads(x, sizes),
             PRECISION=precision(),
             **tuned,
         )
@@ -157,6 +160,11 @@ def sizes_of(weights: FFNWeights) -> dict[str, int]:
         "PIECES": pieces,
         "PIECE": _piece(channels, pieces),
     }
+
+
+def rereads(x: Tensor, sizes: dict[str, int]) -> bool:
+    """REREAD of the kernels: x's channels do not fit the registers of a product in float32."""
+    return x.dtype == torch.float32 and sizes["PIECE"] > WIDEST_PIECE
 
 
 def _piece(channels: int, pieces: int) -> int:

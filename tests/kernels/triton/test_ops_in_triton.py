@@ -35,7 +35,8 @@ SAMPLES = {
         ffn((1, 2, 1, 1), bias=True),
         ffn((2, 48, 5, 9)),  # hidden 127, three pieces, blocks that are not full
         ffn((2, 96, 3, 11), "contiguous", bias=True),  # hidden 255, a block for each image
-        ffn((1, 384, 2, 3)),  # hidden 1021
+        ffn((1, 384, 2, 3)),  # hidden 1021; float32 reads its channels in chunks
+        ffn((2, 100, 5, 7), "contiguous", bias=True),  # hidden 266, one piece padded from 100 to 128, in chunks as well
         ffn((1, 24, 7, 6), "turned", bias=True),  # hidden 63, one piece padded from 24 to 32
         ffn((1, 192, 1, 3), "sliced"),  # hidden 510
     ],
