@@ -67,6 +67,9 @@ def deblur(
     skip_existing: Annotated[
         bool, _option(_MAIN, "Skip photographs that have a result; continues an interrupted run.", "--skip-existing")
     ] = False,
+    strength: Annotated[
+        float, _option(_MAIN, "0 to 1: share of the restoration; the rest is the photograph.", metavar="X")
+    ] = 1.0,
     memory: Annotated[
         str, _option(_MAIN, "Memory limit, such as 500M, not counting photograph and network.", metavar="SIZE")
     ] = "",
@@ -151,6 +154,7 @@ def deblur(
         steps=steps,
         seed=seed,
         deterministic=deterministic,
+        strength=strength,
     )
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
@@ -218,6 +222,7 @@ class Settings:
         backend: of the ops; "auto" takes the best one for each op.
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
+        strength: share of the restoration in the result.
     """
 
     weights: Path | None = None
@@ -234,6 +239,7 @@ class Settings:
     steps: int | None = None
     seed: int | None = None
     deterministic: bool = False
+    strength: float = 1.0
 
 
 @dataclass
@@ -314,7 +320,7 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
     from swintormer.inference.deblurrer import Deblurrer
 
     checkpoint = checkpoint or read_weights(settings)
-    names = ("tile", "stride", "blend", "memory", "batch", "device", "precision")
+    names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)

@@ -22,6 +22,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
+from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import SwintormerError, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
@@ -100,14 +101,17 @@ class Deblurrer:
         precision: in which the network multiplies: "float32", or "bfloat16", which is faster on CPUs with AVX512_BF16
             and on GPUs. "auto" takes bfloat16 on such CPUs where the results keep 60 dB and more of those in float32,
             which is measured once for the network's weights, and else float32. The prior is sampled in float32.
+        strength: 0 to 1: the share of the restoration in the result; the rest is the image as it came. They are mixed
+            in linear light (sRGB's curve), as if the light of both fell on one sensor. 1 is the restoration bit for
+            bit, and 0 the image.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
             `reason` says why there is no graph).
 
     Raises:
-        SwintormerError: a size or budget below one, an unknown blend or precision, a device that is not there, or a
-            prior that does not fit the network.
+        SwintormerError: a size or budget below one, a strength outside 0 to 1, an unknown blend or precision, a device
+            that is not there, or a prior that does not fit the network.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Deblurrer:
         device: str | torch.device | None = None,
         prior: bool | Sampler = True,
         precision: Precision = "auto",
+        strength: float = 1.0,
     ) -> None:
         checkpoint = net if isinstance(net, Checkpoint) else Checkpoint(net)
         if tile is None:
@@ -131,6 +136,9 @@ class Deblurrer:
         for name, value in (("batch", batch), ("memory budget", memory)):
             if value is not None and value < 1:
                 raise SwintormerError(f"The {name} must be at least 1, found {value}.")
+        if not 0 <= strength <= 1:
+            raise SwintormerError(f"The strength must be 0 (the picture as it came) to 1, found {strength}.")
+        self.strength = strength
         largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
         check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
         self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
@@ -199,7 +207,7 @@ class Deblurrer:
             return image[index, :, rows, columns]
 
         def emit(index: int, rows: slice, columns: slice, finished: Tensor) -> None:
-            output[index, :, rows, columns] = finished
+            output[index, :, rows, columns] = self._mixed(finished, lambda: cut(index, rows, columns)[:restored])
 
         self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
         return output
@@ -232,10 +240,20 @@ class Deblurrer:
 
         def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
             finished = finished if channels == 3 else finished.mean(0, keepdim=True)
+            finished = self._mixed(finished, lambda: cut(0, rows, columns)[:channels])
             output[rows, columns] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
 
         self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
         return output
+
+    def _mixed(self, restored: Tensor, original: Callable[[], Tensor]) -> Tensor:
+        """`strength` parts of the restored pixels and the rest of the original ones."""
+        if self.strength == 1:
+            return restored
+        if self.strength == 0:
+            return original()
+        light = torch.lerp(srgb_to_light(original().to(restored)), srgb_to_light(restored), self.strength)
+        return light_to_srgb(light)
 
     def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
         """The views in the order of the network's channels, checked."""

@@ -78,6 +78,15 @@ def test_options_reach_the_pipeline(run):
     assert (feather != average).any()
 
 
+def test_strength(run, weights):
+    source = read_image(photo("in.png", bits=16)).pixels
+    for strength in (0, 0.3, 1):
+        run("deblur", "in.png", "-o", f"{strength}.png", "--strength", strength)
+        expected = Deblurrer(read_checkpoint(weights), strength=strength).restore_array(source)
+        np.testing.assert_array_equal(read_image(f"{strength}.png").pixels, expected)
+    np.testing.assert_array_equal(read_image("0.png").pixels, source)
+
+
 def test_dual_pixel_pairs(run, dual_weights):
     photo("left/a.png", seed=1)
     photo("right/a.png", seed=2)
@@ -196,6 +205,7 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
         (["a.png", "-o", "out", "--memory", "1K"], "of memory, but the memory limit is 1.0 kB: raise the memory limit"),
         (["a.png", "-o", "out", "--memory", "0.1K"], "a.png: One tile of 32 pixels needs about"),
+        (["a.png", "-o", "out", "--strength", "2"], "The strength must be 0 (the picture as it came) to 1, found 2.0."),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
         (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
         (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, triton"),

@@ -213,6 +213,47 @@ def test_gray_is_shown_as_three_channels_and_averaged_back() -> None:
     assert torch.equal(seen[0], torch.full((1, 3, 6, 5), 100 / 255))
 
 
+# --- strength ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_strength_mixes_light(dtype: type, channels: int) -> None:
+    """Half of black and half of white is the sRGB value of half of the light, and not of half of the value."""
+    full = np.iinfo(dtype).max
+    deblur = Deblurrer(Stub(torch.ones_like), tile=16, strength=0.5)
+    mixed = deblur.restore_array(np.zeros((20, 30, channels), dtype))
+    middle = 1.055 * 0.5 ** (1 / 2.4) - 0.055
+    assert (mixed == round(middle * full)).all()
+    tensor = deblur(torch.zeros(2, 3, 20, 30))
+    # A power and a product of numbers below one, each rounded a few times.
+    torch.testing.assert_close(tensor, torch.full_like(tensor, middle), rtol=0, atol=16 * EPS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_ends_of_strength_are_the_picture_and_the_restoration(tiny: Swintormer, dtype: type, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 50, channels), dtype, endpoint=True)
+    restored = Deblurrer(tiny, tile=32).restore_array(pixels)
+    assert (restored != pixels).any()
+    np.testing.assert_array_equal(Deblurrer(tiny, tile=32, strength=1).restore_array(pixels), restored)
+    np.testing.assert_array_equal(Deblurrer(tiny, tile=32, strength=0).restore_array(pixels), pixels)
+    x = torch.rand(1, 3, 40, 50)
+    assert torch.equal(Deblurrer(tiny, tile=32, strength=0)(x), x)
+
+
+def test_strength_mixes_a_pair_with_the_view_that_is_restored() -> None:
+    left, right = np.full((4, 4, 3), 10, np.uint8), np.full((4, 4, 3), 200, np.uint8)
+    deblur = Deblurrer(Stub(lambda x: x[:, 3:], in_channels=6), strength=0)
+    assert (deblur.restore_array(left, right=right) == 200).all()
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.01, float("nan")])
+def test_a_strength_beyond_its_range_is_refused(strength: float) -> None:
+    with pytest.raises(SwintormerError, match="strength must be 0"):
+        Deblurrer(Stub(), strength=strength)
+
+
 def test_pair_is_right_view_first() -> None:
     left, right = np.full((4, 4, 3), 10, np.uint8), np.full((4, 4, 3), 200, np.uint8)
     first = Deblurrer(Stub(lambda x: x[:, :3], in_channels=6)).restore_array(left, right=right)
