@@ -5,6 +5,7 @@ Each command has a file, and imports what it needs when it runs, so that `--help
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -104,9 +105,17 @@ def bound_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
+def print_every_name() -> None:
+    """Let names that the terminal's encoding lacks be printed with escapes, not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The program `swintormer`."""
     bound_spinning()
+    print_every_name()
     app()
 
 

@@ -19,7 +19,8 @@ from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import Checkpoint
-    from swintormer.cli.plan import Job
+    from swintormer.cli.plan import Job, Naming
+    from swintormer.cli.streams import Streams
     from swintormer.images.io import Image, Samples
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.prior.model import Sampler
@@ -47,10 +48,14 @@ _MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "R
 
 
 def deblur(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Photographs, or folders of photographs.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", help="Photographs, folders of them, or - (standard input).")
+    ],
     out: Annotated[
         Path,
-        _option(_MAIN, "File name for one photograph; otherwise a folder.", "--out", "-o", metavar="OUT"),
+        _option(
+            _MAIN, "A file for one photograph, - for standard output; else a folder.", "--out", "-o", metavar="OUT"
+        ),
     ],
     recursive: Annotated[
         bool, _option(_MAIN, "Include folders inside folders; OUT gets the same folders.", "--recursive", "-r")
@@ -127,18 +132,9 @@ def deblur(
     ] = "auto",
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
-    from swintormer.cli.plan import Naming, plan
-    from swintormer.images.files import some_names
+    from swintormer.cli.plan import Naming
+    from swintormer.cli.streams import streamed
 
-    foreign: list[Path] = []
-    jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right), foreign)
-    pending = [job for job in jobs if not (skip_existing and job.is_done())]
-    reporter = Reporter(len(pending), quiet)
-    if foreign:
-        names = some_names([str(path) for path in foreign])
-        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
-    if len(pending) < len(jobs):
-        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     settings = Settings(
         weights=weights,
         tile=parse_tile(tile),
@@ -156,13 +152,31 @@ def deblur(
         deterministic=deterministic,
         strength=strength,
     )
+    with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
+        naming = Naming(streams.out, recursive, suffix, parse_format(form), compare, right)
+        _run(streams, naming, settings, skip_existing, quiet)
+
+
+def _run(streams: Streams, naming: Naming, settings: Settings, skip_existing: bool, quiet: bool) -> None:
+    """Restore what is to be restored, and exit with an error where something failed."""
+    from swintormer.cli.plan import plan
+    from swintormer.images.files import some_names
+
+    foreign: list[Path] = []
+    jobs, problems = plan(streams.inputs, naming, foreign)
+    pending = [job for job in jobs if not (skip_existing and job.is_done())]
+    reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
+    if foreign:
+        names = some_names([str(path) for path in foreign])
+        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
+    if len(pending) < len(jobs):
+        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
-    _finish(outcome, problems)
+    _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
 
 
-def _finish(outcome: Outcome, problems: list[str]) -> None:
+def _finish(outcome: Outcome, failures: list[str]) -> None:
     """Report what failed, and exit with the code that tells it."""
-    failures = [*problems, *outcome.failures]
     if len(failures) == 1 and not outcome.written:
         complain(f"Error: {failures[0]}")
     elif failures:
