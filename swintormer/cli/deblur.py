@@ -334,6 +334,9 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
     from swintormer.inference.deblurrer import Deblurrer
 
     checkpoint = checkpoint or read_weights(settings)
+    smallest = checkpoint.net.config.stride  # every tile is padded to a multiple of it
+    if isinstance(settings.tile, int) and settings.tile < smallest:
+        raise SwintormerError(f"--tile {settings.tile} is too small for this network: use {smallest} or more.")
     names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swintormer.errors import SwintormerError
@@ -89,6 +90,7 @@ def plan(inputs: list[Path], naming: Naming, foreign: list[Path] | None = None) 
         deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
         raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
     jobs = [job for picture in found.values() if (job := _job(picture, inputs, naming, problems))]
+    jobs = _apart(jobs, naming)
     _check_collisions(jobs)
     return jobs, problems
 
@@ -110,6 +112,7 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
         raise SwintormerError(f"The suffix {naming.suffix!r} is part of a file name and must not hold a {os.sep!r}.")
     if naming.right is not None and not exists(naming.right):
         raise SwintormerError(f"There is no file or folder {naming.right} (--right).")
+    several = "several pictures" if len(inputs) > 1 else "a folder"
     if _is_file(inputs, naming):
         form = FORMATS[SUFFIXES[naming.out.suffix.lower()]]
         if naming.form not in (None, SUFFIXES[naming.out.suffix.lower()]):
@@ -119,9 +122,8 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
     elif exists(naming.out) and not is_folder(naming.out):
         if len(inputs) == 1 and not os.path.isdir(inputs[0]):
             raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
-        raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
+        raise SwintormerError(f"{naming.out} is a file, but the results of {several} need a folder.")
     elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
-        several = "several pictures" if len(inputs) > 1 else "a folder"
         raise SwintormerError(f"{naming.out} names one picture, but the results of {several} need a folder: name one.")
     elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
         raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
@@ -181,6 +183,31 @@ def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str])
         target = naming.out / found.relative.with_name(found.relative.stem + naming.suffix + ending)
     comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
     return Job(found.path, target, _right_view(found, naming), comparison)
+
+
+def _apart(jobs: list[Job], naming: Naming) -> list[Job]:
+    """Where results would share a name, as those of a.jpg and a.png do, it holds the old ending: a.jpg.png."""
+    shared = _shared([job.target for job in jobs])
+    jobs = [_with_old_ending(job, naming) if _identity(job.target) in shared else job for job in jobs]
+    shared = _shared([job.comparison for job in jobs if job.comparison])
+    return [
+        replace(job, comparison=job.target.with_name(job.target.name + COMPARISON))
+        if job.comparison and _identity(job.comparison) in shared
+        else job
+        for job in jobs
+    ]
+
+
+def _shared(paths: list[Path]) -> set[str]:
+    return {key for key, count in Counter(map(_identity, paths)).items() if count > 1}
+
+
+def _with_old_ending(job: Job, naming: Naming) -> Job:
+    ending = job.target.suffix
+    if job.source.suffix == ending:
+        return job
+    target = job.target.with_name(job.source.name + naming.suffix + ending)
+    return replace(job, target=target, comparison=job.comparison and target.with_name(target.stem + COMPARISON))
 
 
 def _ending(path: Path, naming: Naming) -> str:

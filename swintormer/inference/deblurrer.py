@@ -18,7 +18,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.filesize import decimal
 from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels
@@ -29,6 +28,7 @@ from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, d
 from swintormer.inference.band import Band
 from swintormer.inference.memory import (
     available_bytes,
+    binary,
     packed_bytes,
     packed_convolution_bytes,
     resident_bytes,
@@ -84,6 +84,7 @@ class Deblurrer:
         tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
             up to 512. None is the tile that the network was trained on (the checkpoint's `training_tile`; 256 where
             unknown), which is the paper's train/inference consistency; together with a memory budget it means "auto".
+            Unless a number or a stride is given, tiles are longer along an image that is narrower than a tile.
         stride: pixels from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An
             automatic tile is not smaller than the stride, unless one tile covers the image.
         blend: "uniform" or "feather", see `tiling.make_grid`.
@@ -129,6 +130,7 @@ class Deblurrer:
         strength: float = 1.0,
     ) -> None:
         checkpoint = net if isinstance(net, Checkpoint) else Checkpoint(net)
+        self._may_stretch = not isinstance(tile, int) and stride is None
         if tile is None:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
@@ -169,7 +171,7 @@ class Deblurrer:
             SwintormerError: the memory budget does not hold one tile.
         """
         if isinstance(self.tile, int) and self.memory is None and (self.batch or self.device.type == "cpu"):
-            tile, batch = self.tile, self.batch or self._most_tiles(self.tile)
+            tile, batch = self._stretched(self.tile, height, width), self.batch or self._most_tiles(self.tile)
         else:
             tile, batch = self._fit(height, width)
         stride = default_stride(tile) if self.stride is None else self.stride
@@ -329,12 +331,12 @@ class Deblurrer:
         """The largest tile, and then the largest batch, that fit into the memory budget."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
         if self.memory is not None:
-            limit, more = f"the memory limit is {decimal(budget)}", "raise the memory limit"
+            limit, more = f"the memory limit is {binary(budget)}", "raise the memory limit"
         else:
-            limit = f"only {decimal(budget)}, half of the free memory, may be used"
+            limit = f"only {binary(budget)}, half of the free memory, may be used"
             more = "close other programs or set a higher memory limit"
         if self.sampler is not None and self.sampler.sampling_bytes(height, width) > budget:
-            need = decimal(self.sampler.sampling_bytes(height, width))
+            need = binary(self.sampler.sampling_bytes(height, width))
             raise SwintormerError(
                 f"The prior needs about {need} of memory for {width}x{height} pixels, but {limit}: "
                 f"{more}, or restore without the prior."
@@ -344,7 +346,7 @@ class Deblurrer:
             candidates = [self.tile]
         else:
             # A tile larger than the image's longer side changes nothing.
-            largest = min(LARGEST_AUTO_TILE, max(height, width))
+            largest = min(self._stretched(LARGEST_AUTO_TILE, height, width), max(height, width))
             covering = -(-largest // step) * step
             candidates = [covering, *range(covering - step, (self.stride or 1) - 1, -step)]
         least = self.batch or 1
@@ -352,7 +354,7 @@ class Deblurrer:
             if self._cost(tile, least, height, width) <= budget:
                 break
         else:
-            need = decimal(self._cost(candidates[-1], least, height, width))
+            need = binary(self._cost(candidates[-1], least, height, width))
             what = f"{'One tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             if self.tile != "auto":
                 more = f'choose a smaller tile or "auto", or {more}'
@@ -365,6 +367,17 @@ class Deblurrer:
             return tile, least
         most = self._most_tiles(tile)
         return tile, max(b for b in range(1, most + 1) if self._cost(tile, b, height, width) <= budget)
+
+    def _stretched(self, tile: int, height: int, width: int) -> int:
+        """The side of a tile along an image narrower than it: with the padding, as many pixels as the square has.
+
+        So 1x20000 pixels, padded to 128 rows for `small`, take 42 tiles of 512 instead of 91 of 256.
+        """
+        step = self.net.config.stride
+        across, along = (-(-side // step) * step for side in sorted((height, width)))
+        if not self._may_stretch or across >= tile or along <= tile:
+            return tile
+        return min(tile**2 // across // step * step, along)
 
     def _packed_bytes(self) -> int:
         """Bytes of the weights that the C++ kernels keep in their own memory layout; 0 where they do not run."""

@@ -149,6 +149,22 @@ def test_suffix_and_format(run):
     assert files() == {"a.png", "a_sharp.jpg", "a_sharp.compare.png"}, "earlier results are no inputs"
 
 
+def test_pictures_whose_results_would_share_a_name_keep_their_old_ending(run):
+    for name in ("in/a.png", "in/a.jpg", "in/a.tif", "in/b.jpg"):
+        photo(name, side=(8, 8))
+    run("deblur", "in", "-o", "out", "--compare")
+    pictures = {"a.png", "a.jpg", "a.tif", "b.jpg"}
+    assert files("out") == pictures | {
+        "a.png.compare.png", "a.jpg.compare.png", "a.tif.compare.png", "b.compare.png",
+    }  # fmt: skip
+    run("deblur", "in", "-o", "png", "--format", "png")
+    assert files("png") == {"a.png", "a.jpg.png", "a.tif.png", "b.png"}
+    run("deblur", "in", "-o", "in", "--format", "png", "--suffix", "_x")
+    assert files("in") == pictures | {"a_x.png", "a.jpg_x.png", "a.tif_x.png", "b_x.png"}
+    again = run("deblur", "in", "-o", "in", "--format", "png", "--suffix", "_x", "--skip-existing")
+    assert again.stdout == "4 of 4 are restored already and stay as they are.\n"
+
+
 def test_pictures_of_other_formats_in_a_folder_are_named(run):
     """Photographs of telephones are often HEIC: a folder that seems restored would lack them."""
     photo("in/a.png")
@@ -179,8 +195,8 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "."], "a.png would overwrite an input"),
         (["a.png", "-o", "a.png"], "would overwrite an input"),
         (["a.png", "deep/a.png", "-o", "out"], "Both a.png and deep/a.png would become out/a.png"),
-        (["a.png", "a.jpg", "-o", "out", "--format", "png"], "would become out/a.png"),
         (["a.png", "b.png", "-o", "a.jpg"], "a.jpg is a file, but the results of several pictures need a folder"),
+        (["deep", "-o", "a.jpg"], "a.jpg is a file, but the results of a folder need a folder"),
         (
             ["a.png", "b.png", "-o", "h.jpg"],
             "h.jpg names one picture, but the results of several pictures need a folder",
@@ -200,10 +216,11 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--seed", "0"], "--steps, --seed and --deterministic need the prior"),
         (["a.png", "-o", "out", "--steps", "4"], "--steps, --seed and --deterministic need the prior"),
         (["a.png", "-o", "out", "--tile", "big"], "--tile takes a number of pixels or auto, found 'big'"),
+        (["a.png", "-o", "out", "--tile", "3"], "--tile 3 is too small for this network: use 32 or more."),
         (["a.png", "-o", "out", "--stride", "99"], "stride must be 1 to 32"),
         (["a.png", "-o", "out", "--blend", "magic"], "blend must be one of uniform, feather"),
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
-        (["a.png", "-o", "out", "--memory", "1K"], "of memory, but the memory limit is 1.0 kB: raise the memory limit"),
+        (["a.png", "-o", "out", "--memory", "1K"], "of memory, but the memory limit is 1 KiB: raise the memory limit"),
         (["a.png", "-o", "out", "--memory", "0.1K"], "a.png: One tile of 32 pixels needs about"),
         (["a.png", "-o", "out", "--strength", "2"], "The strength must be 0 (the picture as it came) to 1, found 2.0."),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
@@ -313,7 +330,7 @@ def test_a_backend_that_cannot_serve_ends_the_run_in_one_sentence(run, monkeypat
 def test_window_of_weights_that_do_not_say(run, weights):
     photo("a.png", side=(33, 33))
     torch.save(load_checkpoint(weights).state_dict(), "bare.pth")
-    words = ("deblur", "a.png", "--tile", 32, "--weights")
+    words = ("deblur", "a.png", "--tile", 256, "--weights")
     assert "bare.pth does not store its window size" in run(*words, "bare.pth", "-o", "assumed").stdout
     said = run(*words, "bare.pth", "-o", "named", "--window", TINY.window_size).stdout
     assert "does not store" not in said
