@@ -21,6 +21,7 @@ from swintormer.cli.evaluate import EVALUATE, EVALUATE_EXAMPLES, evaluate
 from swintormer.cli.info import info, version
 from swintormer.cli.macs import macs
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
+from swintormer.cli.models import models
 from swintormer.cli.selfcheck import selfcheck
 from swintormer.cli.train import train
 from swintormer.errors import SwintormerError
@@ -78,6 +79,7 @@ def program(
 
 
 app.command(help=DEBLUR, epilog=DEBLUR_EXAMPLES)(deblur)
+app.command()(models)
 app.command()(info)
 app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")(macs)
 app.command()(bench)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import exists, is_folder
+from swintormer.images.files import exists, is_folder, prepare_folder
 from swintormer.images.io import FORMATS, SUFFIXES, detect_format
 
-COMPARISON = ".compare.png"
+COMPARISON, PREVIEW = ".compare.png", ".preview.png"
 # Endings of picture formats that cannot be written. A path with such an ending means a file, not a folder.
 _FOREIGN = {".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
             ".pdf", ".psd", ".raf", ".rw2", ".svg"}  # fmt: skip
@@ -29,6 +29,7 @@ class Naming:
         form: name in `FORMATS` to convert to; None keeps each file's own.
         compare: also write before and after side by side.
         right: second view of a dual-pixel pair: a file, or a folder with files of the same names as the input folder.
+        preview: results are previews, PNG files.
     """
 
     out: Path
@@ -37,16 +38,24 @@ class Naming:
     form: str | None = None
     compare: bool = False
     right: Path | None = None
+    preview: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to restore."""
+    """One picture to restore.
+
+    Attributes:
+        right: second view of a dual-pixel pair.
+        comparison: where before and after go side by side.
+        preview: whether the result is before and after of the picture's busiest part only.
+    """
 
     source: Path
     target: Path
     right: Path | None = None
     comparison: Path | None = None
+    preview: bool = False
 
     def is_done(self) -> bool:
         """Whether an earlier run wrote the results, which exist only when they are complete."""
@@ -167,7 +176,9 @@ def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
     """Whether an earlier run gave this name to a result, if results are written into the folder of the pictures."""
     if os.path.realpath((naming.out / relative).parent) != os.path.realpath((folder / relative).parent):
         return False
-    return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
+    return relative.name.endswith((COMPARISON, PREVIEW)) or bool(
+        naming.suffix and relative.stem.endswith(naming.suffix)
+    )
 
 
 def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str]) -> Job | None:
@@ -182,7 +193,7 @@ def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str])
             return None
         target = naming.out / found.relative.with_name(found.relative.stem + naming.suffix + ending)
     comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
-    return Job(found.path, target, _right_view(found, naming), comparison)
+    return Job(found.path, target, _right_view(found, naming), comparison, naming.preview)
 
 
 def _apart(jobs: list[Job], naming: Naming) -> list[Job]:
@@ -203,7 +214,7 @@ def _shared(paths: list[Path]) -> set[str]:
 
 
 def _with_old_ending(job: Job, naming: Naming) -> Job:
-    ending = job.target.suffix
+    ending = PREVIEW if job.preview else job.target.suffix
     if job.source.suffix == ending:
         return job
     target = job.target.with_name(job.source.name + naming.suffix + ending)
@@ -212,6 +223,8 @@ def _with_old_ending(job: Job, naming: Naming) -> Job:
 
 def _ending(path: Path, naming: Naming) -> str:
     """The ending as spelled in the source (.JPG stays .JPG) unless another format is requested."""
+    if naming.preview:
+        return PREVIEW
     if naming.form is None and path.suffix.lower() in SUFFIXES:
         return path.suffix
     return FORMATS[naming.form or detect_format(path)].suffixes[0]
@@ -243,6 +256,13 @@ def _check_collisions(jobs: list[Job]) -> None:
                     f"Both {taken[key]} and {job.source} would become {result}: rename one or restore them in two runs."
                 )
             taken[key] = job.source
+
+
+def check_page(page: Path) -> None:
+    """Raise an error unless an HTML page can be written there."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise SwintormerError(f"Cannot write {page}: the name of a report must end in .html.")
+    prepare_folder(page)
 
 
 def _identity(path: Path) -> str:

@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch, weights):
 
     def call(*words: object, code: int = 0, data: bytes = b""):
         arguments = [str(word) for word in words]
-        if arguments[0] in ("deblur", "evaluate") and "--weights" not in arguments:
+        if arguments[0] in ("deblur", "evaluate") and not {"--weights", "--model"} & set(arguments):
             arguments += ["--weights", str(weights)]
         result = CliRunner().invoke(app, arguments, input=data, prog_name="swintormer")
         if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -104,13 +104,16 @@ def test_before_and_after_side_by_side(run, monkeypatch):
     photo("large.png", side=(30, 130))
     run("deblur", "small.png", "large.png", "-o", "out", "--compare")
     small = read_image("out/small.compare.png").pixels
-    assert small.shape == (40, 50 + 6 + 50, 3)
+    assert small.shape == (report.CAPTION + 40, 50 + 6 + 50, 3)
     assert small.dtype == np.uint8
+    small = small[report.CAPTION :]
     before, after = (read_image(path).pixels for path in ("small.png", "out/small.png"))
     np.testing.assert_array_equal(small[:, :50], np.round(before / 257))
     np.testing.assert_array_equal(small[:, -50:], np.round(after / 257))
     large = read_image("out/large.compare.png").pixels
-    assert large.shape == (28 + 6 + 28, 120 + 6 + 120, 3), "reduced pair above, pixel by pixel below"
+    captions = 2 * report.CAPTION
+    assert large.shape == (captions + 28 + 6 + 28, 120 + 6 + 120, 3), "reduced pair above, pixel by pixel below"
+    large = large[captions:]
     before, after = (read_image(path).pixels.astype(int) for path in ("large.png", "out/large.png"))
     change = np.abs(after - before)
     places = [
