@@ -445,7 +445,8 @@ def restore_file(
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image)
     if job.preview:
-        image, region = busiest_part(image, PREVIEW_SIDE)
+        follow.image, region = busiest_part(image, PREVIEW_SIDE)
+        image = follow.image
         right = right if right is None else right[region]
     try:
         pixels = deblurrer.restore_array(image.pixels, right=right, progress=follow)

@@ -15,7 +15,7 @@ from swintormer.images.files import reason, replacing
 from swintormer.images.io import Image, Samples
 
 SIDE = 600  # longest side in pixels of what is shown of a picture
-# About 0.2 MB for a photograph: itself reduced, and the part that changed most at 1:1, before and after.
+# About 0.3 MB for a photograph: itself reduced, and the part that changed most at 1:1, before and after.
 _JPEG = {"Q": 80, "subsample_mode": "off"}
 
 _HEAD = """<!doctype html>
@@ -28,7 +28,7 @@ section { margin-bottom: 3em }
 .pair img, .pair input { grid-area: 1 / 1; max-width: 100% }
 .pair img + img { clip-path: inset(0 0 0 var(--at)) }
 .pair i { grid-area: 1 / 1; width: 2px; margin-left: var(--at); background: #fff; pointer-events: none }
-.pair input { width: 100%; margin: 0; opacity: 0; cursor: ew-resize }
+.pair input { width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize }
 .pair span { grid-row: 2; font-size: 14px }
 </style>
 <script>

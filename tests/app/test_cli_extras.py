@@ -110,7 +110,7 @@ def test_a_preview_restores_the_busiest_part(run, monkeypatch, weights):
     np.testing.assert_array_equal(shown[CAPTION:, -32:], restored)
     again = run("deblur", "in", "-o", "in", "--preview", "--skip-existing")
     assert again.stdout.startswith("2 of 2 are restored"), "previews are no inputs"
-    run("deblur", "in/a.png", "-o", "one.jpg", "--preview")
+    assert "in/a.png -> one.jpg: 32x32, RGB" in run("deblur", "in/a.png", "-o", "one.jpg", "--preview").stdout
     assert read_image("one.jpg").pixels.shape == shown.shape
 
 
