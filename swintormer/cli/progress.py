@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swintormer.cli.messages import discard
+from swintormer.cli.messages import discard, harmless
 
 if TYPE_CHECKING:
     from swintormer.cli.plan import Job
@@ -21,10 +21,13 @@ class Following:
 
     Args:
         show: takes the share of the file that is done, and tiles and speed as a text.
+        told: how a text is shown to the user.
     """
 
-    def __init__(self, job: Job, caught: list[int], show: Callable[[float, str], None]):
-        self.job, self.caught, self.show = job, caught, show
+    def __init__(
+        self, job: Job, caught: list[int], show: Callable[[float, str], None], told: Callable[[str], str] = str
+    ):
+        self.job, self.caught, self.show, self.told = job, caught, show, told
         self.image: Image | None = None
         self.notes: list[str] = []
         self.tiles = 0
@@ -59,7 +62,7 @@ class Following:
         tiles = f"{self.tiles} tile" + "s" * (self.tiles != 1)
         rate = f"{self.megapixels / self.seconds:.2f} megapixels/s"
         text = f"{self.job.source} -> {self.job.target}: {picture}, {tiles}, {self.seconds:.1f} s, {rate}"
-        return "\n".join([text, *(f"  Note: {note}" for note in self.notes)])
+        return self.told("\n".join([text, *(f"  Note: {note}" for note in self.notes)]))
 
 
 class Reporter:
@@ -98,7 +101,7 @@ class Reporter:
     def file(self, job: Job, caught: list[int]) -> Iterator[Following]:
         """Follow one file, and print a line when it is done; nothing if it fails."""
         counter = f"{self.number + 1}/{self.files} " if self.files > 1 else ""
-        title = counter + job.source.name
+        title = counter + harmless(job.source.name).replace("\n", "\\n")
         before, size = sum(self.sizes[: self.number]), self.sizes[self.number]
         self.number += 1
 
@@ -107,7 +110,7 @@ class Reporter:
                 self.bar.update(self.task, description=title, completed=before + share * size, details=details)
 
         show(0, "reading")
-        follow = Following(job, caught, show)
+        follow = Following(job, caught, show, self.told)
         yield follow
         self.say(str(follow))
 
@@ -119,7 +122,7 @@ class Reporter:
         """Print a line. When nobody reads the output any more (`| head`), the work continues without output."""
         if self.quiet:
             return
-        text = self.told(text)
+        text = harmless(self.told(text))
         try:
             if self.bar is not None:
                 self.bar.console.print(text, soft_wrap=True, markup=False, highlight=False)

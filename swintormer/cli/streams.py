@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swintormer.cli.messages import discard
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason
 from swintormer.images.io import FORMATS, SUFFIXES, detect_format
@@ -97,6 +98,7 @@ def _write(source: Path) -> None:
             shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     except OSError as error:
+        discard(sys.stdout)
         raise SwintormerError(f"Cannot write standard output: {reason(error)}.") from error
 
 

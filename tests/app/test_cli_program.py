@@ -57,9 +57,10 @@ def test_nobody_reads_the_output_and_a_file_is_bad(tmp_path, monkeypatch, weight
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
-    photo(tmp_path / "a.png", side=(100, 200))
+    photo(tmp_path / "in/a.png", side=(100, 200))
+    photo(tmp_path / "in/\x1b[31mb.png", side=(100, 200))  # a name that would colour the terminal red
     master, slave = pty.openpty()
-    words = ["deblur", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    words = ["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
     command = [*PROGRAM, *words]
     with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment) as process:
@@ -76,8 +77,11 @@ def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
     os.close(master)
     text = shown.decode()
     assert process.returncode == 0, text
-    for word in ("a.png", "tiles", "megapixels/s", "left", "200x100, RGB, 8 bits, 28 tiles"):
+    for word in ("/2 ", "/28 tiles", "megapixels/s", "%", "left", "200x100, RGB, 8 bits, 28 tiles"):
         assert word in text
+    assert "b.png" in text
+    assert "\x1b[31mb.png" not in text
+    assert "/?" not in text
 
 
 @pytest.mark.parametrize(

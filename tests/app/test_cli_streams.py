@@ -42,7 +42,9 @@ def test_one_stream_and_one_file(run):
     jpeg = run("deblur", "in.png", "-o", "-", "--format", "jpeg", "--quiet")
     assert Pillow.open(io.BytesIO(jpeg.stdout_bytes)).format == "JPEG"
     assert jpeg.stderr == ""
-    assert files() == {"in.png", "out/sharp.png", "out/stdin.png"}
+    run("deblur", "-", "-o", "-", "--report", "out/page.html", data=source.read_bytes())
+    assert "<p>stdin -&gt; stdout.png: " in Path("out/page.html").read_text(encoding="utf-8")
+    assert files() == {"in.png", "out/sharp.png", "out/stdin.png", "out/page.html"}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,16 @@ def test_what_a_stream_cannot_be_ends_in_one_sentence(run, words, data, sentence
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
     assert files() == {"a.png", "b.png"}
+
+
+def test_nobody_reads_the_picture(tmp_path, weights, one_program):
+    photo(tmp_path / "a.png")
+    command = [*PROGRAM, "deblur", str(tmp_path / "a.png"), "-o", "-", "--quiet", "--weights", str(weights)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        errors = program.stderr.read()
+    assert program.returncode == 1
+    assert errors == b"Error: Cannot write standard output: Broken pipe.\n"
 
 
 def test_a_picture_is_not_written_to_a_terminal(tmp_path, weights, one_program):
