@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
 DIVIDER = 6  # pixels of white between the halves
 CAPTION = 24  # rows of white above each part, which hold its caption
 _LETTERS = {"font": "sans 14", "dpi": 72}  # 14 pixels
-_STRIP = 64  # rows that are compared at once, to save memory
+PART = 384  # largest side in pixels of the parts whose change is measured
 _BLOCK = 16  # side in pixels of the blocks whose change is compared
 
 
@@ -60,17 +61,27 @@ def busiest_part(image: Image, side: int) -> tuple[Image, tuple[slice, slice]]:
 
 
 def change(before: Samples, after: Samples) -> float:
-    """How little restoring changed a picture: PSNR in dB of one against the other; infinite where they are equal.
+    """How little restoring changed a picture: PSNR in dB of after against before, of the part that changed most.
+
+    A picture of up to `PART` pixels a side is one part; a larger one is cut into equal parts, so that a small thing
+    that is blurred counts as much in a large picture.
 
     Args:
         before, after: (H, W, C) of equal shapes and dtypes.
+
+    Returns:
+        Infinity for pictures that are equal.
     """
-    strips = range(0, len(before), _STRIP)
-    squares = sum(
-        float(np.square(after[top : top + _STRIP].astype(float) - before[top : top + _STRIP]).sum()) for top in strips
+    most = max(
+        float(np.square(after[part].astype(np.float32) - before[part]).mean(dtype=np.float64))
+        for part in product(*(_parts(length) for length in before.shape[:2]))
     )
-    full = float(np.iinfo(before.dtype).max)
-    return -10 * math.log10(squares / before.size / full**2) if squares else math.inf
+    return -10 * math.log10(most / float(np.iinfo(before.dtype).max) ** 2) if most else math.inf
+
+
+def _parts(length: int) -> list[slice]:
+    count = -(-length // PART)
+    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
 def write_crops(target: Path, pictures: Sequence[Samples], side: int) -> None:

@@ -73,10 +73,16 @@ def test_the_busiest_part(tmp_path, bits):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_change(dtype):
+def test_change_is_that_of_the_part_that_changed_most(monkeypatch, dtype):
+    monkeypatch.setattr(report, "PART", 40)
     before = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (150, 40, 3), dtype)
     after = before.copy()
-    after[70:90] //= 2
-    difference = (after.astype(float) - before) / np.iinfo(dtype).max
-    assert change(before, after) == pytest.approx(-10 * np.log10(np.square(difference).mean()))
+    after[10] //= 4
+    after[80:100] //= 2
+    parts = (slice(0, 37), slice(37, 75), slice(75, 112), slice(112, 150))
+    difference = np.square((after.astype(float) - before) / np.iinfo(dtype).max)
+    expected = -10 * np.log10(max(difference[rows].mean() for rows in parts))
+    # Squares of float32, summed in float64.
+    assert change(before, after) == pytest.approx(expected, abs=10 / np.log(10) * 4 * np.finfo(np.float32).eps)
+    assert change(before.transpose(1, 0, 2), after.transpose(1, 0, 2)) == pytest.approx(change(before, after))
     assert change(before, before) == np.inf
