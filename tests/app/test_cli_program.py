@@ -99,13 +99,16 @@ def test_names_that_the_terminal_cannot_print(tmp_path, monkeypatch, weights, na
     os.makedirs("in")
     for place in (name, b"bad-" + name, b"zzz.png"):
         Path(os.fsdecode(b"in/" + place)).write_bytes(b"" if place.startswith(b"bad") else source)
-    command = [*PROGRAM, "deblur", "in", "-o", "out", "--compare", "--weights", str(weights)]
+    command = [*PROGRAM, "deblur", "in", "-o", "out", "--compare", "--report", "page.html"]
+    command += ["--weights", str(weights)]
     result = subprocess.run(command, check=False, capture_output=True, timeout=PATIENCE)
     assert result.returncode == 1, result.stderr
     assert b"Traceback" not in result.stderr
     assert result.stderr.startswith(b"2 restored, 1 failed:")
     done = {os.path.basename(os.fsencode(path)) for path in Path("out").iterdir()}
     assert {name, b"zzz.png", name.replace(b".png", b".compare.png"), b"zzz.compare.png"} == done
+    title = os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+    assert f"<h2>{title}</h2>" in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_help_needs_no_torch_and_shows_examples(monkeypatch):
