@@ -5,6 +5,7 @@ Each command has a file, and imports what it needs when it runs, so that `--help
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from swintormer.cli.evaluate import EVALUATE, EVALUATE_EXAMPLES, evaluate
 from swintormer.cli.info import info, version
 from swintormer.cli.macs import macs
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
+from swintormer.cli.models import models
 from swintormer.cli.selfcheck import selfcheck
 from swintormer.cli.train import train
 from swintormer.errors import SwintormerError
@@ -77,6 +79,7 @@ def program(
 
 
 app.command(help=DEBLUR, epilog=DEBLUR_EXAMPLES)(deblur)
+app.command()(models)
 app.command()(info)
 app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")(macs)
 app.command()(bench)
@@ -104,9 +107,17 @@ def bound_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
+def print_every_name() -> None:
+    """Let names that the terminal's encoding lacks be printed with escapes, not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The program `swintormer`."""
     bound_spinning()
+    print_every_name()
     app()
 
 

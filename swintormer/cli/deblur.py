@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +22,11 @@ from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import Checkpoint
-    from swintormer.cli.plan import Job
+    from swintormer.cli.models import Model
+    from swintormer.cli.plan import Job, Naming
+    from swintormer.cli.streams import Streams
     from swintormer.images.io import Image, Samples
+    from swintormer.images.page import Page
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.prior.model import Sampler
 
@@ -33,8 +39,7 @@ DEBLUR_EXAMPLES = (
     "Examples:\n\n"
     "swintormer deblur photo.jpg -o sharp.png\n\n"
     "swintormer deblur holiday/ -o restored/ --recursive --compare\n\n"
-    "swintormer deblur scan.tif -o . --suffix _sharp --memory 1G\n\n"
-    "swintormer deblur photo.jpg -o better.png --prior"
+    "swintormer deblur photo.jpg -o . --suffix _sharp --strength 0.7"
 )
 
 
@@ -44,100 +49,78 @@ def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) 
 
 # The order of the parameters is the order of the help: common options first, rare ones last.
 _MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "Rarely needed"
+PREVIEW_SIDE = 512  # pixels
 
 
 def deblur(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Photographs, or folders of photographs.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", help="Photographs, folders of them, or - for standard input.")
+    ],
     out: Annotated[
         Path,
-        _option(_MAIN, "File name for one photograph; otherwise a folder.", "--out", "-o", metavar="OUT"),
+        _option(_MAIN, "A file, a folder, or - (standard output).", "--out", "-o", metavar="OUT"),
     ],
     recursive: Annotated[
         bool, _option(_MAIN, "Include folders inside folders; OUT gets the same folders.", "--recursive", "-r")
     ] = False,
-    compare: Annotated[
-        bool, _option(_MAIN, "Also write NAME.compare.png: before and after side by side.", "--compare")
+    preview: Annotated[
+        bool, _option(_MAIN, "Only the busiest 512 pixels, in seconds: NAME.preview.png.", "--preview")
     ] = False,
-    suffix: Annotated[
-        str, _option(_MAIN, "Added to names: _sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")
-    ] = "",
-    form: Annotated[
-        str, _option(_MAIN, "png, tiff, jpeg or webp (default: as the input).", "--format", metavar="NAME")
-    ] = "",
+    strength: Annotated[float, _option(_MAIN, "0 to 1 (default): share of the restoration.", metavar="X")] = 1.0,
+    force: Annotated[bool, _option(_MAIN, "Restore also what needs nothing.", "--force")] = False,
+    compare: Annotated[bool, _option(_MAIN, "Also before and after: NAME.compare.png.", "--compare")] = False,
+    report: Annotated[Path | None, _option(_MAIN, "Also an HTML page of before and after.", metavar="FILE")] = None,
+    suffix: Annotated[str, _option(_MAIN, "_sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")] = "",
+    form: Annotated[str, _option(_MAIN, "png, tiff, jpeg or webp; else as input.", "--format", metavar="NAME")] = "",
     skip_existing: Annotated[
-        bool, _option(_MAIN, "Skip photographs that have a result; continues an interrupted run.", "--skip-existing")
+        bool, _option(_MAIN, "Skip what has a result: continue a run.", "--skip-existing")
     ] = False,
-    memory: Annotated[
-        str, _option(_MAIN, "Memory limit, such as 500M, not counting photograph and network.", metavar="SIZE")
-    ] = "",
-    device: Annotated[
-        str, _option(_MAIN, "Where to compute: cpu, cuda, cuda:1 (second GPU), mps or auto (default).", metavar="NAME")
-    ] = "auto",
+    model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
+    memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
+    device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
     prior: Annotated[
         bool | None,
-        _option(
-            _PRIOR,
-            "Use the diffusion prior, a second network. Default: only if the --weights file contains one.",
-            "--prior/--no-prior",
-        ),
+        _option(_PRIOR, "Default: where the model has one.", "--prior/--no-prior"),
     ] = None,
     steps: Annotated[
         int | None,
-        _option(_PRIOR, "Number of steps; more take longer (default: 4, or as the weights say).", min=1, metavar="N"),
+        _option(_PRIOR, "Default: 4, or as the weights say.", min=1, metavar="N"),
     ] = None,
     seed: Annotated[
         int | None,
-        _option(_PRIOR, "Random seed (default: 0). The same seed gives the same picture.", min=0, metavar="N"),
+        _option(_PRIOR, "Default: 0. It decides the result.", min=0, metavar="N"),
     ] = None,
     deterministic: Annotated[
         bool,
-        _option(_PRIOR, "Exactly the same picture with any number of CPU threads; slower.", "--deterministic"),
+        _option(_PRIOR, "Same bits with any number of threads.", "--deterministic"),
     ] = False,
-    weights: Annotated[
-        Path | None, _option(_RARE, "Network to use instead of the installed one (.safetensors, .pth).", metavar="FILE")
-    ] = None,
-    right: Annotated[
-        Path | None, _option(_RARE, "Right view of a dual-pixel photograph, or a folder of them.", metavar="PATH")
-    ] = None,
-    tile: Annotated[
-        str, _option(_RARE, "Size of the square tiles that are restored in turn, or auto.", metavar="PIXELS")
-    ] = "",
+    weights: Annotated[Path | None, _option(_RARE, "Another network (.safetensors, .pth).", metavar="FILE")] = None,
+    right: Annotated[Path | None, _option(_RARE, "Right dual-pixel view, or a folder.", metavar="PATH")] = None,
+    tile: Annotated[str, _option(_RARE, "Side of the tiles restored in turn, or auto.", metavar="PIXELS")] = "",
     stride: Annotated[
         int | None,
-        _option(_RARE, "Distance between tiles; they overlap where it is smaller than --tile.", metavar="PIXELS"),
+        _option(_RARE, "Distance between tiles.", metavar="PIXELS"),
     ] = None,
-    blend: Annotated[
-        str, _option(_RARE, "How tiles are joined: feather (default, soft) or uniform (average).", metavar="NAME")
-    ] = "",
-    batch: Annotated[int | None, _option(_RARE, "Number of tiles processed at once.", metavar="N")] = None,
+    blend: Annotated[str, _option(_RARE, "Tiles meet by feather (default) or uniform.", metavar="NAME")] = "",
+    batch: Annotated[int | None, _option(_RARE, "Tiles processed at once.", metavar="N")] = None,
     window: Annotated[
         int | None,
-        _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
+        _option(_RARE, "Of the attention, where weights lack it.", min=1, metavar="PIXELS"),
     ] = None,
     precision: Annotated[
         str,
-        _option(_RARE, "float32, bfloat16 (fast on the newest CPUs and on GPUs) or auto (default).", metavar="NAME"),
+        _option(_RARE, "float32, bfloat16 or auto (default).", metavar="NAME"),
     ] = "auto",
-    backend: Annotated[
-        str, _option(_RARE, "Which implementation computes; `swintormer info` lists them.", metavar="NAME")
-    ] = "auto",
+    backend: Annotated[str, _option(_RARE, "What computes; see `swintormer info`.", metavar="NAME")] = "auto",
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
-    from swintormer.cli.plan import Naming, plan
-    from swintormer.images.files import some_names
+    from swintormer.cli.plan import Naming
+    from swintormer.cli.streams import streamed
 
-    foreign: list[Path] = []
-    jobs, problems = plan(inputs, Naming(out, recursive, suffix, parse_format(form), compare, right), foreign)
-    pending = [job for job in jobs if not (skip_existing and job.is_done())]
-    reporter = Reporter(len(pending), quiet)
-    if foreign:
-        names = some_names([str(path) for path in foreign])
-        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
-    if len(pending) < len(jobs):
-        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     settings = Settings(
         weights=weights,
+        model=model,
         tile=parse_tile(tile),
         stride=stride,
         blend=blend or None,
@@ -151,14 +134,37 @@ def deblur(
         steps=steps,
         seed=seed,
         deterministic=deterministic,
+        strength=strength,
     )
-    outcome = restore_all(pending, settings, reporter) if pending else Outcome()
-    _finish(outcome, problems)
+    with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
+        naming = Naming(streams.out, recursive, suffix, parse_format(form), compare and not preview, right, preview)
+        _run(streams, naming, settings, Extras(force, report), skip_existing, quiet)
 
 
-def _finish(outcome: Outcome, problems: list[str]) -> None:
+def _run(
+    streams: Streams, naming: Naming, settings: Settings, extras: Extras, skip_existing: bool, quiet: bool
+) -> None:
+    """Restore what is to be restored, and exit with an error where something failed."""
+    from swintormer.cli.plan import check_page, plan
+    from swintormer.images.files import some_names
+
+    foreign: list[Path] = []
+    jobs, problems = plan(streams.inputs, naming, foreign)
+    if extras.page is not None:
+        check_page(extras.page)
+    pending = [job for job in jobs if not (skip_existing and job.is_done())]
+    reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
+    if foreign:
+        names = some_names([str(path) for path in foreign])
+        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
+    if len(pending) < len(jobs):
+        reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
+    outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
+    _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
+
+
+def _finish(outcome: Outcome, failures: list[str]) -> None:
     """Report what failed, and exit with the code that tells it."""
-    failures = [*problems, *outcome.failures]
     if len(failures) == 1 and not outcome.written:
         complain(f"Error: {failures[0]}")
     elif failures:
@@ -211,16 +217,19 @@ class Settings:
     """Settings of the restoration; None leaves the choice to the pipeline.
 
     Attributes:
-        weights: checkpoint file; None for the installed one.
+        weights: checkpoint file; None for an installed one.
+        model: name of the installed one; empty for the default.
         memory: bytes of working memory, in addition to the picture and the network.
         window: size of the attention windows, for weights that do not store it.
         precision: "auto", "float32" or "bfloat16".
         backend: of the ops; "auto" takes the best one for each op.
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
+        strength: share of the restoration in the result.
     """
 
     weights: Path | None = None
+    model: str = ""
     tile: int | str | None = None
     stride: int | None = None
     blend: str | None = None
@@ -234,6 +243,20 @@ class Settings:
     steps: int | None = None
     seed: int | None = None
     deterministic: bool = False
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is done beside restoring.
+
+    Attributes:
+        force: restore a picture that needs nothing, too.
+        page: HTML file of before and after.
+    """
+
+    force: bool = False
+    page: Path | None = None
 
 
 @dataclass
@@ -245,7 +268,7 @@ class Outcome:
     stopped_by: int = 0
 
 
-def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outcome:
+def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras: Extras | None = None) -> Outcome:
     """Restore every job. The outcome lists the pictures that failed; Ctrl-C ends the run after the current tile.
 
     Raises:
@@ -253,9 +276,9 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
     """
     from swintormer_kernels.backends.cpu.scratch import keep_freed_memory
 
-    outcome = Outcome()
+    outcome, extras = Outcome(), extras or Extras()
     keep_freed_memory()  # every tile needs the same: 8 % faster on two AVX-512 cores, tiles of 256
-    with _on_backend(settings.backend), reporter:
+    with _on_backend(settings.backend), reporter, _page(extras.page) as page:
         try:
             checkpoint = read_weights(settings, dual_pixel=jobs[0].right is not None)
         except PriorError as cause:
@@ -263,10 +286,11 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
         deblurrer = make_deblurrer(settings, checkpoint)
         if note := window_note(settings.weights, checkpoint, settings.window):
             reporter.say(note)
+        alone = None if extras.force else _alone(settings)
         with stoppable() as caught:
             try:
                 for job in jobs:
-                    error = _try(deblurrer, job, reporter, caught)
+                    error = _try(partial(restore_file, deblurrer, job, alone=alone, page=page), job, reporter, caught)
                     if error is None:
                         outcome.written += 1
                     else:
@@ -274,6 +298,32 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
             except KeyboardInterrupt:
                 outcome.stopped_by = caught[0] if caught else signal.SIGINT
     return outcome
+
+
+def _page(path: Path | None) -> AbstractContextManager[Page | None]:
+    from swintormer.images.page import Page
+
+    return nullcontext() if path is None else Page(path)
+
+
+def _alone(settings: Settings) -> float | None:
+    """The change in dB from which a picture needs nothing: known of installed networks at full strength."""
+    if settings.weights is not None or settings.strength != 1:
+        return None
+    return installed(settings).alone
+
+
+def installed(settings: Settings) -> Model:
+    """The installed network that the settings name.
+
+    Raises:
+        SwintormerError: they name weights, too, or no model.
+    """
+    from swintormer.cli.models import DEFAULT, WITH_PRIOR, named
+
+    if settings.weights is not None:
+        raise SwintormerError("--model and --weights both name a network: leave one of them out.")
+    return named(settings.model or (WITH_PRIOR if settings.prior else DEFAULT))
 
 
 def _on_backend(name: str) -> AbstractContextManager[None]:
@@ -293,9 +343,9 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     Raises:
         SwintormerError: unusable weights, or a network for another number of views.
     """
-    from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
+    from swintormer.checkpoint.checkpoint import read_checkpoint
 
-    weights = settings.weights or default_weights("small-prior" if settings.prior else "small")
+    weights = installed(settings).path() if settings.model or settings.weights is None else settings.weights
     checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
     config = checkpoint.net.config
     if dual_pixel and config.in_channels == config.out_channels:
@@ -314,7 +364,10 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
     from swintormer.inference.deblurrer import Deblurrer
 
     checkpoint = checkpoint or read_weights(settings)
-    names = ("tile", "stride", "blend", "memory", "batch", "device", "precision")
+    smallest = checkpoint.net.config.stride  # every tile is padded to a multiple of it
+    if isinstance(settings.tile, int) and settings.tile < smallest:
+        raise SwintormerError(f"--tile {settings.tile} is too small for this network: use {smallest} or more.")
+    names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
@@ -348,13 +401,13 @@ def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None)
     )
 
 
-def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) -> str | None:
+def _try(restore: Callable[[Following], None], job: Job, reporter: Reporter, caught: list[int]) -> str | None:
     """Restore one picture; None, or the sentence that says why it failed."""
     from swintormer_kernels import BackendError
 
     try:
         with reporter.file(job, caught) as follow:
-            restore_file(deblurrer, job, follow)
+            restore(follow)
     except SwintormerError as error:
         sentence = str(error)
     except BackendError:
@@ -371,28 +424,58 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
     return sentence
 
 
-def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
+def restore_file(
+    deblurrer: Deblurrer, job: Job, follow: Following, alone: float | None = None, page: Page | None = None
+) -> None:
     """Restore one picture into its target, and write the comparison if one is asked for.
+
+    Args:
+        alone: a picture that the network changes by less than this (dB; more is less change) is left as it is.
+        page: takes before and after.
 
     Raises:
         SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. As much as
             possible is checked before the restoration, which takes long.
     """
+    from swintormer.images.compare import busiest_part, change, write_comparison
     from swintormer.images.io import check_target, read_image, write_image
 
     image = read_image(job.source)
-    follow.opened(image, check_target(image, job.target))
+    follow.opened(image, [] if job.preview else check_target(image, job.target))
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image)
+    if job.preview:
+        follow.image, region = busiest_part(image, PREVIEW_SIDE)
+        image = follow.image
+        right = right if right is None else right[region]
     try:
         pixels = deblurrer.restore_array(image.pixels, right=right, progress=follow)
     except SwintormerError as error:  # the pipeline does not know the file's name
         raise SwintormerError(f"{job.source}: {error}") from error
-    write_image(job.target, pixels, image)
+    if job.preview:
+        write_comparison(job.target, image, pixels)
+    elif alone is not None and change(image.pixels, pixels) >= alone:
+        follow.notes.append(f"{job.source} needs nothing and is left as it is; --force restores it.")
+        pixels = image.pixels
+        _leave(job, image)
+    else:
+        write_image(job.target, pixels, image)
     if job.comparison is not None:
-        from swintormer.images.compare import write_comparison
-
         write_comparison(job.comparison, image, pixels)
+    if page is not None:
+        page.add(job.source.name, str(follow), image, pixels)
+
+
+def _leave(job: Job, image: Image) -> None:
+    """Give the target the picture as it came: byte for byte, if it is of the same format."""
+    from swintormer.images.files import replacing
+    from swintormer.images.io import FORMATS, detect_format, format_of, write_image
+
+    if FORMATS[detect_format(job.source)] is not format_of(job.target):
+        write_image(job.target, image.pixels, image)
+        return
+    with job.source.open("rb") as source, replacing(job.target) as target:
+        shutil.copyfileobj(source, target)
 
 
 def _read_right(path: Path, left: Image) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,10 +17,15 @@ FAILED = 1
 SIGNALLED = 128  # plus the signal's number, as shells count
 
 
+def harmless(text: str) -> str:
+    """Text with its control characters as escapes, except ends of lines: a file's name must not command a terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
+
+
 def complain(text: str) -> None:
     """Print to the error stream, if anyone still reads it; the exit code tells in any case."""
     with suppress(OSError):  # a closed terminal or pipe
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)
 
 
 def discard(stream: TextIO) -> None:

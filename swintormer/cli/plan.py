@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swintormer.errors import SwintormerError
-from swintormer.images.files import exists, is_folder
+from swintormer.images.files import exists, is_folder, prepare_folder
 from swintormer.images.io import FORMATS, SUFFIXES, detect_format
 
-COMPARISON = ".compare.png"
+COMPARISON, PREVIEW = ".compare.png", ".preview.png"
 # Endings of picture formats that cannot be written. A path with such an ending means a file, not a folder.
 _FOREIGN = {".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
             ".pdf", ".psd", ".raf", ".rw2", ".svg"}  # fmt: skip
@@ -28,6 +29,7 @@ class Naming:
         form: name in `FORMATS` to convert to; None keeps each file's own.
         compare: also write before and after side by side.
         right: second view of a dual-pixel pair: a file, or a folder with files of the same names as the input folder.
+        preview: results are previews, PNG files.
     """
 
     out: Path
@@ -36,16 +38,24 @@ class Naming:
     form: str | None = None
     compare: bool = False
     right: Path | None = None
+    preview: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to restore."""
+    """One picture to restore.
+
+    Attributes:
+        right: second view of a dual-pixel pair.
+        comparison: where before and after go side by side.
+        preview: whether the result is before and after of the picture's busiest part only.
+    """
 
     source: Path
     target: Path
     right: Path | None = None
     comparison: Path | None = None
+    preview: bool = False
 
     def is_done(self) -> bool:
         """Whether an earlier run wrote the results, which exist only when they are complete."""
@@ -89,6 +99,7 @@ def plan(inputs: list[Path], naming: Naming, foreign: list[Path] | None = None) 
         deeper = "" if naming.recursive else " (--recursive looks into the folders inside)"
         raise SwintormerError(f"There is no PNG, TIFF, JPEG or WebP picture in {_listed(inputs)}{deeper}.")
     jobs = [job for picture in found.values() if (job := _job(picture, inputs, naming, problems))]
+    jobs = _apart(jobs, naming)
     _check_collisions(jobs)
     return jobs, problems
 
@@ -110,6 +121,7 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
         raise SwintormerError(f"The suffix {naming.suffix!r} is part of a file name and must not hold a {os.sep!r}.")
     if naming.right is not None and not exists(naming.right):
         raise SwintormerError(f"There is no file or folder {naming.right} (--right).")
+    several = "several pictures" if len(inputs) > 1 else "a folder"
     if _is_file(inputs, naming):
         form = FORMATS[SUFFIXES[naming.out.suffix.lower()]]
         if naming.form not in (None, SUFFIXES[naming.out.suffix.lower()]):
@@ -119,9 +131,8 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
     elif exists(naming.out) and not is_folder(naming.out):
         if len(inputs) == 1 and not os.path.isdir(inputs[0]):
             raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
-        raise SwintormerError(f"{naming.out} is a file, but the results of several pictures need a folder.")
+        raise SwintormerError(f"{naming.out} is a file, but the results of {several} need a folder.")
     elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
-        several = "several pictures" if len(inputs) > 1 else "a folder"
         raise SwintormerError(f"{naming.out} names one picture, but the results of {several} need a folder: name one.")
     elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
         raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
@@ -165,7 +176,9 @@ def _is_result(relative: Path, folder: Path, naming: Naming) -> bool:
     """Whether an earlier run gave this name to a result, if results are written into the folder of the pictures."""
     if os.path.realpath((naming.out / relative).parent) != os.path.realpath((folder / relative).parent):
         return False
-    return relative.name.endswith(COMPARISON) or bool(naming.suffix and relative.stem.endswith(naming.suffix))
+    return relative.name.endswith((COMPARISON, PREVIEW)) or bool(
+        naming.suffix and relative.stem.endswith(naming.suffix)
+    )
 
 
 def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str]) -> Job | None:
@@ -180,11 +193,38 @@ def _job(found: _Found, inputs: list[Path], naming: Naming, problems: list[str])
             return None
         target = naming.out / found.relative.with_name(found.relative.stem + naming.suffix + ending)
     comparison = target.with_name(target.stem + COMPARISON) if naming.compare else None
-    return Job(found.path, target, _right_view(found, naming), comparison)
+    return Job(found.path, target, _right_view(found, naming), comparison, naming.preview)
+
+
+def _apart(jobs: list[Job], naming: Naming) -> list[Job]:
+    """Where results would share a name, as those of a.jpg and a.png do, it holds the old ending: a.jpg.png."""
+    shared = _shared([job.target for job in jobs])
+    jobs = [_with_old_ending(job, naming) if _identity(job.target) in shared else job for job in jobs]
+    shared = _shared([job.comparison for job in jobs if job.comparison])
+    return [
+        replace(job, comparison=job.target.with_name(job.target.name + COMPARISON))
+        if job.comparison and _identity(job.comparison) in shared
+        else job
+        for job in jobs
+    ]
+
+
+def _shared(paths: list[Path]) -> set[str]:
+    return {key for key, count in Counter(map(_identity, paths)).items() if count > 1}
+
+
+def _with_old_ending(job: Job, naming: Naming) -> Job:
+    ending = PREVIEW if job.preview else job.target.suffix
+    if job.source.suffix == ending:
+        return job
+    target = job.target.with_name(job.source.name + naming.suffix + ending)
+    return replace(job, target=target, comparison=job.comparison and target.with_name(target.stem + COMPARISON))
 
 
 def _ending(path: Path, naming: Naming) -> str:
     """The ending as spelled in the source (.JPG stays .JPG) unless another format is requested."""
+    if naming.preview:
+        return PREVIEW
     if naming.form is None and path.suffix.lower() in SUFFIXES:
         return path.suffix
     return FORMATS[naming.form or detect_format(path)].suffixes[0]
@@ -216,6 +256,13 @@ def _check_collisions(jobs: list[Job]) -> None:
                     f"Both {taken[key]} and {job.source} would become {result}: rename one or restore them in two runs."
                 )
             taken[key] = job.source
+
+
+def check_page(page: Path) -> None:
+    """Raise an error unless an HTML page can be written there."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise SwintormerError(f"Cannot write {page}: the name of a report must end in .html.")
+    prepare_folder(page)
 
 
 def _identity(path: Path) -> str:

@@ -20,16 +20,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.filesize import decimal
 from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels, checkpoint_of
+from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
 from swintormer.inference.memory import (
     available_bytes,
+    binary,
     packed_bytes,
     packed_convolution_bytes,
     resident_bytes,
@@ -87,6 +88,7 @@ class Deblurrer:
         tile: side in pixels; "auto" takes the largest multiple of the network's stride that the memory budget allows,
             up to 512. None is the tile that the network was trained on (the checkpoint's `training_tile`; 256 where
             unknown), which is the paper's train/inference consistency; together with a memory budget it means "auto".
+            Unless a number or a stride is given, tiles are longer along an image that is narrower than a tile.
         stride: pixels from one tile to the next; None is the paper's 220 of 256, see `tiling.default_stride`. An
             automatic tile is not smaller than the stride, unless one tile covers the image.
         blend: "uniform" or "feather", see `tiling.make_grid`.
@@ -104,6 +106,9 @@ class Deblurrer:
         precision: in which the network multiplies: "float32", or "bfloat16", which is faster on CPUs with AVX512_BF16
             and on GPUs. "auto" takes bfloat16 on such CPUs where the results keep 60 dB and more of those in float32,
             which is measured once for the network's weights, and else float32. The prior is sampled in float32.
+        strength: 0 to 1: the share of the restoration in the result; the rest is the image as it came. They are mixed
+            in linear light (sRGB's curve), as if the light of both fell on one sensor. 1 is the restoration bit for
+            bit, and 0 the image.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -111,7 +116,7 @@ class Deblurrer:
 
     Raises:
         InputError: neither network nor checkpoint, a size or budget that is no whole number of at least one, an
-            unknown blend or precision.
+            unknown blend or precision, a strength outside 0 to 1.
         SwintormerError: a device that is not there, or a prior that does not fit the network.
     """
 
@@ -127,8 +132,10 @@ class Deblurrer:
         device: str | torch.device | None = None,
         prior: bool | Sampler = True,
         precision: Precision = "auto",
+        strength: float = 1.0,
     ) -> None:
         checkpoint = checkpoint_of(net)
+        self._may_stretch = not isinstance(tile, int) and stride is None
         if tile is None:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
@@ -139,6 +146,9 @@ class Deblurrer:
                 raise InputError(f"The {name} must be a whole number of at least 1, found {described(value)}.")
         if not isinstance(prior, bool | Sampler):
             raise InputError(f"The prior must be True, False or a Sampler, found {described(prior)}.")
+        if not 0 <= strength <= 1:
+            raise InputError(f"The strength must be 0 (the picture as it came) to 1, found {strength}.")
+        self.strength = strength
         largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
         check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
         self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
@@ -169,7 +179,7 @@ class Deblurrer:
             SwintormerError: the memory budget does not hold one tile.
         """
         if isinstance(self.tile, int) and self.memory is None and (self.batch or self.device.type == "cpu"):
-            tile, batch = self.tile, self.batch or self._most_tiles(self.tile)
+            tile, batch = self._stretched(self.tile, height, width), self.batch or self._most_tiles(self.tile)
         else:
             tile, batch = self._fit(height, width)
         stride = default_stride(tile) if self.stride is None else self.stride
@@ -195,13 +205,14 @@ class Deblurrer:
         check_image(image, self.net.config.in_channels, self.dtype)
         _check_range(image)
         count, _, height, width = image.shape
-        output = image.new_empty(count, self.net.config.out_channels, height, width)
+        restored = self.net.config.out_channels
+        output = image.new_empty(count, restored, height, width)
 
         def cut(index: int, rows: slice, columns: slice) -> Tensor:
             return image[index, :, rows, columns]
 
         def emit(index: int, rows: slice, columns: slice, finished: Tensor) -> None:
-            output[index, :, rows, columns] = finished
+            output[index, :, rows, columns] = self._mixed(finished, lambda: cut(index, rows, columns)[:restored])
 
         self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
         return output
@@ -235,10 +246,20 @@ class Deblurrer:
 
         def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
             finished = finished if channels == 3 else finished.mean(0, keepdim=True)
+            finished = self._mixed(finished, lambda: cut(0, rows, columns)[:channels])
             output[rows, columns] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
 
         self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
         return output
+
+    def _mixed(self, restored: Tensor, original: Callable[[], Tensor]) -> Tensor:
+        """`strength` parts of the restored pixels and the rest of the original ones."""
+        if self.strength == 1:
+            return restored
+        if self.strength == 0:
+            return original()
+        light = torch.lerp(srgb_to_light(original().to(restored)), srgb_to_light(restored), self.strength)
+        return light_to_srgb(light)
 
     def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
         """The views in the order of the network's channels, checked."""
@@ -324,12 +345,12 @@ class Deblurrer:
         """The largest tile, and then the largest batch, that fit into the memory budget."""
         budget = self.memory or int(SHARE_OF_AVAILABLE * available_bytes(self.device))
         if self.memory is not None:
-            limit, more = f"the memory limit is {decimal(budget)}", "raise the memory limit"
+            limit, more = f"the memory limit is {binary(budget)}", "raise the memory limit"
         else:
-            limit = f"only {decimal(budget)}, half of the free memory, may be used"
+            limit = f"only {binary(budget)}, half of the free memory, may be used"
             more = "close other programs or set a higher memory limit"
         if self.sampler is not None and self.sampler.sampling_bytes(height, width) > budget:
-            need = decimal(self.sampler.sampling_bytes(height, width))
+            need = binary(self.sampler.sampling_bytes(height, width))
             raise SwintormerError(
                 f"The prior needs about {need} of memory for {width}x{height} pixels, but {limit}: "
                 f"{more}, or restore without the prior."
@@ -339,7 +360,7 @@ class Deblurrer:
             candidates = [self.tile]
         else:
             # A tile larger than the image's longer side changes nothing.
-            largest = min(LARGEST_AUTO_TILE, max(height, width))
+            largest = min(self._stretched(LARGEST_AUTO_TILE, height, width), max(height, width))
             covering = -(-largest // step) * step
             candidates = [covering, *range(covering - step, (self.stride or 1) - 1, -step)]
         least = self.batch or 1
@@ -347,7 +368,7 @@ class Deblurrer:
             if self._cost(tile, least, height, width) <= budget:
                 break
         else:
-            need = decimal(self._cost(candidates[-1], least, height, width))
+            need = binary(self._cost(candidates[-1], least, height, width))
             what = f"{'One tile' if least == 1 else f'{least} tiles'} of {candidates[-1]} pixels"
             if self.tile != "auto":
                 more = f'choose a smaller tile or "auto", or {more}'
@@ -360,6 +381,17 @@ class Deblurrer:
             return tile, least
         most = self._most_tiles(tile)
         return tile, max(b for b in range(1, most + 1) if self._cost(tile, b, height, width) <= budget)
+
+    def _stretched(self, tile: int, height: int, width: int) -> int:
+        """The side of a tile along an image narrower than it: with the padding, as many pixels as the square has.
+
+        So 1x20000 pixels, padded to 128 rows for `small`, take 42 tiles of 512 instead of 91 of 256.
+        """
+        step = self.net.config.stride
+        across, along = (-(-side // step) * step for side in sorted((height, width)))
+        if not self._may_stretch or across >= tile or along <= tile:
+            return tile
+        return min(tile**2 // across // step * step, along)
 
     def _packed_bytes(self) -> int:
         """Bytes of the weights that the C++ kernels keep in their own memory layout; 0 where they do not run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from math import ceil
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -116,6 +117,15 @@ def packed_convolution_bytes(weights: Iterable[Tensor]) -> int:
         winograd = tuple(weight.shape[2:]) == (3, 3)
         numbers += -(-weight.shape[0] // _PANEL) * _PANEL * weight[0].numel() * 16 // (9 if winograd else 16)
     return 4 * numbers
+
+
+def binary(size: int) -> str:
+    """Bytes in the units of `--memory`, powers of 1024, rounded up: 52428800 are 50 MiB."""
+    scaled, units = size / 1024, iter(("KiB", "MiB", "GiB"))
+    unit = next(units)
+    while scaled >= 1024 and unit != "GiB":
+        scaled, unit = scaled / 1024, next(units)
+    return f"{ceil(scaled * 10) / 10:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def available_bytes(device: torch.device) -> int:

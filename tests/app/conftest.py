@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def float32_unless_asked():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "multiplies_bfloat16", lambda: False)
         yield
+
+
+@pytest.fixture
+def one_program(monkeypatch):
+    """Threads gain nothing on these sizes and cost much on a busy machine. Processes import this tree's packages."""
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +52,11 @@ def run(tmp_path, monkeypatch, weights):
     """Run the program in the temporary folder; `deblur` and `evaluate` get the tiny network by default."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: object, code: int = 0):
+    def call(*words: object, code: int = 0, data: bytes = b""):
         arguments = [str(word) for word in words]
-        if arguments[0] in ("deblur", "evaluate") and "--weights" not in arguments:
+        if arguments[0] in ("deblur", "evaluate") and not {"--weights", "--model"} & set(arguments):
             arguments += ["--weights", str(weights)]
-        result = CliRunner().invoke(app, arguments, prog_name="swintormer")
+        result = CliRunner().invoke(app, arguments, input=data, prog_name="swintormer")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == code, result.output

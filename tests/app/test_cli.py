@@ -78,6 +78,15 @@ def test_options_reach_the_pipeline(run):
     assert (feather != average).any()
 
 
+def test_strength(run, weights):
+    source = read_image(photo("in.png", bits=16)).pixels
+    for strength in (0, 0.3, 1):
+        run("deblur", "in.png", "-o", f"{strength}.png", "--strength", strength)
+        expected = Deblurrer(read_checkpoint(weights), strength=strength).restore_array(source)
+        np.testing.assert_array_equal(read_image(f"{strength}.png").pixels, expected)
+    np.testing.assert_array_equal(read_image("0.png").pixels, source)
+
+
 def test_dual_pixel_pairs(run, dual_weights):
     photo("left/a.png", seed=1)
     photo("right/a.png", seed=2)
@@ -95,13 +104,16 @@ def test_before_and_after_side_by_side(run, monkeypatch):
     photo("large.png", side=(30, 130))
     run("deblur", "small.png", "large.png", "-o", "out", "--compare")
     small = read_image("out/small.compare.png").pixels
-    assert small.shape == (40, 50 + 6 + 50, 3)
+    assert small.shape == (report.CAPTION + 40, 50 + 6 + 50, 3)
     assert small.dtype == np.uint8
+    small = small[report.CAPTION :]
     before, after = (read_image(path).pixels for path in ("small.png", "out/small.png"))
     np.testing.assert_array_equal(small[:, :50], np.round(before / 257))
     np.testing.assert_array_equal(small[:, -50:], np.round(after / 257))
     large = read_image("out/large.compare.png").pixels
-    assert large.shape == (28 + 6 + 28, 120 + 6 + 120, 3), "reduced pair above, pixel by pixel below"
+    captions = 2 * report.CAPTION
+    assert large.shape == (captions + 28 + 6 + 28, 120 + 6 + 120, 3), "reduced pair above, pixel by pixel below"
+    large = large[captions:]
     before, after = (read_image(path).pixels.astype(int) for path in ("large.png", "out/large.png"))
     change = np.abs(after - before)
     places = [
@@ -140,6 +152,22 @@ def test_suffix_and_format(run):
     assert files() == {"a.png", "a_sharp.jpg", "a_sharp.compare.png"}, "earlier results are no inputs"
 
 
+def test_pictures_whose_results_would_share_a_name_keep_their_old_ending(run):
+    for name in ("in/a.png", "in/a.jpg", "in/a.tif", "in/b.jpg"):
+        photo(name, side=(8, 8))
+    run("deblur", "in", "-o", "out", "--compare")
+    pictures = {"a.png", "a.jpg", "a.tif", "b.jpg"}
+    assert files("out") == pictures | {
+        "a.png.compare.png", "a.jpg.compare.png", "a.tif.compare.png", "b.compare.png",
+    }  # fmt: skip
+    run("deblur", "in", "-o", "png", "--format", "png")
+    assert files("png") == {"a.png", "a.jpg.png", "a.tif.png", "b.png"}
+    run("deblur", "in", "-o", "in", "--format", "png", "--suffix", "_x")
+    assert files("in") == pictures | {"a_x.png", "a.jpg_x.png", "a.tif_x.png", "b_x.png"}
+    again = run("deblur", "in", "-o", "in", "--format", "png", "--suffix", "_x", "--skip-existing")
+    assert again.stdout == "4 of 4 are restored already and stay as they are.\n"
+
+
 def test_pictures_of_other_formats_in_a_folder_are_named(run):
     """Photographs of telephones are often HEIC: a folder that seems restored would lack them."""
     photo("in/a.png")
@@ -170,8 +198,8 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "."], "a.png would overwrite an input"),
         (["a.png", "-o", "a.png"], "would overwrite an input"),
         (["a.png", "deep/a.png", "-o", "out"], "Both a.png and deep/a.png would become out/a.png"),
-        (["a.png", "a.jpg", "-o", "out", "--format", "png"], "would become out/a.png"),
         (["a.png", "b.png", "-o", "a.jpg"], "a.jpg is a file, but the results of several pictures need a folder"),
+        (["deep", "-o", "a.jpg"], "a.jpg is a file, but the results of a folder need a folder"),
         (
             ["a.png", "b.png", "-o", "h.jpg"],
             "h.jpg names one picture, but the results of several pictures need a folder",
@@ -191,12 +219,14 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--seed", "0"], "--steps, --seed and --deterministic need the prior"),
         (["a.png", "-o", "out", "--steps", "4"], "--steps, --seed and --deterministic need the prior"),
         (["a.png", "-o", "out", "--tile", "big"], "--tile takes a number of pixels or auto, found 'big'"),
+        (["a.png", "-o", "out", "--tile", "3"], "--tile 3 is too small for this network: use 32 or more."),
         (["a.png", "-o", "out", "--stride", "99"], "stride must be 1 to 32"),
         (["a.png", "-o", "out", "--blend", "magic"], "blend must be one of uniform, feather"),
         (["a.png", "-o", "out", "--memory", "2"], "--memory takes a size with its unit"),
-        (["a.png", "-o", "out", "--memory", "1K"], "of memory, but the memory limit is 1.0 kB: raise the memory limit"),
+        (["a.png", "-o", "out", "--memory", "1K"], "of memory, but the memory limit is 1 KiB: raise the memory limit"),
         (["a.png", "-o", "out", "--memory", "0.1K"], "a.png: One tile of 32 pixels needs about"),
-        (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
+        (["a.png", "-o", "out", "--strength", "2"], "The strength must be 0 (the picture as it came) to 1, found 2.0."),
+        (["a.png", "-o", "out", "--batch", "0"], "batch must be a whole number of at least 1"),
         (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
         (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, triton"),
         (["a.png", "-o", "out", "--weights", "a.png"], "a.png is no checkpoint"),
@@ -303,7 +333,7 @@ def test_a_backend_that_cannot_serve_ends_the_run_in_one_sentence(run, monkeypat
 def test_window_of_weights_that_do_not_say(run, weights):
     photo("a.png", side=(33, 33))
     torch.save(load_checkpoint(weights).state_dict(), "bare.pth")
-    words = ("deblur", "a.png", "--tile", 32, "--weights")
+    words = ("deblur", "a.png", "--tile", 256, "--weights")
     assert "bare.pth does not store its window size" in run(*words, "bare.pth", "-o", "assumed").stdout
     said = run(*words, "bare.pth", "-o", "named", "--window", TINY.window_size).stdout
     assert "does not store" not in said

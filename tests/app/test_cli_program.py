@@ -11,17 +11,9 @@ from pathlib import Path
 
 import pytest
 from cli_files import default_signals, files, make_bad, photo
+from cli_program import PATIENCE, PROGRAM
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, "-m", "swintormer.cli.app"]
-PATIENCE = 200  # seconds until a program that hangs fails its test
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """Threads gain nothing on these sizes and cost much on a busy machine. Processes import this tree's packages."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+pytestmark = pytest.mark.usefixtures("one_program")
 
 
 def start(weights: Path, *words: object) -> subprocess.Popen[str]:
@@ -65,9 +57,10 @@ def test_nobody_reads_the_output_and_a_file_is_bad(tmp_path, monkeypatch, weight
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
-    photo(tmp_path / "a.png", side=(100, 200))
+    photo(tmp_path / "in/a.png", side=(100, 200))
+    photo(tmp_path / "in/\x1b[31mb.png", side=(100, 200))  # a name that would colour the terminal red
     master, slave = pty.openpty()
-    words = ["deblur", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    words = ["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
     command = [*PROGRAM, *words]
     with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment) as process:
@@ -84,8 +77,38 @@ def test_a_terminal_gets_a_progress_bar(tmp_path, weights):
     os.close(master)
     text = shown.decode()
     assert process.returncode == 0, text
-    for word in ("a.png", "tiles", "megapixels/s", "left", "200x100, RGB, 8 bits, 28 tiles"):
+    for word in ("/2 ", "/28 tiles", "megapixels/s", "%", "left", "200x100, RGB, 8 bits, 28 tiles"):
         assert word in text
+    assert "b.png" in text
+    assert "\x1b[31mb.png" not in text
+    assert "/?" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        (b"caf\xe9.png", {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}),
+        ("日本.png".encode(), {"PYTHONIOENCODING": "latin-1"}),
+    ],
+)
+def test_names_that_the_terminal_cannot_print(tmp_path, monkeypatch, weights, name, encoding):
+    monkeypatch.chdir(tmp_path)
+    for variable, value in encoding.items():
+        monkeypatch.setenv(variable, value)
+    source = photo("zzz.png", side=(8, 8)).read_bytes()
+    os.makedirs("in")
+    for place in (name, b"bad-" + name, b"zzz.png"):
+        Path(os.fsdecode(b"in/" + place)).write_bytes(b"" if place.startswith(b"bad") else source)
+    command = [*PROGRAM, "deblur", "in", "-o", "out", "--compare", "--report", "page.html"]
+    command += ["--weights", str(weights)]
+    result = subprocess.run(command, check=False, capture_output=True, timeout=PATIENCE)
+    assert result.returncode == 1, result.stderr
+    assert b"Traceback" not in result.stderr
+    assert result.stderr.startswith(b"2 restored, 1 failed:")
+    done = {os.path.basename(os.fsencode(path)) for path in Path("out").iterdir()}
+    assert {name, b"zzz.png", name.replace(b".png", b".compare.png"), b"zzz.compare.png"} == done
+    title = os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+    assert f"<h2>{title}</h2>" in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_help_needs_no_torch_and_shows_examples(monkeypatch):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from swintormer.cli import demo
 from swintormer.cli.app import app
 from swintormer.evaluation.metrics import psnr
+from swintormer.images.compare import CAPTION
 from swintormer.images.io import read_image
 
 
@@ -30,7 +31,7 @@ def test_the_demo_sharpens_the_photograph(tmp_path):
     assert after > before
     assert told["PSNR"] == f"{before:.2f} dB before, {after:.2f} dB after ({after - before:+.2f} dB)"
     height, width = truth.shape[:2]
-    assert read_image(tmp_path / "before_after.png").pixels.shape == (height, 2 * width + 6, 3)
+    assert read_image(tmp_path / "before_after.png").pixels.shape == (CAPTION + height, 2 * width + 6, 3)
     assert read_image(tmp_path / "crops.png").pixels.shape == (demo.CROP, 3 * demo.CROP + 12, 3)
     assert after - before > 1.5  # a difference that a person sees
 

@@ -12,6 +12,7 @@ from swintormer.inference import memory
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.inference.memory import (
     available_bytes,
+    binary,
     live_bytes,
     packed_bytes,
     packed_convolution_bytes,
@@ -161,3 +162,11 @@ def test_a_budget_holds_the_packed_weights() -> None:
     assert len(Deblurrer(net, tile=64, memory=cost).plan(64, 64).grid) == 1
     with pytest.raises(SwintormerError, match="but the memory limit is"):
         Deblurrer(net, tile=64, memory=cost - 1).plan(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1024, "1 KiB"), (50 * 2**20, "50 MiB"), (50 * 2**20 + 1, "50.1 MiB"), (2**30, "1 GiB"), (2**41, "2048 GiB")],
+)
+def test_sizes_are_told_as_they_are_asked_for(size, text):
+    assert binary(size) == text
