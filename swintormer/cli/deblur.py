@@ -455,9 +455,9 @@ def restore_file(
     if job.preview:
         write_comparison(job.target, image, pixels)
     elif alone is not None and change(image.pixels, pixels) >= alone:
-        follow.notes.append(f"{job.source} needs nothing and is left as it is; --force restores it.")
         pixels = image.pixels
-        _leave(job, image)
+        changes = [] if _leave(job, image) else follow.notes
+        follow.notes = [*changes, f"{job.source} needs nothing and is left as it is; --force restores it."]
     else:
         write_image(job.target, pixels, image)
     if job.comparison is not None:
@@ -466,16 +466,17 @@ def restore_file(
         page.add(job.source.name, str(follow), image, pixels)
 
 
-def _leave(job: Job, image: Image) -> None:
-    """Give the target the picture as it came: byte for byte, if it is of the same format."""
+def _leave(job: Job, image: Image) -> bool:
+    """Give the target the picture as it came; returns whether byte for byte, which needs the same format."""
     from swintormer.images.files import replacing
     from swintormer.images.io import FORMATS, detect_format, format_of, write_image
 
     if FORMATS[detect_format(job.source)] is not format_of(job.target):
         write_image(job.target, image.pixels, image)
-        return
+        return False
     with job.source.open("rb") as source, replacing(job.target) as target:
         shutil.copyfileobj(source, target)
+    return True
 
 
 def _read_right(path: Path, left: Image) -> Samples:

@@ -54,6 +54,15 @@ def test_a_picture_that_needs_nothing_is_left_alone_and_said_so(run, install, we
     np.testing.assert_array_equal(read_image(target).pixels, restored)
 
 
+def test_what_writing_would_change_is_told_only_where_it_is_written(run, install):
+    Path("in").mkdir()
+    Pillow.fromarray(np.zeros((8, 8), np.uint8)).convert("P").save("in/palette.png")
+    install(-np.inf)
+    words = ("deblur", "in/palette.png", "--model", "small", "-o")
+    assert "palette" not in run(*words, "out.png").stdout.split("Note: ", 1)[1].replace("palette.png", "")
+    assert "has a palette" in run(*words, "out.tif").stdout
+
+
 def test_who_insists_gets_it_restored(run, install, weights):
     source = read_image(photo("in.png")).pixels
     restored = Deblurrer(read_checkpoint(weights)).restore_array(source)
