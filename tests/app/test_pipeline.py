@@ -334,6 +334,7 @@ def test_default_tile_is_the_training_tile_else_the_papers(tiny: Swintormer) -> 
         ({"tile": 64.5}, "found 64.5 .float."),
         ({"stride": "12"}, "found '12' .str."),
         ({"batch": "4"}, "found '4' .str."),
+        ({"batch": "auto"}, "found 'auto' .str."),
         ({"memory": "2G"}, "found '2G' .str."),
         ({"prior": None}, "found None"),
         ({"device": "nowhere"}, "nowhere"),
