@@ -114,5 +114,6 @@ def test_finite_weights_of_a_result_that_is_not_finite_write_nothing(run, net, s
 
 
 def test_a_compiled_network_restores_the_same(net):
+    torch._dynamo.reset()
     image, compiled = torch.rand(1, 3, 24, 24), torch.compile(net, backend="eager")
     assert torch.equal(Deblurrer(compiled, tile=32)(image), Deblurrer(net, tile=32)(image))
