@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swintormer.errors import InputError
 from swintormer.evaluation.scores import Array, Distance
 from swintormer.training.perceptual import SMALLEST, PerceptualDistance, weights_file
 
@@ -30,12 +31,14 @@ def lpips(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
 
     Raises:
         SwintormerError: the package `stlpips-pytorch` is not installed.
-        ValueError: two shapes, not three channels, or a side under 21 pixels.
+        InputError: two shapes, not three channels, or a side under 21 pixels.
     """
     if restored.shape != truth.shape or truth.ndim != 3 or truth.shape[2] != 3:
-        raise ValueError(f"expected two pictures of the same shape (H, W, 3), found {restored.shape} and {truth.shape}")
+        raise InputError(
+            f"Expected two pictures of the same shape (H, W, 3), found {restored.shape} and {truth.shape}."
+        )
     if min(truth.shape[:2]) < SMALLEST["alex"]:
-        raise ValueError(f"LPIPS needs sides of at least {SMALLEST['alex']} pixels, found shape {truth.shape}")
+        raise InputError(f"LPIPS needs sides of at least {SMALLEST['alex']} pixels, found shape {truth.shape}.")
     a, b = (torch.from_numpy(np.ascontiguousarray(p, np.float32)).permute(2, 0, 1)[None] for p in (restored, truth))
     return float(_distance()(a, b))
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from swintormer.errors import SwintormerError
+from swintormer.errors import InputError, SwintormerError
 
 ROWS = 256  # rows computed at once, so that only a few megabytes are needed besides the pictures
 SSIM_WINDOW = 7
@@ -18,8 +18,8 @@ SSIM_WINDOW = 7
 
 def _check(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> None:
     if restored.shape != truth.shape or truth.ndim not in (2, 3) or truth.size == 0:
-        raise ValueError(
-            f"expected two pictures of the same shape (H, W) or (H, W, C), found {restored.shape} and {truth.shape}"
+        raise InputError(
+            f"Expected two pictures of the same shape (H, W) or (H, W, C), found {restored.shape} and {truth.shape}."
         )
 
 
@@ -51,7 +51,7 @@ def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     that the result is that of the whole picture.
 
     Raises:
-        ValueError: a side is shorter than the window.
+        InputError: a side is shorter than the window.
         SwintormerError: scikit-image is not installed.
     """
     try:
@@ -62,7 +62,7 @@ def ssim(restored: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
         ) from error
     _check(restored, truth)
     if min(truth.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, found shape {truth.shape}")
+        raise InputError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, found shape {truth.shape}.")
     channel_axis = 2 if truth.ndim == 3 else None
     inner = truth.shape[0] - SSIM_WINDOW + 1  # scikit-image leaves out half a window at each edge
     total = 0.0

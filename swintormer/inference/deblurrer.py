@@ -142,8 +142,12 @@ class Deblurrer:
             raise InputError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
         sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory}
         for name, value in sizes.items():
-            if value not in (None, "auto") and (not isinstance(value, Integral) or value < 1):
-                raise InputError(f"The {name} must be a whole number of at least 1, found {described(value)}.")
+            if value is None or (name == "tile" and value == "auto"):
+                continue
+            if not isinstance(value, Integral):
+                raise InputError(f"The {name} must be a whole number, found {described(value)}.")
+            if value < 1:
+                raise InputError(f"The {name} must be at least 1, found {value}.")
         if not isinstance(prior, bool | Sampler):
             raise InputError(f"The prior must be True, False or a Sampler, found {described(prior)}.")
         if not 0 <= strength <= 1:

@@ -111,3 +111,9 @@ def test_finite_weights_of_a_result_that_is_not_finite_write_nothing(run, net, s
     assert "not finite" in result.stderr
     assert "Traceback" not in result.output
     assert files() == {"large.safetensors", f"in{suffix}"}
+
+
+def test_a_compiled_network_restores_the_same(net):
+    torch._dynamo.reset()
+    image, compiled = torch.rand(1, 3, 24, 24), torch.compile(net, backend="eager")
+    assert torch.equal(Deblurrer(compiled, tile=32)(image), Deblurrer(net, tile=32)(image))
