@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from swintormer.cli.models import Model
     from swintormer.cli.plan import Job, Naming
     from swintormer.cli.streams import Streams
-    from swintormer.images.io import Image, Samples
+    from swintormer.images.io import Image, Samples, Saving
     from swintormer.images.page import Page
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.prior.model import Sampler
@@ -72,6 +72,8 @@ def deblur(
     report: Annotated[Path | None, _option(_MAIN, "Also an HTML page of before and after.", metavar="FILE")] = None,
     suffix: Annotated[str, _option(_MAIN, "_sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")] = "",
     form: Annotated[str, _option(_MAIN, "png, tiff, jpeg or webp; else as input.", "--format", metavar="NAME")] = "",
+    quality: Annotated[int | None, _option(_MAIN, "Of JPEG and WebP; else as the input.", metavar="1-100")] = None,
+    lossless: Annotated[bool, _option(_MAIN, "WebP without loss.", "--lossless")] = False,
     skip_existing: Annotated[
         bool, _option(_MAIN, "Skip what has a result: continue a run.", "--skip-existing")
     ] = False,
@@ -117,6 +119,7 @@ def deblur(
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming
     from swintormer.cli.streams import streamed
+    from swintormer.images.io import Saving
 
     settings = Settings(
         weights=weights,
@@ -136,9 +139,10 @@ def deblur(
         deterministic=deterministic,
         strength=strength,
     )
+    extras = Extras(force, report, Saving(quality, lossless or None))
     with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
         naming = Naming(streams.out, recursive, suffix, parse_format(form), compare and not preview, right, preview)
-        _run(streams, naming, settings, Extras(force, report), skip_existing, quiet)
+        _run(streams, naming, settings, extras, skip_existing, quiet)
 
 
 def _run(
@@ -253,10 +257,12 @@ class Extras:
     Attributes:
         force: restore a picture that needs nothing, too.
         page: HTML file of before and after.
+        saving: how results are compressed; None for `images.io.Saving()`.
     """
 
     force: bool = False
     page: Path | None = None
+    saving: Saving | None = None
 
 
 @dataclass
@@ -290,7 +296,12 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
         with stoppable() as caught:
             try:
                 for job in jobs:
-                    error = _try(partial(restore_file, deblurrer, job, alone=alone, page=page), job, reporter, caught)
+                    error = _try(
+                        partial(restore_file, deblurrer, job, alone=alone, page=page, saving=extras.saving),
+                        job,
+                        reporter,
+                        caught,
+                    )
                     if error is None:
                         outcome.written += 1
                     else:
@@ -425,23 +436,30 @@ def _try(restore: Callable[[Following], None], job: Job, reporter: Reporter, cau
 
 
 def restore_file(
-    deblurrer: Deblurrer, job: Job, follow: Following, alone: float | None = None, page: Page | None = None
+    deblurrer: Deblurrer,
+    job: Job,
+    follow: Following,
+    alone: float | None = None,
+    page: Page | None = None,
+    saving: Saving | None = None,
 ) -> None:
     """Restore one picture into its target, and write the comparison if one is asked for.
 
     Args:
         alone: a picture that the network changes by less than this (dB; more is less change) is left as it is.
         page: takes before and after.
+        saving: how the result is compressed; None for `images.io.Saving()`.
 
     Raises:
         SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. As much as
             possible is checked before the restoration, which takes long.
     """
     from swintormer.images.compare import busiest_part, change, write_comparison
-    from swintormer.images.io import check_target, read_image, write_image
+    from swintormer.images.io import Saving, check_target, read_image, write_image
 
+    saving = saving or Saving()
     image = read_image(job.source)
-    follow.opened(image, [] if job.preview else check_target(image, job.target))
+    follow.opened(image, [] if job.preview else check_target(image, job.target, saving))
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image)
     if job.preview:
@@ -456,23 +474,23 @@ def restore_file(
         write_comparison(job.target, image, pixels)
     elif alone is not None and change(image.pixels, pixels) >= alone:
         pixels = image.pixels
-        changes = [] if _leave(job, image) else follow.notes
+        changes = [] if _leave(job, image, saving) else follow.notes
         follow.notes = [*changes, f"{job.source} needs nothing and is left as it is; --force restores it."]
     else:
-        write_image(job.target, pixels, image)
+        write_image(job.target, pixels, image, saving)
     if job.comparison is not None:
         write_comparison(job.comparison, image, pixels)
     if page is not None:
         page.add(job.source.name, str(follow), image, pixels)
 
 
-def _leave(job: Job, image: Image) -> bool:
-    """Give the target the picture as it came; returns whether byte for byte, which needs the same format."""
+def _leave(job: Job, image: Image, saving: Saving) -> bool:
+    """Give the target the picture as it came; returns whether byte for byte: in the same format, as it is stored."""
     from swintormer.images.files import replacing
-    from swintormer.images.io import FORMATS, detect_format, format_of, write_image
+    from swintormer.images.io import FORMATS, Saving, detect_format, format_of, write_image
 
-    if FORMATS[detect_format(job.source)] is not format_of(job.target):
-        write_image(job.target, image.pixels, image)
+    if FORMATS[detect_format(job.source)] is not format_of(job.target) or saving != Saving():
+        write_image(job.target, image.pixels, image, saving)
         return False
     with job.source.open("rb") as source, replacing(job.target) as target:
         shutil.copyfileobj(source, target)

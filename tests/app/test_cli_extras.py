@@ -196,3 +196,22 @@ def test_a_report_of_an_interrupted_run_is_whole(run, monkeypatch):
 def test_a_report_of_nothing_is_not_written(run):
     run("deblur", make_bad("text"), "-o", "out", "--report", "page.html", code=1)
     assert files() == {"in/text.png"}
+
+
+def test_quality_and_lossless(run) -> None:
+    from swintormer.images import parts
+
+    photo("in/a.jpg")
+    photo("in/b.webp")
+    run("deblur", "in", "-o", "out", "--quality", 61)
+    with open("out/a.jpg", "rb") as file:
+        assert parts.jpeg_quality(file) == 61
+    run("deblur", "in/b.webp", "-o", "out", "--lossless")
+    with open("out/b.webp", "rb") as file:
+        assert parts.webp_is_lossless(file)
+    result = run("deblur", "in", "-o", "out2", "--lossless", code=1)
+    assert "Cannot write out2/a.jpg without loss: choose --format png, tiff or webp." in result.stderr
+    assert files("out2") == {"b.webp"}
+    for words in (["--quality", 0], ["--quality", 90, "--lossless"]):
+        run("deblur", "in", "-o", "out3", *words, code=1)
+        assert not Path("out3").exists()
