@@ -1,17 +1,20 @@
-"""Read and write photographs; bit depth, alpha, colour profile, EXIF, XMP and resolution are kept.
+"""Read and write photographs; bit depth, alpha, colour profile, metadata and resolution are kept.
 
 This uses libvips (pyvips). Of the libraries tried on a 100-megapixel 16-bit RGB PNG and TIFF with ICC profile and
 orientation, only libvips kept 16 bits, profile and tags in every format, and it held a single copy of the samples: peak
 655 MiB for 572 MiB of samples. OpenCV 5.0 (1198 MiB) and imagecodecs (1189 MiB) returned no profile and no tags, Pillow
 13 reduced 16-bit RGB to 8 bits, and tifffile reads TIFF only. libvips also rejected each of 960 truncated files (PNG,
-JPEG, TIFF, WebP). It does not support EXIF in TIFF, which is in `tiff_exif`.
+JPEG, TIFF, WebP). What it does not support, EXIF in TIFF, IPTC between formats and texts, is in `tiff_exif` and
+`metadata`.
 
 The orientation tag is kept and not applied to the pixels, so viewers show the picture as before.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +25,8 @@ from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason, replacing
-from swintormer.images.tiff_exif import append_exif, read_exif, without_thumbnail
+from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, read_extra, tiff_entries
+from swintormer.images.tiff_exif import BLOCK_HEADER, append_exif, read_exif, without_thumbnail
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -84,11 +88,11 @@ _SAMPLE_KINDS = {"float": "floating-point", "double": "floating-point", "short":
                  "uint": "32-bit", "int": "signed 32-bit", "char": "signed 8-bit", "complex": "complex",
                  "dpcomplex": "complex"}  # fmt: skip
 
-_CARRIED = {"icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "orientation", "resolution-unit",
-            "image-description", "exif-data"}  # fmt: skip
-_CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-", "png-comment-")  # exif-ifd1 is the old thumbnail
+_CARRIED = {"icc-profile-data", "xmp-data", "orientation", "resolution-unit", "image-description", "exif-data"}
+_CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-")  # exif-ifd1 is the old thumbnail
 _UNKNOWN_RESOLUTION = 1.0  # pixels per mm; libvips reports this for files without resolution
-_72_DPI = 72 / 25.4  # what viewers assume without a resolution
+_MM_PER_INCH = 25.4
+_72_DPI = 72 / _MM_PER_INCH  # what viewers assume without a resolution
 _BIG_TIFF = 3_500_000_000  # bytes of samples; a plain TIFF is limited to 4 GiB, and deflate may enlarge noise
 
 
@@ -116,6 +120,7 @@ class Image:
     Attributes:
         samples: (H, W, C) or, with alpha as the last channel, (H, W, C + 1); C is 1 or 3; uint8 or uint16.
         notes: sentences for the user about what reading changed; mostly empty.
+        extra: metadata that libvips does not carry.
     """
 
     path: Path
@@ -123,6 +128,7 @@ class Image:
     has_alpha: bool
     header: Header
     notes: tuple[str, ...] = ()
+    extra: Extra = NOTHING
 
     @property
     def pixels(self) -> Samples:
@@ -199,9 +205,12 @@ def read_image(path: str | Path) -> Image:
         raise SwintormerError(
             f"{path} is damaged, cut short or of a rare kind{found}: copy it again from where it came, or convert it."
         ) from error
-    block = read_exif(path) if form == "tiff" else None
-    header = Header(image.xres, image.yres, _carried_fields(image) + _parse_exif(block))
-    return Image(path, samples, bool(image.hasalpha()), header, _reading_notes(path, image))
+    extra = read_extra(path, form)
+    fields = _carried_fields(image)
+    if not any(name == "exif-data" for _, name, _ in fields):
+        fields += _parse_exif(read_exif(path) if form == "tiff" else extra.exif)
+    header = Header(*_resolution(image), fields)
+    return Image(path, samples, bool(image.hasalpha()), header, _reading_notes(path, image), extra)
 
 
 def sample_bytes(path: Path) -> int:
@@ -264,14 +273,27 @@ def _carried_fields(image: Any) -> tuple[tuple[int, str, Any], ...]:
 
 
 def _parse_exif(block: bytes | None) -> tuple[tuple[int, str, Any], ...]:
-    """An EXIF block as libvips' fields. libvips parses EXIF only in files, so the block goes into a one-pixel JPEG."""
-    if block is None or len(block) > 65533:  # a JPEG segment holds no more
+    """An EXIF block as libvips' fields. libvips parses EXIF only in files, so the block goes into a one-pixel PNG."""
+    if not block:
         return ()
     vips = _vips()
-    pixel = vips.Image.black(1, 1).write_to_buffer(".jpg", keep="none")
-    segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
-    image = vips.Image.new_from_buffer(pixel[:2] + segment + pixel[2:], "")
+    pixel = io.BytesIO(vips.Image.black(1, 1).write_to_buffer(".png", keep="none"))
+    add_extra(pixel, "png", Extra(chunks=(b"eXIf" + block.removeprefix(BLOCK_HEADER),)))
+    image = vips.Image.new_from_buffer(pixel.getvalue(), "")
     return tuple(entry for entry in _carried_fields(image) if entry[1].startswith("exif-"))
+
+
+def _resolution(image: Any) -> tuple[float, float]:
+    """Horizontal and vertical, in pixels per mm. libvips leaves out that of EXIF in WebP."""
+    fields = set(image.get_fields())
+    names = ("exif-ifd0-XResolution", "exif-ifd0-YResolution", "exif-ifd0-ResolutionUnit")
+    known = image.xres != _UNKNOWN_RESOLUTION or image.yres != _UNKNOWN_RESOLUTION
+    if known or not fields.issuperset(names):
+        return image.xres, image.yres
+    unit = {"2": _MM_PER_INCH, "3": 10}.get(image.get(names[2])[:1])  # the number comes first, then what it means
+    numbers = [re.match(r"(\d+)/([1-9]\d*)", image.get(name)) for name in names[:2]]
+    xres, yres = (int(found[1]) / int(found[2]) if found else 0 for found in numbers)
+    return (xres / unit, yres / unit) if unit and xres and yres else (image.xres, image.yres)
 
 
 def check_target(source: Image, target: Path) -> list[str]:
@@ -294,6 +316,9 @@ def check_target(source: Image, target: Path) -> list[str]:
     notes = list(source.notes)
     if source.bits == 16 and not form.sixteen_bit:
         notes.append(f"{source.path} has 16 bits per channel and {form.name} holds 8: {target.name} has 8.")
+    sizes = (len(source.header.get(name) or b"") for name in ("exif-data", "xmp-data"))
+    if names := lost(source.extra, SUFFIXES[target.suffix.lower()], *sizes):
+        notes.append(f"{target.name} is without {' and '.join(names)} of {source.path}.")
     return notes
 
 
@@ -320,7 +345,7 @@ def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
     if source.has_alpha:
         samples = wrap(source.samples)
         image = image.bandjoin(samples.extract_band(samples.bands - 1))
-    save_vips(target, with_header(image, source.header), exif=source.header.get("exif-data"))
+    save_vips(target, with_header(image, source.header), source.header.get("exif-data"), source.extra)
 
 
 def wrap(samples: Samples) -> Any:
@@ -348,11 +373,12 @@ def to_eight_bit(image: Any) -> Any:
     return (image / 257).rint().cast("uchar").copy(interpretation="b-w" if gray else "srgb")
 
 
-def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
+def save_vips(target: Path, image: Any, exif: bytes | None = None, extra: Extra = NOTHING) -> None:
     """Write a libvips image to a file, in the format for its name; see `files.replacing`.
 
     Args:
         exif: block to add to a TIFF file; the other formats take it from the image's metadata.
+        extra: metadata that libvips does not carry.
     """
     form, vips = format_of(target), _vips()
     if image.format == "ushort" and not form.sixteen_bit:
@@ -363,8 +389,10 @@ def save_vips(target: Path, image: Any, exif: bytes | None = None) -> None:
     try:
         with replacing(target) as file:
             image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), form.suffixes[0], **options)
-            if form.name == "TIFF" and exif:
-                append_exif(file, exif)
+            if form.name != "TIFF":
+                add_extra(file, SUFFIXES[target.suffix.lower()], extra)
+            elif exif or extra != NOTHING:
+                append_exif(file, exif, tiff_entries(extra))
     except vips.Error as error:
         raise SwintormerError(f"Cannot write {target}: {_detail(error)}.") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -91,16 +91,30 @@ def read_exif(path: Path) -> bytes | None:
     return BLOCK_HEADER + header + form.pointer.pack(at) + body
 
 
-def append_exif(file: BinaryIO, block: bytes) -> None:
+def read_first(file: BinaryIO, tags: Collection[int]) -> dict[int, bytes]:
+    """The values of some tags of the first directory, their bytes in the file's order.
+
+    Raises:
+        OSError, struct.error, ValueError: it cannot be read.
+    """
+    form, directory, _ = _read_tree(file)
+    return {tag: _in_order(entry.value, entry.type, form) for tag, entry in directory.items() if tag in tags}
+
+
+def append_exif(file: BinaryIO, block: bytes | None, entries: Directory | None = None) -> None:
     """Add an EXIF block to a one-page TIFF file, opened for reading and writing. A damaged block is not added.
+
+    Args:
+        entries: of the first directory, to be added as well.
 
     Raises:
         OSError: writing fails.
     """
     try:
-        source = _read_tree(io.BytesIO(block.removeprefix(BLOCK_HEADER)))
         target = _read_tree(file)
+        source = _tree_of(block, target.form)
         first = {tag: entry for tag, entry in source.first.items() if tag in DESCRIPTIVE} | target.first
+        first |= entries or {}
         at = file.seek(0, os.SEEK_END)
         padding = b"\0" * (at % 2)  # directories begin on a word boundary
         body, start = _pack_tree(first, source.nested | target.nested, at + len(padding), target.form)
@@ -110,6 +124,14 @@ def append_exif(file: BinaryIO, block: bytes) -> None:
     file.write(padding + body)
     file.seek(target.form.first)
     file.write(pointer)
+
+
+def _tree_of(block: bytes | None, form: Form) -> Tree:
+    """Of an EXIF block; without entries if there is none or it is damaged."""
+    try:
+        return _read_tree(io.BytesIO((block or b"").removeprefix(BLOCK_HEADER)))
+    except (struct.error, ValueError):
+        return Tree(form, {}, {})
 
 
 def without_thumbnail(block: bytes) -> bytes:
