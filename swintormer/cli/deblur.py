@@ -122,6 +122,10 @@ def deblur(
     backend: Annotated[
         str, _option(_RARE, "Which implementation computes; `swintormer info` lists them.", metavar="NAME")
     ] = "auto",
+    max_pixels: Annotated[
+        int | None,
+        _option(_RARE, "Largest width times height that is read (default: 1000000000).", min=1, metavar="N"),
+    ] = None,
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming, plan
@@ -151,6 +155,7 @@ def deblur(
         steps=steps,
         seed=seed,
         deterministic=deterministic,
+        max_pixels=max_pixels,
     )
     outcome = restore_all(pending, settings, reporter) if pending else Outcome()
     _finish(outcome, problems)
@@ -218,6 +223,7 @@ class Settings:
         backend: of the ops; "auto" takes the best one for each op.
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
+        max_pixels: width times height of the largest picture that is read.
     """
 
     weights: Path | None = None
@@ -234,6 +240,7 @@ class Settings:
     steps: int | None = None
     seed: int | None = None
     deterministic: bool = False
+    max_pixels: int | None = None
 
 
 @dataclass
@@ -266,7 +273,7 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter) -> Outc
         with stoppable() as caught:
             try:
                 for job in jobs:
-                    error = _try(deblurrer, job, reporter, caught)
+                    error = _try(deblurrer, job, settings.max_pixels, reporter, caught)
                     if error is None:
                         outcome.written += 1
                     else:
@@ -348,13 +355,13 @@ def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None)
     )
 
 
-def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) -> str | None:
+def _try(deblurrer: Deblurrer, job: Job, max_pixels: int | None, reporter: Reporter, caught: list[int]) -> str | None:
     """Restore one picture; None, or the sentence that says why it failed."""
     from swintormer_kernels import BackendError
 
     try:
         with reporter.file(job, caught) as follow:
-            restore_file(deblurrer, job, follow)
+            restore_file(deblurrer, job, follow, max_pixels)
     except SwintormerError as error:
         sentence = str(error)
     except BackendError:
@@ -371,19 +378,23 @@ def _try(deblurrer: Deblurrer, job: Job, reporter: Reporter, caught: list[int]) 
     return sentence
 
 
-def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
+def restore_file(deblurrer: Deblurrer, job: Job, follow: Following, max_pixels: int | None = None) -> None:
     """Restore one picture into its target, and write the comparison if one is asked for.
+
+    Args:
+        max_pixels: width times height of the largest picture that is read; None for the default.
 
     Raises:
         SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. As much as
             possible is checked before the restoration, which takes long.
     """
-    from swintormer.images.io import check_target, read_image, write_image
+    from swintormer.images.io import MAX_PIXELS, check_target, read_image, write_image
 
-    image = read_image(job.source)
+    most = max_pixels or MAX_PIXELS
+    image = read_image(job.source, most)
     follow.opened(image, check_target(image, job.target))
     prepare_folder(job.target)
-    right = None if job.right is None else _read_right(job.right, image)
+    right = None if job.right is None else _read_right(job.right, image, most)
     try:
         pixels = deblurrer.restore_array(image.pixels, right=right, progress=follow)
     except SwintormerError as error:  # the pipeline does not know the file's name
@@ -395,10 +406,10 @@ def restore_file(deblurrer: Deblurrer, job: Job, follow: Following) -> None:
         write_comparison(job.comparison, image, pixels)
 
 
-def _read_right(path: Path, left: Image) -> Samples:
+def _read_right(path: Path, left: Image, max_pixels: int) -> Samples:
     from swintormer.images.io import read_image
 
-    right = read_image(path)
+    right = read_image(path, max_pixels)
     if right.pixels.shape != left.pixels.shape or right.bits != left.bits:
         raise SwintormerError(
             f"{left.path} ({describe(left)}) and {path} ({describe(right)}) are not two views of one picture: size, "

@@ -27,6 +27,7 @@ from swintormer.errors import SwintormerError
 from swintormer.images.files import reason, replacing
 from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, read_extra, tiff_entries
 from swintormer.images.tiff_exif import BLOCK_HEADER, append_exif, read_exif, without_thumbnail
+from swintormer.signals import interruptible
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -90,6 +91,9 @@ _SAMPLE_KINDS = {"float": "floating-point", "double": "floating-point", "short":
 
 _CARRIED = {"icc-profile-data", "xmp-data", "orientation", "resolution-unit", "image-description", "exif-data"}
 _CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-")  # exif-ifd1 is the old thumbnail
+MAX_PIXELS = 1_000_000_000
+"""Width times height, by default: twice the largest sensors, ten times what most cameras have; 3 GB of samples."""
+_PATIENCE = 0.5  # seconds that a decoder gets to end after an interrupt; those of whole pictures do not look
 _UNKNOWN_RESOLUTION = 1.0  # pixels per mm; libvips reports this for files without resolution
 _MM_PER_INCH = 25.4
 _72_DPI = 72 / _MM_PER_INCH  # what viewers assume without a resolution
@@ -178,12 +182,17 @@ def _matches(head: bytes, magic: bytes) -> bool:
     return len(head) >= len(magic) and all(m in (b, ord("?")) for b, m in zip(head, magic, strict=False))
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     """Read a PNG, TIFF, JPEG or WebP file. Needs memory for its samples and a few rows.
 
+    Args:
+        max_pixels: width times height; a picture that has more by its header is not decoded.
+
     Raises:
+        KeyboardInterrupt: a signal arrived meanwhile; see `signals.interruptible`.
         SwintormerError: the file is missing, unreadable, empty, damaged or truncated; in another format; or cannot be
-            written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames.
+            written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames; or has too
+            many pixels.
     """
     path = Path(path)
     form = detect_format(path)
@@ -192,10 +201,12 @@ def read_image(path: str | Path) -> Image:
         with path.open("rb") as file:
             source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
             image = vips.Image.new_from_source(source, "", access="sequential", fail_on="error")
+            _check_size(path, image, max_pixels)
             _check_kind(path, image)
             if form == "png" and not _png_is_whole(file):
                 raise vips.Error("", "end missing")
-            samples = np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
+            samples = interruptible(image.numpy, lambda: image.set_kill(True), _PATIENCE)
+            samples = np.asarray(samples).reshape(image.height, image.width, image.bands)
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except (vips.Error, MemoryError) as error:
@@ -236,6 +247,16 @@ def _png_is_whole(file: BinaryIO) -> bool:
         if head[4:] == b"IEND":
             return at <= end
     return False
+
+
+def _check_size(path: Path, image: Any, most: int) -> None:
+    """A file of a few kilobytes may claim a picture that fills the memory, or be one."""
+    pixels = image.width * image.height
+    if pixels > most:
+        raise SwintormerError(
+            f"{path} has {image.width}x{image.height} = {pixels:,} pixels, and more than {most:,} are not decoded: "
+            "if it is meant to be that large, raise --max-pixels."
+        )
 
 
 def _check_kind(path: Path, image: Any) -> None:
@@ -332,6 +353,7 @@ def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
 
     Raises:
         SwintormerError: as `check_target`; or the folder or file cannot be written, or the disk is full.
+        KeyboardInterrupt: a signal arrived meanwhile; see `signals.interruptible`.
         ValueError: pixels of another shape or dtype.
     """
     target = Path(target)
@@ -345,7 +367,10 @@ def write_image(target: str | Path, pixels: Samples, source: Image) -> None:
     if source.has_alpha:
         samples = wrap(source.samples)
         image = image.bandjoin(samples.extract_band(samples.bands - 1))
-    save_vips(target, with_header(image, source.header), source.header.get("exif-data"), source.extra)
+    image = with_header(image, source.header)
+    interruptible(
+        lambda: save_vips(target, image, source.header.get("exif-data"), source.extra), lambda: image.set_kill(True)
+    )
 
 
 def wrap(samples: Samples) -> Any:

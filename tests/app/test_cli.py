@@ -68,6 +68,12 @@ def test_the_memory_of_a_tile_is_kept_for_the_next(run, monkeypatch):
     assert calls == [True]
 
 
+def test_the_limit_of_pixels_is_an_option(run):
+    photo("in.png")
+    assert "raise --max-pixels" in run("deblur", "in.png", "-o", "out.png", "--max-pixels", 1999, code=1).output
+    run("deblur", "in.png", "-o", "out.png", "--max-pixels", 2000)
+
+
 def test_options_reach_the_pipeline(run):
     photo("in.png", side=(100, 100))
     assert "100x100, RGB, 8 bits, 16 tiles" in run("deblur", "in.png", "-o", "a", "--blend", "feather").stdout
