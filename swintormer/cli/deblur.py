@@ -137,7 +137,7 @@ def deblur(
     reporter = Reporter(len(pending), quiet)
     if foreign:
         names = some_names([str(path) for path in foreign])
-        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
+        reporter.say(f"Left out, in formats that are not read here: {names}.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     settings = Settings(

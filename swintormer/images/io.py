@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import reason, replacing
+from swintormer.images.kinds import check_header
 from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, read_extra, tiff_entries
 from swintormer.images.tiff_exif import BLOCK_HEADER, append_exif, read_exif, without_thumbnail
 from swintormer.signals import interruptible
@@ -41,6 +42,8 @@ class Format:
         magic: possible first bytes of a file; "?" matches any byte.
         max_side: longest side in pixels that the format can hold.
         save: options of libvips' saver.
+        loader: libvips' operation that reads it, which not every libvips has; for formats that are only read.
+        becomes: name in `FORMATS` of the format that its results get by default.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Format:
     sixteen_bit: bool = False
     alpha: bool = True
     save: dict[str, Any] = field(default_factory=dict)
+    loader: str = ""
+    becomes: str = ""
 
 
 FORMATS = {
@@ -66,7 +71,7 @@ FORMATS = {
     # Full chroma resolution and high quality, to preserve the restored detail.
     "jpeg": Format(
         "JPEG",
-        (".jpg", ".jpeg"),
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
         (b"\xff\xd8\xff",),
         max_side=65500,  # JPEG_MAX_DIMENSION of libjpeg
         alpha=False,
@@ -81,6 +86,23 @@ FORMATS = {
     ),
 }
 SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+# Formats that are read where the installed libvips can, and not written.
+READ_ONLY = {
+    "avif": Format("AVIF", (".avif",), (b"????ftypavif",), loader="heifload_source", becomes="jpeg"),
+    "heic": Format(
+        "HEIC",
+        (".heic", ".heif", ".hif"),
+        (b"????ftyphei", b"????ftyphev", b"????ftypmif1", b"????ftypmsf1"),
+        loader="heifload_source",
+        becomes="jpeg",
+    ),
+    "jxl": Format("JPEG XL", (".jxl",), (b"\xff\x0a", b"\0\0\0\x0cJXL "), loader="jxlload_source", becomes="png"),
+    "bmp": Format("BMP", (".bmp", ".dib"), (b"BM",), loader="magickload_source", becomes="png"),
+}
+_READ_ONLY_SUFFIXES = {suffix: name for name, form in READ_ONLY.items() for suffix in form.suffixes}
+# Endings of other pictures, which are named instead of passed over in silence.
+_FOREIGN_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".gif", ".jp2", ".nef", ".orf", ".pdf", ".psd", ".raf", ".rw2",
+                     ".svg"}  # fmt: skip
 _FORMAT_NAMES = "PNG, TIFF, JPEG or WebP"
 
 _INTERPRETATIONS = {(1, 8): "b-w", (1, 16): "grey16", (3, 8): "srgb", (3, 16): "rgb16"}
@@ -156,11 +178,26 @@ def format_of(path: Path) -> Format:
     return FORMATS[SUFFIXES[path.suffix.lower()]]
 
 
+def reads(path: Path) -> bool | None:
+    """Whether a file of that name can be read here, by its ending; None if that is not one of a picture."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix in _READ_ONLY_SUFFIXES:
+        return _has_loader(READ_ONLY[_READ_ONLY_SUFFIXES[suffix]])
+    return False if suffix in _FOREIGN_SUFFIXES else None
+
+
+def _has_loader(form: Format) -> bool:
+    return bool(_vips().type_find("VipsOperation", form.loader))
+
+
 def detect_format(path: Path) -> str:
-    """The name in `FORMATS` of a file's format, by its first bytes, not by its name.
+    """The name in `FORMATS` or `READ_ONLY` of a file's format, by its first bytes, not by its name.
 
     Raises:
-        SwintormerError: no such file, not readable, empty, or none of the four formats.
+        SwintormerError: no such file, not readable, empty, in none of the formats, or in one that the installed libvips
+            does not read.
     """
     try:
         with path.open("rb") as file:
@@ -171,8 +208,13 @@ def detect_format(path: Path) -> str:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     if not head:
         raise SwintormerError(f"{path} is empty (0 bytes): copy it again from where it came.")
-    for name, form in FORMATS.items():
+    for name, form in (FORMATS | READ_ONLY).items():
         if any(_matches(head, magic) for magic in form.magic):
+            if form.loader and not _has_loader(form):
+                raise SwintormerError(
+                    f"{path} is in the format {form.name}, which the installed libvips does not read (it lacks "
+                    f"{form.loader.removesuffix('_source')}): convert it to {_FORMAT_NAMES} first."
+                )
             return name
     named = " although its name says so" if path.suffix.lower() in SUFFIXES else ""
     raise SwintormerError(f"{path} is not a picture in {_FORMAT_NAMES}{named}: convert it to one of these first.")
@@ -196,6 +238,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     """
     path = Path(path)
     form = detect_format(path)
+    check_header(path, form)
     vips = _vips()
     try:
         with path.open("rb") as file:
@@ -207,12 +250,19 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
                 raise vips.Error("", "end missing")
             samples = interruptible(image.numpy, lambda: image.set_kill(True), _PATIENCE)
             samples = np.asarray(samples).reshape(image.height, image.width, image.bands)
+            if form in READ_ONLY:
+                _fill_low_bits(samples, image)
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except (vips.Error, MemoryError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise SwintormerError(f"{path} does not fit into memory: close other programs or crop it first.") from error
         found = f" ({_detail(error)})" if _detail(error) else ""
+        if form in READ_ONLY:
+            raise SwintormerError(
+                f"{path} is damaged or a kind of {READ_ONLY[form].name} that the installed libvips does not "
+                f"read{found}: convert it to {_FORMAT_NAMES} first."
+            ) from error
         raise SwintormerError(
             f"{path} is damaged, cut short or of a rare kind{found}: copy it again from where it came, or convert it."
         ) from error
@@ -224,13 +274,23 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     return Image(path, samples, bool(image.hasalpha()), header, _reading_notes(path, image), extra)
 
 
+def _fill_low_bits(samples: Samples, image: Any) -> None:
+    """Make white white: libvips puts 10 and 12 bits of HEIC and AVIF at the upper end of 16, with zeros below."""
+    bits = image.get("bits-per-sample") if "bits-per-sample" in image.get_fields() else 16
+    if samples.dtype == np.uint16 and 8 < bits < 16:
+        for row in samples:
+            np.bitwise_or(row, row >> np.uint16(bits), out=row)
+
+
 def sample_bytes(path: Path) -> int:
-    """Bytes of the decoded samples without alpha, by the file's header; 0 if that cannot be read."""
+    """Bytes of the decoded samples without alpha, by the file's header; 0 if `read_image` will refuse it by that."""
     vips = _vips()
     try:
         with path.open("rb") as file:
             source = vips.Source.new_from_descriptor(file.fileno())
             image = vips.Image.new_from_source(source, "", access="sequential")
+            if image.width * image.height > MAX_PIXELS:
+                return 0
             colours = image.bands - bool(image.hasalpha())
             return int(image.width * image.height * colours * (2 if image.format == "ushort" else 1))
     except (OSError, vips.Error):

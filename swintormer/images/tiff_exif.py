@@ -92,13 +92,12 @@ def read_exif(path: Path) -> bytes | None:
 
 
 def read_first(file: BinaryIO, tags: Collection[int]) -> dict[int, bytes]:
-    """The values of some tags of the first directory, their bytes in the file's order.
+    """The values of some tags of the first directory, in little-endian order.
 
     Raises:
         OSError, struct.error, ValueError: it cannot be read.
     """
-    form, directory, _ = _read_tree(file)
-    return {tag: _in_order(entry.value, entry.type, form) for tag, entry in directory.items() if tag in tags}
+    return {tag: entry.value for tag, entry in _read_tree(file).first.items() if tag in tags}
 
 
 def append_exif(file: BinaryIO, block: bytes | None, entries: Directory | None = None) -> None:

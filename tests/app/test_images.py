@@ -30,7 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 from swintormer.errors import SwintormerError
 from swintormer.images import io as io_of_images
 from swintormer.images.files import replacing
-from swintormer.images.io import check_target, read_image, to_eight_bit, wrap, write_image
+from swintormer.images.io import check_target, read_image, sample_bytes, to_eight_bit, wrap, write_image
 from swintormer.images.tiff_exif import append_exif, read_exif
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
@@ -303,6 +303,7 @@ def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(tmp
     monkeypatch.setattr(io_of_images, "interruptible", None)  # decodes
     with pytest.raises(SwintormerError, match=r"60000x60000 = 3,600,000,000 pixels.* raise --max-pixels\."):
         read_image(path)
+    assert sample_bytes(path) == 0, "a cache needs no room for it"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
