@@ -115,6 +115,9 @@ def deblur(
         _option(_RARE, "float32, bfloat16 or auto (default).", metavar="NAME"),
     ] = "auto",
     backend: Annotated[str, _option(_RARE, "What computes; see `swintormer info`.", metavar="NAME")] = "auto",
+    max_pixels: Annotated[
+        int | None, _option(_RARE, "Largest picture, width times height (1000000000).", min=1, metavar="N")
+    ] = None,
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming
@@ -138,6 +141,7 @@ def deblur(
         seed=seed,
         deterministic=deterministic,
         strength=strength,
+        max_pixels=max_pixels,
     )
     extras = Extras(force, report, Saving(quality, lossless or None))
     with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
@@ -160,7 +164,7 @@ def _run(
     reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
     if foreign:
         names = some_names([str(path) for path in foreign])
-        reporter.say(f"Left out, in formats other than PNG, TIFF, JPEG and WebP: {names}.")
+        reporter.say(f"Left out, in formats that are not read here: {names}.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
     outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
@@ -230,6 +234,7 @@ class Settings:
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
         strength: share of the restoration in the result.
+        max_pixels: width times height of the largest picture that is read.
     """
 
     weights: Path | None = None
@@ -248,6 +253,7 @@ class Settings:
     seed: int | None = None
     deterministic: bool = False
     strength: float = 1.0
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -296,12 +302,16 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
         with stoppable() as caught:
             try:
                 for job in jobs:
-                    error = _try(
-                        partial(restore_file, deblurrer, job, alone=alone, page=page, saving=extras.saving),
+                    work = partial(
+                        restore_file,
+                        deblurrer,
                         job,
-                        reporter,
-                        caught,
+                        alone=alone,
+                        page=page,
+                        saving=extras.saving,
+                        max_pixels=settings.max_pixels,
                     )
+                    error = _try(work, job, reporter, caught)
                     if error is None:
                         outcome.written += 1
                     else:
@@ -442,6 +452,7 @@ def restore_file(
     alone: float | None = None,
     page: Page | None = None,
     saving: Saving | None = None,
+    max_pixels: int | None = None,
 ) -> None:
     """Restore one picture into its target, and write the comparison if one is asked for.
 
@@ -449,19 +460,20 @@ def restore_file(
         alone: a picture that the network changes by less than this (dB; more is less change) is left as it is.
         page: takes before and after.
         saving: how the result is compressed; None for `images.io.Saving()`.
+        max_pixels: width times height of the largest picture that is read; None for the default.
 
     Raises:
         SwintormerError: the source cannot be read, the views do not fit, or a result cannot be written. As much as
             possible is checked before the restoration, which takes long.
     """
     from swintormer.images.compare import busiest_part, change, write_comparison
-    from swintormer.images.io import Saving, check_target, read_image, write_image
+    from swintormer.images.io import MAX_PIXELS, Saving, check_target, read_image, write_image
 
-    saving = saving or Saving()
-    image = read_image(job.source)
+    saving, most = saving or Saving(), max_pixels or MAX_PIXELS
+    image = read_image(job.source, most)
     follow.opened(image, [] if job.preview else check_target(image, job.target, saving))
     prepare_folder(job.target)
-    right = None if job.right is None else _read_right(job.right, image)
+    right = None if job.right is None else _read_right(job.right, image, most)
     if job.preview:
         follow.image, region = busiest_part(image, PREVIEW_SIDE)
         image = follow.image
@@ -497,10 +509,10 @@ def _leave(job: Job, image: Image, saving: Saving) -> bool:
     return True
 
 
-def _read_right(path: Path, left: Image) -> Samples:
+def _read_right(path: Path, left: Image, max_pixels: int) -> Samples:
     from swintormer.images.io import read_image
 
-    right = read_image(path)
+    right = read_image(path, max_pixels)
     if right.pixels.shape != left.pixels.shape or right.bits != left.bits:
         raise SwintormerError(
             f"{left.path} ({describe(left)}) and {path} ({describe(right)}) are not two views of one picture: size, "

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swintormer.cli.deblur import Settings, parse_tile, window_note
-from swintormer.cli.messages import SIGNALLED, complain
+from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.errors import SwintormerError
 from swintormer.signals import stoppable
 
@@ -145,6 +145,11 @@ def evaluate(
         assert blurred is not None
         assert sharp is not None
         print(_folders(run, blurred, sharp, right, skip_rows))
+    if run.failures:
+        complain(f"{len(run.failures)} could not be measured:")
+        for sentence in run.failures:
+            complain(f"  {sentence}")
+        raise typer.Exit(FAILED)
 
 
 def _kind(dataset: str, root: Path | None, blurred: Path | None, sharp: Path | None, right: Path | None) -> str:
@@ -166,11 +171,20 @@ def _kind(dataset: str, root: Path | None, blurred: Path | None, sharp: Path | N
 
 @dataclass
 class _Run:
-    """What the measurements share: the settings, where scores are kept, and how many pictures are wanted."""
+    """What the measurements share: the settings, where scores are kept, and how many pictures are wanted.
+
+    `failures` takes a sentence for each of one's own pictures that cannot be measured.
+    """
 
     settings: Settings
     csv: Path | None
     limit: int | None
+    failures: list[str] = field(default_factory=list)
+
+    def check(self, found: Sequence[Score]) -> None:
+        """Raise the first failure if there is nothing else to report."""
+        if self.failures and not found:
+            raise SwintormerError(self.failures[0])
 
     def chosen(self, **defaults: Any) -> dict[str, Any]:
         """Settings of the pipeline: those that were given, and a measurement's own defaults.
@@ -283,7 +297,9 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
     record = run.record("held-out photographs" if photos is None else f"photographs of {photos}", f"side {side}")
 
     def photographs() -> Iterator[tuple[str, scores.Array]]:
-        return scores.heldout_photographs(names) if photos is None else scores.photographs_in(photos, paths)
+        return (
+            scores.heldout_photographs(names) if photos is None else scores.photographs_in(photos, paths, run.failures)
+        )
 
     found: list[list[Score]] = []
     kinds: dict[str, Sequence[heldout.Degradation | heldout.CameraDegradation]] = {
@@ -296,6 +312,7 @@ def _heldout(run: _Run, photos: Path | None, side: int | None, network_only: boo
             methods = networks | ({} if network_only else CLASSICAL)
             rows = scores.degraded_scores(methods, photographs(), degradations, side=side, known=record.known)
             found.append(progress.follow(rows, record, len(degradations) * (1 + len(methods))))
+            run.check(found[-1])
     with _following(run, record, count, "sharp photographs") as progress:
         networks = scores.network_methods(checkpoint, progress=progress, **run.chosen())
         untouched = scores.sharp_scores(networks[scores.NETWORK], photographs(), side, record.known)
@@ -328,8 +345,9 @@ def _sharp(run: _Run, folder: Path) -> str:
     record = run.record(f"sharp pictures of {folder}")
     with _following(run, record, len(paths)) as progress:
         network = scores.network_methods(checkpoint, 255, progress, **run.chosen())[scores.NETWORK]
-        rows = scores.sharp_scores(network, scores.photographs_in(folder, paths), None, record.known)
+        rows = scores.sharp_scores(network, scores.photographs_in(folder, paths, run.failures), None, record.known)
         found = progress.follow(rows, record, 1)
+        run.check(found)
     return _joined(tables.table(found, "picture", gained=False), tables.sharp_sentence(found))
 
 
@@ -392,8 +410,12 @@ def _measure(
     with _following(run, record, len(files)) as progress:
         # Results of 16 bits, so that rounding to 8 does not enter the scores.
         methods = scores.network_methods(checkpoint, 65535, progress, **run.chosen(**defaults))
-        rows = pair_scores(methods, files, known=record.known, skip_rows=skip_rows, distance=distance)
+        failures = run.failures if each else None  # the mean of a published dataset is that of all its pictures
+        rows = pair_scores(
+            methods, files, known=record.known, skip_rows=skip_rows, distance=distance, failures=failures
+        )
         found = progress.follow(rows, record, 1 + len(methods))
+        run.check(found)
     groups = sorted({pair.group for pair in files if pair.group})
     shown = groups if 1 < len(groups) <= MOST_GROUPS else []
     parts = [tables.table(found, "picture")] if each else []

@@ -10,12 +10,9 @@ from pathlib import Path
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, is_folder, prepare_folder
-from swintormer.images.io import FORMATS, SUFFIXES, detect_format
+from swintormer.images.io import FORMATS, READ_ONLY, SUFFIXES, detect_format, reads
 
 COMPARISON, PREVIEW = ".compare.png", ".preview.png"
-# Endings of picture formats that cannot be written. A path with such an ending means a file, not a folder.
-_FOREIGN = {".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
-            ".pdf", ".psd", ".raf", ".rw2", ".svg"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def _check_naming(inputs: list[Path], naming: Naming) -> None:
         raise SwintormerError(f"{naming.out} is a file, but the results of {several} need a folder.")
     elif naming.out.suffix.lower() in SUFFIXES and not is_folder(naming.out):
         raise SwintormerError(f"{naming.out} names one picture, but the results of {several} need a folder: name one.")
-    elif naming.out.suffix.lower() in _FOREIGN and not is_folder(naming.out):
+    elif reads(naming.out) is not None and not is_folder(naming.out):
         raise SwintormerError(f"Cannot write {naming.out}: its name must end in one of {', '.join(SUFFIXES)}.")
 
 
@@ -163,8 +160,8 @@ def _find(path: Path, naming: Naming, problems: list[str], foreign: list[Path]) 
             relative = Path(folder, name).relative_to(path)
             if name.startswith("."):
                 continue
-            if Path(name).suffix.lower() not in SUFFIXES:
-                if Path(name).suffix.lower() in _FOREIGN:
+            if not reads(relative):
+                if reads(relative) is False:
                     foreign.append(Path(folder, name))
                 continue
             if _is_result(relative, path, naming):
@@ -227,7 +224,8 @@ def _ending(path: Path, naming: Naming) -> str:
         return PREVIEW
     if naming.form is None and path.suffix.lower() in SUFFIXES:
         return path.suffix
-    return FORMATS[naming.form or detect_format(path)].suffixes[0]
+    found = naming.form or detect_format(path)
+    return FORMATS[READ_ONLY[found].becomes if found in READ_ONLY else found].suffixes[0]
 
 
 def _right_view(found: _Found, naming: Naming) -> Path | None:

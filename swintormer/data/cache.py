@@ -19,7 +19,7 @@ import numpy as np
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, reason, replacing
-from swintormer.images.io import Samples, read_image, sample_bytes
+from swintormer.images.io import SUFFIXES, Samples, read_image, sample_bytes
 
 Say = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def decode(paths: Sequence[Path], folder: Path | None = None, say: Say = to_stde
     What is there is not decoded again, unless size or time of the file have changed. Several processes may do this at
     once: each file appears complete or not at all, and they share the work. Pictures that cannot be read are named
     through `say` and left out; damaged ones are tried again once their file has changed, others (no permission, a disk
-    that does not answer) every time.
+    that does not answer, a format that not every libvips reads) every time.
 
     Args:
         folder: of the cache; None for `default_folder`. It may be removed at any time when nothing reads it.
@@ -151,7 +151,8 @@ def _decode_one(path: Path, place: Path) -> str | None:
         samples = np.ascontiguousarray(read_image(path).pixels)
     except SwintormerError as error:
         why = error.__context__
-        if isinstance(why, OSError | MemoryError) or "out of memory" in str(why):
+        passing = isinstance(why, OSError | MemoryError) or "out of memory" in str(why)
+        if passing or path.suffix.lower() not in SUFFIXES:  # another libvips may read it
             return str(error)
         with replacing(_note(place)) as file:
             file.write(str(error).encode("utf-8", "replace"))

@@ -32,9 +32,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from swintormer.data.cache import Say, to_stderr
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason, some_names
-from swintormer.images.io import SUFFIXES
+from swintormer.images.io import SUFFIXES, reads
 
 Layout = Literal["dpdd", "realdof", "gopro", "hide", "realblur", "reds", "rsblur", "folders"]
 Split = Literal["train", "val", "test"]
@@ -123,15 +124,22 @@ def pair_folders(
 
 
 # Files and folders
-def find_pictures(folder: Path) -> list[Path]:
+def find_pictures(folder: Path, say: Say = to_stderr) -> list[Path]:
     """All pictures below a folder, told by their names' endings, in natural order; hidden files are left out.
 
     Links are followed, as collections are often put together from them, but no folder is entered twice.
 
+    Args:
+        say: takes the names of pictures in formats that are not read here, which are left out.
+
     Raises:
         SwintormerError: a folder cannot be read.
     """
-    return sorted(_walk(folder), key=_natural)
+    found = sorted(_walk(folder), key=_natural)
+    foreign = [str(path) for path in found if not reads(path)]
+    if foreign:
+        say(f"Left out, in formats that are not read here: {some_names(foreign)}.")
+    return [path for path in found if reads(path)]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -146,7 +154,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:  # "._name.png" is what other systems leave beside a picture
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and reads(Path(name)) is not None:
                 yield Path(place, name)
 
 

@@ -55,7 +55,7 @@ def decode_folders(folders: Sequence[str | Path], cache: Path | None = None, say
     for folder in map(Path, folders):
         if not is_folder(folder):
             raise SwintormerError(f"There is no folder {folder}: give a folder of sharp photographs.")
-        paths = find_pictures(folder)
+        paths = find_pictures(folder, say)
         if not paths:
             raise SwintormerError(f"There is no picture below {folder}: looked for names in {', '.join(SUFFIXES)}.")
         found = decode(paths, cache, say)

@@ -24,6 +24,7 @@ from swintormer.evaluation.scores import (
     Network,
     Restore,
     Score,
+    note_failure,
     pictures_below,
     read_float,
     score,
@@ -61,7 +62,7 @@ def named_pairs(folder: Path, say: Say = to_stderr) -> list[PairFiles]:
         SwintormerError: no such folder, no pair in it, or two files for one picture of a pair.
     """
     files: dict[tuple[str, bool], Path] = {}
-    for path in pictures_below(folder):
+    for path in pictures_below(folder, say):
         name, _, ending = path.relative_to(folder).with_suffix("").as_posix().rpartition("_")
         if not name or ending not in (*BLURRED_ENDINGS, *SHARP_ENDINGS):
             continue
@@ -89,6 +90,7 @@ def pair_scores(
     known: Known | None = None,
     skip_rows: int = 0,
     distance: Distance | None = None,
+    failures: list[str] | None = None,
 ) -> Iterator[Score]:
     """Yield a score for every pair and method, and for the blurred picture itself; alpha is ignored.
 
@@ -97,10 +99,11 @@ def pair_scores(
     Args:
         skip_rows: rows at the top that are left out of both pictures, such as a caption.
         distance: perceptual distance; None leaves it out.
+        failures: takes a sentence for each pair that cannot be measured, which is left out.
 
     Raises:
         SwintormerError: a picture cannot be read, or two that belong together differ in size or channels; a network of
-            six channels and no views.
+            six channels and no views. Only without `failures`.
     """
     methods = {INPUT: lambda image: image, **methods}
     for pair in pairs:
@@ -109,15 +112,20 @@ def pair_scores(
         if len(done) == len(keys):
             yield from done.values()
             continue
-        truth = _read(pair.sharp, skip_rows)
-        image = _read_like(pair.blurred, pair.sharp, truth, skip_rows)
+        try:
+            truth = _read(pair.sharp, skip_rows)
+            image = _read_like(pair.blurred, pair.sharp, truth, skip_rows)
+            views = _views(pair, truth, skip_rows) if any(map(takes_two_views, methods.values())) else (image,)
+        except SwintormerError as error:
+            note_failure(error, failures)
+            continue
         for method, restore in methods.items():
             key = keys[method]
             if key in done:
                 yield done[key]
-                continue
-            views = _views(pair, truth, skip_rows) if takes_two_views(restore) else (image,)
-            yield score(key, restore(*views), truth, distance, pair.group)
+            else:
+                shown = views if takes_two_views(restore) else (image,)
+                yield score(key, restore(*shown), truth, distance, pair.group)
 
 
 def takes_two_views(restore: Restore) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swintormer.checkpoint.checkpoint import Checkpoint
+from swintormer.data.cache import Say, to_stderr
 from swintormer.data.datasets import find_pictures
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
@@ -96,21 +97,39 @@ def heldout_photographs(names: Sequence[str] = heldout.PHOTOGRAPHS) -> Iterator[
         yield Path(name).stem, heldout.photograph(name)
 
 
-def photographs_in(folder: Path, paths: Sequence[Path]) -> Iterator[tuple[str, Array]]:
+def photographs_in(
+    folder: Path, paths: Sequence[Path], failures: list[str] | None = None
+) -> Iterator[tuple[str, Array]]:
     """(path relative to the folder, picture) of each, floats in [0, 1] without alpha.
 
+    Args:
+        failures: takes a sentence for each picture that cannot be read, which is left out.
+
     Raises:
-        SwintormerError: a picture cannot be read.
+        SwintormerError: a picture cannot be read, and there are no `failures`.
     """
     for path in paths:
-        yield path.relative_to(folder).as_posix(), read_float(path)
+        try:
+            picture = read_float(path)
+        except SwintormerError as error:
+            note_failure(error, failures)
+            continue
+        yield path.relative_to(folder).as_posix(), picture
 
 
-def pictures_below(folder: Path) -> list[Path]:
+def note_failure(error: SwintormerError, failures: list[str] | None) -> None:
+    """Add the sentence to those, once; raise the error if there are none to add it to."""
+    if failures is None:
+        raise error
+    if str(error) not in failures:
+        failures.append(str(error))
+
+
+def pictures_below(folder: Path, say: Say = to_stderr) -> list[Path]:
     """As `datasets.find_pictures`. Raises SwintormerError also if there is no folder or no picture."""
     if not is_folder(folder):
         raise SwintormerError(f"There is no folder {folder}.")
-    found = find_pictures(folder)
+    found = find_pictures(folder, say)
     if not found:
         raise SwintormerError(f"The folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
     return found

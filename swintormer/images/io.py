@@ -1,17 +1,20 @@
-"""Read and write photographs; bit depth, alpha, colour profile, EXIF, XMP and resolution are kept.
+"""Read and write photographs; bit depth, alpha, colour profile, metadata and resolution are kept.
 
 This uses libvips (pyvips). Of the libraries tried on a 100-megapixel 16-bit RGB PNG and TIFF with ICC profile and
 orientation, only libvips kept 16 bits, profile and tags in every format, and it held a single copy of the samples: peak
 655 MiB for 572 MiB of samples. OpenCV 5.0 (1198 MiB) and imagecodecs (1189 MiB) returned no profile and no tags, Pillow
 13 reduced 16-bit RGB to 8 bits, and tifffile reads TIFF only. libvips also rejected each of 960 truncated files (PNG,
-JPEG, TIFF, WebP). It does not support EXIF in TIFF, which is in `tiff_exif`.
+JPEG, TIFF, WebP). What it does not support, EXIF in TIFF, IPTC between formats and texts, is in `tiff_exif` and
+`metadata`.
 
 The orientation tag is kept and not applied to the pixels, so viewers show the picture as before.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +26,10 @@ from numpy.typing import NDArray
 from swintormer.errors import SwintormerError
 from swintormer.images import parts
 from swintormer.images.files import open_file, reason, replacing
+from swintormer.images.kinds import check_header
+from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, read_extra, tiff_entries
 from swintormer.images.tiff_exif import (
+    BLOCK_HEADER,
     append_exif,
     deflate_is_whole,
     has_associated_alpha,
@@ -31,6 +37,7 @@ from swintormer.images.tiff_exif import (
     read_exif,
     without_thumbnail,
 )
+from swintormer.signals import interruptible
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -44,6 +51,8 @@ class Format:
         magic: possible first bytes of a file; "?" matches any byte.
         max_side: longest side in pixels that the format can hold.
         save: options of libvips' saver.
+        loader: libvips' operation that reads it, which not every libvips has; for formats that are only read.
+        becomes: name in `FORMATS` of the format that its results get by default.
     """
 
     name: str
@@ -53,6 +62,8 @@ class Format:
     sixteen_bit: bool = False
     alpha: bool = True
     save: dict[str, Any] = field(default_factory=dict)
+    loader: str = ""
+    becomes: str = ""
 
 
 FORMATS = {
@@ -69,7 +80,7 @@ FORMATS = {
     # Full chroma resolution and high quality, to preserve the restored detail; a JPEG that is read keeps its own.
     "jpeg": Format(
         "JPEG",
-        (".jpg", ".jpeg"),
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
         (b"\xff\xd8\xff",),
         max_side=65500,  # JPEG_MAX_DIMENSION of libjpeg
         alpha=False,
@@ -85,6 +96,23 @@ FORMATS = {
 }
 SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 LEAST_QUALITY = 75  # below, JPEG's blocks would spoil what was restored
+# Formats that are read where the installed libvips can, and not written.
+READ_ONLY = {
+    "avif": Format("AVIF", (".avif",), (b"????ftypavif",), loader="heifload_source", becomes="jpeg"),
+    "heic": Format(
+        "HEIC",
+        (".heic", ".heif", ".hif"),
+        (b"????ftyphei", b"????ftyphev", b"????ftypmif1", b"????ftypmsf1"),
+        loader="heifload_source",
+        becomes="jpeg",
+    ),
+    "jxl": Format("JPEG XL", (".jxl",), (b"\xff\x0a", b"\0\0\0\x0cJXL "), loader="jxlload_source", becomes="png"),
+    "bmp": Format("BMP", (".bmp", ".dib"), (b"BM",), loader="magickload_source", becomes="png"),
+}
+_READ_ONLY_SUFFIXES = {suffix: name for name, form in READ_ONLY.items() for suffix in form.suffixes}
+# Endings of other pictures, which are named instead of passed over in silence.
+_FOREIGN_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".gif", ".jp2", ".nef", ".orf", ".pdf", ".psd", ".raf", ".rw2",
+                     ".svg"}  # fmt: skip
 _FORMAT_NAMES = "PNG, TIFF, JPEG or WebP"
 
 _INTERPRETATIONS = {(1, 8): "b-w", (1, 16): "grey16", (3, 8): "srgb", (3, 16): "rgb16"}
@@ -93,11 +121,14 @@ _SAMPLE_KINDS = {"float": "floating-point", "double": "floating-point", "short":
                  "uint": "32-bit", "int": "signed 32-bit", "char": "signed 8-bit", "complex": "complex",
                  "dpcomplex": "complex"}  # fmt: skip
 
-_CARRIED = {"icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "orientation", "resolution-unit",
-            "image-description", "exif-data"}  # fmt: skip
-_CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-", "png-comment-")  # exif-ifd1 is the old thumbnail
+_CARRIED = {"icc-profile-data", "xmp-data", "orientation", "resolution-unit", "image-description", "exif-data"}
+_CARRIED_PREFIXES = ("exif-ifd0-", "exif-ifd2-", "exif-ifd3-")  # exif-ifd1 is the old thumbnail
+MAX_PIXELS = 1_000_000_000
+"""Width times height, by default: twice the largest sensors, ten times what most cameras have; 3 GB of samples."""
+_PATIENCE = 0.5  # seconds that a decoder gets to end after an interrupt; those of whole pictures do not look
 _UNKNOWN_RESOLUTION = 1.0  # pixels per mm; libvips reports this for files without resolution
-_72_DPI = 72 / 25.4  # what viewers assume without a resolution
+_MM_PER_INCH = 25.4
+_72_DPI = 72 / _MM_PER_INCH  # what viewers assume without a resolution
 _BIG_TIFF = 3_500_000_000  # bytes of samples; a plain TIFF is limited to 4 GiB, and deflate may enlarge noise
 
 
@@ -141,6 +172,7 @@ class Image:
         samples: (H, W, C) or, with alpha as the last channel, (H, W, C + 1); C is 1 or 3; uint8 or uint16.
         notes: sentences for the user about what reading changed; mostly empty.
         stored: how the file stores them.
+        extra: metadata that libvips does not carry.
     """
 
     path: Path
@@ -149,6 +181,7 @@ class Image:
     header: Header
     notes: tuple[str, ...] = ()
     stored: Stored = Stored()
+    extra: Extra = NOTHING
 
     @property
     def pixels(self) -> Samples:
@@ -172,11 +205,26 @@ def format_of(path: Path) -> Format:
     return FORMATS[SUFFIXES[path.suffix.lower()]]
 
 
+def reads(path: Path) -> bool | None:
+    """Whether a file of that name can be read here, by its ending; None if that is not one of a picture."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix in _READ_ONLY_SUFFIXES:
+        return _has_loader(READ_ONLY[_READ_ONLY_SUFFIXES[suffix]])
+    return False if suffix in _FOREIGN_SUFFIXES else None
+
+
+def _has_loader(form: Format) -> bool:
+    return bool(_vips().type_find("VipsOperation", form.loader))
+
+
 def detect_format(path: Path) -> str:
-    """The name in `FORMATS` of a file's format, by its first bytes, not by its name.
+    """The name in `FORMATS` or `READ_ONLY` of a file's format, by its first bytes, not by its name.
 
     Raises:
-        SwintormerError: no such file, not readable, no regular file, empty, or none of the four formats.
+        SwintormerError: no such file, not readable, no regular file, empty, in none of the formats, or in one that the
+            installed libvips does not read.
     """
     with open_file(path) as file:
         try:
@@ -185,8 +233,13 @@ def detect_format(path: Path) -> str:
             raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     if not head:
         raise SwintormerError(f"{path} is empty (0 bytes): copy it again from where it came.")
-    for name, form in FORMATS.items():
+    for name, form in (FORMATS | READ_ONLY).items():
         if any(_matches(head, magic) for magic in form.magic):
+            if form.loader and not _has_loader(form):
+                raise SwintormerError(
+                    f"{path} is in the format {form.name}, which the installed libvips does not read (it lacks "
+                    f"{form.loader.removesuffix('_source')}): convert it to {_FORMAT_NAMES} first."
+                )
             return name
     named = " although its name says so" if path.suffix.lower() in SUFFIXES else ""
     raise SwintormerError(f"{path} is not a picture in {_FORMAT_NAMES}{named}: convert it to one of these first.")
@@ -196,30 +249,38 @@ def _matches(head: bytes, magic: bytes) -> bool:
     return len(head) >= len(magic) and all(m in (b, ord("?")) for b, m in zip(head, magic, strict=False))
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     """Read a PNG, TIFF, JPEG or WebP file. Needs memory for its samples and a few rows.
 
     A file of which the decoder gives only a part is an error. JPEG alone has no way to tell: where its decoder warns,
     the picture is read with a note.
 
+    Args:
+        max_pixels: width times height; a picture that has more by its header is not decoded.
+
     Raises:
+        KeyboardInterrupt: a signal arrived meanwhile; see `signals.interruptible`.
         SwintormerError: the file is missing, unreadable, empty, damaged or truncated; in another format; or cannot be
-            written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames.
+            written back as it was: CMYK or Lab, floating-point or 32-bit samples, several pages or frames; or has too
+            many pixels.
     """
     path = Path(path)
     form = detect_format(path)
+    check_header(path, form)
     vips = _vips()
     notes: tuple[str, ...] = ()
     try:
         with open_file(path) as file:
             _check_parts(path, form, file)
             try:
-                image, samples = _decode(path, file, "warning")
+                image, samples = _decode(path, file, "warning", max_pixels)
             except vips.Error as warning:
                 if form != "jpeg" or "out of memory" in str(warning):
                     raise
-                image, samples = _decode(path, file, "error")
+                image, samples = _decode(path, file, "error", max_pixels)
                 notes = (f"{path} is damaged ({_detail(warning)}): look at its result, parts of it may be wrong.",)
+            if form in READ_ONLY:
+                _fill_low_bits(samples, image)
             stored = _stored(form, file, image)
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
@@ -227,24 +288,34 @@ def read_image(path: str | Path) -> Image:
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise SwintormerError(f"{path} does not fit into memory: close other programs or crop it first.") from error
         found = f" ({_detail(error)})" if _detail(error) else ""
+        if form in READ_ONLY:
+            raise SwintormerError(
+                f"{path} is damaged or a kind of {READ_ONLY[form].name} that the installed libvips does not "
+                f"read{found}: convert it to {_FORMAT_NAMES} first."
+            ) from error
         raise SwintormerError(
             f"{path} is damaged, cut short or of a rare kind{found}: copy it again from where it came, or convert it."
         ) from error
-    block = read_exif(path) if form == "tiff" else None
-    header = Header(image.xres, image.yres, _carried_fields(image) + _parse_exif(block))
+    extra = read_extra(path, form)
+    fields = _carried_fields(image)
+    if not any(name == "exif-data" for _, name, _ in fields):
+        fields += _parse_exif(read_exif(path) if form == "tiff" else extra.exif)
+    header = Header(*_resolution(image), fields)
     header, misfit = _without_misfit(path, header, samples.shape[2] - bool(image.hasalpha()))
     notes += _reading_notes(path, image, form) + misfit
-    return Image(path, samples, bool(image.hasalpha()), header, notes, stored)
+    return Image(path, samples, bool(image.hasalpha()), header, notes, stored, extra)
 
 
-def _decode(path: Path, file: BinaryIO, fail_on: str) -> tuple[Any, Samples]:
+def _decode(path: Path, file: BinaryIO, fail_on: str, max_pixels: int) -> tuple[Any, Samples]:
     """The libvips image, and its samples (H, W, bands)."""
     vips = _vips()
     file.seek(0)
     source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
     image = vips.Image.new_from_source(source, "", access="sequential", fail_on=fail_on)
+    _check_size(path, image, max_pixels)
     _check_kind(path, image)
-    return image, np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
+    samples = interruptible(image.numpy, lambda: image.set_kill(True), _PATIENCE)
+    return image, np.asarray(samples).reshape(image.height, image.width, image.bands)
 
 
 def _check_parts(path: Path, form: str, file: BinaryIO) -> None:
@@ -268,17 +339,37 @@ def _stored(form: str, file: BinaryIO, image: Any) -> Stored:
     return Stored(lossless=form == "webp" and parts.webp_is_lossless(file))
 
 
+def _fill_low_bits(samples: Samples, image: Any) -> None:
+    """Make white white: libvips puts 10 and 12 bits of HEIC and AVIF at the upper end of 16, with zeros below."""
+    bits = image.get("bits-per-sample") if "bits-per-sample" in image.get_fields() else 16
+    if samples.dtype == np.uint16 and 8 < bits < 16:
+        for row in samples:
+            np.bitwise_or(row, row >> np.uint16(bits), out=row)
+
+
 def sample_bytes(path: Path) -> int:
-    """Bytes of the decoded samples without alpha, by the file's header; 0 if that cannot be read."""
+    """Bytes of the decoded samples without alpha, by the file's header; 0 if `read_image` will refuse it by that."""
     vips = _vips()
     try:
         with open_file(path) as file:
             source = vips.Source.new_from_descriptor(file.fileno())
             image = vips.Image.new_from_source(source, "", access="sequential")
+            if image.width * image.height > MAX_PIXELS:
+                return 0
             colours = image.bands - bool(image.hasalpha())
             return int(image.width * image.height * colours * (2 if image.format == "ushort" else 1))
     except (OSError, SwintormerError, vips.Error):
         return 0
+
+
+def _check_size(path: Path, image: Any, most: int) -> None:
+    """A file of a few kilobytes may claim a picture that fills the memory, or be one."""
+    pixels = image.width * image.height
+    if pixels > most:
+        raise SwintormerError(
+            f"{path} has {image.width}x{image.height} = {pixels:,} pixels, and more than {most:,} are not decoded: "
+            "if it is meant to be that large, raise --max-pixels."
+        )
 
 
 def _check_kind(path: Path, image: Any) -> None:
@@ -340,14 +431,27 @@ def _carried_fields(image: Any) -> tuple[tuple[int, str, Any], ...]:
 
 
 def _parse_exif(block: bytes | None) -> tuple[tuple[int, str, Any], ...]:
-    """An EXIF block as libvips' fields. libvips parses EXIF only in files, so the block goes into a one-pixel JPEG."""
-    if block is None or len(block) > 65533:  # a JPEG segment holds no more
+    """An EXIF block as libvips' fields. libvips parses EXIF only in files, so the block goes into a one-pixel PNG."""
+    if not block:
         return ()
     vips = _vips()
-    pixel = vips.Image.black(1, 1).write_to_buffer(".jpg", keep="none")
-    segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
-    image = vips.Image.new_from_buffer(pixel[:2] + segment + pixel[2:], "")
+    pixel = io.BytesIO(vips.Image.black(1, 1).write_to_buffer(".png", keep="none"))
+    add_extra(pixel, "png", Extra(chunks=(b"eXIf" + block.removeprefix(BLOCK_HEADER),)))
+    image = vips.Image.new_from_buffer(pixel.getvalue(), "")
     return tuple(entry for entry in _carried_fields(image) if entry[1].startswith("exif-"))
+
+
+def _resolution(image: Any) -> tuple[float, float]:
+    """Horizontal and vertical, in pixels per mm. libvips leaves out that of EXIF in WebP."""
+    fields = set(image.get_fields())
+    names = ("exif-ifd0-XResolution", "exif-ifd0-YResolution", "exif-ifd0-ResolutionUnit")
+    known = image.xres != _UNKNOWN_RESOLUTION or image.yres != _UNKNOWN_RESOLUTION
+    if known or not fields.issuperset(names):
+        return image.xres, image.yres
+    unit = {"2": _MM_PER_INCH, "3": 10}.get(image.get(names[2])[:1])  # the number comes first, then what it means
+    numbers = [re.match(r"(\d+)/([1-9]\d*)", image.get(name)) for name in names[:2]]
+    xres, yres = (int(found[1]) / int(found[2]) if found else 0 for found in numbers)
+    return (xres / unit, yres / unit) if unit and xres and yres else (image.xres, image.yres)
 
 
 @dataclass(frozen=True)
@@ -393,6 +497,9 @@ def check_target(source: Image, target: Path, saving: Saving = Saving()) -> list
     notes = list(source.notes)
     if source.bits == 16 and not form.sixteen_bit:
         notes.append(f"{source.path} has 16 bits per channel and {form.name} holds 8: {target.name} has 8.")
+    sizes = (len(source.header.get(name) or b"") for name in ("exif-data", "xmp-data"))
+    if names := lost(source.extra, SUFFIXES[target.suffix.lower()], *sizes):
+        notes.append(f"{target.name} is without {' and '.join(names)} of {source.path}.")
     return notes
 
 
@@ -407,6 +514,7 @@ def write_image(target: str | Path, pixels: Samples, source: Image, saving: Savi
 
     Raises:
         SwintormerError: as `check_target`; or the folder or file cannot be written, or the disk is full.
+        KeyboardInterrupt: a signal arrived meanwhile; see `signals.interruptible`.
         ValueError: pixels of another shape or dtype.
     """
     target = Path(target)
@@ -421,7 +529,11 @@ def write_image(target: str | Path, pixels: Samples, source: Image, saving: Savi
         samples = wrap(source.samples)
         image = image.bandjoin(samples.extract_band(samples.bands - 1))
     image = with_header(image, source.header)
-    save_vips(target, image, source.header.get("exif-data"), _options(format_of(target), source.stored, saving))
+    options = _options(format_of(target), source.stored, saving)
+    interruptible(
+        lambda: save_vips(target, image, source.header.get("exif-data"), source.extra, options),
+        lambda: image.set_kill(True),
+    )
 
 
 def _options(form: Format, stored: Stored, saving: Saving) -> dict[str, Any]:
@@ -461,11 +573,18 @@ def to_eight_bit(image: Any) -> Any:
     return (image / 257).rint().cast("uchar").copy(interpretation="b-w" if gray else "srgb")
 
 
-def save_vips(target: Path, image: Any, exif: bytes | None = None, chosen: dict[str, Any] | None = None) -> None:
+def save_vips(
+    target: Path,
+    image: Any,
+    exif: bytes | None = None,
+    extra: Extra = NOTHING,
+    chosen: dict[str, Any] | None = None,
+) -> None:
     """Write a libvips image to a file, in the format for its name; see `files.replacing`.
 
     Args:
         exif: block to add to a TIFF file; the other formats take it from the image's metadata.
+        extra: metadata that libvips does not carry.
         chosen: options of libvips' saver, before those of the format.
     """
     form, vips = format_of(target), _vips()
@@ -477,8 +596,10 @@ def save_vips(target: Path, image: Any, exif: bytes | None = None, chosen: dict[
     try:
         with replacing(target) as file:
             image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), form.suffixes[0], **options)
-            if form.name == "TIFF" and exif:
-                append_exif(file, exif)
+            if form.name != "TIFF":
+                add_extra(file, SUFFIXES[target.suffix.lower()], extra)
+            elif exif or extra != NOTHING:
+                append_exif(file, exif, tiff_entries(extra))
     except vips.Error as error:
         raise SwintormerError(f"Cannot write {target}: {_detail(error)}.") from error
 

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -165,16 +165,29 @@ def _is_whole(file: BinaryIO, at: int, count: int) -> bool:
     return stream.eof
 
 
-def append_exif(file: BinaryIO, block: bytes) -> None:
+def read_first(file: BinaryIO, tags: Collection[int]) -> dict[int, bytes]:
+    """The values of some tags of the first directory, in little-endian order.
+
+    Raises:
+        OSError, struct.error, ValueError: it cannot be read.
+    """
+    return {tag: entry.value for tag, entry in _read_tree(file).first.items() if tag in tags}
+
+
+def append_exif(file: BinaryIO, block: bytes | None, entries: Directory | None = None) -> None:
     """Add an EXIF block to a one-page TIFF file, opened for reading and writing. A damaged block is not added.
+
+    Args:
+        entries: of the first directory, to be added as well.
 
     Raises:
         OSError: writing fails.
     """
     try:
-        source = _read_tree(io.BytesIO(block.removeprefix(BLOCK_HEADER)))
         target = _read_tree(file)
+        source = _tree_of(block, target.form)
         first = {tag: entry for tag, entry in source.first.items() if tag in DESCRIPTIVE} | target.first
+        first |= entries or {}
         at = file.seek(0, os.SEEK_END)
         padding = b"\0" * (at % 2)  # directories begin on a word boundary
         body, start = _pack_tree(first, source.nested | target.nested, at + len(padding), target.form)
@@ -184,6 +197,14 @@ def append_exif(file: BinaryIO, block: bytes) -> None:
     file.write(padding + body)
     file.seek(target.form.first)
     file.write(pointer)
+
+
+def _tree_of(block: bytes | None, form: Form) -> Tree:
+    """Of an EXIF block; without entries if there is none or it is damaged."""
+    try:
+        return _read_tree(io.BytesIO((block or b"").removeprefix(BLOCK_HEADER)))
+    except (struct.error, ValueError):
+        return Tree(form, {}, {})
 
 
 def without_thumbnail(block: bytes) -> bytes:

@@ -66,6 +66,45 @@ def own_pairs(count: int = 2) -> tuple[str, ...]:
 # One's own pairs
 
 
+@pytest.mark.parametrize("which", ["blurred/1.png", "sharp/1.png"])
+def test_one_damaged_picture_is_named_and_the_others_are_measured(run, identity, which):
+    options = own_pairs(3)
+    whole = Path(which).read_bytes()
+    Path(which).write_bytes(whole[: len(whole) // 2])
+    result = run(*options, "--weights", identity, "--csv", "rows.csv", code=1)
+    assert {row["picture"] for row in rows()} == {"0", "2"}
+    assert "1 could not be measured:\n" in result.stderr
+    assert f"  {which} is damaged, cut short" in result.stderr
+    assert "dB" in result.stdout
+
+    Path(which).write_bytes(whole)
+    run(*options, "--weights", identity, "--csv", "rows.csv")
+    assert {row["picture"] for row in rows()} == {"0", "1", "2"}
+
+
+def test_one_damaged_sharp_picture_is_named_and_the_others_are_measured(run, identity):
+    own_pairs(2)
+    Path("sharp/0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    result = run("--sharp", "sharp", "--weights", identity, "--csv", "rows.csv", code=1)
+    assert [row["picture"] for row in rows()] == ["1.png"]
+    assert result.stderr.count("sharp/0.png") == 1
+
+
+def test_nothing_but_damaged_pictures(run, identity):
+    options = own_pairs(1)
+    Path("sharp/0.png").write_bytes(b"")
+    result = run(*options, "--weights", identity, code=1)
+    assert "Error: sharp/0.png is empty" in result.output
+    assert "|" not in result.stdout
+
+
+def test_pictures_in_other_formats_beside_pairs_are_named(run, identity):
+    options = own_pairs(1)
+    Path("blurred/1.cr2").write_bytes(b"anything")
+    result = run(*options, "--weights", identity)
+    assert "Left out, in formats that are not read here: blurred/1.cr2." in result.stderr
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_scores_are_those_of_what_the_pipeline_restores(run, weights, bits, channels):

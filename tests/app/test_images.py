@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import resource
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +28,9 @@ from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from swintormer.errors import SwintormerError
+from swintormer.images import io as io_of_images
 from swintormer.images.files import replacing
-from swintormer.images.io import check_target, read_image, to_eight_bit, wrap, write_image
+from swintormer.images.io import check_target, read_image, sample_bytes, to_eight_bit, wrap, write_image
 from swintormer.images.tiff_exif import append_exif, read_exif
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
@@ -275,6 +278,40 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, suffix):
         path.write_bytes(whole[:length])
         with pytest.raises(SwintormerError, match=r"cut short|not a picture"):
             read_image(path)
+
+
+def _claiming(folder: Path) -> dict[str, Path]:
+    """Small files whose headers claim 60000x60000 pixels."""
+    side = 60_000
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    png = save(folder / "claim.png", samples(channels=1)).read_bytes()
+    (folder / "claim.png").write_bytes(png[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + png[33:])
+    jpeg = bytearray(save(folder / "claim.jpg", samples()).read_bytes())
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", side, side)
+    (folder / "claim.jpg").write_bytes(jpeg)
+    tifffile.imwrite(folder / "claim.tif", samples())
+    with tifffile.TiffFile(folder / "claim.tif", mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            file.pages[0].tags[name].overwrite(side)
+    return {suffix: folder / f"claim{suffix}" for suffix in (".png", ".jpg", ".tif")}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(tmp_path, monkeypatch, suffix):
+    path = _claiming(tmp_path)[suffix]
+    monkeypatch.setattr(io_of_images, "interruptible", None)  # decodes
+    with pytest.raises(SwintormerError, match=r"60000x60000 = 3,600,000,000 pixels.* raise --max-pixels\."):
+        read_image(path)
+    assert sample_bytes(path) == 0, "a cache needs no room for it"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_limit_of_pixels(tmp_path, suffix):
+    path = save(tmp_path / f"in{suffix}", samples())
+    assert read_image(path, max_pixels=1200).samples.shape == (30, 40, 3)
+    with pytest.raises(SwintormerError, match="more than 1,199 are not decoded"):
+        read_image(path, max_pixels=1199)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

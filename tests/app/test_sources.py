@@ -81,6 +81,20 @@ def test_changed_picture_is_decoded_anew(folder, tmp_path):
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 12  # the old samples are gone
 
 
+def test_pictures_in_other_formats_are_named(folder, tmp_path):
+    """A raw file, which nothing reads, and one that is HEIC by its name, which not every libvips reads."""
+    for name in ("b.cr2", "deep/a.gif", "c.heic", "notes.txt", ".hidden.gif"):
+        (folder / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    for _ in range(2):
+        said = []
+        assert len(decode_folders([folder], tmp_path / "cache", said.append)) == 12
+        assert f"{folder / 'b.cr2'}, {folder / 'deep' / 'a.gif'}" in said[0]
+        assert said[0].startswith("Left out, in formats that are not read here: ")
+        assert str(folder / "c.heic") in "".join(said)
+        assert "notes" not in "".join(said)
+    assert not list((tmp_path / "cache").rglob("*.txt")), "another libvips may read the HEIC"
+
+
 def test_damaged_picture_is_named_and_left_out(folder, tmp_path, monkeypatch):
     """Every time; but it is not tried again before the file has changed."""
     whole = (folder / "1.png").read_bytes()

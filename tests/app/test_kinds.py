@@ -1,0 +1,143 @@
+"""Formats that are only read, where the installed libvips can; and kinds of pictures that decoders call damaged."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+import tifffile
+from cli_files import files, photo
+from PIL import Image as Pillow
+
+from swintormer.errors import SwintormerError
+from swintormer.images import io
+from swintormer.images.io import check_target, read_image, reads, wrap, write_image
+
+MAKE, ORIENTATION = 0x010F, 0x0112
+needs_heif = pytest.mark.skipif(not reads(Path("a.avif")), reason="the installed libvips reads no AVIF")
+
+
+def pixels(side: tuple[int, int] = (32, 48)) -> np.ndarray:
+    y, x = np.mgrid[: side[0], : side[1]]
+    return np.stack([4 * x, 7 * y, 2 * (x + y)], axis=-1).astype(np.uint8)
+
+
+def avif(path: Path, array: np.ndarray, **options: object) -> Path:
+    content = wrap(array).write_to_buffer(".avif", lossless=True, compression="av1", **options)
+    path.write_bytes(content)
+    return path
+
+
+@needs_heif
+@pytest.mark.parametrize("target", [".png", ".tif", ".jpg", ".webp"])
+def test_avif_is_read_and_stands_upright(tmp_path, target):
+    tags = Pillow.Exif()
+    tags[MAKE], tags[ORIENTATION] = "Nikon", 6
+    Pillow.fromarray(pixels()).save(tmp_path / "in.avif", exif=tags, quality=100)
+    source = read_image(tmp_path / "in.avif")
+    assert source.samples.shape == (48, 32, 3), "libvips turns it as the file says"
+    assert check_target(source, tmp_path / f"out{target}") == []
+    write_image(tmp_path / f"out{target}", source.pixels, source)
+    with Pillow.open(tmp_path / f"out{target}") as image:
+        assert image.size == (32, 48)
+        assert image.getexif().get(ORIENTATION, 1) == 1
+        assert image.getexif()[MAKE] == "Nikon"
+
+
+@needs_heif
+@pytest.mark.parametrize("bits", [10, 12])
+def test_white_of_ten_and_twelve_bits_is_white(tmp_path, bits):
+    array = np.zeros((32, 32, 3), np.uint16)
+    array[:, 16:] = 65535
+    samples = read_image(avif(tmp_path / "in.avif", array, bitdepth=bits)).samples
+    assert samples.dtype == np.uint16
+    assert (samples.min(), samples.max()) == (0, 65535)
+
+
+@needs_heif
+def test_avif_becomes_jpeg(run):
+    avif(Path("a.avif"), pixels())
+    avif(Path("b.HEIC"), pixels())  # told by its content, not by its name
+    run("deblur", ".", "-o", "out")
+    assert files("out") == {"a.jpg", "b.jpg"}
+    run("deblur", "a.avif", "-o", "other", "--format", "png")
+    assert files("other") == {"a.png"}
+    assert "must end in one of .png" in run("deblur", "a.avif", "-o", "out.avif", code=1).output
+
+
+@needs_heif
+def test_a_damaged_avif_is_named_with_its_format(tmp_path):
+    whole = avif(tmp_path / "a.avif", pixels()).read_bytes()
+    (tmp_path / "a.avif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SwintormerError, match=r"a\.avif is damaged or a kind of AVIF that .*: convert it to PNG"):
+        read_image(tmp_path / "a.avif")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "words"),
+    [
+        ("a.heic", b"\0\0\0\x18ftypheic", "in the format HEIC, .* lacks heifload"),
+        ("a.avif", b"\0\0\0\x18ftypavif", "in the format AVIF, .* lacks heifload"),
+        ("a.jxl", b"\xff\x0a", "in the format JPEG XL, .* lacks jxlload"),
+        ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n", "in the format JPEG XL, .* lacks jxlload"),
+        ("a.bmp", b"BM", "in the format BMP, .* lacks magickload"),
+    ],
+)
+def test_what_the_installed_libvips_lacks_is_named(tmp_path, monkeypatch, name, start, words):
+    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    (tmp_path / name).write_bytes(start + bytes(100))
+    with pytest.raises(SwintormerError, match=words + r".*: convert it to PNG, TIFF, JPEG or WebP first\."):
+        read_image(tmp_path / name)
+    assert reads(tmp_path / name) is False
+
+
+@pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JPE"])
+def test_other_endings_of_jpeg(run, suffix):
+    photo("a.jpg")
+    run("deblur", "a.jpg", "-o", f"sharp{suffix}")
+    run("deblur", f"sharp{suffix}", "-o", "again")
+    assert Pillow.open(f"again/sharp{suffix}").format == "JPEG"
+    run("deblur", ".", "-o", "all")
+    assert files("all") == {"a.jpg", f"sharp{suffix}"}
+
+
+def tiff_of(bits: int, colours: int = 1) -> bytes:
+    """One channel of 48x32, uncompressed, all zero."""
+    data = bytes(48 * 32 * bits // 8)
+    shorts = {256: 48, 257: 32, 258: bits, 259: 1, 262: colours, 273: 8, 277: 1, 278: 32}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in shorts.items())
+    entries += struct.pack("<HHII", 279, 4, 1, len(data))
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9) + entries + bytes(4)
+
+
+def _kinds(folder: Path) -> dict[str, str]:
+    """Pictures of kinds that are not read, and what they are called."""
+    lab = pyvips.Image.new_from_array(pixels()).copy(interpretation="srgb").colourspace("lab")
+    lab.write_to_file(str(folder / "lab.tif"))
+    lab.colourspace("labs").write_to_file(str(folder / "labs.tif"))
+    tifffile.imwrite(folder / "lab8.tif", pixels(), photometric="cielab")
+    tifffile.imwrite(folder / "lab16.tif", pixels().astype(np.uint16), photometric="cielab", byteorder=">")
+    tifffile.imwrite(folder / "icclab.tif", pixels(), photometric=9)
+    for bits in (10, 12, 14, 24):
+        (folder / f"{bits}.tif").write_bytes(tiff_of(bits))
+    (folder / "sensor.tif").write_bytes(tiff_of(16, 32803))
+    jpeg = bytearray(wrap(pixels()).write_to_buffer(".jpg"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12
+    (folder / "12.jpg").write_bytes(jpeg)
+    return {
+        **dict.fromkeys(("lab.tif", "labs.tif", "lab8.tif", "lab16.tif", "icclab.tif"), "Lab colours"),
+        **{f"{bits}.tif": f"{bits} bits per sample" for bits in (10, 12, 14, 24)},
+        "sensor.tif": "the raw data of a sensor",
+        "12.jpg": "12 bits per sample",
+    }
+
+
+def test_a_whole_file_of_a_rare_kind_is_not_called_damaged(tmp_path):
+    for name, words in _kinds(tmp_path).items():
+        with pytest.raises(SwintormerError) as caught:
+            read_image(tmp_path / name)
+        expected = f"{tmp_path / name} has {words}: convert it to RGB or gray of 8 or 16 bits first."
+        assert str(caught.value) == expected
