@@ -34,6 +34,7 @@ from bench.fuzz.seeds import write_checkpoints, write_pictures
 from bench.fuzz.worker import FINE
 
 SECONDS = 20.0
+COMMAND = ["-m", "bench.fuzz.worker"]
 
 
 class Worker:
@@ -61,9 +62,8 @@ class Worker:
         return word, detail
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench.fuzz.worker"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, **pipes)
+        self._process = subprocess.Popen([sys.executable, *COMMAND], text=True, **pipes)
         assert self._process.stdout
         self._process.stdout.readline()
         return self._process
