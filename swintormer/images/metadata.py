@@ -217,9 +217,9 @@ def _read_jpeg(file: BinaryIO) -> Extra:
 def _text(content: bytes) -> str:
     """A comment of JPEG has no encoding; most are ASCII."""
     try:
-        return content.decode()
+        return content.decode().replace("\0", "")
     except UnicodeDecodeError:
-        return content.decode("latin-1")
+        return content.decode("latin-1").replace("\0", "")
 
 
 def _too_long(text: str) -> bool:

@@ -154,6 +154,16 @@ def test_iptc_as_numbers_of_four_bytes_in_tiff_is_whole(tmp_path, order, swapped
         assert iptc_in(image)[PHOTOGRAPHER] == b"Anna"
 
 
+def test_comments_of_jpeg_without_an_encoding(tmp_path):
+    """Latin-1 and zeros, which a text of PNG must not hold."""
+    Pillow.fromarray(pixels()).save(tmp_path / "in.jpg", comment=b"caf\xe9\0x\0")
+    source = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / "out.png", source.pixels, source)
+    write_image(tmp_path / "out.jpg", source.pixels, source)
+    assert Pillow.open(tmp_path / "out.png").text == {"Comment": "caféx"}
+    assert Pillow.open(tmp_path / "out.jpg").info["comment"].decode() == "caféx"
+
+
 def test_iptc_longer_than_a_segment_of_jpeg(tmp_path):
     long = b"\x1c\x02\x78\x7f\xff" + b"c" * 0x7FFF
     Pillow.fromarray(pixels()).save(tmp_path / "in.tif", tiffinfo={IPTC_TAG: long * 3})
