@@ -107,7 +107,8 @@ class Reporter:
 
         def show(share: float, details: str) -> None:
             if self.bar is not None:
-                self.bar.update(self.task, description=title, completed=before + share * size, details=details)
+                done = before + share * size
+                self.bar.update(self.task, description=title, completed=done, details=details, refresh=True)
 
         show(0, "reading")
         follow = Following(job, caught, show, self.told)
