@@ -39,7 +39,7 @@ from swintormer.errors import SwintormerError
 from swintormer.images.io import read_image, wrap
 
 BATCH = 8  # pictures of a disturbed batch
-KILLS = 50
+KILLS, FOLDERS = 50, 5  # batches that are killed, and folders that they continue in turn
 PICTURES = 500
 GROWTH = 16 * 2**20  # bytes
 SEED = 1
@@ -99,7 +99,7 @@ def killed(stage: Stage) -> list[str]:
     whole, moments = time.monotonic() - began, random.Random(SEED)
     wrong, finished = [], []
     for number in range(KILLS):
-        out = f"killed{number % 5}"  # ten runs continue one another's folders
+        out = f"killed{number % FOLDERS}"
         process = stage.start(out)
         time.sleep(moments.uniform(0.5, 1.1) * whole)
         finished.append(process.poll() is not None)
@@ -107,7 +107,7 @@ def killed(stage: Stage) -> list[str]:
         process.wait()
         wrong += stage.faults(out, complete=False)
     print(f"  {KILLS} batches, {sum(finished)} of them had ended before they were killed")
-    for number in range(5):
+    for number in range(FOLDERS):
         code = stage.start(f"killed{number}").wait()
         wrong += [f"exit code {code}"] * bool(code) + stage.faults(f"killed{number}", complete=True)
     return wrong
