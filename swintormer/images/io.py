@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swintormer.errors import SwintormerError
-from swintormer.images import parts
+from swintormer.images import parts, plugins
 from swintormer.images.files import open_file, reason, replacing
 from swintormer.images.kinds import check_header
 from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, read_extra, tiff_entries
@@ -51,7 +51,8 @@ class Format:
         magic: possible first bytes of a file; "?" matches any byte.
         max_side: longest side in pixels that the format can hold.
         save: options of libvips' saver.
-        loader: libvips' operation that reads it, which not every libvips has; for formats that are only read.
+        loader: libvips' operation that reads it, which not every libvips has; for formats that are only read. What it
+            lacks, Pillow's plugins may read (`plugins`).
         becomes: name in `FORMATS` of the format that its results get by default.
     """
 
@@ -103,7 +104,7 @@ READ_ONLY = {
         "HEIC",
         (".heic", ".heif", ".hif"),
         (b"????ftyphei", b"????ftyphev", b"????ftypmif1", b"????ftypmsf1"),
-        loader="heifload_source",
+        loader="",  # that of most libvips reads AVIF alone, which only decoding tells
         becomes="jpeg",
     ),
     "jxl": Format("JPEG XL", (".jxl",), (b"\xff\x0a", b"\0\0\0\x0cJXL "), loader="jxlload_source", becomes="png"),
@@ -206,17 +207,16 @@ def format_of(path: Path) -> Format:
 
 
 def reads(path: Path) -> bool | None:
-    """Whether a file of that name can be read here, by its ending; None if that is not one of a picture."""
+    """Whether files of that name are read, by its ending, some with packages that may be missing; None if that is not
+    one of a picture."""
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in SUFFIXES or suffix in _READ_ONLY_SUFFIXES:
         return True
-    if suffix in _READ_ONLY_SUFFIXES:
-        return _has_loader(READ_ONLY[_READ_ONLY_SUFFIXES[suffix]])
     return False if suffix in _FOREIGN_SUFFIXES else None
 
 
 def _has_loader(form: Format) -> bool:
-    return bool(_vips().type_find("VipsOperation", form.loader))
+    return bool(form.loader and _vips().type_find("VipsOperation", form.loader))
 
 
 def detect_format(path: Path) -> str:
@@ -235,10 +235,12 @@ def detect_format(path: Path) -> str:
         raise SwintormerError(f"{path} is empty (0 bytes): copy it again from where it came.")
     for name, form in (FORMATS | READ_ONLY).items():
         if any(_matches(head, magic) for magic in form.magic):
-            if form.loader and not _has_loader(form):
+            if name in READ_ONLY and not (_has_loader(form) or plugins.is_installed(name)):
+                package = plugins.PACKAGES.get(name, ("", ""))[1]
+                need = f"needs a package (pip install {package})" if package else f"needs a libvips with {form.loader}"
                 raise SwintormerError(
-                    f"{path} is in the format {form.name}, which the installed libvips does not read (it lacks "
-                    f"{form.loader.removesuffix('_source')}): convert it to {_FORMAT_NAMES} first."
+                    f"{path} is in the format {form.name}, which {need}: install it, or convert the picture to "
+                    f"{_FORMAT_NAMES} first."
                 )
             return name
     named = " although its name says so" if path.suffix.lower() in SUFFIXES else ""
@@ -270,15 +272,20 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     vips = _vips()
     notes: tuple[str, ...] = ()
     try:
+        if form in READ_ONLY and not _has_loader(READ_ONLY[form]):
+            return _through_pillow(path, form, max_pixels)
         with open_file(path) as file:
             _check_parts(path, form, file)
             try:
                 image, samples = _decode(path, file, "warning", max_pixels)
             except vips.Error as warning:
-                if form != "jpeg" or "out of memory" in str(warning):
+                if form == "tiff" and not _detail(warning):  # libtiff warned of a tag and not of samples
+                    image, samples = _decode_checked(path, file, max_pixels)
+                elif form == "jpeg" and "out of memory" not in str(warning):
+                    image, samples = _decode(path, file, "error", max_pixels)
+                    notes = (f"{path} is damaged ({_detail(warning)}): look at its result, parts of it may be wrong.",)
+                else:
                     raise
-                image, samples = _decode(path, file, "error", max_pixels)
-                notes = (f"{path} is damaged ({_detail(warning)}): look at its result, parts of it may be wrong.",)
             if form in READ_ONLY:
                 _fill_low_bits(samples, image)
             stored = _stored(form, file, image)
@@ -306,16 +313,39 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     return Image(path, samples, bool(image.hasalpha()), header, notes, stored, extra)
 
 
+def _through_pillow(path: Path, form: str, max_pixels: int) -> Image:
+    """A picture of a format that libvips does not read. Raises also OSError and MemoryError."""
+    found = plugins.read(path, form, lambda width, height: _check_size(path, width, height, max_pixels))
+    blob = _vips().GValue.blob_type
+    kept = (("icc-profile-data", found.profile), ("xmp-data", found.xmp))
+    fields = _parse_exif(found.exif) + tuple((blob, name, value) for name, value in kept if value)
+    xres, yres = (float(side) / _MM_PER_INCH for side in found.dpi)
+    channels = found.samples.shape[2]
+    header, misfit = _without_misfit(path, Header(xres, yres, fields), channels - (channels in (2, 4)))
+    return Image(path, found.samples, channels in (2, 4), header, found.notes + misfit)
+
+
 def _decode(path: Path, file: BinaryIO, fail_on: str, max_pixels: int) -> tuple[Any, Samples]:
     """The libvips image, and its samples (H, W, bands)."""
     vips = _vips()
     file.seek(0)
     source = vips.Source.new_from_descriptor(file.fileno())  # libvips does not accept every file name
     image = vips.Image.new_from_source(source, "", access="sequential", fail_on=fail_on)
-    _check_size(path, image, max_pixels)
+    _check_size(path, image.width, image.height, max_pixels)
     _check_kind(path, image)
     samples = interruptible(image.numpy, lambda: image.set_kill(True), _PATIENCE)
     return image, np.asarray(samples).reshape(image.height, image.width, image.bands)
+
+
+def _decode_checked(path: Path, file: BinaryIO, max_pixels: int) -> tuple[Any, Samples]:
+    """As `_decode`; raises an error also for what libvips says of a tile and passes over."""
+    from pyvips import Error, ffi, vips_lib
+
+    vips_lib.vips_error_clear()
+    decoded = _decode(path, file, "error", max_pixels)
+    if said := ffi.string(vips_lib.vips_error_buffer()).decode("utf-8", "replace").strip():
+        raise Error("unable to read", said)
+    return decoded
 
 
 def _check_parts(path: Path, form: str, file: BinaryIO) -> None:
@@ -362,12 +392,11 @@ def sample_bytes(path: Path) -> int:
         return 0
 
 
-def _check_size(path: Path, image: Any, most: int) -> None:
+def _check_size(path: Path, width: int, height: int, most: int) -> None:
     """A file of a few kilobytes may claim a picture that fills the memory, or be one."""
-    pixels = image.width * image.height
-    if pixels > most:
+    if width * height > most:
         raise SwintormerError(
-            f"{path} has {image.width}x{image.height} = {pixels:,} pixels, and more than {most:,} are not decoded: "
+            f"{path} has {width}x{height} = {width * height:,} pixels, and more than {most:,} are not decoded: "
             "if it is meant to be that large, raise --max-pixels."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +80,68 @@ def test_a_damaged_avif_is_named_with_its_format(tmp_path):
 @pytest.mark.parametrize(
     ("name", "start", "words"),
     [
-        ("a.heic", b"\0\0\0\x18ftypheic", "in the format HEIC, .* lacks heifload"),
-        ("a.avif", b"\0\0\0\x18ftypavif", "in the format AVIF, .* lacks heifload"),
-        ("a.jxl", b"\xff\x0a", "in the format JPEG XL, .* lacks jxlload"),
-        ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n", "in the format JPEG XL, .* lacks jxlload"),
-        ("a.bmp", b"BM", "in the format BMP, .* lacks magickload"),
+        ("a.heic", b"\0\0\0\x18ftypheic", r"HEIC, which needs a package \(pip install pillow-heif\)"),
+        ("a.avif", b"\0\0\0\x18ftypavif", "AVIF, which needs a libvips with heifload_source"),
+        ("a.jxl", b"\xff\x0a", r"JPEG XL, which needs a package \(pip install pillow-jxl-plugin\)"),
+        ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n", r"JPEG XL, which needs a package \(pip install pillow-jxl-plugin\)"),
+        ("a.bmp", b"BM", r"BMP, which needs a package \(pip install pillow\)"),
     ],
 )
-def test_what_the_installed_libvips_lacks_is_named(tmp_path, monkeypatch, name, start, words):
+def test_what_is_missing_is_named(tmp_path, monkeypatch, name, start, words):
     monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    for module in ("pillow_heif", "pillow_jxl", "PIL"):
+        monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_bytes(start + bytes(100))
-    with pytest.raises(SwintormerError, match=words + r".*: convert it to PNG, TIFF, JPEG or WebP first\."):
+    with pytest.raises(
+        SwintormerError, match=words + ": install it, or convert the picture to PNG, TIFF, JPEG or WebP"
+    ):
         read_image(tmp_path / name)
-    assert reads(tmp_path / name) is False
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_bmp_through_pillow(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    picture = Pillow.fromarray(pixels()).convert(mode)
+    picture.save(tmp_path / "in.bmp", dpi=(300, 300))
+    source = read_image(tmp_path / "in.bmp")
+    expected = picture.convert({"P": "RGB", "1": "L"}.get(mode, mode))
+    np.testing.assert_array_equal(source.pixels, np.array(expected).reshape(source.pixels.shape))
+    assert bool(source.notes) == (mode in "P1")
+    write_image(tmp_path / "out.png", source.pixels, source)
+    assert Pillow.open(tmp_path / "out.png").info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+@pytest.mark.parametrize(("form", "plugin"), [("heic", "pillow_heif"), ("jxl", "pillow_jxl")])
+def test_heic_and_jpeg_xl_through_pillow(tmp_path, monkeypatch, form, plugin):
+    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    module = pytest.importorskip(plugin)
+    if form == "heic":
+        module.register_heif_opener()
+    exif, make = Pillow.Exif(), 0x010F
+    exif[make] = "Telephone"
+    path = tmp_path / f"in.{form}"
+    Pillow.fromarray(pixels()).resize((320, 240)).save(path, exif=exif.tobytes(), quality=95)
+    source = read_image(path)
+    assert (io.detect_format(path), source.samples.shape) == (form, (240, 320, 3))
+    write_image(tmp_path / "out.jpg", source.pixels, source)
+    assert Pillow.open(tmp_path / "out.jpg").getexif()[make] == "Telephone"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SwintormerError, match="damaged, cut short"):
+        read_image(path)
+
+
+def test_damaged_and_enormous_bmp(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    path = tmp_path / "x.bmp"
+    Pillow.fromarray(pixels()).save(path)
+    content = path.read_bytes()
+    for length in (20, 60, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(SwintormerError, match="damaged, cut short"):
+            read_image(path)
+    path.write_bytes(content[:18] + struct.pack("<ii", 60000, 60000) + content[26:])
+    with pytest.raises(SwintormerError, match="60000x60000 = 3,600,000,000 pixels"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JPE"])

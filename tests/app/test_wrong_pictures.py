@@ -78,11 +78,21 @@ def test_a_tiff_in_a_compression_that_is_not_there_is_refused(tmp_path, kind, la
         read_image(path)
 
 
-def test_unknown_tags_do_not_make_a_tiff_damaged(tmp_path):
-    array = noise()
-    tags = [(65001, "s", 0, "hello", True), (700, "B", 4, b"abcd", True)]
-    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extratags=tags)
-    assert np.array_equal(read_image(tmp_path / "x.tif").samples, array)
+def test_tags_that_libtiff_warns_of_do_not_make_a_tiff_damaged(tmp_path):
+    """Unknown ones, text that does not end, a resolution of the wrong type; a missing tile beside them is seen."""
+    path, array = tmp_path / "x.tif", noise()
+    tags = [(65001, "s", 0, "hello", True), (700, "B", 4, b"abcd", True), (305, 2, 4, b"abcd", True),
+            (33432, 3, 2, (1, 2), True)]  # fmt: skip
+    layout = {"tile": (16, 16), "compression": "zlib", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, array, extratags=tags, **layout)
+    assert np.array_equal(read_image(path).samples, array)
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].tags["TileOffsets"]
+    content = bytearray(path.read_bytes())
+    content[offsets.valueoffset : offsets.valueoffset + 4] = struct.pack("<I", len(content) + 1000)
+    path.write_bytes(content)
+    with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
+        read_image(path)
 
 
 def _jpeg(path: Path, **options: object) -> bytearray:
