@@ -129,9 +129,11 @@ def test_faults_of_the_data_are_one_sentence(here):
         assert not list(here.glob("run/*"))
 
 
-def test_configuration_for_photographs(here, request):
-    """configs/photos.toml runs as it says, once `photos` names a folder."""
-    config = read_config(request.config.rootpath / "configs" / "photos.toml")
+@pytest.mark.parametrize("name", ["photos", "photos_further", "gpu"])
+def test_configurations_for_photographs(request, name):
+    """They run as they say, once `photos` names a folder and `initial` weights."""
+    config = read_config(request.config.rootpath / "configs" / f"{name}.toml")
     assert config.data.degradation == "camera"
     assert config.data.scenes_share == 0.1
     assert config.crop == 128
+    assert (config.initial is None) == (name == "photos")
