@@ -167,6 +167,8 @@ def _run(
         reporter.say(f"Left out, in formats that are not read here: {names}.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
+        if extras.page is not None and pending:
+            reporter.say(f"{extras.page} shows only what this run restores.")
     outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
     _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
 
@@ -471,7 +473,7 @@ def restore_file(
 
     saving, most = saving or Saving(), max_pixels or MAX_PIXELS
     image = read_image(job.source, most)
-    follow.opened(image, [] if job.preview else check_target(image, job.target, saving))
+    follow.opened(image, list(image.notes) if job.preview else check_target(image, job.target, saving))
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image, most)
     if job.preview:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from swintormer.cli.messages import discard
 from swintormer.errors import SwintormerError
@@ -68,7 +69,7 @@ def streamed(inputs: list[Path], out: Path, form: str | None, alone: bool = True
                 streams = replace(streams, inputs=[folder / "stdin"])
                 _read(folder / "stdin")
             if streams.is_output:
-                _refuse_terminal(sys.stdout.isatty(), "output")
+                _check(sys.stdout, "output")
                 ending = FORMATS[form or _format_of(streams.inputs[0])].suffixes[0]
                 streams = replace(streams, out=folder / f"stdout{ending}")
             yield streams
@@ -84,7 +85,7 @@ def _format_of(path: Path) -> str:
 
 
 def _read(target: Path) -> None:
-    _refuse_terminal(sys.stdin.isatty(), "input")
+    _check(sys.stdin, "input")
     try:
         with target.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
@@ -102,6 +103,9 @@ def _write(source: Path) -> None:
         raise SwintormerError(f"Cannot write standard output: {reason(error)}.") from error
 
 
-def _refuse_terminal(is_terminal: bool, name: str) -> None:
-    if is_terminal:
+def _check(stream: TextIO | None, name: str) -> None:
+    """Raise an error for a stream that holds no picture: a terminal, or none at all, where the caller closed it."""
+    if stream is None:
+        raise SwintormerError(f"Standard {name} is closed, where a picture was expected: redirect it.")
+    if stream.isatty():
         raise SwintormerError(f"Standard {name} is a terminal, where a picture was expected: redirect it.")

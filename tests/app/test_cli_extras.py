@@ -193,6 +193,21 @@ def test_a_report_of_an_interrupted_run_is_whole(run, monkeypatch):
     assert len(pictures("page.html")) == 2
 
 
+def test_a_report_of_the_rest_says_so(run):
+    photo("in/a.png")
+    run("deblur", "in", "-o", "out", "--report", "page.html")
+    photo("in/b.png")
+    again = run("deblur", "in", "-o", "out", "--report", "page.html", "--skip-existing")
+    assert "page.html shows only what this run restores.\n" in again.stdout
+    assert run("deblur", "in", "-o", "out", "--report", "page.html", "--skip-existing").stdout.count("\n") == 1
+
+
+def test_a_preview_of_a_damaged_picture_says_so(run):
+    content = Path(photo("a.jpg")).read_bytes()
+    Path("a.jpg").write_bytes(content.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1))
+    assert "a.jpg is damaged (" in run("deblur", "a.jpg", "-o", ".", "--preview").stdout
+
+
 def test_a_report_of_nothing_is_not_written(run):
     run("deblur", make_bad("text"), "-o", "out", "--report", "page.html", code=1)
     assert files() == {"in/text.png"}
