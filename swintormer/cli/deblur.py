@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from swintormer.cli.models import Model
     from swintormer.cli.plan import Job, Naming
     from swintormer.cli.streams import Streams
-    from swintormer.images.io import Image, Samples, Saving
     from swintormer.images.page import Page
+    from swintormer.images.picture import Image, Samples
+    from swintormer.images.writing import Saving
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.prior.model import Sampler
 
@@ -122,7 +123,7 @@ def deblur(
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming
     from swintormer.cli.streams import streamed
-    from swintormer.images.io import Saving
+    from swintormer.images.writing import Saving
 
     settings = Settings(
         weights=weights,
@@ -192,8 +193,8 @@ def _finish(outcome: Outcome, failures: list[str]) -> None:
 
 
 def parse_format(text: str) -> str | None:
-    """png, tif, .JPG ... -> the name in `images.FORMATS`; None for an empty text."""
-    from swintormer.images.io import FORMATS, SUFFIXES
+    """png, tif, .JPG ... -> the name in `images.formats.FORMATS`; None for an empty text."""
+    from swintormer.images.formats import FORMATS, SUFFIXES
 
     name = text.lower().lstrip(".")
     if not name:
@@ -265,7 +266,7 @@ class Extras:
     Attributes:
         force: restore a picture that needs nothing, too.
         page: HTML file of before and after.
-        saving: how results are compressed; None for `images.io.Saving()`.
+        saving: how results are compressed; None for `images.writing.Saving()`.
     """
 
     force: bool = False
@@ -461,7 +462,7 @@ def restore_file(
     Args:
         alone: a picture that the network changes by less than this (dB; more is less change) is left as it is.
         page: takes before and after.
-        saving: how the result is compressed; None for `images.io.Saving()`.
+        saving: how the result is compressed; None for `images.writing.Saving()`.
         max_pixels: width times height of the largest picture that is read; None for the default.
 
     Raises:
@@ -469,7 +470,8 @@ def restore_file(
             possible is checked before the restoration, which takes long.
     """
     from swintormer.images.compare import busiest_part, change, write_comparison
-    from swintormer.images.io import MAX_PIXELS, Saving, check_target, read_image, write_image
+    from swintormer.images.reading import MAX_PIXELS, read_image
+    from swintormer.images.writing import Saving, check_target, write_image
 
     saving, most = saving or Saving(), max_pixels or MAX_PIXELS
     image = read_image(job.source, most)
@@ -501,7 +503,8 @@ def restore_file(
 def _leave(job: Job, image: Image, saving: Saving) -> bool:
     """Give the target the picture as it came; returns whether byte for byte: in the same format, as it is stored."""
     from swintormer.images.files import replacing
-    from swintormer.images.io import FORMATS, Saving, detect_format, format_of, write_image
+    from swintormer.images.formats import FORMATS, detect_format, format_of
+    from swintormer.images.writing import Saving, write_image
 
     if FORMATS[detect_format(job.source)] is not format_of(job.target) or saving != Saving():
         write_image(job.target, image.pixels, image, saving)
@@ -512,7 +515,7 @@ def _leave(job: Job, image: Image, saving: Saving) -> bool:
 
 
 def _read_right(path: Path, left: Image, max_pixels: int) -> Samples:
-    from swintormer.images.io import read_image
+    from swintormer.images.reading import read_image
 
     right = read_image(path, max_pixels)
     if right.pixels.shape != left.pixels.shape or right.bits != left.bits:

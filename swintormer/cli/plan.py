@@ -10,7 +10,7 @@ from pathlib import Path
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, is_folder, prepare_folder
-from swintormer.images.io import FORMATS, READ_ONLY, SUFFIXES, detect_format, reads
+from swintormer.images.formats import FORMATS, READ_ONLY, SUFFIXES, detect_format, reads
 
 COMPARISON, PREVIEW = ".compare.png", ".preview.png"
 

@@ -14,7 +14,7 @@ from swintormer.images.files import harmless
 
 if TYPE_CHECKING:
     from swintormer.cli.plan import Job
-    from swintormer.images.io import Image
+    from swintormer.images.picture import Image
 
 
 class Following:

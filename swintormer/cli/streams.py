@@ -15,7 +15,7 @@ from typing import TextIO
 from swintormer.cli.messages import discard
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason
-from swintormer.images.io import FORMATS, SUFFIXES, detect_format
+from swintormer.images.formats import FORMATS, SUFFIXES, detect_format
 from swintormer.signals import exiting
 
 STREAM = Path("-")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from swintormer.images.io import Image, Samples, save_vips, to_eight_bit, with_header, wrap
+from swintormer.images.picture import Image, Samples, to_eight_bit, with_header, wrap
+from swintormer.images.writing import save_vips
 
 PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
 DIVIDER = 6  # pixels of white between the halves

@@ -5,13 +5,13 @@ TIFF 6.0, sections 8 and 23; TIFF technical note of Adobe on ICC Lab; TIFF/EP; J
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
 from swintormer.errors import SwintormerError
-from swintormer.images.tiff_exif import read_first
+from swintormer.images.parts import jpeg_segments
+from swintormer.images.tiff import read_first
 
 _BITS_PER_SAMPLE, _COLOURS = 0x0102, 0x0106
 _BITS = {1, 2, 4, 8, 16, 32, 64}  # of which more than 16 are refused elsewhere, by the kind of their numbers
@@ -32,7 +32,7 @@ def check_header(path: Path, form: str) -> None:
     """Raise SwintormerError for a kind of picture that the decoder would call damaged.
 
     Args:
-        form: name in `io.FORMATS`.
+        form: name in `formats.FORMATS`.
     """
     reader = {"tiff": _tiff, "jpeg": _jpeg}.get(form)
     if reader is None:
@@ -55,9 +55,5 @@ def _tiff(file: BinaryIO) -> str:
 
 
 def _jpeg(file: BinaryIO) -> str:
-    file.seek(2)
-    while len(head := file.read(5)) == 5 and head[0] == 0xFF:
-        if head[1] in _FRAMES:
-            return "" if head[4] == 8 else f"{head[4]} bits per sample"
-        file.seek(int.from_bytes(head[2:4], "big") - 3, os.SEEK_CUR)
-    return ""
+    bits = next((content[0] for marker, content in jpeg_segments(file) if marker in _FRAMES and content), 8)
+    return "" if bits == 8 else f"{bits} bits per sample"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from swintormer.errors import SwintormerError
 from swintormer.images.compare import most_changed, upright
 from swintormer.images.files import harmless, reason, replacing
-from swintormer.images.io import Image, Samples
+from swintormer.images.picture import Image, Samples
 
 SIDE = 600  # longest side in pixels of what is shown of a picture
 # About 0.3 MB for a photograph: itself reduced, and the part that changed most at 1:1, before and after.

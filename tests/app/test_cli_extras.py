@@ -19,7 +19,7 @@ from swintormer.checkpoint import checkpoint
 from swintormer.cli import models
 from swintormer.images import page
 from swintormer.images.compare import CAPTION, change
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

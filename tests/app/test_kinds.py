@@ -13,8 +13,11 @@ from cli_files import files, photo
 from PIL import Image as Pillow
 
 from swintormer.errors import SwintormerError
-from swintormer.images import io
-from swintormer.images.io import check_target, read_image, reads, wrap, write_image
+from swintormer.images import formats
+from swintormer.images.formats import reads
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
+from swintormer.images.writing import check_target, write_image
 
 MAKE, ORIENTATION = 0x010F, 0x0112
 needs_heif = pytest.mark.skipif(not reads(Path("a.avif")), reason="the installed libvips reads no AVIF")
@@ -87,7 +90,7 @@ def test_a_damaged_avif_is_named_with_its_format(tmp_path):
     ],
 )
 def test_what_the_installed_libvips_lacks_is_named(tmp_path, monkeypatch, name, start, words):
-    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+    monkeypatch.setattr(formats, "_has_loader", lambda form: False)
     (tmp_path / name).write_bytes(start + bytes(100))
     with pytest.raises(SwintormerError, match=words + r".*: convert it to PNG, TIFF, JPEG or WebP first\."):
         read_image(tmp_path / name)

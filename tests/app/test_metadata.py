@@ -15,9 +15,10 @@ from PIL import Image as Pillow
 from PIL import ImageCms, IptcImagePlugin, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from swintormer.images.io import check_target, read_image, write_image
 from swintormer.images.metadata import NOTHING, read_extra
+from swintormer.images.reading import read_image
 from swintormer.images.tiff_exif import append_exif
+from swintormer.images.writing import check_target, write_image
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

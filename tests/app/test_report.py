@@ -10,8 +10,9 @@ from PIL import ImageCms
 
 from swintormer.images import compare as report
 from swintormer.images.compare import CAPTION, busiest_part, change, write_comparison
-from swintormer.images.io import read_image, wrap
 from swintormer.images.page import Page
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]  # libvips drops profiles of the wrong colours
