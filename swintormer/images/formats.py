@@ -66,7 +66,7 @@ FORMATS = {
 SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 # Formats that are read where the installed libvips can, and not written.
 READ_ONLY = {
-    "avif": Format("AVIF", (".avif",), (b"????ftypavif",), loader="heifload_source", becomes="jpeg"),
+    "avif": Format("AVIF", (".avif",), (b"????ftypavif", b"????ftypavis"), loader="heifload_source", becomes="jpeg"),
     "heic": Format(
         "HEIC",
         (".heic", ".heif", ".hif"),

@@ -73,6 +73,13 @@ def jpeg_has_others(file: BinaryIO) -> bool:
     return any(marker == _APP2 and content.startswith(b"MPF\0") for marker, content in jpeg_segments(file))
 
 
+def heif_has_gain_map(file: BinaryIO) -> bool:
+    """Whether a HEIC file holds a gain map for bright screens, as those of telephones do; ISO 21496-1 and Apple's."""
+    file.seek(0)
+    start = file.read(1 << 16)  # the boxes that list what is there
+    return any(name in start for name in (b"hdrgainmap", b"tmap"))
+
+
 def jpeg_has_video(file: BinaryIO) -> bool:
     """Whether the file ends in a short video, as telephones store it: the XMP data say so."""
     return any(

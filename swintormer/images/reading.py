@@ -203,6 +203,8 @@ def _reading_notes(path: Path, file: BinaryIO, image: Any, form: str) -> tuple[s
         notes.append(f"{path} has colours multiplied by its transparency: they are written without.")
     if form == "jpeg" and parts.jpeg_has_others(file):
         notes.append(f"{path} holds further pictures, such as a second view or a gain map: only the first is written.")
+    if form in ("heic", "avif") and parts.heif_has_gain_map(file):
+        notes.append(f"{path} holds a gain map for bright screens: only the picture itself is written.")
     if form == "jpeg" and parts.jpeg_has_video(file):
         notes.append(f"{path} holds a short video, too: only the picture is written.")
     if form == "png" and "icc-profile-data" not in fields and any(n == b"iCCP" for n, _ in parts.png_chunks(file)):

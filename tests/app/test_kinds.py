@@ -138,6 +138,45 @@ def _kinds(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("kind", ["sub-directory", "DNG"])
+def test_a_raw_file_is_not_taken_for_the_small_copy_that_it_begins_with(tmp_path, kind):
+    """As cameras write it: the first directory is a small RGB picture, the sensor's data are in one below."""
+    path, version = tmp_path / "raw.nef", [(0xC612, "B", 4, (1, 4, 0, 0), True)]
+    with tifffile.TiffWriter(path) as file:
+        tags = version if kind == "DNG" else []
+        file.write(pixels((8, 12)), photometric="rgb", subfiletype=1, subifds=int(kind != "DNG"), extratags=tags)
+        if kind != "DNG":
+            file.write(pixels()[..., 0], photometric="cfa", extratags=[])
+    with pytest.raises(SwintormerError, match="has the raw data of a sensor: convert it to RGB or gray"):
+        read_image(path)
+
+
+def test_a_smaller_copy_in_a_directory_below_is_no_harm(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        file.write(pixels(), photometric="rgb", subifds=1)
+        file.write(pixels()[::2, ::2], photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif").samples, pixels())
+
+
+@needs_heif
+def test_a_gain_map_is_announced(tmp_path):
+    """Stands for a telephone's file: the name of the map is in a box that decoders pass over."""
+    content = avif(tmp_path / "in.avif", pixels()).read_bytes()
+    assert read_image(tmp_path / "in.avif").notes == ()
+    name = b"urn:com:apple:photo:2020:aux:hdrgainmap"
+    (tmp_path / "in.avif").write_bytes(content + struct.pack(">I", 8 + len(name)) + b"free" + name)
+    (note,) = read_image(tmp_path / "in.avif").notes
+    assert note.endswith("holds a gain map for bright screens: only the picture itself is written.")
+
+
+@needs_heif
+def test_a_sequence_of_avif_is_refused(tmp_path):
+    frames = [Pillow.fromarray(pixels()), Pillow.fromarray(pixels()[::-1].copy())]
+    frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:])
+    with pytest.raises(SwintormerError, match=r"in\.avif (holds 2 pages|is damaged or a kind of AVIF that)"):
+        read_image(tmp_path / "in.avif")
+
+
 def test_a_whole_file_of_a_rare_kind_is_not_called_damaged(tmp_path):
     for name, words in _kinds(tmp_path).items():
         with pytest.raises(SwintormerError) as caught:
