@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from swintormer.prior.model import Sampler
 
 DEBLUR = (
-    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
+    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP; HEIC, AVIF and JPEG XL where libvips reads them.\n\n"
     "Bit depth, transparency, colour profile, EXIF data and orientation are kept. If a photograph cannot be restored, "
     "the others are, and the failure is reported at the end."
 )
@@ -65,18 +65,22 @@ def deblur(
         bool, _option(_MAIN, "Include folders inside folders; OUT gets the same folders.", "--recursive", "-r")
     ] = False,
     preview: Annotated[
-        bool, _option(_MAIN, "Only the busiest 512 pixels, in seconds: NAME.preview.png.", "--preview")
+        bool, _option(_MAIN, "Only the busiest 512 pixels, before and after: NAME.preview.png.", "--preview")
     ] = False,
-    strength: Annotated[float, _option(_MAIN, "0 to 1 (default): share of the restoration.", metavar="X")] = 1.0,
-    force: Annotated[bool, _option(_MAIN, "Restore also what needs nothing.", "--force")] = False,
+    strength: Annotated[float, _option(_MAIN, "From 0 (as it came) to 1 (default).", metavar="X")] = 1.0,
+    force: Annotated[bool, _option(_MAIN, "Also restore pictures that need nothing.", "--force")] = False,
     compare: Annotated[bool, _option(_MAIN, "Also before and after: NAME.compare.png.", "--compare")] = False,
     report: Annotated[Path | None, _option(_MAIN, "Also an HTML page of before and after.", metavar="FILE")] = None,
-    suffix: Annotated[str, _option(_MAIN, "_sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")] = "",
-    form: Annotated[str, _option(_MAIN, "png, tiff, jpeg or webp; else as input.", "--format", metavar="NAME")] = "",
-    quality: Annotated[int | None, _option(_MAIN, "Of JPEG and WebP; else as the input.", metavar="1-100")] = None,
+    suffix: Annotated[str, _option(_MAIN, "Added to names: _sharp gives photo_sharp.jpg.", metavar="TEXT")] = "",
+    form: Annotated[
+        str, _option(_MAIN, "png, tiff, jpeg or webp. Default: as the input.", "--format", metavar="NAME")
+    ] = "",
+    quality: Annotated[
+        int | None, _option(_MAIN, "Of JPEG and WebP. Default: a JPEG's own, else 95.", metavar="1-100")
+    ] = None,
     lossless: Annotated[bool, _option(_MAIN, "WebP without loss.", "--lossless")] = False,
     skip_existing: Annotated[
-        bool, _option(_MAIN, "Skip what has a result: continue a run.", "--skip-existing")
+        bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
     model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
@@ -109,7 +113,7 @@ def deblur(
     batch: Annotated[int | None, _option(_RARE, "Tiles processed at once.", metavar="N")] = None,
     window: Annotated[
         int | None,
-        _option(_RARE, "Of the attention, where weights lack it.", min=1, metavar="PIXELS"),
+        _option(_RARE, "Attention windows, where weights lack it.", min=1, metavar="PIXELS"),
     ] = None,
     precision: Annotated[
         str,
@@ -117,7 +121,7 @@ def deblur(
     ] = "auto",
     backend: Annotated[str, _option(_RARE, "What computes; see `swintormer info`.", metavar="NAME")] = "auto",
     max_pixels: Annotated[
-        int | None, _option(_RARE, "Largest picture, width times height (1000000000).", min=1, metavar="N")
+        int | None, _option(_RARE, "Largest width times height (1000000000).", min=1, metavar="N")
     ] = None,
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
