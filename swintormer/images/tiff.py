@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-INTEROPERABILITY = 0xA005  # a third directory, which is not copied, so its pointer is removed
+INTEROPERABILITY = 0xA005  # in the EXIF directory; it says which colours a camera used: R98 sRGB, R03 Adobe RGB
 
 # TIFF field type -> (bytes, bytes of each number in it: rationals are two 4-byte numbers)
 _TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4),
@@ -59,7 +60,8 @@ Directory = dict[int, Entry]
 
 
 class Tree(NamedTuple):
-    """The first directory without its pointers, and the EXIF and GPS directories by the tag of their pointer."""
+    """The first directory without its pointers, and the EXIF, GPS and interoperability directories by the tag of their
+    pointer."""
 
     form: Form
     first: Directory
@@ -114,7 +116,9 @@ def read_tree(file: BinaryIO) -> Tree:
     for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
         if tag in first:
             nested[tag] = read_directory(file, int.from_bytes(first.pop(tag).value, "little"), form)
-            nested[tag].pop(INTEROPERABILITY, None)
+    if pointer := nested.get(EXIF_DIRECTORY, {}).pop(INTEROPERABILITY, None):
+        with suppress(struct.error, ValueError):  # some programs leave a pointer to nothing
+            nested[INTEROPERABILITY] = read_directory(file, int.from_bytes(pointer.value, "little"), form)
     return Tree(form, first, nested)
 
 
@@ -152,8 +156,13 @@ def _in_order(value: bytes, kind: int, form: Form) -> bytes:
 
 def pack_tree(first: Directory, nested: dict[int, Directory], at: int, form: Form) -> tuple[bytes, int]:
     """Bytes to write at offset `at`, with nested directories before the first; and the offset of the first."""
-    body, pointers = b"", {}
-    for tag, directory in nested.items():
+    body = b""
+    pointers: Directory = {}
+    for tag in (INTEROPERABILITY, EXIF_DIRECTORY, GPS_DIRECTORY):
+        if tag not in nested:
+            continue
+        directory = nested[tag] | ({} if tag == GPS_DIRECTORY else pointers)
+        pointers.pop(INTEROPERABILITY, None)
         place = at + len(body)
         pointers[tag] = Entry(16, 1, struct.pack("<Q", place)) if form.big else Entry(4, 1, struct.pack("<I", place))
         body += _pack_directory(directory.items(), at + len(body), form)
