@@ -494,8 +494,9 @@ def restore_file(
         write_comparison(job.target, image, pixels)
     elif alone is not None and change(image.pixels, pixels) >= alone:
         pixels = image.pixels
-        changes = [] if _leave(job, image, saving) else follow.notes
-        follow.notes = [*changes, f"{job.source} needs nothing and is left as it is; --force restores it."]
+        if _leave(job, image, saving):
+            follow.notes = [image.damage] if image.damage else []
+        follow.notes = [*follow.notes, f"{job.source} needs nothing and is left as it is; --force restores it."]
     else:
         write_image(job.target, pixels, image, saving)
     if job.comparison is not None:
@@ -510,7 +511,7 @@ def _leave(job: Job, image: Image, saving: Saving) -> bool:
     from swintormer.images.formats import FORMATS, detect_format, format_of
     from swintormer.images.writing import Saving, write_image
 
-    if FORMATS[detect_format(job.source)] is not format_of(job.target) or saving != Saving():
+    if FORMATS.get(detect_format(job.source)) is not format_of(job.target) or saving != Saving():
         write_image(job.target, image.pixels, image, saving)
         return False
     with job.source.open("rb") as source, replacing(job.target) as target:

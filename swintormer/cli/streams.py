@@ -15,7 +15,7 @@ from typing import TextIO
 from swintormer.cli.messages import discard
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason
-from swintormer.images.formats import FORMATS, SUFFIXES, detect_format
+from swintormer.images.formats import FORMATS, SUFFIXES, result_format
 from swintormer.signals import exiting
 
 STREAM = Path("-")
@@ -81,7 +81,7 @@ def streamed(inputs: list[Path], out: Path, form: str | None, alone: bool = True
 
 def _format_of(path: Path) -> str:
     """By the name where it tells, as for a result in a file, else by the content."""
-    return SUFFIXES.get(path.suffix.lower()) or detect_format(path)
+    return SUFFIXES.get(path.suffix.lower()) or result_format(path)
 
 
 def _read(target: Path) -> None:

@@ -131,5 +131,15 @@ def detect_format(path: Path) -> str:
     raise SwintormerError(f"{path} is not a picture in {FORMAT_NAMES}{named}: convert it to one of these first.")
 
 
+def result_format(path: Path) -> str:
+    """The name in `FORMATS` of the format that the result of a file gets by default, by its content.
+
+    Raises:
+        SwintormerError: as `detect_format`.
+    """
+    found = detect_format(path)
+    return READ_ONLY[found].becomes if found in READ_ONLY else found
+
+
 def _matches(head: bytes, magic: bytes) -> bool:
     return len(head) >= len(magic) and all(m in (b, ord("?")) for b, m in zip(head, magic, strict=False))

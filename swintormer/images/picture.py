@@ -57,7 +57,8 @@ class Image:
 
     Attributes:
         samples: (H, W, C) or, with alpha as the last channel, (H, W, C + 1); C is 1 or 3; uint8 or uint16.
-        notes: sentences for the user about what reading changed; mostly empty.
+        notes: sentences for the user about the file and what reading changed; mostly empty.
+        damage: a sentence about damage of the file, which is one of the notes; mostly empty.
         stored: how the file stores them.
         extra: metadata that libvips does not carry.
     """
@@ -67,6 +68,7 @@ class Image:
     has_alpha: bool
     header: Header
     notes: tuple[str, ...] = ()
+    damage: str = ""
     stored: Stored = Stored()
     extra: Extra = NOTHING
 

@@ -61,7 +61,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     form = detect_format(path)
     check_header(path, form)
     vips = libvips()
-    notes: tuple[str, ...] = ()
+    damage = ""
     try:
         with open_file(path) as file:
             _check_parts(path, form, file)
@@ -71,13 +71,13 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
                 if form != "jpeg" or "out of memory" in str(warning):
                     raise
                 image, samples = _decode(path, "error", max_pixels)
-                notes = (f"{path} is damaged ({detail(warning)}): look at its result, parts of it may be wrong.",)
+                damage = f"{path} is damaged ({detail(warning)}): look at its result, parts of it may be wrong."
             if form == "tiff" and not interruptible(partial(parts.tiff_is_whole, file), lambda: None, 0):
                 raise vips.Error("", "wrong checksum")  # libvips need not reach it
             if form in READ_ONLY:
                 _fill_low_bits(samples, image)
             stored = _stored(form, file, image)
-            notes += _reading_notes(path, file, image, form)
+            notes = _reading_notes(path, file, image, form)
     except OSError as error:
         raise SwintormerError(f"Cannot read {path}: {reason(error)}.") from error
     except (vips.Error, MemoryError) as error:
@@ -98,7 +98,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
         fields += _parse_exif(read_exif(path) if form == "tiff" else extra.exif)
     header = Header(*_resolution(image), fields)
     header, misfit = _without_misfit(path, header, samples.shape[2] - bool(image.hasalpha()))
-    return Image(path, samples, bool(image.hasalpha()), header, notes + misfit, stored, extra)
+    notes = (damage, *notes, *misfit) if damage else notes + misfit
+    return Image(path, samples, bool(image.hasalpha()), header, notes, damage, stored, extra)
 
 
 def _decode(path: Path, fail_on: str, max_pixels: int) -> tuple[Any, Samples]:

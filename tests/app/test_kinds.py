@@ -72,6 +72,14 @@ def test_avif_becomes_jpeg(run):
 
 
 @needs_heif
+def test_avif_through_the_streams_becomes_jpeg(run):
+    content = avif(Path("a.avif"), pixels()).read_bytes()
+    result = run("deblur", "-", "-o", "-", data=content)
+    assert result.stdout_bytes[:3] == b"\xff\xd8\xff"
+    assert run("deblur", "a.avif", "-o", "-").stdout_bytes == result.stdout_bytes
+
+
+@needs_heif
 def test_a_damaged_avif_is_named_with_its_format(tmp_path):
     whole = avif(tmp_path / "a.avif", pixels()).read_bytes()
     (tmp_path / "a.avif").write_bytes(whole[: len(whole) // 2])
