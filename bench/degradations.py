@@ -155,7 +155,7 @@ def main() -> None:
         print_times()
         return
     out = arguments.out
-    from swintormer.images.io import wrap
+    from swintormer.images.picture import wrap
 
     wrap(picture()).jpegsave(str(out), Q=88)
     print(out)

@@ -18,7 +18,7 @@ from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import NETWORK, network_methods
-from swintormer.images.io import wrap
+from swintormer.images.picture import wrap
 
 CASES = (
     ("astronaut.png", "camera shake 31"),

@@ -36,7 +36,8 @@ import torch
 from bench.fuzz.seeds import TINY
 from swintormer import Swintormer, save_checkpoint
 from swintormer.errors import SwintormerError
-from swintormer.images.io import read_image, wrap
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
 
 BATCH = 8  # pictures of a disturbed batch
 KILLS, FOLDERS = 50, 5  # batches that are killed, and folders that they continue in turn
@@ -151,8 +152,8 @@ def memory(stage: Stage) -> list[str]:
         "import resource, sys\n"
         "from swintormer.cli import deblur\n"
         "from swintormer.cli.app import main\n"
-        "from swintormer.images import io\n"
-        "real, peaks = io.write_image, []\n"
+        "from swintormer.images import writing\n"
+        "real, peaks = writing.write_image, []\n"
         "def counted(*words, **options):\n"
         "    real(*words, **options)\n"
         "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

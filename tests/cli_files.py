@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swintormer.images.io import wrap
+from swintormer.images.picture import wrap
 from swintormer.model.config import NetworkConfig
 from swintormer.signals import ENDING
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from swintormer.images.io import save_vips, wrap
+from swintormer.images.picture import wrap
+from swintormer.images.writing import save_vips
 
 
 def picture(path: Path, seed: int = 0, side: int = 8, bits: int = 8, channels: int = 3) -> Path:

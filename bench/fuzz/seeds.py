@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from swintormer import Swintormer, save_checkpoint
-from swintormer.images.io import wrap
+from swintormer.images.picture import wrap
 from swintormer.model.config import NetworkConfig
 
 SIDE = 64

@@ -18,7 +18,8 @@ import torch
 from bench.fuzz.seeds import BLOCK, UNCHECKED
 from swintormer.checkpoint.checkpoint import read_checkpoint
 from swintormer.errors import SwintormerError
-from swintormer.images.io import Samples, read_image
+from swintormer.images.picture import Samples
+from swintormer.images.reading import read_image
 from swintormer.inference.deblurrer import Deblurrer
 
 LONGEST_SENTENCE = 600

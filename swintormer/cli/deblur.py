@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from swintormer.cli.models import Model
     from swintormer.cli.plan import Job, Naming
     from swintormer.cli.streams import Streams
-    from swintormer.images.io import Image, Samples, Saving
     from swintormer.images.page import Page
+    from swintormer.images.picture import Image, Samples
+    from swintormer.images.writing import Saving
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.prior.model import Sampler
 
 DEBLUR = (
-    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP.\n\n"
+    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP; HEIC, AVIF and JPEG XL where libvips reads them.\n\n"
     "Bit depth, transparency, colour profile, EXIF data and orientation are kept. If a photograph cannot be restored, "
     "the others are, and the failure is reported at the end."
 )
@@ -64,18 +65,22 @@ def deblur(
         bool, _option(_MAIN, "Include folders inside folders; OUT gets the same folders.", "--recursive", "-r")
     ] = False,
     preview: Annotated[
-        bool, _option(_MAIN, "Only the busiest 512 pixels, in seconds: NAME.preview.png.", "--preview")
+        bool, _option(_MAIN, "Only the busiest 512 pixels, before and after: NAME.preview.png.", "--preview")
     ] = False,
-    strength: Annotated[float, _option(_MAIN, "0 to 1 (default): share of the restoration.", metavar="X")] = 1.0,
-    force: Annotated[bool, _option(_MAIN, "Restore also what needs nothing.", "--force")] = False,
+    strength: Annotated[float, _option(_MAIN, "From 0 (as it came) to 1 (default).", metavar="X")] = 1.0,
+    force: Annotated[bool, _option(_MAIN, "Also restore pictures that need nothing.", "--force")] = False,
     compare: Annotated[bool, _option(_MAIN, "Also before and after: NAME.compare.png.", "--compare")] = False,
     report: Annotated[Path | None, _option(_MAIN, "Also an HTML page of before and after.", metavar="FILE")] = None,
-    suffix: Annotated[str, _option(_MAIN, "_sharp makes photo_sharp.jpg of photo.jpg.", metavar="TEXT")] = "",
-    form: Annotated[str, _option(_MAIN, "png, tiff, jpeg or webp; else as input.", "--format", metavar="NAME")] = "",
-    quality: Annotated[int | None, _option(_MAIN, "Of JPEG and WebP; else as the input.", metavar="1-100")] = None,
+    suffix: Annotated[str, _option(_MAIN, "Added to names: _sharp gives photo_sharp.jpg.", metavar="TEXT")] = "",
+    form: Annotated[
+        str, _option(_MAIN, "png, tiff, jpeg or webp. Default: as the input.", "--format", metavar="NAME")
+    ] = "",
+    quality: Annotated[
+        int | None, _option(_MAIN, "Of JPEG and WebP. Default: a JPEG's own, else 95.", metavar="1-100")
+    ] = None,
     lossless: Annotated[bool, _option(_MAIN, "WebP without loss.", "--lossless")] = False,
     skip_existing: Annotated[
-        bool, _option(_MAIN, "Skip what has a result: continue a run.", "--skip-existing")
+        bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
     model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
@@ -108,7 +113,7 @@ def deblur(
     batch: Annotated[int | None, _option(_RARE, "Tiles processed at once.", metavar="N")] = None,
     window: Annotated[
         int | None,
-        _option(_RARE, "Of the attention, where weights lack it.", min=1, metavar="PIXELS"),
+        _option(_RARE, "Attention windows, where weights lack it.", min=1, metavar="PIXELS"),
     ] = None,
     precision: Annotated[
         str,
@@ -116,13 +121,13 @@ def deblur(
     ] = "auto",
     backend: Annotated[str, _option(_RARE, "What computes; see `swintormer info`.", metavar="NAME")] = "auto",
     max_pixels: Annotated[
-        int | None, _option(_RARE, "Largest picture, width times height (1000000000).", min=1, metavar="N")
+        int | None, _option(_RARE, "Largest width times height (1000000000).", min=1, metavar="N")
     ] = None,
 ) -> None:
     """Plan the work, leave out what is done, restore the rest, and report how it went."""
     from swintormer.cli.plan import Naming
     from swintormer.cli.streams import streamed
-    from swintormer.images.io import Saving
+    from swintormer.images.writing import Saving
 
     settings = Settings(
         weights=weights,
@@ -167,6 +172,8 @@ def _run(
         reporter.say(f"Left out, in formats that are not read here: {names}.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
+        if extras.page is not None and pending:
+            reporter.say(f"{extras.page} shows only what this run restores.")
     outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
     _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
 
@@ -190,8 +197,8 @@ def _finish(outcome: Outcome, failures: list[str]) -> None:
 
 
 def parse_format(text: str) -> str | None:
-    """png, tif, .JPG ... -> the name in `images.FORMATS`; None for an empty text."""
-    from swintormer.images.io import FORMATS, SUFFIXES
+    """png, tif, .JPG ... -> the name in `images.formats.FORMATS`; None for an empty text."""
+    from swintormer.images.formats import FORMATS, SUFFIXES
 
     name = text.lower().lstrip(".")
     if not name:
@@ -263,7 +270,7 @@ class Extras:
     Attributes:
         force: restore a picture that needs nothing, too.
         page: HTML file of before and after.
-        saving: how results are compressed; None for `images.io.Saving()`.
+        saving: how results are compressed; None for `images.writing.Saving()`.
     """
 
     force: bool = False
@@ -459,7 +466,7 @@ def restore_file(
     Args:
         alone: a picture that the network changes by less than this (dB; more is less change) is left as it is.
         page: takes before and after.
-        saving: how the result is compressed; None for `images.io.Saving()`.
+        saving: how the result is compressed; None for `images.writing.Saving()`.
         max_pixels: width times height of the largest picture that is read; None for the default.
 
     Raises:
@@ -467,11 +474,12 @@ def restore_file(
             possible is checked before the restoration, which takes long.
     """
     from swintormer.images.compare import busiest_part, change, write_comparison
-    from swintormer.images.io import MAX_PIXELS, Saving, check_target, read_image, write_image
+    from swintormer.images.reading import MAX_PIXELS, read_image
+    from swintormer.images.writing import Saving, check_target, write_image
 
     saving, most = saving or Saving(), max_pixels or MAX_PIXELS
     image = read_image(job.source, most)
-    follow.opened(image, [] if job.preview else check_target(image, job.target, saving))
+    follow.opened(image, list(image.notes) if job.preview else check_target(image, job.target, saving))
     prepare_folder(job.target)
     right = None if job.right is None else _read_right(job.right, image, most)
     if job.preview:
@@ -486,8 +494,9 @@ def restore_file(
         write_comparison(job.target, image, pixels)
     elif alone is not None and change(image.pixels, pixels) >= alone:
         pixels = image.pixels
-        changes = [] if _leave(job, image, saving) else follow.notes
-        follow.notes = [*changes, f"{job.source} needs nothing and is left as it is; --force restores it."]
+        if _leave(job, image, saving):
+            follow.notes = [image.damage] if image.damage else []
+        follow.notes = [*follow.notes, f"{job.source} needs nothing and is left as it is; --force restores it."]
     else:
         write_image(job.target, pixels, image, saving)
     if job.comparison is not None:
@@ -499,9 +508,10 @@ def restore_file(
 def _leave(job: Job, image: Image, saving: Saving) -> bool:
     """Give the target the picture as it came; returns whether byte for byte: in the same format, as it is stored."""
     from swintormer.images.files import replacing
-    from swintormer.images.io import FORMATS, Saving, detect_format, format_of, write_image
+    from swintormer.images.formats import FORMATS, detect_format, format_of
+    from swintormer.images.writing import Saving, write_image
 
-    if FORMATS[detect_format(job.source)] is not format_of(job.target) or saving != Saving():
+    if FORMATS.get(detect_format(job.source)) is not format_of(job.target) or saving != Saving():
         write_image(job.target, image.pixels, image, saving)
         return False
     with job.source.open("rb") as source, replacing(job.target) as target:
@@ -510,7 +520,7 @@ def _leave(job: Job, image: Image, saving: Saving) -> bool:
 
 
 def _read_right(path: Path, left: Image, max_pixels: int) -> Samples:
-    from swintormer.images.io import read_image
+    from swintormer.images.reading import read_image
 
     right = read_image(path, max_pixels)
     if right.pixels.shape != left.pixels.shape or right.bits != left.bits:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from swintormer.images.io import Samples
+    from swintormer.images.picture import Samples
 
 T = TypeVar("T")
 
@@ -32,7 +32,8 @@ def demo(
 ) -> None:
     """Restore the photograph that ships with the package, measure it, and show before and after side by side."""
     if make:
-        from swintormer.images.io import save_vips, wrap
+        from swintormer.images.picture import wrap
+        from swintormer.images.writing import save_vips
 
         for path, pixels in zip((BLURRED, TRUTH), make_pictures(), strict=True):
             save_vips(path, wrap(pixels))
@@ -66,7 +67,8 @@ def run(out: Path = OUTPUT) -> dict[str, str]:
     from swintormer.cli.deblur import Settings, make_deblurrer
     from swintormer.evaluation.metrics import psnr
     from swintormer.images.compare import write_comparison, write_crops
-    from swintormer.images.io import read_image, write_image
+    from swintormer.images.reading import read_image
+    from swintormer.images.writing import write_image
     from swintormer_kernels import use_backend
 
     deblurrer = make_deblurrer(Settings())

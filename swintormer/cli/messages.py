@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from swintormer.errors import SwintormerError
+from swintormer.images.files import harmless
 
 if TYPE_CHECKING:
     from swintormer.model.config import NetworkConfig
 
 FAILED = 1
 SIGNALLED = 128  # plus the signal's number, as shells count
-
-
-def harmless(text: str) -> str:
-    """Text with its control characters as escapes, except ends of lines: a file's name must not command a terminal."""
-    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
 
 
 def complain(text: str) -> None:

@@ -86,5 +86,6 @@ def _speed(path: Path) -> str:
         start = time.monotonic()
         deblurrer.restore_array(picture)
         best = min(best, time.monotonic() - start)
-    where = f"{torch.get_num_threads()} threads" if deblurrer.device.type == "cpu" else str(deblurrer.device)
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads != 1)}" if deblurrer.device.type == "cpu" else str(deblurrer.device)
     return f"{SIDE**2 / 1e6 / best:.2f} megapixels/s, measured now with {SIDE}x{SIDE} pixels on {where}"

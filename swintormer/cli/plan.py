@@ -10,7 +10,7 @@ from pathlib import Path
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, is_folder, prepare_folder
-from swintormer.images.io import FORMATS, READ_ONLY, SUFFIXES, detect_format, reads
+from swintormer.images.formats import FORMATS, SUFFIXES, reads, result_format
 
 COMPARISON, PREVIEW = ".compare.png", ".preview.png"
 
@@ -224,8 +224,7 @@ def _ending(path: Path, naming: Naming) -> str:
         return PREVIEW
     if naming.form is None and path.suffix.lower() in SUFFIXES:
         return path.suffix
-    found = naming.form or detect_format(path)
-    return FORMATS[READ_ONLY[found].becomes if found in READ_ONLY else found].suffixes[0]
+    return FORMATS[naming.form or result_format(path)].suffixes[0]
 
 
 def _right_view(found: _Found, naming: Naming) -> Path | None:

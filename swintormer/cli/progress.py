@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swintormer.cli.messages import discard, harmless
+from swintormer.cli.messages import discard
+from swintormer.images.files import harmless
 
 if TYPE_CHECKING:
     from swintormer.cli.plan import Job
-    from swintormer.images.io import Image
+    from swintormer.images.picture import Image
 
 
 class Following:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from swintormer.cli.messages import discard
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason
-from swintormer.images.io import FORMATS, SUFFIXES, detect_format
+from swintormer.images.formats import FORMATS, SUFFIXES, result_format
 from swintormer.signals import exiting
 
 STREAM = Path("-")
@@ -68,7 +69,7 @@ def streamed(inputs: list[Path], out: Path, form: str | None, alone: bool = True
                 streams = replace(streams, inputs=[folder / "stdin"])
                 _read(folder / "stdin")
             if streams.is_output:
-                _refuse_terminal(sys.stdout.isatty(), "output")
+                _check(sys.stdout, "output")
                 ending = FORMATS[form or _format_of(streams.inputs[0])].suffixes[0]
                 streams = replace(streams, out=folder / f"stdout{ending}")
             yield streams
@@ -80,11 +81,11 @@ def streamed(inputs: list[Path], out: Path, form: str | None, alone: bool = True
 
 def _format_of(path: Path) -> str:
     """By the name where it tells, as for a result in a file, else by the content."""
-    return SUFFIXES.get(path.suffix.lower()) or detect_format(path)
+    return SUFFIXES.get(path.suffix.lower()) or result_format(path)
 
 
 def _read(target: Path) -> None:
-    _refuse_terminal(sys.stdin.isatty(), "input")
+    _check(sys.stdin, "input")
     try:
         with target.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
@@ -102,6 +103,9 @@ def _write(source: Path) -> None:
         raise SwintormerError(f"Cannot write standard output: {reason(error)}.") from error
 
 
-def _refuse_terminal(is_terminal: bool, name: str) -> None:
-    if is_terminal:
+def _check(stream: TextIO | None, name: str) -> None:
+    """Raise an error for a stream that holds no picture: a terminal, or none at all, where the caller closed it."""
+    if stream is None:
+        raise SwintormerError(f"Standard {name} is closed, where a picture was expected: redirect it.")
+    if stream.isatty():
         raise SwintormerError(f"Standard {name} is a terminal, where a picture was expected: redirect it.")

@@ -19,7 +19,9 @@ import numpy as np
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, reason, replacing
-from swintormer.images.io import SUFFIXES, Samples, read_image, sample_bytes
+from swintormer.images.formats import SUFFIXES
+from swintormer.images.picture import Samples
+from swintormer.images.reading import read_image, sample_bytes
 
 Say = Callable[[str], None]
 

@@ -35,7 +35,7 @@ import numpy as np
 from swintormer.data.cache import Say, to_stderr
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, reason, some_names
-from swintormer.images.io import SUFFIXES, reads
+from swintormer.images.formats import SUFFIXES, reads
 
 Layout = Literal["dpdd", "realdof", "gopro", "hide", "realblur", "reds", "rsblur", "folders"]
 Split = Literal["train", "val", "test"]

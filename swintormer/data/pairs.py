@@ -14,7 +14,7 @@ from swintormer.data.cache import Picture, Say, decode, to_stderr
 from swintormer.data.datasets import PairFiles
 from swintormer.errors import SwintormerError
 from swintormer.images.files import some_names
-from swintormer.images.io import Samples
+from swintormer.images.picture import Samples
 
 
 @dataclass(frozen=True)

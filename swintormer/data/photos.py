@@ -32,7 +32,8 @@ from swintormer.data.datasets import find_pictures
 from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import SwintormerError
 from swintormer.images.files import is_folder, some_names
-from swintormer.images.io import SUFFIXES, Samples
+from swintormer.images.formats import SUFFIXES
+from swintormer.images.picture import Samples
 
 MAX_REDUCTION = 3.0
 CANDIDATES = 4

@@ -170,7 +170,7 @@ def photograph(name: str) -> Array:
     Raises:
         SwintormerError: scikit-image is not installed, or lacks the photograph.
     """
-    from swintormer.images.io import read_image
+    from swintormer.images.reading import read_image
 
     try:
         place = resources.files("skimage.data") / name

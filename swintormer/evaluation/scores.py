@@ -17,7 +17,8 @@ from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import SSIM_WINDOW, mae, psnr, ssim
 from swintormer.images.files import is_folder
-from swintormer.images.io import SUFFIXES, read_image
+from swintormer.images.formats import SUFFIXES
+from swintormer.images.reading import read_image
 from swintormer.inference.deblurrer import Deblurrer, Progress
 
 Array: TypeAlias = NDArray[np.float32]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from swintormer.images.io import Image, Samples, save_vips, to_eight_bit, with_header, wrap
+from swintormer.images.picture import Image, Samples, to_eight_bit, with_header, wrap
+from swintormer.images.writing import save_vips
 
 PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
 DIVIDER = 6  # pixels of white between the halves
@@ -110,7 +111,8 @@ def _largest(values: Any, width: int, height: int) -> tuple[int, int, int, int]:
     Compares block means, in steps of `_BLOCK` pixels, so that no array of the picture's size is needed.
     """
     width, height = min(width, values.width), min(height, values.height)
-    means = values.shrink(_BLOCK, _BLOCK, ceil=True).numpy().astype(float)
+    shrunk = values.shrink(_BLOCK, _BLOCK, ceil=True)
+    means = shrunk.numpy().reshape(shrunk.height, shrunk.width).astype(float)  # pyvips gives one pixel no dimensions
     sums = np.pad(means, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     rows = max(1, min(height // _BLOCK, means.shape[0]))
     columns = max(1, min(width // _BLOCK, means.shape[1]))
@@ -137,7 +139,8 @@ def _captioned(picture: Any, caption: str) -> Any:
         letters = pyvips.Image.text(caption, **_LETTERS)
     except pyvips.Error:  # a libvips without text, a system without fonts
         letters = pyvips.Image.black(1, 1)
-    line = letters.embed(2, (CAPTION - letters.height) // 2, picture.width, CAPTION).invert()
+    line = letters.embed(2, (CAPTION - letters.height) // 2, letters.width + picture.width, CAPTION).invert()
+    line = line.crop(0, 0, picture.width, CAPTION)
     line = line.bandjoin([line] * (picture.bands - 1)) if picture.bands > 1 else line
     return line.copy(interpretation=picture.interpretation).join(picture, "vertical")
 

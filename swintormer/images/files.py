@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,8 @@ def open_file(path: Path) -> BinaryIO:
     try:
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except FileNotFoundError:
+        if path.is_symlink():
+            raise SwintormerError(f"{path} is a link to a file that is not there: leave it out.") from None
         raise SwintormerError(f"There is no file {path}.") from None
     except OSError as error:
         if error.errno == errno.ENXIO:  # what opening a socket gives
@@ -179,6 +182,11 @@ def _removing(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def harmless(text: str) -> str:
+    """Text with its control characters as escapes, except ends of lines: a file's name must not command a terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
 
 
 def some_names(names: Sequence[str]) -> str:

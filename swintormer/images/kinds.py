@@ -1,28 +1,31 @@
 """Kinds of pictures that decoders refuse in words of their own, or misread: told by the file's header.
 
+Raw files of cameras are TIFF files that begin with a small copy, which a decoder takes for the picture.
+
 TIFF 6.0, sections 8 and 23; TIFF technical note of Adobe on ICC Lab; TIFF/EP; JPEG, ITU-T T.81, annex B.2.2.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
 from swintormer.errors import SwintormerError
-from swintormer.images.tiff_exif import read_first
+from swintormer.images.parts import jpeg_segments
+from swintormer.images.tiff import Directory, numbers, read_directory, read_tree
 
-_BITS_PER_SAMPLE, _COLOURS = 0x0102, 0x0106
+_BITS_PER_SAMPLE, _COLOURS, _SUB_DIRECTORIES, _DNG_VERSION = 0x0102, 0x0106, 0x014A, 0xC612
 _BITS = {1, 2, 4, 8, 16, 32, 64}  # of which more than 16 are refused elsewhere, by the kind of their numbers
+_RAW = "the raw data of a sensor"
 _COLOUR_KINDS = {
     8: "Lab colours",
     9: "Lab colours",
     10: "Lab colours",
-    32803: "the raw data of a sensor",
+    32803: _RAW,
     32844: "logarithmic brightness",
     32845: "logarithmic colours",
-    34892: "the raw data of a sensor",
+    34892: _RAW,
 }
 # Markers that begin a frame: SOF0 to SOF15 without DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -32,7 +35,7 @@ def check_header(path: Path, form: str) -> None:
     """Raise SwintormerError for a kind of picture that the decoder would call damaged.
 
     Args:
-        form: name in `io.FORMATS`.
+        form: name in `formats.FORMATS`.
     """
     reader = {"tiff": _tiff, "jpeg": _jpeg}.get(form)
     if reader is None:
@@ -47,17 +50,20 @@ def check_header(path: Path, form: str) -> None:
 
 
 def _tiff(file: BinaryIO) -> str:
-    first = read_first(file, {_BITS_PER_SAMPLE, _COLOURS})
-    numbers = {tag: [number for (number,) in struct.iter_unpack("<H", value)] for tag, value in first.items()}
-    colours = numbers.get(_COLOURS, [])
-    bits = next((number for number in numbers.get(_BITS_PER_SAMPLE, []) if number not in _BITS), 0)
-    return _COLOUR_KINDS.get(colours[0] if colours else -1, "") or (f"{bits} bits per sample" if bits else "")
+    tree = read_tree(file)
+    nested = [read_directory(file, at, tree.form) for at in _values(tree.first, _SUB_DIRECTORIES)]
+    colours = [number for directory in (tree.first, *nested) for number in _values(directory, _COLOURS)[:1]]
+    if _DNG_VERSION in tree.first or any(_COLOUR_KINDS.get(number) == _RAW for number in colours):
+        return _RAW
+    bits = next((number for number in _values(tree.first, _BITS_PER_SAMPLE) if number not in _BITS), 0)
+    own = _COLOUR_KINDS.get(next(iter(_values(tree.first, _COLOURS)), -1), "")
+    return own or (f"{bits} bits per sample" if bits else "")
+
+
+def _values(directory: Directory, tag: int) -> list[int]:
+    return numbers(directory[tag]) if tag in directory else []
 
 
 def _jpeg(file: BinaryIO) -> str:
-    file.seek(2)
-    while len(head := file.read(5)) == 5 and head[0] == 0xFF:
-        if head[1] in _FRAMES:
-            return "" if head[4] == 8 else f"{head[4]} bits per sample"
-        file.seek(int.from_bytes(head[2:4], "big") - 3, os.SEEK_CUR)
-    return ""
+    bits = next((content[0] for marker, content in jpeg_segments(file) if marker in _FRAMES and content), 8)
+    return "" if bits == 8 else f"{bits} bits per sample"

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from swintormer.images.files import some_names
-from swintormer.images.tiff_exif import Entry, read_first
+from swintormer.images.parts import jpeg_segments, png_chunks
+from swintormer.images.tiff import Entry, read_first
 
 IPTC_TAG, RESOURCES_TAG = 33723, 34377
 COMMENT = "Comment"
 
 _SEGMENT = 65533  # bytes that a segment of JPEG can hold
 _XMP_SEGMENT = _SEGMENT - 29  # behind the name of the segment
-_APP1, _APP13, _COM, _START_OF_SCAN, _END = 0xE1, 0xED, 0xFE, 0xDA, 0xD9
+_APP1, _APP13, _COM = 0xE1, 0xED, 0xFE
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
@@ -37,7 +38,7 @@ _IPTC_RESOURCE = 0x0404
 # Small pictures of the state before restoring, and the digest of the IPTC.
 _STALE_RESOURCES = {0x0409, 0x040C, 0x0425}
 
-_PNG_START, _AFTER_IHDR = 8, 33
+_AFTER_IHDR = 33
 _TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 # How colours are meant; an ICC profile, which libvips carries, takes precedence over all but cICP.
 _COLOUR_CHUNKS = {b"cICP", b"gAMA", b"cHRM", b"sRGB"}
@@ -73,7 +74,7 @@ NOTHING = Extra()
 
 
 def read_extra(path: Path, form: str) -> Extra:
-    """The metadata of a file in the format `form` of `io.FORMATS`; of a damaged file what can be read of it."""
+    """The metadata of a file in the format `form` of `formats.FORMATS`; of a damaged file what can be read of it."""
     readers = {"jpeg": _read_jpeg, "tiff": _read_tiff, "png": _read_png}
     if form not in readers:
         return NOTHING
@@ -199,17 +200,12 @@ def _read_tiff(file: BinaryIO) -> Extra:
 # JPEG
 def _read_jpeg(file: BinaryIO) -> Extra:
     resources, texts, unread = b"", [], set()
-    file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (_START_OF_SCAN, _END):
-        if head[1] == 0xFF:  # filling
-            file.seek(-3, os.SEEK_CUR)
-            continue
-        content = file.read(int.from_bytes(head[2:], "big") - 2)
-        if head[1] == _APP13 and content.startswith(_PHOTOSHOP):
+    for marker, content in jpeg_segments(file):
+        if marker == _APP13 and content.startswith(_PHOTOSHOP):
             resources += content[len(_PHOTOSHOP) :]
-        elif head[1] == _COM and content.strip(b"\0"):
+        elif marker == _COM and content.strip(b"\0"):
             texts.append((COMMENT, _text(content.rstrip(b"\0"))))
-        elif head[1] == _APP1 and content.startswith(_MORE_XMP):
+        elif marker == _APP1 and content.startswith(_MORE_XMP):
             unread.add("the XMP data beyond 64 KB")
     return Extra(*_from_resources(resources), tuple(texts), unread=tuple(unread))
 
@@ -239,7 +235,9 @@ def _read_png(file: BinaryIO) -> Extra:
     resources, exif = b"", b""
     texts: list[tuple[str, str]] = []
     chunks: list[bytes] = []
-    for name, content in _chunks(file):
+    for name, content in png_chunks(file, _TEXT_CHUNKS | _COLOUR_CHUNKS):
+        if name not in _TEXT_CHUNKS | _COLOUR_CHUNKS:
+            continue
         if name in _COLOUR_CHUNKS:
             chunks.append(name + content)
             continue
@@ -254,17 +252,6 @@ def _read_png(file: BinaryIO) -> Extra:
             chunks.append(name + content)
     iptc, resources = (_datasets(resources), b"") if resources[:1] == b"\x1c" else _from_resources(resources)
     return Extra(iptc, resources, tuple(texts), tuple(chunks), exif)
-
-
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of the chunks that matter here."""
-    end, at = file.seek(0, os.SEEK_END), _PNG_START
-    while at + 12 <= end:
-        file.seek(at)
-        length, name = struct.unpack(">I4s", file.read(8))
-        at += 12 + length
-        if at <= end and name in _TEXT_CHUNKS | _COLOUR_CHUNKS:
-            yield name, file.read(length)
 
 
 def _png_text(name: bytes, content: bytes) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 from swintormer.errors import SwintormerError
 from swintormer.images.compare import most_changed, upright
-from swintormer.images.files import reason, replacing
-from swintormer.images.io import Image, Samples
+from swintormer.images.files import harmless, reason, replacing
+from swintormer.images.picture import Image, Samples
 
 SIDE = 600  # longest side in pixels of what is shown of a picture
 # About 0.3 MB for a photograph: itself reduced, and the part that changed most at 1:1, before and after.
@@ -28,6 +28,7 @@ section { margin-bottom: 3em }
 .pair img, .pair input { grid-area: 1 / 1; max-width: 100% }
 .pair img + img { clip-path: inset(0 0 0 var(--at)) }
 .pair i { grid-area: 1 / 1; width: 2px; margin-left: var(--at); background: #fff; pointer-events: none }
+.pair:focus-within { outline: 3px solid #06c }
 .pair input { width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize }
 .pair span { grid-row: 2; font-size: 14px }
 </style>
@@ -73,17 +74,20 @@ class Page:
         """
         halves = upright(before, after)
         longest = max(halves[0].width, halves[0].height)
-        lines = "<br>\n".join(escape(line.strip()) for line in text.splitlines())
-        parts = [_pair(halves, "at 1:1")]
+        lines = "<br>\n".join(_text(line.strip()) for line in text.splitlines())
+        parts = [_pair(halves, title, "at 1:1")]
         if longest > SIDE:
             reduced = [half.resize(SIDE / longest) for half in halves]
             region = most_changed(halves, SIDE, SIDE)
             cropped = [half.crop(*region) for half in halves]
-            parts = [_pair(reduced, f"at {SIDE / longest:.0%}"), _pair(cropped, "what changed most, at 1:1")]
+            parts = [
+                _pair(reduced, title, f"at {SIDE / longest:.0%}"),
+                _pair(cropped, title, "what changed most, at 1:1"),
+            ]
         if self._file is None:
             self._file = self._stack.enter_context(replacing(self.path))
             self._write(_HEAD)
-        self._write(f"<section><h2>{escape(title)}</h2>\n<p>{lines}</p>\n{''.join(parts)}</section>\n")
+        self._write(f"<section><h2>{_text(title)}</h2>\n<p>{lines}</p>\n{''.join(parts)}</section>\n")
 
     def _write(self, text: str) -> None:
         assert self._file is not None
@@ -93,12 +97,19 @@ class Page:
             raise SwintormerError(f"Cannot write {self.path}: {reason(error)}.") from error
 
 
-def _pair(halves: list[Any], caption: str) -> str:
+def _text(text: str) -> str:
+    """Text as HTML, which allows no control characters."""
+    return escape(harmless(text))
+
+
+def _pair(halves: list[Any], title: str, caption: str) -> str:
     before, after = (
-        f'<img alt="{name}" src="{_data(half)}">' for name, half in zip(("before", "after"), halves, strict=True)
+        f'<img alt="{_text(title)} {name}" src="{_data(half)}">'
+        for name, half in zip(("before", "after"), halves, strict=True)
     )
-    slider = '<input type="range" min="0" max="100" step="0.5" aria-label="how much is shown as it was">'
-    return f'<div class="pair">{before}{after}<i></i>{slider}<span>{caption}</span></div>\n'
+    label = f"{_text(title)}, {caption}: percent shown as it was before"
+    slider = f'<input type="range" min="0" max="100" step="0.5" aria-label="{label}">'
+    return f'<div class="pair">{before}{after}<i aria-hidden="true"></i>{slider}<span>{caption}</span></div>\n'
 
 
 def _data(picture: Any) -> str:

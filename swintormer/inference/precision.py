@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from swintormer.errors import InputError
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 from swintormer.model.network import Swintormer
 from swintormer_kernels.packed import forget
 from swintormer_kernels.precision import multiplies_bfloat16

@@ -102,7 +102,8 @@ class Reporter:
             print(f"{text}, {run.progress:.1%} done", file=sys.stderr, flush=True)
 
     def _show(self, run: Run, scores: Validation) -> None:
-        from swintormer.images.io import save_vips, wrap
+        from swintormer.images.picture import wrap
+        from swintormer.images.writing import save_vips
 
         with replacing(self.config.out / "curves.svg") as file:
             file.write(draw(self._rows()).encode())

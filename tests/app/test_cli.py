@@ -22,7 +22,7 @@ from swintormer.cli.deblur import parse_format, parse_memory, parse_tile
 from swintormer.cli.macs import count_macs, parse_size
 from swintormer.errors import SwintormerError
 from swintormer.images import compare as report
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 from swintormer.model.config import PRESETS
 from swintormer_kernels import BackendError
 

@@ -19,7 +19,8 @@ from swintormer.checkpoint import checkpoint
 from swintormer.cli import models
 from swintormer.images import page
 from swintormer.images.compare import CAPTION, change
-from swintormer.images.io import read_image
+from swintormer.images.formats import reads
+from swintormer.images.reading import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,6 +62,21 @@ def test_what_writing_would_change_is_told_only_where_it_is_written(run, install
     words = ("deblur", "in/palette.png", "--model", "small", "-o")
     assert "palette" not in run(*words, "out.png").stdout.split("Note: ", 1)[1].replace("palette.png", "")
     assert "has a palette" in run(*words, "out.tif").stdout
+
+
+def test_damage_is_told_of_a_copy_too(run, install):
+    install(-np.inf)
+    content = photo("a.jpg").read_bytes()
+    Path("a.jpg").write_bytes(content.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1))
+    assert "a.jpg is damaged (" in run("deblur", "a.jpg", "-o", "out", "--model", "small").stdout
+
+
+@pytest.mark.skipif(not reads(Path("a.avif")), reason="the installed libvips reads no AVIF")
+def test_avif_that_needs_nothing_is_converted(run, install):
+    install(-np.inf)
+    Pillow.open(photo("in.png")).save("in.avif")
+    assert "needs nothing" in run("deblur", "in.avif", "-o", "out.png", "--model", "small").stdout
+    np.testing.assert_array_equal(read_image("out.png").pixels, read_image("in.avif").pixels)
 
 
 def test_who_insists_gets_it_restored(run, install, weights):
@@ -191,6 +207,21 @@ def test_a_report_of_an_interrupted_run_is_whole(run, monkeypatch):
         run("deblur", "in", "-o", "out", "--report", "page.html", "--batch", 1, code=128 + signal.SIGTERM)
     assert files("out") == {"a.png"}
     assert len(pictures("page.html")) == 2
+
+
+def test_a_report_of_the_rest_says_so(run):
+    photo("in/a.png")
+    run("deblur", "in", "-o", "out", "--report", "page.html")
+    photo("in/b.png")
+    again = run("deblur", "in", "-o", "out", "--report", "page.html", "--skip-existing")
+    assert "page.html shows only what this run restores.\n" in again.stdout
+    assert run("deblur", "in", "-o", "out", "--report", "page.html", "--skip-existing").stdout.count("\n") == 1
+
+
+def test_a_preview_of_a_damaged_picture_says_so(run):
+    content = Path(photo("a.jpg")).read_bytes()
+    Path("a.jpg").write_bytes(content.replace(b"\xff\xdb", b"\0\0\xff\xdb", 1))
+    assert "a.jpg is damaged (" in run("deblur", "a.jpg", "-o", ".", "--preview").stdout
 
 
 def test_a_report_of_nothing_is_not_written(run):

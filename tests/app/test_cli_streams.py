@@ -88,3 +88,15 @@ def test_a_picture_is_not_written_to_a_terminal(tmp_path, weights, one_program):
     os.close(master)
     assert result.returncode == 1
     assert result.stderr == b"Error: Standard output is a terminal, where a picture was expected: redirect it.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "name"), [(["-", "-o", "a.png"], "<&-", "input"), (["in.png", "-o", "-"], ">&-", "output")]
+)
+def test_a_closed_stream_is_named(tmp_path, monkeypatch, words, closed, name):
+    monkeypatch.chdir(tmp_path)
+    photo("in.png")
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *PROGRAM, "deblur", *words]
+    done = subprocess.run(shell, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    expected = f"Error: Standard {name} is closed, where a picture was expected: redirect it.\n"
+    assert (done.returncode, done.stderr) == (1, expected)

@@ -9,7 +9,7 @@ from swintormer.cli import demo
 from swintormer.cli.app import app
 from swintormer.evaluation.metrics import psnr
 from swintormer.images.compare import CAPTION
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 
 
 def test_the_shipped_pictures_come_from_the_recipe():

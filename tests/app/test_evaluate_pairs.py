@@ -19,7 +19,8 @@ from swintormer.data.datasets import PairFiles
 from swintormer.evaluation import lpips, metrics
 from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, named_pairs, with_rooms
 from swintormer.evaluation.published import PUBLISHED, published_table
-from swintormer.images.io import read_image, wrap
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 24

@@ -165,3 +165,9 @@ def test_unfinished_files_of_killed_processes_are_removed_and_those_of_others_ar
         with replacing(tmp_path / "y.png"):
             assert being_written.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"x.png", "y.png"}
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path):
+    (tmp_path / "x.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(SwintormerError, match=r"x\.jpg is a link to a file that is not there: leave it out"):
+        files.open_file(tmp_path / "x.jpg")

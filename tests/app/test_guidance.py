@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from swintormer import Checkpoint, Deblurrer, Swintormer, save_checkpoint
 from swintormer.cli.app import app
 from swintormer.errors import SwintormerError
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 from swintormer.inference.memory import packed_convolution_bytes
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler

@@ -28,10 +28,12 @@ from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from swintormer.errors import SwintormerError
-from swintormer.images import io as io_of_images
+from swintormer.images import reading
 from swintormer.images.files import replacing
-from swintormer.images.io import check_target, read_image, sample_bytes, to_eight_bit, wrap, write_image
+from swintormer.images.picture import to_eight_bit, wrap
+from swintormer.images.reading import read_image, sample_bytes
 from swintormer.images.tiff_exif import append_exif, read_exif
+from swintormer.images.writing import check_target, write_image
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
 LOSSLESS = [".png", ".tif"]
@@ -300,7 +302,7 @@ def _claiming(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(tmp_path, monkeypatch, suffix):
     path = _claiming(tmp_path)[suffix]
-    monkeypatch.setattr(io_of_images, "interruptible", None)  # decodes
+    monkeypatch.setattr(reading, "interruptible", None)  # decodes
     with pytest.raises(SwintormerError, match=r"60000x60000 = 3,600,000,000 pixels.* raise --max-pixels\."):
         read_image(path)
     assert sample_bytes(path) == 0, "a cache needs no room for it"
@@ -382,7 +384,8 @@ def test_memory_is_the_samples_and_little_more(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from swintormer.images.io import read_image, write_image
+from swintormer.images.reading import read_image
+from swintormer.images.writing import write_image
 
 def peak():  # of this process alone; ru_maxrss starts with the parent's
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -10,8 +10,9 @@ from contextlib import nullcontext
 import pytest
 from cli_files import default_signals, files, photo
 
-from swintormer.images import io
-from swintormer.images.io import read_image, write_image
+from swintormer.images import reading, writing
+from swintormer.images.reading import read_image
+from swintormer.images.writing import write_image
 from swintormer.signals import ENDING, interruptible, stoppable
 
 
@@ -123,7 +124,7 @@ def test_reading_and_writing_end_at_a_signal(tmp_path, monkeypatch, suffix, writ
 
         return interruptible(late, lambda: (cancel(), cancelled.set()), None)
 
-    monkeypatch.setattr(io, "interruptible", at_once)
+    monkeypatch.setattr(writing if writes else reading, "interruptible", at_once)
     with default_signals(), stoppable(), pytest.raises(KeyboardInterrupt):
         write_image(target, source.pixels, source) if writes else read_image(path)
     assert ended == [True]

@@ -14,8 +14,11 @@ from cli_files import files, photo
 from PIL import Image as Pillow
 
 from swintormer.errors import SwintormerError
-from swintormer.images import io
-from swintormer.images.io import check_target, read_image, reads, wrap, write_image
+from swintormer.images import formats, reading
+from swintormer.images.formats import reads
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
+from swintormer.images.writing import check_target, write_image
 
 MAKE, ORIENTATION = 0x010F, 0x0112
 needs_heif = pytest.mark.skipif(not reads(Path("a.avif")), reason="the installed libvips reads no AVIF")
@@ -70,11 +73,26 @@ def test_avif_becomes_jpeg(run):
 
 
 @needs_heif
+def test_avif_through_the_streams_becomes_jpeg(run):
+    content = avif(Path("a.avif"), pixels()).read_bytes()
+    result = run("deblur", "-", "-o", "-", data=content)
+    assert result.stdout_bytes[:3] == b"\xff\xd8\xff"
+    assert run("deblur", "a.avif", "-o", "-").stdout_bytes == result.stdout_bytes
+
+
+@needs_heif
 def test_a_damaged_avif_is_named_with_its_format(tmp_path):
     whole = avif(tmp_path / "a.avif", pixels()).read_bytes()
     (tmp_path / "a.avif").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SwintormerError, match=r"a\.avif is damaged or a kind of AVIF that .*: convert it to PNG"):
         read_image(tmp_path / "a.avif")
+
+
+@pytest.fixture
+def without_loaders(monkeypatch):
+    """As with a libvips that reads none of these formats."""
+    for module in (formats, reading):
+        monkeypatch.setattr(module, "has_loader", lambda form: False)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +105,7 @@ def test_a_damaged_avif_is_named_with_its_format(tmp_path):
         ("a.bmp", b"BM", r"BMP, which needs a package \(pip install pillow\)"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, monkeypatch, name, start, words):
-    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+def test_what_is_missing_is_named(tmp_path, monkeypatch, without_loaders, name, start, words):
     for module in ("pillow_heif", "pillow_jxl", "PIL"):
         monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_bytes(start + bytes(100))
@@ -99,8 +116,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, name, start, words):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
-def test_bmp_through_pillow(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+def test_bmp_through_pillow(tmp_path, without_loaders, mode):
     picture = Pillow.fromarray(pixels()).convert(mode)
     picture.save(tmp_path / "in.bmp", dpi=(300, 300))
     source = read_image(tmp_path / "in.bmp")
@@ -112,8 +128,7 @@ def test_bmp_through_pillow(tmp_path, monkeypatch, mode):
 
 
 @pytest.mark.parametrize(("form", "plugin"), [("heic", "pillow_heif"), ("jxl", "pillow_jxl")])
-def test_heic_and_jpeg_xl_through_pillow(tmp_path, monkeypatch, form, plugin):
-    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+def test_heic_and_jpeg_xl_through_pillow(tmp_path, without_loaders, form, plugin):
     module = pytest.importorskip(plugin)
     if form == "heic":
         module.register_heif_opener()
@@ -122,7 +137,7 @@ def test_heic_and_jpeg_xl_through_pillow(tmp_path, monkeypatch, form, plugin):
     path = tmp_path / f"in.{form}"
     Pillow.fromarray(pixels()).resize((320, 240)).save(path, exif=exif.tobytes(), quality=95)
     source = read_image(path)
-    assert (io.detect_format(path), source.samples.shape) == (form, (240, 320, 3))
+    assert (formats.detect_format(path), source.samples.shape) == (form, (240, 320, 3))
     write_image(tmp_path / "out.jpg", source.pixels, source)
     assert Pillow.open(tmp_path / "out.jpg").getexif()[make] == "Telephone"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -130,8 +145,7 @@ def test_heic_and_jpeg_xl_through_pillow(tmp_path, monkeypatch, form, plugin):
         read_image(path)
 
 
-def test_damaged_and_enormous_bmp(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "_has_loader", lambda form: False)
+def test_damaged_and_enormous_bmp(tmp_path, without_loaders):
     path = tmp_path / "x.bmp"
     Pillow.fromarray(pixels()).save(path)
     content = path.read_bytes()
@@ -183,6 +197,45 @@ def _kinds(folder: Path) -> dict[str, str]:
         "sensor.tif": "the raw data of a sensor",
         "12.jpg": "12 bits per sample",
     }
+
+
+@pytest.mark.parametrize("kind", ["sub-directory", "DNG"])
+def test_a_raw_file_is_not_taken_for_the_small_copy_that_it_begins_with(tmp_path, kind):
+    """As cameras write it: the first directory is a small RGB picture, the sensor's data are in one below."""
+    path, version = tmp_path / "raw.nef", [(0xC612, "B", 4, (1, 4, 0, 0), True)]
+    with tifffile.TiffWriter(path) as file:
+        tags = version if kind == "DNG" else []
+        file.write(pixels((8, 12)), photometric="rgb", subfiletype=1, subifds=int(kind != "DNG"), extratags=tags)
+        if kind != "DNG":
+            file.write(pixels()[..., 0], photometric="cfa", extratags=[])
+    with pytest.raises(SwintormerError, match="has the raw data of a sensor: convert it to RGB or gray"):
+        read_image(path)
+
+
+def test_a_smaller_copy_in_a_directory_below_is_no_harm(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        file.write(pixels(), photometric="rgb", subifds=1)
+        file.write(pixels()[::2, ::2], photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif").samples, pixels())
+
+
+@needs_heif
+def test_a_gain_map_is_announced(tmp_path):
+    """Stands for a telephone's file: the name of the map is in a box that decoders pass over."""
+    content = avif(tmp_path / "in.avif", pixels()).read_bytes()
+    assert read_image(tmp_path / "in.avif").notes == ()
+    name = b"urn:com:apple:photo:2020:aux:hdrgainmap"
+    (tmp_path / "in.avif").write_bytes(content + struct.pack(">I", 8 + len(name)) + b"free" + name)
+    (note,) = read_image(tmp_path / "in.avif").notes
+    assert note.endswith("holds a gain map for bright screens: only the picture itself is written.")
+
+
+@needs_heif
+def test_a_sequence_of_avif_is_refused(tmp_path):
+    frames = [Pillow.fromarray(pixels()), Pillow.fromarray(pixels()[::-1].copy())]
+    frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:])
+    with pytest.raises(SwintormerError, match=r"in\.avif (holds 2 pages|is damaged or a kind of AVIF that)"):
+        read_image(tmp_path / "in.avif")
 
 
 def test_a_whole_file_of_a_rare_kind_is_not_called_damaged(tmp_path):

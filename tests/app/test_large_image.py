@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from swintormer.checkpoint.checkpoint import default_weights, load_checkpoint
-from swintormer.images.io import read_image, save_vips, wrap
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
+from swintormer.images.writing import save_vips
 from swintormer.inference.deblurrer import Deblurrer
 
 PHOTOGRAPH = Path(__file__).resolve().parents[2] / "swintormer" / "assets" / "demo.png"

@@ -15,9 +15,10 @@ from PIL import Image as Pillow
 from PIL import ImageCms, IptcImagePlugin, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from swintormer.images.io import check_target, read_image, write_image
 from swintormer.images.metadata import NOTHING, read_extra
+from swintormer.images.reading import read_image
 from swintormer.images.tiff_exif import append_exif
+from swintormer.images.writing import check_target, write_image
 
 SUFFIXES = [".png", ".tif", ".jpg", ".webp"]
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -253,3 +254,29 @@ def test_a_large_file_is_moved_in_blocks(tmp_path, monkeypatch):
     source = read_image(with_everything(tmp_path / "in.png"))
     write_image(tmp_path / "out.png", source.pixels, source)
     np.testing.assert_array_equal(np.asarray(Pillow.open(tmp_path / "out.png")), pixels())
+
+
+@pytest.mark.parametrize("source", [".png", ".jpg", ".webp"])
+def test_the_mark_of_adobe_rgb_reaches_every_format(tmp_path, source):
+    """Cameras that embed no profile say it in a directory inside the EXIF directory."""
+    block, mark = exif(), {1: "R03", 2: b"0100"}
+    block.get_ifd(EXIF_IFD)[0xA005] = mark
+    Pillow.fromarray(pixels()).save(tmp_path / f"in{source}", exif=block)
+    image = read_image(tmp_path / f"in{source}")
+    write_image(tmp_path / "out.tif", image.pixels, image)
+    again = read_image(tmp_path / "out.tif")
+    for suffix in SUFFIXES:
+        write_image(tmp_path / f"again{suffix}", again.pixels, again)
+        with Pillow.open(tmp_path / f"again{suffix}") as picture:
+            assert picture.getexif().get_ifd(0xA005) == mark
+
+
+def test_names_of_documents_and_pages_are_kept(tmp_path):
+    document, page = 0x010D, 0x011D
+    Pillow.fromarray(pixels()).save(tmp_path / "in.tif", tiffinfo={document: "Album", page: "Page one"})
+    image = read_image(tmp_path / "in.tif")
+    for suffix in SUFFIXES:
+        write_image(tmp_path / f"out{suffix}", image.pixels, image)
+        with Pillow.open(tmp_path / f"out{suffix}") as picture:
+            assert picture.getexif()[document] == "Album"
+            assert suffix != ".tif" or picture.getexif()[page] == "Page one"

@@ -16,7 +16,7 @@ from cli_files import TINY, photo
 from swintormer import Deblurrer, Swintormer, load_checkpoint, read_checkpoint
 from swintormer.checkpoint.checkpoint import default_weights
 from swintormer.errors import SwintormerError
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 from swintormer.inference import precision
 from swintormer_kernels import use_backend
 from swintormer_kernels.precision import emulated_bfloat16

@@ -10,7 +10,9 @@ from PIL import ImageCms
 
 from swintormer.images import compare as report
 from swintormer.images.compare import CAPTION, busiest_part, change, write_comparison
-from swintormer.images.io import read_image, wrap
+from swintormer.images.page import Page
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]  # libvips drops profiles of the wrong colours
@@ -86,3 +88,28 @@ def test_change_is_that_of_the_part_that_changed_most(monkeypatch, dtype):
     assert change(before, after) == pytest.approx(expected, abs=10 / np.log(10) * 4 * np.finfo(np.float32).eps)
     assert change(before.transpose(1, 0, 2), after.transpose(1, 0, 2)) == pytest.approx(change(before, after))
     assert change(before, before) == np.inf
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 1), (1, 40, 3), (3000, 1, 3), (1, 3000, 1)])
+def test_pictures_of_very_few_rows_or_columns_are_compared(tmp_path, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    wrap(pixels).write_to_file(str(tmp_path / "in.png"))
+    image = read_image(tmp_path / "in.png")
+    write_comparison(tmp_path / "out.png", image, pixels)
+    part, _ = busiest_part(image, 512)
+    assert part.pixels.shape == tuple(min(side, 512) for side in shape[:2]) + shape[2:]
+    with Page(tmp_path / "page.html") as page:
+        page.add("in.png", "", image, pixels)
+
+
+def test_a_page_names_its_pictures_without_control_characters(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    wrap(pixels).write_to_file(str(tmp_path / "in.png"))
+    with Page(tmp_path / "page.html") as page:
+        page.add('a\x1b[31m"<.png', "b\x07", read_image(tmp_path / "in.png"), pixels)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    name = "a\\x1b[31m&quot;&lt;.png"
+    assert f"<h2>{name}</h2>" in text
+    assert f'alt="{name} before"' in text
+    assert f'aria-label="{name}, at 1:1: percent shown as it was before"' in text
+    assert not any(ord(c) < 32 and c != "\n" for c in text)

@@ -24,8 +24,10 @@ from swintormer.data.photos import PhotoWindows, decode_folders
 from swintormer.data.synthetic import MARGIN as SIMPLE_MARGIN
 from swintormer.data.synthetic import SyntheticPairs
 from swintormer.errors import SwintormerError
-from swintormer.images import io
-from swintormer.images.io import read_image, sample_bytes, save_vips, wrap
+from swintormer.images import reading
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image, sample_bytes
+from swintormer.images.writing import save_vips
 
 EPS = torch.finfo(torch.float32).eps
 SIDE = 96  # of the photographs: a crop of 16 with the margins of the simple degradation takes 62
@@ -114,7 +116,7 @@ def test_damaged_picture_is_named_and_left_out(folder, tmp_path, monkeypatch):
 
 def test_picture_that_could_not_be_read_is_tried_again(folder, tmp_path, monkeypatch):
     """Unlike a damaged one: neither its size nor its time change when it may be read."""
-    shut, read = folder / "1.png", io.detect_format
+    shut, read = folder / "1.png", reading.detect_format
     said = []
 
     def refuse(path):
@@ -126,7 +128,7 @@ def test_picture_that_could_not_be_read_is_tried_again(folder, tmp_path, monkeyp
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(io, "detect_format", refuse)
+        patch.setattr(reading, "detect_format", refuse)
         for count in (1, 2):
             assert len(decode_folders([folder], tmp_path / "cache", said.append)) == 11
             assert said == [f"Left out: Cannot read {shut}: permission denied."] * count

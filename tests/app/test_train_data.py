@@ -23,7 +23,8 @@ from swintormer.checkpoint.checkpoint import checkpoint_info
 from swintormer.data.config import DataConfig
 from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
-from swintormer.images.io import save_vips, wrap
+from swintormer.images.picture import wrap
+from swintormer.images.writing import save_vips
 from swintormer.training import data
 from swintormer.training.config import RestorationConfig, read_config
 from swintormer.training.loop import make_run, train

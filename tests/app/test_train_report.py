@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_training import log, tiny
 
-from swintormer.images.io import read_image
+from swintormer.images.reading import read_image
 from swintormer.training import report
 from swintormer.training.curves import HEIGHT, PANELS, POINTS, draw
 from swintormer.training.loop import train

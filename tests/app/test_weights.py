@@ -26,7 +26,7 @@ from swintormer.checkpoint.checkpoint import (
 )
 from swintormer.checkpoint.infer import check_shapes, config_from_shapes
 from swintormer.errors import SwintormerError
-from swintormer.images import io as images
+from swintormer.images import files
 from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.model.network import Swintormer
 
@@ -99,7 +99,7 @@ def test_what_stood_there_stays_when_writing_fails(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(SwintormerError, match="No space left"):
         save_checkpoint(net, path)
     assert path.read_bytes() == b"before"

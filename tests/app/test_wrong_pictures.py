@@ -18,7 +18,9 @@ from PIL import ImageCms
 
 from swintormer.errors import SwintormerError
 from swintormer.images import parts
-from swintormer.images.io import Saving, check_target, read_image, sample_bytes, wrap, write_image
+from swintormer.images.picture import wrap
+from swintormer.images.reading import read_image, sample_bytes
+from swintormer.images.writing import Saving, check_target, write_image
 
 TILES = {"tile": True, "tile_width": 16, "tile_height": 16}
 
@@ -52,7 +54,6 @@ def test_a_tiff_whose_samples_are_missing_is_refused(tmp_path, compression, layo
 
 @pytest.mark.parametrize("layout", [TILES, {}], ids=["tiles", "strips"])
 def test_a_tiff_with_a_wrong_checksum_is_refused(tmp_path, layout):
-    """libtiff does not compare it: a damaged stream that still decodes gives other samples in silence."""
     path = tmp_path / "x.tif"
     wrap(noise(side=32)).write_to_file(str(path), compression="deflate", **layout)
     with tifffile.TiffFile(path) as file:
@@ -60,6 +61,33 @@ def test_a_tiff_with_a_wrong_checksum_is_refused(tmp_path, layout):
     content = bytearray(path.read_bytes())
     content[last] ^= 1
     path.write_bytes(content)
+    with pytest.raises(SwintormerError, match=r"wrong checksum|incorrect data check"):
+        read_image(path)
+
+
+def test_a_checksum_that_the_decoder_does_not_reach_is_compared(tmp_path):
+    """libtiff stops at the last sample: a damaged stream that still decodes gives other samples in silence."""
+    path, array = tmp_path / "x.tif", smooth()
+    stream = bytearray(zlib.compress(array.tobytes() + bytes(64)))
+    tifffile.imwrite(path, array, photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        tags, start = file.pages[0].tags, file.pages[0].dataoffsets[0]
+        compression, count = tags["Compression"].valueoffset, tags["StripByteCounts"].valueoffset
+
+    def write(stream: bytes) -> None:
+        with path.open("r+b") as file:
+            for place, content in (
+                (start, stream),
+                (compression, struct.pack("<H", 8)),
+                (count, struct.pack("<I", len(stream))),
+            ):
+                file.seek(place)
+                file.write(content)
+
+    write(stream)
+    assert np.array_equal(read_image(path).samples, array)
+    stream[-1] ^= 1
+    write(stream)
     with pytest.raises(SwintormerError, match="wrong checksum"):
         read_image(path)
 
@@ -176,6 +204,48 @@ def test_reduced_copies_in_a_tiff_are_no_further_pictures(tmp_path, kinds, count
             read_image(path)
 
 
+@pytest.mark.parametrize("tag", [254, 255])
+def test_a_tiff_that_begins_with_a_small_copy_is_refused(tmp_path, tag):
+    """libvips would take the copy, as would most programs."""
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as file:
+        old = [(255, "H", 1, 2, True)]
+        file.write(noise(side=8), photometric="rgb", subfiletype=int(tag == 254), extratags=old if tag == 255 else [])
+        file.write(noise(side=32), photometric="rgb")
+    if tag == 255:  # the new tag, which is written always, takes precedence
+        content = path.read_bytes()
+        path.write_bytes(content.replace(struct.pack("<HHII", 254, 4, 1, 0), struct.pack("<HHII", 253, 4, 1, 0), 1))
+    with pytest.raises(SwintormerError, match="begins with a small copy of its picture: save the picture alone"):
+        read_image(path)
+
+
+def test_a_single_page_is_a_picture_whatever_it_is_called(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", noise(side=8), photometric="rgb", subfiletype=1)
+    assert np.array_equal(read_image(tmp_path / "x.tif").samples, noise(side=8))
+
+
+def test_a_tiff_whose_pages_cannot_be_counted_is_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    tags = [(65001, "s", 0, "a private text", True)]
+    tifffile.imwrite(path, noise(side=8), photometric="rgb", extratags=tags)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags[65001].offset + 8
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<I", 10**6))
+    with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("xmp", [b"<a GCamera:MotionPhoto='1'/>", b"<GCamera:MicroVideo>1</GCamera:MicroVideo>"])
+def test_a_video_in_a_jpeg_is_announced(tmp_path, xmp):
+    Pillow.fromarray(smooth()).save(tmp_path / "x.jpg", xmp=xmp)
+    (note,) = read_image(tmp_path / "x.jpg").notes
+    assert note.endswith("holds a short video, too: only the picture is written.")
+    Pillow.fromarray(smooth()).save(tmp_path / "x.jpg", xmp=xmp.replace(b"1", b"0"))
+    assert read_image(tmp_path / "x.jpg").notes == ()
+
+
 def test_further_pictures_in_a_jpeg_are_announced(tmp_path):
     views = [Pillow.fromarray(smooth()), Pillow.fromarray(smooth())]
     views[0].save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=views[1:])
@@ -212,7 +282,7 @@ def _profile(kind: str) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])  # PNG's decoder drops them itself
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("kind", ["RGB", "GRAY", "CMYK", "Lab", "damaged"])
 def test_a_profile_for_another_kind_of_picture_is_left_out_with_a_note(tmp_path, kind, suffix):
     path = tmp_path / f"x{suffix}"
@@ -225,6 +295,30 @@ def test_a_profile_for_another_kind_of_picture_is_left_out_with_a_note(tmp_path,
         (note,) = image.notes
         assert f"is RGB and its colour profile is {'damaged' if kind == 'damaged' else 'for ' + kind}" in note
         assert image.header.get("icc-profile-data") is None
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "Lab", "damaged"])
+def test_a_profile_that_the_decoder_of_png_drops_is_announced(tmp_path, kind):
+    Pillow.fromarray(smooth()).save(tmp_path / "x.png", icc_profile=_profile(kind))
+    (note,) = read_image(tmp_path / "x.png").notes
+    assert note.endswith("has a colour profile that is damaged or for other colours: the profile is left out.")
+    Pillow.fromarray(smooth()).save(tmp_path / "x.png", icc_profile=_profile("RGB"))
+    assert read_image(tmp_path / "x.png").notes == ()
+
+
+def test_webp_holds_no_profile_for_gray(tmp_path):
+    Pillow.fromarray(smooth()[..., 0]).save(tmp_path / "x.tif", icc_profile=_profile("GRAY"))
+    image = read_image(tmp_path / "x.tif")
+    (note,) = check_target(image, tmp_path / "y.webp")
+    assert note.startswith("y.webp is without the colour profile of ")
+    assert check_target(image, tmp_path / "y.jpg") == []
+
+
+def test_a_palette_is_announced(tmp_path):
+    for suffix in (".png", ".tif"):
+        Pillow.fromarray(smooth()).quantize(16).save(tmp_path / f"x{suffix}")
+        (note,) = read_image(tmp_path / f"x{suffix}").notes
+        assert "has a palette" in note
 
 
 def test_associated_alpha_is_announced(tmp_path):
@@ -295,6 +389,15 @@ def test_a_lossless_webp_stays_lossless(tmp_path, lossless, saving, expected):
     with (tmp_path / "y.webp").open("rb") as file:
         assert parts.webp_is_lossless(file) is expected
     assert np.array_equal(read_image(tmp_path / "y.webp").pixels, image.pixels) is expected
+
+
+def test_lossless_webp_keeps_colours_that_are_not_seen(tmp_path):
+    array = noise(4)
+    array[:48, :, 3] = 0
+    wrap(array).write_to_file(str(tmp_path / "x.png"))
+    image = read_image(tmp_path / "x.png")
+    write_image(tmp_path / "y.webp", image.pixels, image, Saving(lossless=True))
+    assert np.array_equal(read_image(tmp_path / "y.webp").samples, array)
 
 
 def test_impossible_savings_are_refused(tmp_path):
