@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from swintormer.prior.model import Sampler
 
 DEBLUR = (
-    "Sharpen blurred photographs: PNG, TIFF, JPEG and WebP; HEIC, AVIF and JPEG XL where libvips reads them.\n\n"
+    "Sharpen blurred photographs: PNG, TIFF, JPEG, WebP and AVIF; HEIC, JPEG XL and BMP with the extra [formats].\n\n"
     "Bit depth, transparency, colour profile, EXIF data and orientation are kept. If a photograph cannot be restored, "
     "the others are, and the failure is reported at the end."
 )
