@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from swintormer.errors import SwintormerError
 from swintormer.images.parts import jpeg_segments
-from swintormer.images.tiff import Directory, numbers, read_directory, read_tree
+from swintormer.images.tiff import Directory, nested_directories, numbers, read_tree
 
 _BITS_PER_SAMPLE, _COLOURS, _SUB_DIRECTORIES, _DNG_VERSION = 0x0102, 0x0106, 0x014A, 0xC612
 _BITS = {1, 2, 4, 8, 16, 32, 64}  # of which more than 16 are refused elsewhere, by the kind of their numbers
@@ -53,7 +53,8 @@ def check_header(path: Path, form: str) -> None:
 
 def _tiff(file: BinaryIO) -> str:
     tree = read_tree(file)
-    nested = [read_directory(file, at, tree.form) for at in _values(tree.first, _SUB_DIRECTORIES)]
+    below = tree.first.get(_SUB_DIRECTORIES)
+    nested = nested_directories(file, below, tree.form) if below else []
     colours = [number for directory in (tree.first, *nested) for number in _values(directory, _COLOURS)[:1]]
     if _DNG_VERSION in tree.first or any(_COLOUR_KINDS.get(number) == _RAW for number in colours):
         return _RAW
