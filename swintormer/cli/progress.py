@@ -108,7 +108,8 @@ class Reporter:
 
         def show(share: float, details: str) -> None:
             if self.bar is not None:
-                self.bar.update(self.task, description=title, completed=before + share * size, details=details)
+                done = before + share * size  # drawn ten times a second; the end of a file at once, for short ones
+                self.bar.update(self.task, description=title, completed=done, details=details, refresh=share == 1)
 
         show(0, "reading")
         follow = Following(job, caught, show, self.told)
