@@ -108,8 +108,8 @@ class Reporter:
 
         def show(share: float, details: str) -> None:
             if self.bar is not None:
-                done = before + share * size
-                self.bar.update(self.task, description=title, completed=done, details=details, refresh=True)
+                done = before + share * size  # drawn ten times a second; the end of a file at once, for short ones
+                self.bar.update(self.task, description=title, completed=done, details=details, refresh=share == 1)
 
         show(0, "reading")
         follow = Following(job, caught, show, self.told)

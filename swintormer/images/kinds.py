@@ -13,10 +13,12 @@ from typing import BinaryIO
 
 from swintormer.errors import SwintormerError
 from swintormer.images.parts import jpeg_segments
-from swintormer.images.tiff import Directory, numbers, read_directory, read_tree
+from swintormer.images.tiff import Directory, nested_directories, numbers, read_tree
 
 _BITS_PER_SAMPLE, _COLOURS, _SUB_DIRECTORIES, _DNG_VERSION = 0x0102, 0x0106, 0x014A, 0xC612
 _BITS = {1, 2, 4, 8, 16, 32, 64}  # of which more than 16 are refused elsewhere, by the kind of their numbers
+_COMPRESSION, _JPEG_IN_TIFF, _SAMPLES = 0x0103, 7, 0x0115
+_GRAY, _YCBCR = (0, 1), 6
 _RAW = "the raw data of a sensor"
 _COLOUR_KINDS = {
     8: "Lab colours",
@@ -51,13 +53,19 @@ def check_header(path: Path, form: str) -> None:
 
 def _tiff(file: BinaryIO) -> str:
     tree = read_tree(file)
-    nested = [read_directory(file, at, tree.form) for at in _values(tree.first, _SUB_DIRECTORIES)]
+    below = tree.first.get(_SUB_DIRECTORIES)
+    nested = nested_directories(file, below, tree.form) if below else []
     colours = [number for directory in (tree.first, *nested) for number in _values(directory, _COLOURS)[:1]]
     if _DNG_VERSION in tree.first or any(_COLOUR_KINDS.get(number) == _RAW for number in colours):
         return _RAW
     bits = next((number for number in _values(tree.first, _BITS_PER_SAMPLE) if number not in _BITS), 0)
-    own = _COLOUR_KINDS.get(next(iter(_values(tree.first, _COLOURS)), -1), "")
-    return own or (f"{bits} bits per sample" if bits else "")
+    own = next(iter(_values(tree.first, _COLOURS)), -1)
+    if own == _YCBCR and _values(tree.first, _COMPRESSION) != [_JPEG_IN_TIFF]:
+        return "YCbCr colours"  # libvips would take them for RGB, and those of lower resolution for another layout
+    samples = next(iter(_values(tree.first, _SAMPLES)), 1)
+    if own in _GRAY and samples > 2:
+        return f"{samples} channels where gray has one or two"  # libvips would take four for RGB and alpha
+    return _COLOUR_KINDS.get(own, "") or (f"{bits} bits per sample" if bits else "")
 
 
 def _values(directory: Directory, tag: int) -> list[int]:

@@ -223,8 +223,9 @@ def _check_kind(path: Path, image: Any) -> None:
 def _reading_notes(path: Path, file: BinaryIO, image: Any, form: str) -> tuple[str, ...]:
     fields, notes = set(image.get_fields()), []
     bits = image.get("bits-per-sample") if "bits-per-sample" in fields else 8
+    kind = "RGB" if image.bands > 2 else "gray"
     if "palette" in fields or (form == "tiff" and parts.tiff_has_palette(file)):
-        notes.append(f"{path} has a palette, which cannot hold restored colours: it is written as RGB.")
+        notes.append(f"{path} has a palette, which cannot hold restored colours: it is written as {kind}.")
     elif bits < 8:
         notes.append(f"{path} has {bits} {'bit' if bits == 1 else 'bits'} per sample: it is written with 8.")
     if form == "tiff" and image.hasalpha() and parts.tiff_has_associated_alpha(file):

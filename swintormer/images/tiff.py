@@ -114,16 +114,27 @@ def read_tree(file: BinaryIO) -> Tree:
     first = read_directory(file, _unpack(file, form.pointer)[0], form)
     nested = {}
     for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        if tag in first:
-            nested[tag] = read_directory(file, int.from_bytes(first.pop(tag).value, "little"), form)
-    if pointer := nested.get(EXIF_DIRECTORY, {}).pop(INTEROPERABILITY, None):
-        with suppress(struct.error, ValueError):  # some programs leave a pointer to nothing
-            nested[INTEROPERABILITY] = read_directory(file, int.from_bytes(pointer.value, "little"), form)
+        if (pointer := first.pop(tag, None)) and (found := nested_directories(file, pointer, form)):
+            nested[tag] = found[0]
+    pointer = nested.get(EXIF_DIRECTORY, {}).pop(INTEROPERABILITY, None)
+    if pointer and (found := nested_directories(file, pointer, form)):
+        nested[INTEROPERABILITY] = found[0]
     return Tree(form, first, nested)
+
+
+def nested_directories(file: BinaryIO, pointers: Entry, form: Form) -> list[Directory]:
+    """The directories that an entry points to, without those that cannot be read: some programs leave such pointers."""
+    found = []
+    for at in numbers(pointers):
+        with suppress(struct.error, ValueError):
+            found.append(read_directory(file, at, form))
+    return found
 
 
 def read_directory(file: BinaryIO, offset: int, form: Form) -> Directory:
     size = file.seek(0, os.SEEK_END)
+    if offset >= size:
+        raise ValueError("a directory beyond the end of the file")
     file.seek(offset)
     (count,) = _unpack(file, form.number)
     if count > _MAX_ENTRIES:

@@ -188,12 +188,23 @@ def _kinds(folder: Path) -> dict[str, str]:
     for bits in (10, 12, 14, 24):
         (folder / f"{bits}.tif").write_bytes(tiff_of(bits))
     (folder / "sensor.tif").write_bytes(tiff_of(16, 32803))
+    planes = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": [0, 0, 0]}
+    tifffile.imwrite(folder / "planes.tif", np.zeros((8, 8, 4), np.uint8), **planes)
+    for name, subsampling in (("ycc11.tif", (1, 1)), ("ycc22.tif", (2, 2))):
+        ycc = struct.pack("<HHIHH", 530, 3, 2, *subsampling)  # colours of full and of half resolution
+        content = tiff_of(24, 6)
+        count = content.index(struct.pack("<H", 9) + struct.pack("<HHI", 256, 3, 1))
+        patched = content[:count] + struct.pack("<H", 10) + content[count + 2 : -4] + ycc + content[-4:]
+        bits = struct.pack("<HHIHH", 258, 3, 1, 24, 0)
+        (folder / name).write_bytes(patched.replace(bits, struct.pack("<HHIHH", 258, 3, 1, 8, 0)))
     jpeg = bytearray(wrap(pixels()).write_to_buffer(".jpg"))
     jpeg[jpeg.index(b"\xff\xc0") + 4] = 12
     (folder / "12.jpg").write_bytes(jpeg)
     return {
         **dict.fromkeys(("lab.tif", "labs.tif", "lab8.tif", "lab16.tif", "icclab.tif"), "Lab colours"),
         **{f"{bits}.tif": f"{bits} bits per sample" for bits in (10, 12, 14, 24)},
+        "planes.tif": "4 channels where gray has one or two",
+        **dict.fromkeys(("ycc11.tif", "ycc22.tif"), "YCbCr colours"),
         "sensor.tif": "the raw data of a sensor",
         "12.jpg": "12 bits per sample",
     }
@@ -236,6 +247,17 @@ def test_a_sequence_of_avif_is_refused(tmp_path):
     frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:])
     with pytest.raises(SwintormerError, match=r"in\.avif (holds 2 pages|is damaged or a kind of AVIF that)"):
         read_image(tmp_path / "in.avif")
+
+
+def test_tiff_in_jpeg_is_read_as_rgb(tmp_path):
+    """Its colours are stored as YCbCr, too, and libvips converts them."""
+    path = tmp_path / "x.tif"
+    wrap(pixels()).write_to_file(str(path), compression="jpeg", Q=75)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].photometric.name == "YCBCR"
+    stored = np.asarray(Pillow.fromarray(pixels()).convert("YCbCr"))
+    to_rgb, to_stored = (np.abs(read_image(path).samples.astype(int) - other).mean() for other in (pixels(), stored))
+    assert to_rgb < to_stored
 
 
 def test_a_whole_file_of_a_rare_kind_is_not_called_damaged(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 from PIL import ImageCms, IptcImagePlugin, JpegImagePlugin
 from PIL.PngImagePlugin import PngInfo
@@ -269,6 +270,19 @@ def test_the_mark_of_adobe_rgb_reaches_every_format(tmp_path, source):
         write_image(tmp_path / f"again{suffix}", again.pixels, again)
         with Pillow.open(tmp_path / f"again{suffix}") as picture:
             assert picture.getexif().get_ifd(0xA005) == mark
+
+
+def test_a_pointer_to_nothing_costs_no_other_metadata(tmp_path):
+    """Nor the look at what kind of picture it is."""
+    tags, place = [(MAKE, "s", 0, "Nikon", True), (0x8824, "I", 1, 2**32 - 1, True)], tmp_path / "in.tif"
+    tifffile.imwrite(place, pixels(), photometric="rgb", extratags=tags)
+    of_gps = [struct.pack("<HHI", tag, 4, 1) for tag in (0x8824, 0x8825)]  # which tifffile does not write
+    assert place.read_bytes().count(of_gps[0]) == 1
+    place.write_bytes(place.read_bytes().replace(*of_gps))
+    image = read_image(tmp_path / "in.tif")
+    write_image(tmp_path / "out.jpg", image.pixels, image)
+    with Pillow.open(tmp_path / "out.jpg") as picture:
+        assert picture.getexif()[MAKE] == "Nikon"
 
 
 def test_names_of_documents_and_pages_are_kept(tmp_path):
