@@ -25,6 +25,7 @@ _DQT, _APP1, _APP2, _SOS, _EOI = 0xDB, 0xE1, 0xE2, 0xDA, 0xD9
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 _SUBFILE_TYPE, _OLD_SUBFILE_TYPE = 0x00FE, 0x00FF
+_BITS_PER_SAMPLE, _SAMPLES = 0x0102, 0x0115
 _EXTRA_SAMPLES, _ASSOCIATED = 0x0152, 1
 _COLOURS, _PALETTE = 0x0106, 3
 _COMPRESSION, _DEFLATE = 0x0103, (b"\x08\0", b"\xb2\x80")  # Adobe's number and the older one
@@ -132,6 +133,15 @@ def _is_reduced(directory: Directory) -> bool:
     if _SUBFILE_TYPE in directory:
         return bool(directory[_SUBFILE_TYPE].value[0] & 1)
     return _OLD_SUBFILE_TYPE in directory and directory[_OLD_SUBFILE_TYPE].value[0] == 2
+
+
+def tiff_samples_agree(file: BinaryIO) -> bool:
+    """Whether no more samples have a number of bits than there are: some programs write one number for all."""
+    try:
+        found = read_first(file, {_BITS_PER_SAMPLE, _SAMPLES})
+    except (struct.error, ValueError):
+        return True  # told elsewhere
+    return len(found.get(_BITS_PER_SAMPLE, b"")) // 2 <= int.from_bytes(found.get(_SAMPLES, b"\1"), "little")
 
 
 def tiff_has_associated_alpha(file: BinaryIO) -> bool:

@@ -152,6 +152,8 @@ def _check_parts(path: Path, form: str, file: BinaryIO) -> None:
         reduced = parts.tiff_pages(file)
         if not reduced:
             raise libvips().Error("", "unreadable directory")
+        if not parts.tiff_samples_agree(file):  # libtiff believes the number of samples, and only warns
+            raise libvips().Error("", "fewer channels than have a number of bits")
         count = reduced.count(False) or len(reduced)
         if reduced[0] and count < len(reduced):  # libvips would take the copy
             raise SwintormerError(

@@ -219,6 +219,20 @@ def test_a_tiff_that_begins_with_a_small_copy_is_refused(tmp_path, tag):
         read_image(path)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_tiff_that_lacks_its_number_of_samples_is_refused(tmp_path, channels):
+    """libtiff takes one then: another picture."""
+    path = tmp_path / "x.tif"
+    wrap(noise(channels, side=16)).write_to_file(str(path))
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags["SamplesPerPixel"].valueoffset
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<H", 1))
+    with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
+        read_image(path)
+
+
 def test_a_single_page_is_a_picture_whatever_it_is_called(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", noise(side=8), photometric="rgb", subfiletype=1)
     assert np.array_equal(read_image(tmp_path / "x.tif").samples, noise(side=8))
