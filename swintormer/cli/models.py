@@ -38,7 +38,7 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=50.0),
+        Model("small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=48.0),
         Model(
             "small-prior",
             "the same with the diffusion prior (--prior): slower, slightly better",
