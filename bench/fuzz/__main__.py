@@ -34,7 +34,7 @@ from bench.fuzz.seeds import write_checkpoints, write_pictures
 from bench.fuzz.worker import FINE
 
 SECONDS = 20.0
-COMMAND = ["-m", "bench.fuzz.worker"]
+COMMAND = ["-X", "faulthandler", "-m", "bench.fuzz.worker"]
 
 
 class Worker:
@@ -42,6 +42,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - what a process says that dies, as long as the worker
 
     def ask(self, kind: str, seed: Path, mutant: Path, cut: bool) -> tuple[str, str]:
         """The verdict of one file."""
@@ -57,12 +58,13 @@ class Worker:
         if not answer:
             code = process.wait()
             self._process = None
-            return "CRASH", f"exit code {code}"
+            self._errors.seek(0)
+            return "CRASH", f"exit code {code}: {self._errors.read()[-2000:].decode(errors='replace')}"
         word, _, detail = answer.rstrip("\n").partition("\t")
         return word, detail
 
     def _start(self) -> subprocess.Popen[str]:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
         self._process = subprocess.Popen([sys.executable, *COMMAND], text=True, **pipes)
         assert self._process.stdout
         self._process.stdout.readline()
