@@ -1,5 +1,12 @@
 """The exceptions for users, which the command line prints as one sentence and ends with exit code 1."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SwintormerError(Exception):
     """One sentence for the user: what went wrong, what was expected and what to do."""
@@ -16,6 +23,13 @@ class PriorError(SwintormerError):
 def first_line(error: Exception) -> str:
     """The first line of another library's error without full stop, or its class; torch appends hints and its stack."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a configuration: where it is, if it is in one setting, and what, without full stop."""
+    first = error.errors()[0]
+    where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def described(value: object) -> str:

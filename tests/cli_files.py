@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.fuzz import seeds
 from swintormer.images.picture import wrap
-from swintormer.model.config import NetworkConfig
 from swintormer.signals import ENDING
 
-TINY = NetworkConfig(
-    in_channels=3, dim=4, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 1, 1), window_size=2
-)
+TINY = seeds.TINY
 ROOT_CAN_BE_NOBODY = hasattr(os, "geteuid") and os.geteuid() == 0
 
 

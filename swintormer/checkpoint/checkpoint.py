@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
-from swintormer.errors import InputError, SwintormerError, described
+from swintormer.errors import InputError, SwintormerError, described, first_fault
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
@@ -201,8 +201,8 @@ def _describe(
         if training_tile is not None and training_tile < 1:
             raise ValueError(f"the training tile is {training_tile}")
         card = _parsed_card(metadata.get("swintormer.card", "{}"))
-        described = metadata.get(prior_weights.METADATA)
-        prior = prior_weights.parse_config(described) if described else None
+        prior_text = metadata.get(prior_weights.METADATA)
+        prior = prior_weights.parse_config(prior_text) if prior_text else None
         if prior is None and (surplus := next(iter(_parted(state)[1]), None)):
             raise ValueError(
                 f"it holds {prior_weights.PREFIX + surplus!r} of a prior, but not the prior's configuration"
@@ -210,11 +210,7 @@ def _describe(
         if prior is not None:
             check_channels(config, prior.latent_channels)
     except ValidationError as error:
-        first = error.errors()[0]
-        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise SwintormerError(
-            f"{path} describes a network that cannot be built: {where and where + ': '}{message}."
-        ) from error
+        raise SwintormerError(f"{path} describes a network that cannot be built: {first_fault(error)}.") from error
     except ValueError as error:
         raise SwintormerError(f"{path} is not a Swintormer checkpoint: {error}.") from error
     if window_size not in (None, config.window_size):

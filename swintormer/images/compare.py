@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from swintormer.images.picture import Image, Samples, to_eight_bit, with_header, wrap
+from swintormer.images.vips import libvips
 from swintormer.images.writing import save_vips
 
 PANEL = 1200  # longest side of one half in pixels: two fit on a common screen
@@ -133,12 +134,11 @@ def _captioned_row(halves: list[Any], scale: str) -> Any:
 
 def _captioned(picture: Any, caption: str) -> Any:
     """The picture below a line of black on white."""
-    import pyvips  # late: `io` sets it up when it is first used
-
+    vips = libvips()
     try:
-        letters = pyvips.Image.text(caption, **_LETTERS)
-    except pyvips.Error:  # a libvips without text, a system without fonts
-        letters = pyvips.Image.black(1, 1)
+        letters = vips.Image.text(caption, **_LETTERS)
+    except vips.Error:  # a libvips without text, a system without fonts
+        letters = vips.Image.black(1, 1)
     line = letters.embed(2, (CAPTION - letters.height) // 2, letters.width + picture.width, CAPTION).invert()
     line = line.crop(0, 0, picture.width, CAPTION)
     line = line.bandjoin([line] * (picture.bands - 1)) if picture.bands > 1 else line

@@ -1,4 +1,5 @@
-"""What a file holds beside the samples of its picture, read without a decoder: frames, pages, quality, alpha.
+"""What a file holds beside the samples of its picture, read without a decoder: frames, pages, quality, kind of alpha,
+gain maps, videos, checksums.
 
 libvips takes the first picture of a file and says nothing of most others. The formats: PNG 3rd edition, section 5 and
 "acTL"; JPEG, ITU-T T.81 annex B, and CIPA DC-007 for several pictures in one file; TIFF 6.0, sections 8 and 18; the

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swintormer.errors import InputError, described
+from swintormer.errors import InputError, described, first_fault
 
 # Upper bounds, far above any published network, so that no network is built from the numbers of a damaged file.
 Channels = Annotated[int, Field(le=64)]
@@ -90,7 +90,7 @@ def config_of(config: NetworkConfig | None, sizes: dict[str, object]) -> Network
     if not isinstance(config, NetworkConfig):
         raise InputError(
             f"A network is made from a NetworkConfig or from sizes by name, found {described(config)}: "
-            f"PRESETS has configurations by name."
+            "PRESETS has configurations by name."
         )
     known = NetworkConfig.model_fields
     for name in sizes:
@@ -101,9 +101,7 @@ def config_of(config: NetworkConfig | None, sizes: dict[str, object]) -> Network
     try:
         return NetworkConfig(**(config.model_dump() | sizes))
     except ValidationError as error:
-        first = error.errors()[0]
-        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise InputError(f"A network of these sizes cannot be built: {where and where + ': '}{message}.") from error
+        raise InputError(f"A network of these sizes cannot be built: {first_fault(error)}.") from error
 
 
 PRESETS: dict[str, NetworkConfig] = {

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from swintormer.errors import PriorError, SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_fault, first_line
 from swintormer.images.files import replacing
 from swintormer.prior.config import PriorConfig
 from swintormer.tensors import read_tensors, to_safetensors
@@ -105,9 +105,7 @@ def parse_config(text: str) -> PriorConfig:
     try:
         return PriorConfig.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"its prior cannot be built: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(f"its prior cannot be built: {first_fault(error)}") from error
 
 
 def save_prior(prior: LatentPrior, path: str | Path, card: Mapping[str, str] | None = None) -> None:

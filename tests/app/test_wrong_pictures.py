@@ -106,18 +106,21 @@ def test_a_tiff_in_a_compression_that_is_not_there_is_refused(tmp_path, kind, la
         read_image(path)
 
 
-def test_tags_that_libtiff_warns_of_do_not_make_a_tiff_damaged(tmp_path):
-    """Unknown ones, text that does not end, a resolution of the wrong type; a missing tile beside them is seen."""
+@pytest.mark.parametrize("layout", [{"tile": (16, 16)}, {"rowsperstrip": 16}], ids=["tiles", "strips"])
+def test_tags_that_libtiff_warns_of_do_not_make_a_tiff_damaged(tmp_path, layout):
+    """Unknown ones, and a resolution of the wrong type; samples that are missing beside them are seen."""
     path, array = tmp_path / "x.tif", noise()
-    tags = [(65001, "s", 0, "hello", True), (700, "B", 4, b"abcd", True), (305, 2, 4, b"abcd", True),
-            (33432, 3, 2, (1, 2), True)]  # fmt: skip
-    layout = {"tile": (16, 16), "compression": "zlib", "photometric": "rgb", "metadata": None}
-    tifffile.imwrite(path, array, extratags=tags, **layout)
-    assert np.array_equal(read_image(path).samples, array)
+    tags = [(65001, "s", 0, "hello", True), (700, "B", 4, b"abcd", True), (33432, 3, 2, (1, 2), True)]
+    tifffile.imwrite(path, array, extratags=tags, photometric="rgb", metadata=None, **layout)
     with tifffile.TiffFile(path) as file:
-        offsets = file.pages[0].tags["TileOffsets"]
+        found = file.pages[0].tags
+        resolution = found["XResolution"].offset
+        offsets = found["TileOffsets" if "tile" in layout else "StripOffsets"].valueoffset
     content = bytearray(path.read_bytes())
-    content[offsets.valueoffset : offsets.valueoffset + 4] = struct.pack("<I", len(content) + 1000)
+    content[resolution + 2 : resolution + 8] = struct.pack("<HI", 3, 5)  # five short numbers for one rational
+    path.write_bytes(content)
+    assert np.array_equal(read_image(path).samples, array)
+    content[offsets + 4 : offsets + 8] = struct.pack("<I", len(content) + 1000)
     path.write_bytes(content)
     with pytest.raises(SwintormerError, match="is damaged, cut short or of a rare kind"):
         read_image(path)
