@@ -93,8 +93,8 @@ def jpeg_has_video(file: BinaryIO) -> bool:
 def jpeg_quality(file: BinaryIO) -> int | None:
     """The quality, 1 to 100, at which libjpeg's luminance table is nearest to the file's; None without a table.
 
-    Nearest is the least mean difference of the logarithms. The answer is exact for files of libjpeg (all 100 qualities
-    but those with equal tables); tables of cameras and of Photoshop are others, of which it is the counterpart.
+    Nearest is the least mean difference of the logarithms. The answer is exact for files of libjpeg; tables of
+    cameras and of Photoshop are others, of which it is the counterpart.
     """
     for marker, content in jpeg_segments(file):
         if marker == _DQT and len(content) >= 65 and content[0] == 0:  # 8-bit table number 0
@@ -166,7 +166,7 @@ def tiff_is_whole(file: BinaryIO) -> bool:
     """Whether all strips or tiles of a TIFF file in Deflate have their checksum; True in other compressions.
 
     libtiff stops before the checksum, and damage may still decode, to black rows for instance. This costs a second
-    decompression, 0.3 s for 24 megapixels of 8 bits.
+    decompression.
     """
     try:
         first = read_tree(file).first
