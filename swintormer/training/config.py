@@ -188,17 +188,13 @@ class ImageStageConfig(TrainConfig):
         workers: processes that make pairs; 0 makes them in the training process.
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
-        l1: weight of the mean absolute difference. psnr: of `losses.psnr_loss`, in dB; with l1 = 0 the only one of a
-            size that does not depend on how strong the blur is.
-        fourier: weight of `losses.fourier_loss`. At 0.5 beside L1, as in configs/, this term is 0.35 of the
+        fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
             L1 loss of white noise (real and imaginary part have half its variance each), so L1 dominates.
         perceptual: weight of `perceptual.PerceptualDistance` with VGG16, which needs the extra `[perceptual]`.
     """
 
     workers: int = Field(0, ge=0)
     crops: tuple[CropPhase, ...] = ()
-    l1: float = Field(1.0, ge=0, le=LARGEST)
-    psnr: float = Field(0.0, ge=0, le=LARGEST)
     fourier: float = Field(0.0, ge=0, le=LARGEST)
     perceptual: float = Field(0.0, ge=0, le=LARGEST)
 
@@ -211,8 +207,6 @@ class ImageStageConfig(TrainConfig):
         before = sum(phase.steps for phase in self.crops)
         if before >= self.steps:
             raise ValueError(f"the phases of crops last {before} steps and the run {self.steps}: raise `steps`")
-        if not (self.l1 or self.psnr or self.fourier or self.perceptual):
-            raise ValueError("there is nothing to learn from: give one of l1, psnr, fourier and perceptual a weight")
         smallest = min(phase.crop for phase in self.phases)
         if self.perceptual and smallest < SMALLEST["vgg"]:
             raise ValueError(f"the perceptual loss takes crops of {SMALLEST['vgg']} pixels or more, found {smallest}")

@@ -51,7 +51,8 @@ class StepGraphs:
             self._graphs[shapes] = self._capture(self._step, blurred, sharp)
         except RuntimeError as error:
             self._failed = True
-            print(f"Steps are not taken as CUDA graphs: {first_line(error)}", file=sys.stderr, flush=True)
+            cause = error.__context__ or error  # the end of a capture raises another error, which tells nothing
+            print(f"Steps are not taken as CUDA graphs: {first_line(cause)}", file=sys.stderr, flush=True)
             return self._step(blurred, sharp)
         return self._graphs[shapes](blurred, sharp)
 
@@ -62,7 +63,8 @@ def capture_step(step: Step, blurred: Tensor, sharp: Tensor) -> Step:
         inputs = blurred.clone(), sharp.clone()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # "global", the default, fails when another thread allocates meanwhile, such as the one that pins pairs.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = step(*inputs)
 
     def replay(*pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,24 +32,6 @@ def fourier_loss(output: Tensor, target: Tensor) -> Tensor:
     return torch.view_as_real(difference).abs().mean()
 
 
-def psnr_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Minus the mean PSNR in dB: the mean over the batch of 10 log10(mean squared error + 1e-5).
-
-    NAFNet's loss (Chen et al., ECCV 2022) with a floor, at 50 dB. Each picture counts by the share of its error that is
-    removed. In a mean of differences a strongly blurred picture outweighs ten mildly blurred ones, which are what
-    people have.
-
-    Args:
-        output: (B, C, H, W), any floating dtype, of values in [0, 1].
-        target: the same shape.
-
-    Returns:
-        A scalar in float32, differentiable, -50 at least.
-    """
-    errors = (output.float() - target.float()).square().mean((1, 2, 3))
-    return 10 * (errors + 1e-5).log10().mean()
-
-
 def moment_loss(latent: Tensor) -> Tensor:
     """How far each channel is from mean 0 and variance 1 over batch and places: mean of m^2 + (log s^2)^2 / 4.
 

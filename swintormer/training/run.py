@@ -21,7 +21,7 @@ from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.data import Source, Sources, batches, training_sources, validation_source
 from swintormer.training.graph import StepGraphs
-from swintormer.training.losses import fourier_loss, l1_loss, psnr_loss
+from swintormer.training.losses import fourier_loss, l1_loss
 from swintormer.training.perceptual import PerceptualDistance
 from swintormer.training.processes import Processes
 from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
@@ -290,12 +290,13 @@ class ImageRun(Run):
         return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The losses to which the configuration gives a weight, for batches (B, 3, S, S), outside autocast."""
-        weighed = ((self.config.l1, l1_loss), (self.config.psnr, psnr_loss), (self.config.fourier, fourier_loss))
-        losses = [weight * loss(output, target) for weight, loss in weighed if weight]
+        """L1 and the losses to which the configuration gives a weight, for batches (B, 3, S, S), outside autocast."""
+        loss = l1_loss(output, target)
+        if self.config.fourier:
+            loss = loss + self.config.fourier * fourier_loss(output, target)
         if self.perceptual is not None:
-            losses.append(self.config.perceptual * self.perceptual(output, target).mean())
-        return torch.stack(losses).sum()
+            loss = loss + self.config.perceptual * self.perceptual(output, target).mean()
+        return loss
 
 
 class RestorationRun(ImageRun):

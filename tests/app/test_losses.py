@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from swintormer.training.losses import fourier_loss, l1_loss, moment_loss, psnr_loss
+from swintormer.training.losses import fourier_loss, l1_loss, moment_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPSILON = torch.finfo().eps
@@ -24,20 +24,6 @@ def test_fourier_loss_is_the_formula(shape: tuple[int, ...]) -> None:
     assert float(fourier_loss(a, b)) == pytest.approx(expected, rel=terms * EPSILON)
     assert float(fourier_loss(a, a)) == 0
     assert float(fourier_loss(b, a)) == float(fourier_loss(a, b))
-
-
-def test_psnr_loss_is_the_mean_of_the_pictures_own() -> None:
-    a, b = torch.rand(2, 3, 3, 5, 7)
-    a[1] = b[1] + 0.01 * (a[1] - b[1])  # 40 dB nearer, and no less heard
-    errors = (a.double() - b.double()).square().mean((1, 2, 3)).numpy()
-    assert float(psnr_loss(a, b)) == pytest.approx((10 * np.log10(errors + 1e-5)).mean(), abs=50 * 105 * EPSILON)
-    assert float(psnr_loss(a, a)) == pytest.approx(-50, abs=50 * EPSILON)
-    a.requires_grad_()
-    psnr_loss(a, b).backward()
-    assert a.grad is not None
-    pulls = (a.grad * (a.detach() - b)).sum((1, 2, 3))  # each picture's own decibels by its error's factor
-    expected = 20 / math.log(10) / 3 * errors / (errors + 1e-5)
-    assert pulls.numpy() == pytest.approx(expected, rel=1000 * EPSILON)
 
 
 def test_fourier_loss_of_white_noise_does_not_depend_on_the_crop() -> None:

@@ -26,7 +26,10 @@ class Steps:
     def capture(self, step, blurred, sharp):
         self.did.append("capture")
         if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
         return lambda *pairs: self.did.append("replay") or step(*pairs)
 
 
@@ -54,7 +57,7 @@ def make_run(out, device: str, graph: bool) -> RestorationRun:
     network = {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 1, 1, 1)}
     network |= {"in_channels": 3, "window_size": 2}
     settings = {"network": network, "out": out, "lr": 1e-3, "min_lr": 1e-4, "steps": 100, "backend": "reference"}
-    config = RestorationConfig.model_validate(settings | {"graph": graph, "psnr": 0.1, "fourier": 0.1})
+    config = RestorationConfig.model_validate(settings | {"graph": graph, "fourier": 0.1})
     return RestorationRun(config, torch.device(device))
 
 
