@@ -117,7 +117,13 @@ class Picture:
             "position": position,
             "shown": None
             if levels is None
-            else {"width": levels.width, "height": levels.height, "levels": levels.count, "tile": TILE},
+            else {
+                "width": levels.width,
+                "height": levels.height,
+                "levels": levels.count,
+                "tile": TILE,
+                "transparent": levels.transparent,
+            },
             "results": {
                 name: {"needs_nothing": result.needs_nothing, "seconds": round(result.seconds, 2)}
                 for name, result in self.results.items()

@@ -23,6 +23,7 @@ class Levels:
         folder, name: the files are folder/name-0.v and so on, in libvips' own format, from which a tile is read alone.
         width, height: of level 0, upright.
         count: of levels.
+        transparent: whether the picture has alpha.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Levels:
     width: int
     height: int
     count: int
+    transparent: bool = False
 
     def path(self, level: int) -> Path:
         return self.folder / f"{self.name}-{level}.v"
@@ -63,7 +65,7 @@ def make_levels(folder: Path, name: str, source: Image, pixels: Samples) -> Leve
     vips = libvips()
     try:
         image = _shown(source, pixels)
-        levels = Levels(folder, name, image.width, image.height, _count(image.width, image.height))
+        levels = Levels(folder, name, image.width, image.height, _count(image.width, image.height), source.has_alpha)
         for level in range(levels.count):
             image.write_to_file(str(levels.path(level)))
             image = vips.Image.new_from_file(str(levels.path(level)))

@@ -37,6 +37,7 @@ from swintormer.web.guard import Guard, is_loopback
 from swintormer.web.pictures import Picture, plain_name
 
 STATIC = Path(__file__).parent / "static"
+SAMPLE = Path(__file__).parents[1] / "assets" / "demo.png"
 _BYTES_A_PIXEL = 8  # RGB with alpha of 16 bits, not compressed
 _HEADER_BYTES = 64 * 2**20  # of metadata
 _SPARE = 2**26  # bytes that a disk keeps free
@@ -57,6 +58,7 @@ def make_app(desk: Desk, host: str = "127.0.0.1", token: str = "", leave: Callab
     routes = [
         Route("/", api.index),
         Route("/api/program", api.program),
+        Route("/api/sample", api.sample),
         Route("/api/pictures", api.status),
         Route("/api/pictures", api.add, methods=["POST"]),
         Route("/api/pictures/{id}", api.close, methods=["DELETE"]),
@@ -98,6 +100,10 @@ class _Api:
         models = [{"name": name, "purpose": purpose} for name, purpose in self.desk.models.purposes.items()]
         formats = [{"name": name, "title": form.name} for name, form in FORMATS.items()]
         return JSONResponse({"models": models, "formats": formats, "limit": self.limit})
+
+    async def sample(self, _: Request) -> Response:
+        """A photograph for those who have none at hand."""
+        return FileResponse(SAMPLE)
 
     async def status(self, request: Request) -> Response:
         return JSONResponse(self.desk.status(_window(request)))
