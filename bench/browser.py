@@ -1,4 +1,4 @@
-"""A real browser without a window, by the WebDriver protocol (w3.org/TR/webdriver2): for tests and pictures of the page.
+"""A real browser without a window, by the WebDriver protocol (w3.org/TR/webdriver2), for tests and pictures of a page.
 
 Needs the programs chromium and chromedriver, and no package.
 """
@@ -136,7 +136,9 @@ def browser(folder: Path) -> Iterator[Callable[..., Window]]:
         driver = subprocess.Popen([shutil.which(DRIVERS[0]) or "", "--port=0"], stdout=log, stderr=log)
     windows: list[Window] = []
     try:
-        line = until(lambda: [t for t in port_file.read_text().splitlines() if "on port " in t and "success" in t], "driver")
+        line = until(
+            lambda: [t for t in port_file.read_text().splitlines() if "on port " in t and "success" in t], "driver"
+        )
         base = f"http://127.0.0.1:{line[0].rsplit('port ', 1)[1].rstrip('.')}"
 
         def window(*options: str) -> Window:

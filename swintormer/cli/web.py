@@ -7,6 +7,7 @@ import secrets
 import sys
 import webbrowser
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,7 @@ WEB = (
 )
 WEB_EXAMPLES = "Examples:\n\nswintormer web\n\nswintormer web --host 0.0.0.0 --port 8000 --no-browser"
 PORT, OTHER_PORTS = 8321, 20
+_OWN = "own"  # name of the network of --weights on the page
 
 
 def web(
@@ -42,6 +44,10 @@ def web(
     ] = False,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="float32, bfloat16 or auto.")] = "auto",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", show_default=False, help="Another network, first of all."),
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(
@@ -60,15 +66,19 @@ def web(
         from swintormer.web.guard import is_loopback
         from swintormer.web.server import listen, serve
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
             raise
         raise SwintormerError(
-            f"The page needs the package {error.name}: pip install 'swintormer-kernels[web]'."
+            f"The page needs the package {package}: pip install 'swintormer-kernels[web]'."
         ) from error
     keep_freed_memory()
-    settings = Settings(device=device, precision=precision)
-    models = Models({name: model.purpose for name, model in MODELS.items()}, lambda name: _load(settings, name))
-    models.load(next(iter(MODELS)))  # what is wrong with the settings is told before a page is opened
+    settings = Settings(device=device, precision=precision, weights=weights)
+    purposes = {name: model.purpose for name, model in MODELS.items()}
+    if weights is not None:
+        purposes = {_OWN: str(weights), **purposes}
+    models = Models(purposes, lambda name: _load(settings, name))
+    models.load(next(iter(purposes)))  # what is wrong with the settings is told before a page is opened
     secret = secrets.token_urlsafe(24) if token or not is_loopback(host) else ""
     sock = listen(host, PORT if port is None else port, OTHER_PORTS if port is None else 0)
 
@@ -90,7 +100,9 @@ def _load(settings: Settings, name: str) -> Network:
     from swintormer.web.desk import Network
 
     try:
-        return Network(make_deblurrer(replace(settings, model=name)), named(name).alone)
+        if name == _OWN:
+            return Network(make_deblurrer(settings))
+        return Network(make_deblurrer(replace(settings, model=name, weights=None)), named(name).alone)
     except PriorError as error:
         raise SwintormerError(f"{str(error).rstrip('.')}, or choose another model.") from error
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import uvicorn
 from starlette.applications import Starlette
@@ -65,7 +64,7 @@ def make_app(desk: Desk, host: str = "127.0.0.1", token: str = "", leave: Callab
         Route("/api/pictures/{id}/restore", api.restore, methods=["POST"]),
         Route("/api/pictures/{id}/cancel", api.cancel, methods=["POST"]),
         Route("/api/pictures/{id}/result", api.prepare, methods=["POST"]),
-        Route("/api/pictures/{id}/result/{name:path}", api.result),
+        Route("/api/pictures/{id}/result/{ending}", api.result),
         Route("/api/pictures/{id}/tiles/{which}/{level:int}/{column:int}/{row:int}", api.tile),
         Route("/api/zip", api.pack, methods=["POST"]),
         Route("/api/zip/{name}", api.packed),
@@ -182,33 +181,34 @@ class _Api:
         """Write a result; the answer says where it can be fetched, and what the program notes of it."""
         picture, wanted = self._picture(request), _wanted(await _json(request))
         path, name, notes = await run_in_threadpool(self.desk.write, picture, wanted)
-        url = f"/api/pictures/{picture.id}/result/{quote(path.name)}?name={quote(name)}"
+        url = f"/api/pictures/{picture.id}/result/{path.suffix[1:]}"
         return JSONResponse({"url": url, "name": name, "bytes": path.stat().st_size, "notes": notes})
 
     async def result(self, request: Request) -> Response:
-        picture = self._picture(request)
-        path = picture.folder / Path(request.path_params["name"]).name
-        if not path.name.startswith(f"{picture.id}-out") or not path.is_file():
+        path, name = self._picture(request).result(f".{Path(request.path_params['ending']).name}")
+        if not path.is_file():
             raise HTTPException(404, "There is no such result.")
-        return FileResponse(path, filename=plain_name(request.query_params.get("name", path.name)))
+        return FileResponse(path, filename=name)
 
     async def pack(self, request: Request) -> Response:
         """Write several results into one archive; pictures that fail are named, and the others are in it."""
-        asked = (await _json(request)).get("pictures", [])
-        name, problems = await run_in_threadpool(self._pack, asked if isinstance(asked, list) else [])
+        asked = (await _json(request)).get("pictures")
+        if not isinstance(asked, list) or not all(isinstance(entry, dict) for entry in asked):
+            raise HTTPException(400, "The request names no pictures.")
+        name, problems = await run_in_threadpool(self._pack, [(str(one.get("id")), _wanted(one)) for one in asked])
         return JSONResponse({"url": f"/api/zip/{name}", "name": "swintormer.zip", "problems": problems})
 
-    def _pack(self, asked: list[Any]) -> tuple[str, list[str]]:
+    def _pack(self, asked: list[tuple[str, Wanted]]) -> tuple[str, list[str]]:
         path = self.desk.folder / f"{secrets.token_urlsafe(16)}.zip"
         names: set[str] = set()
         problems = []
         try:
             with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-                for entry in asked:
+                for one, wanted in asked:
                     try:
-                        picture = self.desk.find(str(entry.get("id", "")))
+                        picture = self.desk.find(one)
                         with self.desk.using(picture):
-                            file, name, _ = self.desk.write(picture, _wanted(entry))
+                            file, name, _ = self.desk.write(picture, wanted)
                             archive.write(file, _unused(name, names))
                     except SwintormerError as error:
                         problems.append(str(error))
