@@ -19,6 +19,7 @@ let pictures = []; // as the server tells, and those on their way to it, in the 
 let shown = null; // id
 let running = 0;
 const waiting = []; // uploads
+const closed = new Set(); // ids
 const lines = new Map(); // elements by id
 const viewer = new Viewer($("viewer"), $("canvas"), moved);
 
@@ -37,24 +38,26 @@ async function ask(method, path, body) {
 
 let timer = 0;
 let asking = false;
+let again = false; // ask once more, because the answer on its way may be older than what has happened
 let ended = false;
 
 async function news() {
   clearTimeout(timer);
+  again = asking;
   if (asking || ended) return;
   asking = true;
   let next = IDLE;
   try {
     const told = await ask("GET", `/api/pictures?window=${windowName}`);
     $("banner").hidden = true;
-    take(told.pictures.filter((picture) => picture.state !== "receiving"));
+    take(told.pictures.filter((picture) => picture.state !== "receiving" && !closed.has(picture.id)));
     if (pictures.some(isActive)) next = BUSY;
   } catch (error) {
     if (!ended) banner(error instanceof TypeError ? "The program does not answer: is it still running?" : error.message);
     next = 2000;
   }
   asking = false;
-  timer = setTimeout(news, next);
+  timer = setTimeout(news, again ? 0 : next);
 }
 
 const isActive = (picture) => ["receiving", "opening", "waiting", "restoring"].includes(picture.state);
@@ -66,9 +69,9 @@ function take(told) {
     const before = known.get(picture.id);
     if (before && before.state !== picture.state) announce(picture);
   }
-  // Those that are still here keep their place; pictures that the server does not know are on their way to it.
+  // Those that are still here keep their place. What the answer does not know yet is on its way, or has just arrived.
   pictures = [
-    ...pictures.filter((p) => p.local || fresh.has(p.id)).map((p) => fresh.get(p.id) ?? p),
+    ...pictures.filter((p) => p.local || p.arrived || fresh.has(p.id)).map((p) => fresh.get(p.id) ?? p),
     ...told.filter((p) => !known.has(p.id)),
   ];
   render();
@@ -149,7 +152,7 @@ function upload(local, file) {
       if (request.status === 200) {
         const { id } = request.response;
         if (shown === local.id) shown = id;
-        Object.assign(local, { id, local: false, state: "opening", share: 0 });
+        Object.assign(local, { id, local: false, arrived: true, state: "opening", share: 0 });
       } else if (pictures.includes(local)) {
         Object.assign(local, { state: "failed", error: request.response?.error ?? `${file.name} could not be sent.` });
         say(local.error);
@@ -166,6 +169,7 @@ async function close(id) {
   const index = pictures.findIndex((picture) => picture.id === id);
   if (index < 0) return;
   const [picture] = pictures.splice(index, 1);
+  closed.add(id);
   if (shown === id) shown = (pictures[index] ?? pictures[index - 1])?.id ?? null;
   viewer.forget(id);
   delete settings[id];
