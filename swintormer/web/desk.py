@@ -25,7 +25,7 @@ from swintormer.web.folder import remove
 from swintormer.web.pictures import Picture, Restored
 from swintormer.web.previews import make_levels
 
-PATIENCE = 600.0  # seconds after which the pictures of a window that has not asked for news are closed
+PATIENCE = 600.0  # seconds after which the pictures of a window that was closed, and not only loaded again, are closed
 _LOOK_EVERY = 20.0  # seconds
 
 
@@ -87,7 +87,7 @@ class Desk:
     models: Models
     max_pixels: int = MAX_PIXELS
     pictures: dict[str, Picture] = field(default_factory=dict)
-    _seen: dict[str, float] = field(default_factory=dict)
+    _left: dict[str, float] = field(default_factory=dict)
     _networks: dict[str, Network] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _ending: bool = False
@@ -122,7 +122,6 @@ class Desk:
         picture.folder = self.folder / picture.id
         picture.folder.mkdir()
         with self._changed:
-            self._seen[window] = time.monotonic()
             self.pictures[picture.id] = picture
         return picture
 
@@ -170,10 +169,15 @@ class Desk:
         if unused:
             remove(picture.folder)
 
+    def leave(self, window: str) -> None:
+        """A window is closed or loaded again, which is not known yet. One that only sleeps says nothing."""
+        with self._changed:
+            self._left[window] = time.monotonic()
+
     def status(self, window: str) -> dict[str, Any]:
         """What a window is told: its own pictures, and how far all work is."""
         with self._changed:
-            self._seen[window] = time.monotonic()
+            self._left.pop(window, None)
             queue = [picture for picture in self.pictures.values() if picture.state == "waiting"]
             own = [picture for picture in self.pictures.values() if picture.window == window]
             before = sum(picture.state == "restoring" for picture in self.pictures.values())
@@ -312,11 +316,11 @@ class Desk:
     def _forget_windows(self) -> None:
         """Close the pictures of windows that are gone."""
         now = time.monotonic()
-        gone = {window for window, seen in self._seen.items() if now - seen > PATIENCE}
+        gone = {window for window, left in self._left.items() if now - left > PATIENCE}
         for picture in [picture for picture in self.pictures.values() if picture.window in gone]:
             self.close(picture)
         for window in gone:
-            del self._seen[window]
+            del self._left[window]
 
     def _to_the_end(self, picture: Picture) -> None:
         """The order of the pictures is that of the queue."""

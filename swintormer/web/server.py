@@ -66,6 +66,7 @@ def make_app(desk: Desk, host: str = "127.0.0.1", token: str = "", leave: Callab
         Route("/api/pictures/{id}/result", api.prepare, methods=["POST"]),
         Route("/api/pictures/{id}/result/{ending}", api.result),
         Route("/api/pictures/{id}/tiles/{which}/{level:int}/{column:int}/{row:int}", api.tile),
+        Route("/api/leave", api.left, methods=["POST"]),
         Route("/api/zip", api.pack, methods=["POST"]),
         Route("/api/zip/{name}", api.packed),
         Route("/api/quit", api.quit, methods=["POST"]),
@@ -229,6 +230,10 @@ class _Api:
         remove = BackgroundTask(partial(path.unlink, missing_ok=True))
         return FileResponse(path, filename="swintormer.zip", background=remove)
 
+    async def left(self, request: Request) -> Response:
+        self.desk.leave(_window(request))
+        return JSONResponse({})
+
     async def quit(self, _: Request) -> Response:
         return JSONResponse({}, background=BackgroundTask(self.leave))
 
@@ -333,9 +338,19 @@ def address(sock: socket.socket, token: str) -> str:
     """What the user opens."""
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
-        host = socket.gethostname()
+        host = _own_address()
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+
+
+def _own_address() -> str:
+    """Of this machine in its network, as far as it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # no packet is sent; the address is reserved for documentation
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
 
 
 def serve(

@@ -406,7 +406,12 @@ def test_a_window_that_is_gone_takes_its_pictures_with_it(page, tmp_path, monkey
     old, new = page.drop(photo(tmp_path / "a.png")), page.drop(photo(tmp_path / "b.png"), window=TWO)
     page.ended(old)
     page.ended(new, TWO)
-    page.desk._seen[ONE] -= desk_module.PATIENCE + 1
+    for window in (ONE, TWO):
+        page.client.post(f"/api/leave?window={window}")
+    page.status(TWO)  # it was only loaded again
+    page.desk._forget_windows()
+    assert {path.name for path in page.desk.folder.iterdir()} == {old, new}
+    monkeypatch.setattr(desk_module, "PATIENCE", -1.0)
     page.desk._forget_windows()
     assert {path.name for path in page.desk.folder.iterdir()} == {new}
 

@@ -124,8 +124,8 @@ def test_drop_slide_download(window, run, weights, tmp_path, address):
     window.mouse("mouseMoved", corner[0] + left + 100, corner[1] + y)
     window.mouse("mouseReleased", corner[0] + left + 100, corner[1] + y)
     assert halves(shown(), 100) == [0, 0]
-    window.keys("\ue012\ue012", "#divider")  # the arrow to the left, twice
-    assert window.run("return divider.value") == "22"
+    window.keys("\ue012\ue012", "#divider")  # the arrow to the left, twice, from 42
+    assert window.run("return divider.value") == "40"
 
     # Strength without restoring again: what is seen is mixed of what the screen can show of both.
     window.run("strength.value = 40; strength.dispatchEvent(new Event('input'))")

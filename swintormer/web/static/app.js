@@ -201,11 +201,11 @@ function stateText(picture) {
   switch (picture.state) {
     case "receiving": return picture.share ? `Reading ${percent(picture.share)}` : "Waiting to be read";
     case "opening": return "Opening";
-    case "waiting": return picture.position > 1 ? `Number ${picture.position} in the queue` : "Next in the queue";
-    case "restoring": return `Restoring ${percent(picture.share)}${picture.left ? `, ${duration(picture.left)} left` : ""}`;
+    case "waiting": return picture.position > 1 ? `Waiting, number ${picture.position}` : "Waiting";
+    case "restoring": return picture.share === 1 ? "Finishing" : `Restoring ${percent(picture.share)}${picture.left ? `, ${duration(picture.left)} left` : ""}`;
     case "stopped": return "Stopped";
     case "failed": return picture.error;
-    default: return picture.results[picture.model]?.needs_nothing && !of(picture.id).force ? "Needs nothing" : "Restored";
+    default: return `${picture.results[picture.model]?.needs_nothing && !of(picture.id).force ? "Needs nothing" : "Restored"}, ${picture.shown.width}\u00a0×\u00a0${picture.shown.height}`;
   }
 }
 
@@ -317,6 +317,7 @@ function renderShown() {
   $("strength").value = of(picture.id).strength;
   $("strength-value").textContent = `${of(picture.id).strength} %`;
   if ($("model").value !== picture.model && picture.model) $("model").value = picture.model;
+  $("model").title = program.models.find((model) => model.name === picture.model)?.purpose ?? "";
   $("cancel").hidden = !["waiting", "restoring"].includes(picture.state);
   $("again").hidden = !(picture.state === "stopped" || (picture.state === "failed" && picture.shown));
   $("download").disabled = !result || busy;
@@ -357,7 +358,11 @@ function moved() {
   $("viewer").classList.toggle("whole", divided && !viewer.movable);
   if (!picture) return;
   $("zoom-value").textContent = `${Math.round(100 * viewer.scale)} %`;
-  $("handle").style.left = `${viewer.dividerAt / viewer.ratio}px`;
+  const handle = $("handle").style;
+  const top = Math.max(0, viewer.y);
+  handle.left = `${viewer.dividerAt / viewer.ratio}px`;
+  handle.top = `${top / viewer.ratio}px`;
+  handle.height = `${(Math.min(viewer.canvas.height, viewer.y + picture.height * viewer.scale) - top) / viewer.ratio}px`;
   const share = Math.round(100 * viewer.divider);
   if (Number($("divider").value) !== share) $("divider").value = share;
 }
@@ -558,6 +563,9 @@ addEventListener("keyup", (event) => {
   if (["a", "b"].includes(event.key)) peek("");
 });
 addEventListener("blur", () => peek(""));
+addEventListener("pagehide", (event) => {
+  if (!event.persisted && !ended) fetch(`/api/leave?window=${windowName}`, { method: "POST", headers: OWN, keepalive: true });
+});
 document.addEventListener("visibilitychange", () => document.hidden || news());
 
 // The beginning
