@@ -26,6 +26,7 @@ from swintormer.web.pictures import Picture, Restored
 from swintormer.web.previews import make_levels
 
 PATIENCE = 600.0  # seconds after which the pictures of a window that was closed, and not only loaded again, are closed
+SPARE = 2**26  # bytes that a disk keeps free
 _LOOK_EVERY = 20.0  # seconds
 
 
@@ -249,6 +250,7 @@ class Desk:
             model, picture.state, picture.share, picture.started = picture.model, "restoring", 0.0, time.monotonic()
             picture.stopping = picture.cancelled = False
         image = read_image(picture.source, self.max_pixels)
+        self._check_room(image)
         network = self._network(model)
         kept = Kept(picture.folder / f"{model}.f32")
 
@@ -341,7 +343,7 @@ class Desk:
         """Raise an error unless the temporary folder has room for the restoration and what is shown of it."""
         height, width, channels = image.pixels.shape
         need = width * height * (4 * channels + 3 * (channels + 1))
-        free = shutil.disk_usage(self.folder).free
+        free = max(0, shutil.disk_usage(self.folder).free - SPARE)
         if need > free:
             raise SwintormerError(
                 f"{image.path} needs {binary(need)} in the temporary folder, and {binary(free)} are free: close other "

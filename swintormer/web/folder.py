@@ -20,6 +20,7 @@ except ImportError:  # Windows
 
 _PREFIX = "swintormer-web-"
 _LOCK = "in-use"
+_TRIES = 5  # a thread that has not ended in time may just be making a file
 _AGE = 1.0  # seconds after which a new folder has its lock
 
 
@@ -48,7 +49,10 @@ def private_folder() -> Iterator[Path]:
 
 def remove(folder: Path) -> None:
     """Remove a folder and all that is in it; nothing if it is gone."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _sweep(parent: Path) -> None:

@@ -11,6 +11,7 @@ from swintormer.images.picture import Image, Samples, to_eight_bit, with_header,
 from swintormer.images.vips import detail, libvips
 
 TILE = 512  # side in pixels
+THUMB = 128  # shorter side in pixels of the picture in the list
 _LARGEST_PROFILE = 65536  # bytes; every tile carries the profile, and those of presses are megabytes
 _PNG = {"compression": 1, "keep": "icc"}  # 512x512 pixels of a photograph in 8 ms on a Zen 4 core
 
@@ -52,6 +53,20 @@ class Levels:
                 raise SwintormerError("There is no such tile.")
             part = image.crop(left, top, min(TILE, image.width - left), min(TILE, image.height - top))
             return bytes(part.write_to_buffer(".png", **_PNG))
+        except vips.Error as error:
+            raise SwintormerError(f"The picture is not there any more ({detail(error)}).") from error
+
+    def thumb(self) -> bytes:
+        """PNG of the whole picture, small.
+
+        Raises:
+            SwintormerError: its file is gone.
+        """
+        vips = libvips()
+        try:
+            image = vips.Image.new_from_file(str(self.path(self.count - 1)))
+            scale = min(1.0, THUMB / min(image.width, image.height))
+            return bytes(image.resize(scale).write_to_buffer(".png", **_PNG))
         except vips.Error as error:
             raise SwintormerError(f"The picture is not there any more ({detail(error)}).") from error
 

@@ -30,16 +30,16 @@ from swintormer.images.files import reason
 from swintormer.images.formats import FORMATS
 from swintormer.inference.memory import binary
 from swintormer.signals import stoppable
-from swintormer.web.desk import Desk, Models, Wanted
+from swintormer.web.desk import SPARE, Desk, Models, Wanted
 from swintormer.web.folder import private_folder
 from swintormer.web.guard import Guard, is_loopback
 from swintormer.web.pictures import Picture, plain_name
+from swintormer.web.previews import Levels
 
 STATIC = Path(__file__).parent / "static"
 SAMPLE = Path(__file__).parents[1] / "assets" / "demo.png"
 _BYTES_A_PIXEL = 8  # RGB with alpha of 16 bits, not compressed
 _HEADER_BYTES = 64 * 2**20  # of metadata
-_SPARE = 2**26  # bytes that a disk keeps free
 
 
 class _Refused(Exception):
@@ -65,6 +65,7 @@ def make_app(desk: Desk, host: str = "127.0.0.1", token: str = "", leave: Callab
         Route("/api/pictures/{id}/cancel", api.cancel, methods=["POST"]),
         Route("/api/pictures/{id}/result", api.prepare, methods=["POST"]),
         Route("/api/pictures/{id}/result/{ending}", api.result),
+        Route("/api/pictures/{id}/thumb", api.thumb),
         Route("/api/pictures/{id}/tiles/{which}/{level:int}/{column:int}/{row:int}", api.tile),
         Route("/api/leave", api.left, methods=["POST"]),
         Route("/api/zip", api.pack, methods=["POST"]),
@@ -122,7 +123,7 @@ class _Api:
         return JSONResponse({"id": picture.id})
 
     async def _receive(self, request: Request, picture: Picture) -> None:
-        length, free = int(request.headers.get("content-length", 0)), shutil.disk_usage(picture.folder).free - _SPARE
+        length, free = int(request.headers.get("content-length", 0)), shutil.disk_usage(picture.folder).free - SPARE
         if length > min(self.limit, free):
             self._refuse(picture, length, free)
         taken = 0
@@ -130,7 +131,7 @@ class _Api:
             try:
                 async for chunk in request.stream():
                     taken += len(chunk)
-                    if taken > self.limit or shutil.disk_usage(picture.folder).free < _SPARE:
+                    if taken > self.limit or shutil.disk_usage(picture.folder).free < SPARE:
                         self._refuse(picture, taken, free)
                     await run_in_threadpool(file.write, chunk)
             except ClientDisconnect as error:
@@ -169,12 +170,19 @@ class _Api:
         if part["which"] != "before":
             result = picture.results.get(part["which"])
             levels = None if result is None else result.levels
+        return await self._shown(picture, levels, lambda it: it.tile(part["level"], part["column"], part["row"]))
+
+    async def thumb(self, request: Request) -> Response:
+        picture = self._picture(request)
+        return await self._shown(picture, picture.before, Levels.thumb)
+
+    async def _shown(self, picture: Picture, levels: Levels | None, part: Callable[[Levels], bytes]) -> Response:
         if levels is None:
             raise HTTPException(404, "There is nothing to show yet.")
 
         def read() -> bytes:
             with self.desk.using(picture):
-                return levels.tile(part["level"], part["column"], part["row"])
+                return part(levels)
 
         return Response(await run_in_threadpool(read), media_type="image/png")
 

@@ -243,6 +243,8 @@ def test_tiles_are_the_picture_upright(page, tmp_path):
     rows = [np.concatenate([tile(0, column, row) for column in range(3)], axis=1) for row in range(2)]
     np.testing.assert_array_equal(np.concatenate(rows), pixels[::-1, ::-1])
     assert tile(2, 0, 0).shape == (133, 275, 3)
+    (tmp_path / "thumb.png").write_bytes(page.client.get(f"/api/pictures/{name}/thumb").content)
+    assert read_image(tmp_path / "thumb.png").samples.shape == (128, 265, 3)
     for place in ("before/0/3/0", "before/3/0/0", "before/0/0/-1", "tiny/9/0/0", "other/0/0/0"):
         assert page.client.get(f"/api/pictures/{name}/tiles/{place}").status_code in (400, 404)
 
@@ -314,18 +316,16 @@ def test_a_file_of_too_many_bytes_is_not_kept(page, monkeypatch):
 
 def test_a_full_disk_is_one_sentence(page, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=server._SPARE + 5000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=server.SPARE + 5000))
     query = {"window": ONE, "name": "a.png", "model": "tiny"}
     answer = page.client.post("/api/pictures", params=query, content=b"x" * 6000)
     assert answer.status_code == 507
     assert "are free in the temporary folder" in answer.json()["error"]
     assert not list(page.desk.folder.iterdir())
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=server._SPARE + 5_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=server.SPARE + 5_000_000))
     name = page.drop(photo(tmp_path / "a.png"))
     page.ended(name)
-    monkeypatch.setattr(desk_module.shutil, "disk_usage", lambda _: usage._replace(free=server._SPARE + 100))
-    page.desk._check_room(read_image(tmp_path / "a.png"))
-    monkeypatch.setattr(desk_module.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=server.SPARE + 100))
     with pytest.raises(SwintormerError, match=r"needs 46\.9 KiB in the temporary folder, and 0\.1 KiB are free"):
         page.desk._check_room(read_image(tmp_path / "a.png"))
 

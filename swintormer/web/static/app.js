@@ -239,7 +239,7 @@ function renderList() {
     const share = { receiving: picture.share, restoring: picture.share }[picture.state];
     line.bar.hidden = share === undefined;
     if (share !== undefined) line.bar.value = share;
-    if (picture.shown && !line.thumb.src) line.thumb.src = `/api/pictures/${picture.id}/tiles/before/${picture.shown.levels - 1}/0/0`;
+    if (picture.shown && !line.thumb.src) line.thumb.src = `/api/pictures/${picture.id}/thumb`;
     line.close.setAttribute("aria-label", `Close ${picture.name}`);
   });
 }
@@ -251,7 +251,7 @@ function element(tag, properties, ...children) {
 }
 
 function makeLine(picture) {
-  const thumb = element("img", { className: "thumb", alt: "" });
+  const thumb = element("img", { className: "thumb", alt: "", loading: "lazy" });
   const name = element("span", { className: "name" });
   const bar = element("progress", { max: 1 });
   bar.setAttribute("aria-label", "Progress");
@@ -575,6 +575,7 @@ const option = (value, text) => element("option", { value, textContent: text });
 try {
   program = await ask("GET", "/api/program");
   $("model").append(...program.models.map(({ name, purpose }) => Object.assign(option(name, name), { title: purpose })));
+  $("models").append(...program.models.flatMap(({ name, purpose }) => [element("dt", {}, name), element("dd", {}, purpose)]));
   $("format").append(option("", "As it came"), ...program.formats.map(({ name, title }) => option(name, title)));
 } catch (error) {
   banner(error.message);
