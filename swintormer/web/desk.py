@@ -260,10 +260,14 @@ class Desk:
             picture.share = done / total
 
         start = time.monotonic()
-        network.deblurrer.restore_parts(image.pixels, kept.take, progress=progress)
-        pixels = kept.samples(image.pixels, 1.0)
-        nothing = network.alone is not None and change(image.pixels, pixels) >= network.alone
-        levels = make_levels(picture.folder, f"after-{model}", image, pixels)
+        try:
+            network.deblurrer.restore_parts(image.pixels, kept.take, progress=progress)
+            pixels = kept.samples(image.pixels, 1.0)
+            nothing = network.alone is not None and change(image.pixels, pixels) >= network.alone
+            levels = make_levels(picture.folder, f"after-{model}", image, pixels)
+        except BaseException:
+            kept.path.unlink(missing_ok=True)
+            raise
         with self._changed:
             picture.results[model] = Restored(kept, levels, nothing, time.monotonic() - start)
             picture.state = "done" if picture.model in picture.results else "waiting"

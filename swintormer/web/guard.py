@@ -22,7 +22,7 @@ OWN_HEADER = "x-swintormer"
 _SAFE = ("GET", "HEAD")
 _HEADERS = {
     # Nothing comes from elsewhere, and nothing stays in a cache.
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

@@ -364,6 +364,7 @@ def test_stopping_and_going_on(page, tmp_path, slow):
     for name in (second, first):
         page.client.post(f"/api/pictures/{name}/cancel")
         assert page.ended(name)["state"] == "stopped"
+    assert not list(page.desk.folder.glob("*/*.f32"))
     turns.release()
     page.client.post(f"/api/pictures/{first}/restore", json={"model": "tiny"})
     assert page.ended(first)["state"] == "done"

@@ -210,6 +210,10 @@ def test_every_control_has_a_name(window, tmp_path):
     """As a screen reader tells it; and everything can be reached by the Tab key."""
     window.drop(photo(tmp_path / "a.png"))
     window.wait(DONE, 1)
+    window.click("#help")
+    assert window.run("return keys.open")
+    window.click("#keys form button")
+    assert not window.run("return keys.open")
     nodes = window.devtools("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "slider", "combobox", "checkbox", "progressbar", "link", "group", "dialog"}
     named = [(n["role"]["value"], n["name"]["value"]) for n in nodes if n.get("role", {}).get("value") in roles]

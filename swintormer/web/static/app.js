@@ -484,6 +484,7 @@ let over = 0;
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 addEventListener("dragenter", (event) => {
   if (!hasFiles(event)) return;
+  event.preventDefault(); // else a drop is lost if the page changes under the pointer
   over++;
   document.body.classList.add("dragging");
 });
