@@ -230,6 +230,11 @@ def test_every_control_has_a_name(window, tmp_path):
 def test_nothing_is_wider_than_the_window(window, tmp_path):
     window.drop(photo(tmp_path / ("long name " * 9 + ".png")), photo(tmp_path / "b.png"))
     window.wait(DONE, 2)
+    window.run("strength.value = 60; strength.dispatchEvent(new Event('input'))")
+    window.click("#for-all")
+    window.click("#pictures li:nth-child(2) .card")
+    assert window.run("return [strength.value, document.getElementById('for-all').hidden]") == ["60", True]
+    window.run("model.value = 'small'; model.dispatchEvent(new Event('change'))")
     outside = """return [...document.querySelectorAll('button, select, input[type=range]')]
         .filter(e => e.offsetParent && !e.closest('#side')).map(e => e.getBoundingClientRect())
         .filter(b => b.left < 0 || b.right > innerWidth || b.bottom > innerHeight).length"""

@@ -318,6 +318,7 @@ function renderShown() {
   $("strength-value").textContent = `${of(picture.id).strength} %`;
   if ($("model").value !== picture.model && picture.model) $("model").value = picture.model;
   $("model").title = program.models.find((model) => model.name === picture.model)?.purpose ?? "";
+  $("for-all").hidden = !pictures.some((other) => differs(other, picture));
   $("cancel").hidden = !["waiting", "restoring"].includes(picture.state);
   $("again").hidden = !(picture.state === "stopped" || (picture.state === "failed" && picture.shown));
   $("download").disabled = !result || busy;
@@ -333,6 +334,8 @@ function renderShown() {
   $("viewer").setAttribute("aria-label", `${picture.name}, ${picture.described || stateText(picture)}`);
   moved();
 }
+
+const differs = (one, other) => one.shown && (of(one.id).strength !== of(other.id).strength || one.model !== other.model);
 
 let told = ""; // by the last download of the picture that is shown
 
@@ -385,13 +388,15 @@ function wanted(picture) {
 
 async function busily(work) {
   if (busy) return;
+  const buttons = [$("download"), $("download-all")];
+  const texts = buttons.map((button) => button.textContent);
   busy = true;
-  $("download").disabled = $("download-all").disabled = true;
+  for (const button of buttons) Object.assign(button, { disabled: true, textContent: "Preparing…" });
   try {
     await work();
   } finally {
     busy = false;
-    $("download-all").disabled = false;
+    buttons.forEach((button, index) => Object.assign(button, { disabled: false, textContent: texts[index] }));
     render();
   }
 }
@@ -426,12 +431,22 @@ async function downloadAll() {
   });
 }
 
-async function restore(model) {
-  const picture = current();
+async function restore(picture, model) {
   if (!picture || picture.local) return;
   picture.model = model;
   await ask("POST", `/api/pictures/${picture.id}/restore`, { model }).catch((error) => banner(error.message));
   news();
+}
+
+/** Give all pictures the strength and the model of the one that is shown. */
+function forAll() {
+  const { id, model } = current();
+  for (const picture of pictures.filter((picture) => !picture.local)) {
+    of(picture.id).strength = of(id).strength;
+    if (picture.model !== model) restore(picture, model);
+  }
+  remember();
+  render();
 }
 
 function setStrength(value) {
@@ -448,8 +463,9 @@ $("force").addEventListener("change", () => {
   remember();
   render();
 });
-$("model").addEventListener("change", () => restore($("model").value));
-$("again").addEventListener("click", () => restore($("model").value));
+$("model").addEventListener("change", () => restore(current(), $("model").value));
+$("again").addEventListener("click", () => restore(current(), $("model").value));
+$("for-all").addEventListener("click", forAll);
 $("cancel").addEventListener("click", async () => {
   await ask("POST", `/api/pictures/${shown}/cancel`).catch((error) => banner(error.message));
   news();
