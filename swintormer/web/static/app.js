@@ -205,7 +205,7 @@ function stateText(picture) {
     case "restoring": return picture.share === 1 ? "Finishing" : `Restoring ${percent(picture.share)}${picture.left ? `, ${duration(picture.left)} left` : ""}`;
     case "stopped": return "Stopped";
     case "failed": return picture.error;
-    default: return `${picture.results[picture.model]?.needs_nothing && !of(picture.id).force ? "Needs nothing" : "Restored"}, ${picture.shown.width}\u00a0×\u00a0${picture.shown.height}`;
+    default: return `${picture.results[picture.model]?.needs_nothing && !of(picture.id).force ? "Needs nothing" : "Restored"}, ${picture.shown.width}×${picture.shown.height}`;
   }
 }
 
@@ -318,7 +318,9 @@ function renderShown() {
   $("strength-value").textContent = `${of(picture.id).strength} %`;
   if ($("model").value !== picture.model && picture.model) $("model").value = picture.model;
   $("model").title = program.models.find((model) => model.name === picture.model)?.purpose ?? "";
-  $("for-all").hidden = !pictures.some((other) => differs(other, picture));
+  $("for-all").hidden = pictures.length < 2;
+  // It keeps its place: the slider must not move under the pointer.
+  $("for-all").style.visibility = pictures.some((other) => differs(other, picture)) ? "" : "hidden";
   $("cancel").hidden = !["waiting", "restoring"].includes(picture.state);
   $("again").hidden = !(picture.state === "stopped" || (picture.state === "failed" && picture.shown));
   $("download").disabled = !result || busy;
