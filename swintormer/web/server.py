@@ -74,7 +74,7 @@ def make_app(desk: Desk, host: str = "127.0.0.1", token: str = "", leave: Callab
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     handlers: Any = {SwintormerError: _told, HTTPException: _http}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, host, token)])
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, host=host, token=token)])
 
 
 async def _told(_: Request, error: Exception) -> Response:
