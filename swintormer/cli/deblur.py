@@ -51,6 +51,7 @@ def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) 
 # The order of the parameters is the order of the help: common options first, rare ones last.
 _MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "Rarely needed"
 PREVIEW_SIDE = 512  # pixels
+WHOLE = (1, 1)  # the only shard of one
 
 
 def deblur(
@@ -82,6 +83,7 @@ def deblur(
     skip_existing: Annotated[
         bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
+    shard: Annotated[str, _option(_MAIN, "Only share K of N, for batch systems: 2/5.", metavar="K/N")] = "",
     model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
@@ -151,25 +153,27 @@ def deblur(
     extras = Extras(force, report, Saving(quality, lossless or None))
     with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
         naming = Naming(streams.out, recursive, suffix, parse_format(form), compare and not preview, right, preview)
-        _run(streams, naming, settings, extras, skip_existing, quiet)
+        _run(streams, naming, settings, extras, Choice(skip_existing, parse_shard(shard)), quiet)
 
 
-def _run(
-    streams: Streams, naming: Naming, settings: Settings, extras: Extras, skip_existing: bool, quiet: bool
-) -> None:
+def _run(streams: Streams, naming: Naming, settings: Settings, extras: Extras, choice: Choice, quiet: bool) -> None:
     """Restore what is to be restored, and exit with an error where something failed."""
-    from swintormer.cli.plan import check_page, plan
+    from swintormer.cli.plan import check_page, plan, shard_of
     from swintormer.images.files import some_names
 
     foreign: list[Path] = []
     jobs, problems = plan(streams.inputs, naming, foreign)
     if extras.page is not None:
         check_page(extras.page)
-    pending = [job for job in jobs if not (skip_existing and job.is_done())]
+    planned, jobs = len(jobs), shard_of(jobs, *choice.shard)
+    pending = [job for job in jobs if not (choice.skip_existing and job.is_done())]
     reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
     if foreign:
         names = some_names([str(path) for path in foreign])
         reporter.say(f"Left out, in formats that are not read here: {names}.")
+    if choice.shard != WHOLE:
+        number, shards = choice.shard
+        reporter.say(f"Share {number} of {shards} holds {len(jobs)} of {planned} pictures.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
         if extras.page is not None and pending:
@@ -206,6 +210,16 @@ def parse_format(text: str) -> str | None:
     if name not in FORMATS and "." + name not in SUFFIXES:
         raise SwintormerError(f"--format takes one of {', '.join(FORMATS)}, found {text!r}.")
     return name if name in FORMATS else SUFFIXES["." + name]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(2, 5) of 2/5, which is share 2 of the shares 1 to 5; `WHOLE` for an empty text."""
+    if not text:
+        return WHOLE
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise SwintormerError(f"--shard takes a share and their number, from 1/5 to 5/5 for five, found {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 def parse_tile(text: str) -> int | str | None:
@@ -261,6 +275,19 @@ class Settings:
     deterministic: bool = False
     strength: float = 1.0
     max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the planned pictures a run restores.
+
+    Attributes:
+        skip_existing: only those that have no result yet.
+        shard: (k, n): share k of n, counted from 1.
+    """
+
+    skip_existing: bool = False
+    shard: tuple[int, int] = WHOLE
 
 
 @dataclass(frozen=True)
