@@ -84,6 +84,9 @@ def deblur(
         bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
     shard: Annotated[str, _option(_MAIN, "Only share K of N, for batch systems: 2/5.", metavar="K/N")] = "",
+    ray: Annotated[
+        str, _option(_RARE, "Over a Ray cluster: local, auto (the running one) or its address.", metavar="WHERE")
+    ] = "",
     model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
@@ -153,7 +156,7 @@ def deblur(
     extras = Extras(force, report, Saving(quality, lossless or None))
     with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
         naming = Naming(streams.out, recursive, suffix, parse_format(form), compare and not preview, right, preview)
-        _run(streams, naming, settings, extras, Choice(skip_existing, parse_shard(shard)), quiet)
+        _run(streams, naming, settings, extras, Choice(skip_existing, parse_shard(shard), ray), quiet)
 
 
 def _run(streams: Streams, naming: Naming, settings: Settings, extras: Extras, choice: Choice, quiet: bool) -> None:
@@ -165,6 +168,8 @@ def _run(streams: Streams, naming: Naming, settings: Settings, extras: Extras, c
     jobs, problems = plan(streams.inputs, naming, foreign)
     if extras.page is not None:
         check_page(extras.page)
+    if choice.cluster and (extras.page is not None or streams.folder):
+        raise SwintormerError("Pictures on a cluster come from files and go to files: leave out --report and -.")
     planned, jobs = len(jobs), shard_of(jobs, *choice.shard)
     pending = [job for job in jobs if not (choice.skip_existing and job.is_done())]
     reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
@@ -178,7 +183,11 @@ def _run(streams: Streams, naming: Naming, settings: Settings, extras: Extras, c
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
         if extras.page is not None and pending:
             reporter.say(f"{extras.page} shows only what this run restores.")
-    outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
+    outcome = Outcome()
+    if pending and choice.cluster:
+        outcome = restore_on_cluster(pending, settings, reporter, extras, choice.cluster)
+    elif pending:
+        outcome = restore_all(pending, settings, reporter, extras)
     _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
 
 
@@ -279,15 +288,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of the planned pictures a run restores.
+    """Which of the planned pictures a run restores, and where.
 
     Attributes:
         skip_existing: only those that have no result yet.
         shard: (k, n): share k of n, counted from 1.
+        cluster: address of a Ray cluster; empty for this process.
     """
 
     skip_existing: bool = False
     shard: tuple[int, int] = WHOLE
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -352,6 +363,69 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
                         outcome.failures.append(error)
             except KeyboardInterrupt:
                 outcome.stopped_by = caught[0] if caught else signal.SIGINT
+    return outcome
+
+
+class Elsewhere:
+    """`restore_file` with the network and the settings of a run, in a process of a cluster.
+
+    Raises:
+        SwintormerError: the weights or the settings are unusable for every picture.
+    """
+
+    def __init__(self, settings: Settings, extras: Extras, dual_pixel: bool):
+        from swintormer_kernels.backends.cpu.scratch import keep_freed_memory
+
+        keep_freed_memory()
+        self.settings, self.extras, self.caught = settings, extras, list[int]()
+        self.alone = None if extras.force else _alone(settings)
+        with _on_backend(settings.backend):
+            self.deblurrer = make_deblurrer(settings, read_weights(settings, dual_pixel))
+
+    def __call__(self, job: Job) -> tuple[str, str]:
+        """What there is to tell of the restored picture, and why it failed; both are empty after `stop`."""
+        follow = Following(job, self.caught, lambda *_: None)
+        alone, saving, most = self.alone, self.extras.saving, self.settings.max_pixels
+        try:
+            with _on_backend(self.settings.backend):
+                restore_file(self.deblurrer, job, follow, alone, saving=saving, max_pixels=most)
+        except KeyboardInterrupt:
+            return "", ""
+        except Exception as error:
+            return "", sentence_of(error, job)
+        return str(follow), ""
+
+    def stop(self) -> None:
+        """The picture at hand ends after its tile."""
+        self.caught.append(signal.SIGINT)
+
+
+def restore_on_cluster(
+    jobs: list[Job], settings: Settings, reporter: Reporter, extras: Extras, address: str
+) -> Outcome:
+    """`restore_all` by the workers of a Ray cluster; see `integrations.ray.cluster` for its address.
+
+    Raises:
+        SwintormerError: as `restore_all`, or the cluster cannot be used.
+    """
+    from swintormer.images.files import sweep
+    from swintormer.integrations.ray import Team, cluster
+
+    outcome = Outcome()
+    make = partial(Elsewhere, settings, extras, jobs[0].right is not None)
+    with cluster(address) as ray, reporter, stoppable() as caught:  # Ray sets handlers of signals, so it goes first
+        team = Team(ray, make, use_gpus=settings.device.partition(":")[0] in ("auto", "cuda"))
+        for job, ended in team.each(jobs, lambda: caught):
+            line, failure = ("", f"{job.source}: {ended}.") if isinstance(ended, SwintormerError) else ended
+            if failure:
+                outcome.failures.append(failure)
+                reporter.failed(failure)
+            outcome.written += bool(line)
+            reporter.ended(job, line)
+        outcome.stopped_by = caught[0] if caught else 0
+        if team.deaths:
+            for folder in {job.target.parent for job in jobs if job.target.parent.is_dir()}:
+                sweep(folder)
     return outcome
 
 
@@ -458,25 +532,33 @@ def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None)
 
 def _try(restore: Callable[[Following], None], job: Job, reporter: Reporter, caught: list[int]) -> str | None:
     """Restore one picture; None, or the sentence that says why it failed."""
-    from swintormer_kernels import BackendError
-
     try:
         with reporter.file(job, caught) as follow:
             restore(follow)
-    except SwintormerError as error:
-        sentence = str(error)
-    except BackendError:
-        raise  # concerns the settings, not the picture
-    except Exception as error:  # whatever it is, the other pictures may still be restored
-        if is_out_of_memory(error):
-            sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
-        else:
-            cause = f"{type(error).__name__}: {first_line(error)}"
-            sentence = f"{job.source} failed because of an error in the program ({cause}): please report it."
+    except Exception as error:
+        sentence = sentence_of(error, job)
     else:
         return None
     reporter.failed(sentence)
     return sentence
+
+
+def sentence_of(error: Exception, job: Job) -> str:
+    """Why a picture failed. Whatever the error is, the other pictures may still be restored.
+
+    Raises:
+        BackendError: it is one, and concerns the settings, not the picture.
+    """
+    from swintormer_kernels import BackendError
+
+    if isinstance(error, BackendError):
+        raise error
+    if isinstance(error, SwintormerError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
+    cause = f"{type(error).__name__}: {first_line(error)}"
+    return f"{job.source} failed because of an error in the program ({cause}): please report it."
 
 
 def restore_file(
