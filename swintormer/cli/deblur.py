@@ -87,7 +87,7 @@ def deblur(
     ray: Annotated[
         str, _option(_RARE, "Over a Ray cluster: local, auto (the running one) or its address.", metavar="WHERE")
     ] = "",
-    model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
+    model: Annotated[str, _option(_MAIN, "Of `swintormer models`, or the hub's OWNER/NAME.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
@@ -256,7 +256,8 @@ class Settings:
 
     Attributes:
         weights: checkpoint file; None for an installed one.
-        model: name of the installed one; empty for the default.
+        model: name of the installed one, or a folder or repository of the hub with a / in its name; empty for the
+            default.
         memory: bytes of working memory, in addition to the picture and the network.
         window: size of the attention windows, for weights that do not store it.
         precision: "auto", "float32" or "bfloat16".
@@ -437,7 +438,7 @@ def _page(path: Path | None) -> AbstractContextManager[Page | None]:
 
 def _alone(settings: Settings) -> float | None:
     """The change in dB from which a picture needs nothing: known of installed networks at full strength."""
-    if settings.weights is not None or settings.strength != 1:
+    if settings.weights is not None or "/" in settings.model or settings.strength != 1:
         return None
     return installed(settings).alone
 
@@ -474,7 +475,7 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     """
     from swintormer.checkpoint.checkpoint import read_checkpoint
 
-    weights = installed(settings).path() if settings.model or settings.weights is None else settings.weights
+    weights = _weights(settings)
     checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
     config = checkpoint.net.config
     if dual_pixel and config.in_channels == config.out_channels:
@@ -482,6 +483,17 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     if not dual_pixel and config.two_views:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
     return checkpoint
+
+
+def _weights(settings: Settings) -> Path:
+    """The file of the network that the settings name; one of the hub is fetched, since they say so."""
+    if settings.weights is not None and not settings.model:
+        return settings.weights
+    if settings.weights is None and "/" in settings.model:
+        from swintormer.checkpoint.hub import pretrained_file
+
+        return pretrained_file(settings.model)
+    return installed(settings).path()
 
 
 def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> Deblurrer:
