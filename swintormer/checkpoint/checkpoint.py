@@ -18,7 +18,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from swintormer.checkpoint.infer import DEFAULT_WINDOW, WINDOW, check_shapes, config_from_shapes, marked_window
+from swintormer.checkpoint.infer import (
+    DEFAULT_WINDOW,
+    WINDOW,
+    check_shapes,
+    config_from_shapes,
+    is_marked,
+    marked_window,
+)
 from swintormer.errors import InputError, SwintormerError, described, first_fault
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
@@ -107,7 +114,7 @@ def save_checkpoint(
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
     state = {bare_name(name): tensor for name, tensor in net.state_dict().items()}
-    if net.config.window_size != DEFAULT_WINDOW:
+    if is_marked(net.config):
         state[WINDOW] = torch.tensor([float(net.config.window_size)])  # floating point, as every tensor of a file
     if prior is not None:
         check_channels(net.config, prior.latent_channels)
