@@ -475,7 +475,7 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     """
     from swintormer.checkpoint.checkpoint import read_checkpoint
 
-    weights = _weights(settings)
+    weights = weights_of(settings)
     checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
     config = checkpoint.net.config
     if dual_pixel and config.in_channels == config.out_channels:
@@ -485,7 +485,7 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     return checkpoint
 
 
-def _weights(settings: Settings) -> Path:
+def weights_of(settings: Settings) -> Path:
     """The file of the network that the settings name; one of the hub is fetched, since they say so."""
     if settings.weights is not None and not settings.model:
         return settings.weights
