@@ -169,7 +169,7 @@ class Team(Generic[T, R]):
 
         Raises:
             SwintormerError: the cluster has nothing to work with, or `make` raised one.
-            Whatever the work on an item raises.
+            Exception: whatever the work on an item raises.
         """
         queue = deque(items)
         lost: dict[int, int] = {}  # workers that died over an item, by its identity
