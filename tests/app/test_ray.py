@@ -7,11 +7,12 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-from cli_files import files, make_bad, photo
+from cli_files import default_signals, files, make_bad, photo
 from cli_program import PATIENCE, PROGRAM
 
 from swintormer.cli.deblur import Elsewhere, Extras, Settings, restore_on_cluster
@@ -118,7 +119,7 @@ def test_a_worker_is_killed_on_the_way(machines, tmp_path, monkeypatch, weights)
         try:
             first = program.stdout.readline()
             while not (busy := workers_of_this_process()):
-                pass
+                time.sleep(0.05)
             os.kill(busy[0], signal.SIGKILL)
             told, errors = program.communicate(timeout=PATIENCE)
         finally:
@@ -131,6 +132,28 @@ def test_a_worker_is_killed_on_the_way(machines, tmp_path, monkeypatch, weights)
     assert files("out") == {f"{name}.png" for name in "abcdef"}, "no file is lost, none is half-written"
     subprocess.run([*PROGRAM, "deblur", "in/a.png", "-o", "one", *words[4:8], "--weights", str(weights)], check=True)
     assert Path("out/a.png").read_bytes() == Path("one/a.png").read_bytes()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_an_interrupt_ends_the_pictures_at_hand(machines, tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        photo(f"in/{name}.png", side=(222, 222))  # 36481 tiles each
+    words = ["deblur", "in", "-o", "out", "--tile", "32", "--stride", "1", "--ray", machines, "--weights", str(weights)]
+    with default_signals():
+        started = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True)
+    with started as program:
+        try:
+            while not workers_of_this_process():
+                assert program.poll() is None
+                time.sleep(0.05)
+            program.send_signal(signal.SIGINT)
+            _, errors = program.communicate(timeout=PATIENCE)
+        finally:
+            program.kill()
+    assert program.returncode == 128 + signal.SIGINT
+    assert errors.startswith("Interrupted: 0 restored, no incomplete file is left"), errors
+    assert not Path("out").exists() or files("out") == set()
 
 
 def deadly(path: Path) -> str:
