@@ -209,7 +209,9 @@ class Team(Generic[T, R]):
         except self.ray.exceptions.RayError as error:  # the worker or its machine is gone
             self.deaths += 1
             if item is None:
-                if not self._ready and self.deaths > TRIES:
+                if self._doing:
+                    return  # the others are enough, and this place is perhaps too small for a worker
+                if self.deaths > TRIES:
                     raise SwintormerError(
                         f"The workers of the Ray cluster die as they begin: {_cause(error)}."
                     ) from error

@@ -172,6 +172,18 @@ def make_nothing() -> object:
     raise SwintormerError("The weights are missing.")
 
 
+def make_dead() -> object:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_die_as_they_begin(machines):
+    with cluster(machines) as ray:
+        team = Team(ray, make_dead)
+        with pytest.raises(SwintormerError, match="The workers of the Ray cluster die as they begin: "):
+            list(team.each([1, 2, 3]))
+    assert team.deaths == 3
+
+
 def test_a_piece_that_kills_its_workers_is_given_up(machines, tmp_path):
     pieces = [tmp_path / name for name in ("a", "once", "b", "always", "c")]
     with cluster(machines) as ray:
