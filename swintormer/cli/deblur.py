@@ -83,8 +83,8 @@ def deblur(
     skip_existing: Annotated[
         bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
-    shard: Annotated[str, _option(_MAIN, "Only share K of N, for batch systems: 2/5.", metavar="K/N")] = "",
-    model: Annotated[str, _option(_MAIN, "Of `swintormer models`, or the hub's OWNER/NAME.", metavar="NAME")] = "",
+    shard: Annotated[str, _option(_MAIN, "Only share K of N of the pictures.", metavar="K/N")] = "",
+    model: Annotated[str, _option(_MAIN, "By name, or OWNER/NAME of the hub.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
@@ -106,9 +106,7 @@ def deblur(
     ] = False,
     weights: Annotated[Path | None, _option(_RARE, "Another network (.safetensors, .pth).", metavar="FILE")] = None,
     right: Annotated[Path | None, _option(_RARE, "Right dual-pixel view, or a folder.", metavar="PATH")] = None,
-    ray: Annotated[
-        str, _option(_RARE, "Over a Ray cluster: local, auto (the running one) or its address.", metavar="WHERE")
-    ] = "",
+    ray: Annotated[str, _option(_RARE, "A Ray cluster: local, auto or address.", metavar="WHERE")] = "",
     tile: Annotated[str, _option(_RARE, "Side of the tiles restored in turn, or auto.", metavar="PIXELS")] = "",
     stride: Annotated[
         int | None,
