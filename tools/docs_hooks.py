@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r'^<!-- include (\S+?)(?: "(.+)")? -->$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PAGES = {  # files of the repository that are pages of the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -23,7 +24,7 @@ PAGES = {  # files of the repository that are pages of the site
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by MkDocs for every page."""
-    return INCLUDE.sub(lambda found: section(found[1], found[2]), markdown)
+    return INCLUDE.sub(lambda found: section(found[1], found[2]), _relinked(markdown, "docs"))
 
 
 def section(file: str, title: str | None) -> str:
@@ -43,16 +44,25 @@ def section(file: str, title: str | None) -> str:
     _, start, level, _ = headings[wanted[0]]
     ends = [begin for begin, _, depth, _ in headings[wanted[0] + 1 :] if depth <= level]
     body = text[start : ends[0] if ends else len(text)].strip()
-    return LINK.sub(lambda found: _relinked(found, posixpath.dirname(file)), body)
+    return _relinked(body, posixpath.dirname(file))
 
 
 def _without_code(text: str) -> str:
     """The text with the lines of code blocks blanked, of the same length: a comment in a shell is no heading."""
-    return re.sub(r"^```.*?^```", lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=re.MULTILINE | re.DOTALL)
+    return CODE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
 
 
-def _relinked(found: re.Match[str], folder: str) -> str:
-    """A link as the site has it: to a page or picture of it, else the words alone."""
+def _relinked(text: str, folder: str) -> str:
+    """A text of that folder with links as the site has them; code stays as it is."""
+    done, at = [], 0
+    for code in CODE.finditer(text):
+        done += [LINK.sub(lambda found: _link(found, folder), text[at : code.start()]), code[0]]
+        at = code.end()
+    return "".join([*done, LINK.sub(lambda found: _link(found, folder), text[at:])])
+
+
+def _link(found: re.Match[str], folder: str) -> str:
+    """A link to a page or picture of the site, else the words alone."""
     mark, words, target, anchor = found.groups()
     if "://" in target:
         return found[0]

@@ -340,7 +340,7 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
         except PriorError as cause:
             raise SwintormerError(f"{str(cause).rstrip('.')}, or restore without the prior (--no-prior).") from cause
         deblurrer = make_deblurrer(settings, checkpoint)
-        if note := window_note(settings.weights, checkpoint, settings.window):
+        if note := window_note(settings.weights or Path(settings.model), checkpoint, settings.window):
             reporter.say(note)
         alone = None if extras.force else _alone(settings)
         with stoppable() as caught:

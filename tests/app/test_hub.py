@@ -12,6 +12,7 @@ import priors
 import pytest
 import torch
 from cli_files import TINY, photo
+from safetensors.torch import save_file
 
 from swintormer import Swintormer, read_checkpoint, save_checkpoint
 from swintormer.checkpoint import hub
@@ -122,6 +123,9 @@ def test_from_the_hub(net, tmp_path, monkeypatch, run):
     net.save_pretrained("folder")
     run("deblur", "in.png", "-o", "folder.png", "--model", "./folder", "--tile", 32)
     assert len(asked) == 2
+    save_file(Swintormer(TINY, window_size=16).state_dict(), "folder/model.safetensors")  # without metadata
+    noted = run("deblur", "in.png", "-o", "noted.png", "--model", "./folder", "--tile", 256)
+    assert "folder does not store its window size: 16 pixels are assumed" in noted.stdout
     both = run("deblur", "in.png", "-o", "x.png", "--model", "me/mine", "--weights", "w", code=1)
     assert "--model and --weights both name a network" in both.stderr
 
