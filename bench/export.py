@@ -35,6 +35,8 @@ def main() -> None:
         export_onnx(net, path, words.tile)
         ways = {"engine": lambda: net(image), "plain torch": lambda: _plain(net, image)}
         ways["onnxruntime"] = _onnxruntime(path, image, words.threads)
+        export_onnx(net, any_size := Path(folder, "any.onnx"), None)
+        ways["onnxruntime, any size"] = _onnxruntime(any_size, image, words.threads)
         if (openvino := _openvino(path, image, words.threads)) is not None:
             ways["OpenVINO, float32"] = openvino
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -48,7 +50,7 @@ def main() -> None:
     print(f"one {words.tile}x{words.tile} tile, `small`, threads: {words.threads}, rounds: {words.rounds}")
     engine = median(times["engine"])
     for name, taken in times.items():
-        print(f"{name:18} {1e3 * median(taken):7.0f} ms  {median(taken) / engine:5.2f} times the engine's")
+        print(f"{name:22} {1e3 * median(taken):7.0f} ms  {median(taken) / engine:5.2f} times the engine's")
 
 
 def _plain(net: torch.nn.Module, image: torch.Tensor) -> Any:

@@ -31,8 +31,11 @@ def export(
     tile: Annotated[
         int, typer.Option(min=1, metavar="PIXELS", help="Side of the tiles, a multiple of the network's stride.")
     ] = 256,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="All multiples of the network's stride, ONNX only.")
+    ] = False,
 ) -> None:
-    """Write the network for other runtimes: tiles of one size, batches of any, without the prior.
+    """Write the network for other runtimes: tiles of one size or of any, batches of any, without the prior.
 
     ONNX files run in onnxruntime, OpenVINO, TensorRT and in browsers; those of torch.export in any torch.
     """
@@ -44,15 +47,16 @@ def export(
     if form not in FORMATS:
         endings = " or ".join(FORMATS.values())
         raise SwintormerError(f"Give --format {' or '.join(FORMATS)}, or a name that ends in {endings}; found {out}.")
+    if any_size and form != "onnx":
+        raise SwintormerError("--any-size is for ONNX: torch.export takes one size of tile.")
     checkpoint = read_checkpoint(weights_of(Settings(weights=weights, model=model)), prior=False)
     if form == "onnx":
         from swintormer.export.onnx import export_onnx
 
-        export_onnx(checkpoint, out, tile)
+        export_onnx(checkpoint, out, None if any_size else tile)
     else:
         from swintormer.export.torch import export_torch
 
         export_torch(checkpoint, out, tile)
-    print(
-        f"{out}: image (batch, {checkpoint.net.config.in_channels}, {tile}, {tile}), {out.stat().st_size / 1e6:.1f} MB"
-    )
+    sides = "height, width" if any_size else f"{tile}, {tile}"
+    print(f"{out}: image (batch, {checkpoint.net.config.in_channels}, {sides}), {out.stat().st_size / 1e6:.1f} MB")
