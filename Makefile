@@ -5,6 +5,9 @@
 # make fuzz    read damaged pictures and checkpoints for MINUTES (5)
 # make train-gpu  train the shipped weights for eight minutes on a GPU (configs/gpu.toml), with a Python that has torch
 #                 for it: make train-gpu PYTHON=python3
+# make wheel   wheels that need no compiler, in dist/: for WHEEL_PYTHONS (this Python), each tried in a fresh environment
+# make docs    the site of documentation, in build/site
+# make test-ecosystem  tests that need Ray or spandrel, in an environment of their own
 # The others install what they need into $(VENV); Python 3.10 or newer and a C++ compiler are required.
 
 PYTHON ?= python3
@@ -17,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo test lint bench fuzz train-gpu clean
+.PHONY: demo test lint bench fuzz train-gpu wheel docs test-ecosystem clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swintormer demo
@@ -42,8 +45,23 @@ fuzz: $(VENV)/.for_tests
 train-gpu:
 	$(PYTHON) -m swintormer train configs/gpu.toml
 
+wheel: $(VENV)/.torch
+	$(BIN)/python tools/wheel.py $(WHEEL_PYTHONS) --torch "$(TORCH)"
+
+docs: $(VENV)/.for_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# spandrel asks for torchvision, which the tests replace where it is missing.
+test-ecosystem: $(VENV)/.for_tests
+	test -d $(VENV)-ecosystem || $(PYTHON) -m venv $(VENV)-ecosystem
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	    > "$$($(VENV)-ecosystem/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)-ecosystem/bin/python -m pip install --quiet "ray>=2.10"
+	$(VENV)-ecosystem/bin/python -m pip install --quiet --no-deps "spandrel>=0.4" einops
+	$(VENV)-ecosystem/bin/python -m pytest tests/app/test_ray.py tests/app/test_spandrel.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info swintormer_kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-ecosystem build dist *.egg-info swintormer_kernels/_native*.so
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -56,4 +74,8 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.for_tests: $(VENV)/.installed
 	$(PIP) --editable ".[test]"
+	touch $@
+
+$(VENV)/.for_docs: $(VENV)/.torch
+	$(PIP) "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
 	touch $@

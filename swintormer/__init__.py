@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+    from swintormer.checkpoint.hub import read_pretrained
     from swintormer.errors import InputError, SwintormerError
     from swintormer.inference.deblurrer import Deblurrer
     from swintormer.model.config import PRESETS, NetworkConfig
@@ -21,6 +22,7 @@ __all__ = [
     "SwintormerError",
     "load_checkpoint",
     "read_checkpoint",
+    "read_pretrained",
     "save_checkpoint",
 ]
 
@@ -34,6 +36,7 @@ _HOME = {
     "SwintormerError": "errors",
     "load_checkpoint": "checkpoint.checkpoint",
     "read_checkpoint": "checkpoint.checkpoint",
+    "read_pretrained": "checkpoint.hub",
     "save_checkpoint": "checkpoint.checkpoint",
 }
 

@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "isas.h"  // SWK_FOR_EACH_ISA, written by CMakeLists.txt, the one list of instruction sets
 
 namespace swk {
@@ -23,14 +27,37 @@ SWK_FOR_EACH_BFLOAT16_OP(SWK_DECLARE_OP)
 
 namespace {
 
-// What the compiler flags of each build in CMakeLists.txt assume. __builtin_cpu_supports also asks whether the
-// operating system saves the registers.
 #if defined(__x86_64__)
-bool runs_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+// What the compiler flags of each build in CMakeLists.txt assume. The CPU is asked here and not with
+// __builtin_cpu_supports, whose table stays empty in extensions that are built against an older glibc (`make wheel`).
+struct Cpu {
+    bool avx2 = false, avx512 = false, bfloat16 = false;
+
+    Cpu() {
+        unsigned eax, ebx, ecx, edx;
+        if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return;
+        const bool fma = ecx >> 12 & 1, saves_state = ecx >> 27 & 1;
+        if (!saves_state) return;
+        unsigned saved, upper;  // which registers the operating system saves
+        __asm__("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+        const bool ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
+        if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+        avx2 = ymm && fma && (ebx >> 5 & 1);
+        const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+        avx512 = avx2 && zmm && (ebx & f_dq_bw_vl) == f_dq_bw_vl;
+        const unsigned subleaves = eax;
+        if (subleaves < 1 || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return;
+        bfloat16 = avx512 && (eax >> 5 & 1);
+    }
+};
+
+const Cpu& cpu() {
+    static const Cpu found;
+    return found;
 }
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool runs_avx512() { return cpu().avx512; }
+bool runs_avx2() { return cpu().avx2; }
 #elif defined(__aarch64__)
 bool runs_neon() { return true; }
 #endif
@@ -48,7 +75,7 @@ struct Build {
 #define SWK_BUILD(isa) Build{&runs_##isa, Kernels{#isa, false SWK_FOR_EACH_OP(SWK_KERNELS_##isa)}},
 
 #if defined(SWK_HAS_BFLOAT16)
-bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool runs_avx512bf16() { return cpu().bfloat16; }
 #define SWK_KERNELS_avx512bf16(op, Args) , &avx512bf16::op
 // AVX-512 in everything else.
 #define SWK_BUILD_BFLOAT16                                                             \

@@ -1,8 +1,9 @@
 """Checkpoints: write safetensors that describe themselves; read those and the release's layout; never run code.
 
 A file of ours carries in its metadata `swintormer.config` (JSON of `NetworkConfig`), `swintormer.training_tile`,
-`swintormer.card` (JSON object of strings) and `swintormer.checksum` of its tensors. For any other file, the shapes of
-the tensors give the configuration.
+`swintormer.card` (JSON object of strings) and `swintormer.checksum` of its tensors; and, where the window is not the
+released one, a tensor that names it (`infer.WINDOW`). For any other file, the shapes of the tensors give the
+configuration.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from swintormer.checkpoint.infer import DEFAULT_WINDOW, check_shapes, config_from_shapes
+from swintormer.checkpoint.infer import (
+    DEFAULT_WINDOW,
+    WINDOW,
+    check_shapes,
+    config_from_shapes,
+    is_marked,
+    marked_window,
+)
 from swintormer.errors import InputError, SwintormerError, described, first_fault
 from swintormer.images.files import replacing
 from swintormer.model.config import NetworkConfig
@@ -39,8 +47,8 @@ class Checkpoint:
         prior: the prior in the same file; None where there is none, or where it was left out.
         training_tile: side in pixels of the crops it was trained on; None where the file does not say.
         card: summary of the model card; empty where the file has none.
-        describes_itself: whether the sizes of `net` are from the file's metadata. If not, they were inferred from the
-            tensors' shapes, and the window is the caller's or the released 16.
+        describes_itself: whether the file names the window of `net`, in its metadata or in a tensor. If not, it is the
+            caller's or the released 16; no tensor's shape depends on it.
     """
 
     net: Swintormer
@@ -59,7 +67,7 @@ class CheckpointInfo:
         training_tile: side in pixels of the crops it was trained on; None where the file does not say.
         card: summary of the model card; empty where the file has none.
         parameters: number of parameters.
-        describes_itself: whether `config` is from the metadata. If not, the window is the caller's or the released 16.
+        describes_itself: as in `Checkpoint`.
         prior: configuration of the prior in the same file; None where there is none. `parameters` counts it too.
     """
 
@@ -106,6 +114,8 @@ def save_checkpoint(
     if card:
         metadata["swintormer.card"] = json.dumps({"summary": card} if isinstance(card, str) else dict(card))
     state = {bare_name(name): tensor for name, tensor in net.state_dict().items()}
+    if is_marked(net.config):
+        state[WINDOW] = torch.tensor([float(net.config.window_size)])  # floating point, as every tensor of a file
     if prior is not None:
         check_channels(net.config, prior.latent_channels)
         metadata[prior_weights.METADATA] = prior_weights.config_of(prior).model_dump_json()
@@ -191,10 +201,14 @@ def _describe(
     shapes = {name: tuple(tensor.shape) for name, tensor in _parted(state)[0].items()}
     text = metadata.get("swintormer.config")
     try:
+        marked = marked_window(state)
         if text:
             config = NetworkConfig.model_validate_json(text)
+            if marked not in (None, config.window_size):
+                raise ValueError(f"its metadata names the window {config.window_size} and its tensors {marked}")
         else:
-            config = config_from_shapes(shapes, DEFAULT_WINDOW if window_size is None else window_size)
+            known = next((window for window in (marked, window_size) if window is not None), DEFAULT_WINDOW)
+            config = config_from_shapes(shapes, known)
         check_shapes(shapes, config)
         tile = metadata.get("swintormer.training_tile")
         training_tile = int(tile) if tile else None
@@ -221,8 +235,8 @@ def _describe(
         config,
         training_tile,
         card,
-        parameters=sum(tensor.numel() for tensor in state.values()),
-        describes_itself=bool(text),
+        parameters=sum(tensor.numel() for tensor in state.values()) - (marked is not None),
+        describes_itself=bool(text) or marked is not None,
         prior=prior,
     )
 
@@ -256,10 +270,10 @@ def check_channels(config: NetworkConfig, latent_channels: int) -> None:
 
 
 def _parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's tensors, and the prior's by the prior's own names."""
+    """The network's tensors, and the prior's by the prior's own names; without the one that names the window."""
     prefix = prior_weights.PREFIX
     prior = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}, prior
+    return {name: tensor for name, tensor in state.items() if not name.startswith(prefix) and name != WINDOW}, prior
 
 
 def _parsed_card(text: str) -> dict[str, str]:

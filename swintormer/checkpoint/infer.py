@@ -8,11 +8,20 @@ from fractions import Fraction
 from math import ceil
 
 import torch
+from torch import Tensor
 
-from swintormer.model.config import NetworkConfig
+from swintormer.model.config import PRESETS, NetworkConfig
 from swintormer.model.network import Swintormer
 
 DEFAULT_WINDOW = 16  # the released value; no shape depends on it
+
+WINDOW = "window_size"
+"""A tensor of one number that files of ours hold where `is_marked`.
+
+Programs such as spandrel and ComfyUI pass the tensors of a file on and drop its metadata. Without the tensor they would
+run a network with the wrong window, which raises no error. A file without it has the released window, and exactly the
+released keys.
+"""
 
 FUSION = "prior_fusion.latent.weight"
 
@@ -62,6 +71,33 @@ def config_from_shapes(shapes: Shapes, window_size: int = DEFAULT_WINDOW) -> Net
         # prior_fusion.latent: (8D, Cz, 1, 1)
         prior_channels=_shape(shapes, FUSION, ndim=4)[1] if FUSION in shapes else 0,
     )
+
+
+def is_marked(config: NetworkConfig) -> bool:
+    """Whether files of such a network hold the tensor `WINDOW`: its window is not the released one.
+
+    Or it is, but a preset of the same sizes has another: files of that preset were once written without the tensor.
+    """
+    others = {preset.window_size for preset in PRESETS.values() if _without_window(preset) == _without_window(config)}
+    return bool({*others, config.window_size} - {DEFAULT_WINDOW})
+
+
+def _without_window(config: NetworkConfig) -> NetworkConfig:
+    return config.model_copy(update={"window_size": DEFAULT_WINDOW})
+
+
+def marked_window(state: Mapping[str, Tensor]) -> int | None:
+    """The window that the tensors of a file name (see `WINDOW`); None where they name none.
+
+    Raises:
+        ValueError: the tensor is not one whole number; a sentence without full stop.
+    """
+    marker = state.get(WINDOW)
+    if marker is None:
+        return None
+    if marker.numel() != 1 or marker.item() != round(marker.item()):
+        raise ValueError(f"{WINDOW!r} is not one whole number")
+    return round(marker.item())
 
 
 def check_shapes(shapes: Shapes, config: NetworkConfig) -> None:

@@ -18,6 +18,7 @@ from swintormer.cli.bench import bench
 from swintormer.cli.deblur import DEBLUR, DEBLUR_EXAMPLES, deblur
 from swintormer.cli.demo import demo
 from swintormer.cli.evaluate import EVALUATE, EVALUATE_EXAMPLES, evaluate
+from swintormer.cli.export import EXPORT_EXAMPLES, export
 from swintormer.cli.info import info, version
 from swintormer.cli.macs import macs
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
@@ -87,6 +88,7 @@ app.command(epilog="Example: swintormer macs --preset released --size 1680x1120"
 app.command()(bench)
 app.command()(train)
 app.command(help=EVALUATE, epilog=EVALUATE_EXAMPLES)(evaluate)
+app.command(epilog=EXPORT_EXAMPLES)(export)
 app.command()(demo)
 app.command()(selfcheck)
 

@@ -50,6 +50,7 @@ def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) 
 # The order of the parameters is the order of the help: common options first, rare ones last.
 _MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "Rarely needed"
 PREVIEW_SIDE = 512  # pixels
+WHOLE = (1, 1)  # the only shard of one
 
 
 def deblur(
@@ -81,7 +82,8 @@ def deblur(
     skip_existing: Annotated[
         bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
-    model: Annotated[str, _option(_MAIN, "A network of `swintormer models`.", metavar="NAME")] = "",
+    shard: Annotated[str, _option(_MAIN, "Only share K of N of the pictures.", metavar="K/N")] = "",
+    model: Annotated[str, _option(_MAIN, "By name, or OWNER/NAME of the hub.", metavar="NAME")] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
@@ -103,6 +105,7 @@ def deblur(
     ] = False,
     weights: Annotated[Path | None, _option(_RARE, "Another network (.safetensors, .pth).", metavar="FILE")] = None,
     right: Annotated[Path | None, _option(_RARE, "Right dual-pixel view, or a folder.", metavar="PATH")] = None,
+    ray: Annotated[str, _option(_RARE, "A Ray cluster: local, auto or address.", metavar="WHERE")] = "",
     tile: Annotated[str, _option(_RARE, "Side of the tiles restored in turn, or auto.", metavar="PIXELS")] = "",
     stride: Annotated[
         int | None,
@@ -150,30 +153,38 @@ def deblur(
     extras = Extras(force, report, Saving(quality, lossless or None))
     with streamed(inputs, out, parse_format(form), alone=not compare) as streams:
         naming = Naming(streams.out, recursive, suffix, parse_format(form), compare and not preview, right, preview)
-        _run(streams, naming, settings, extras, skip_existing, quiet)
+        _run(streams, naming, settings, extras, Choice(skip_existing, parse_shard(shard), ray), quiet)
 
 
-def _run(
-    streams: Streams, naming: Naming, settings: Settings, extras: Extras, skip_existing: bool, quiet: bool
-) -> None:
+def _run(streams: Streams, naming: Naming, settings: Settings, extras: Extras, choice: Choice, quiet: bool) -> None:
     """Restore what is to be restored, and exit with an error where something failed."""
-    from swintormer.cli.plan import check_page, plan
+    from swintormer.cli.plan import check_page, plan, shard_of
     from swintormer.images.files import some_names
 
     foreign: list[Path] = []
     jobs, problems = plan(streams.inputs, naming, foreign)
     if extras.page is not None:
         check_page(extras.page)
-    pending = [job for job in jobs if not (skip_existing and job.is_done())]
+    if choice.cluster and (extras.page is not None or streams.folder):
+        raise SwintormerError("Pictures on a cluster come from files and go to files: leave out --report and -.")
+    planned, jobs = len(jobs), shard_of(jobs, *choice.shard)
+    pending = [job for job in jobs if not (choice.skip_existing and job.is_done())]
     reporter = Reporter(pending, quiet, streams.told, to_errors=streams.is_output)
     if foreign:
         names = some_names([str(path) for path in foreign])
         reporter.say(f"Left out, in formats that are not read here: {names}.")
+    if choice.shard != WHOLE:
+        number, shards = choice.shard
+        reporter.say(f"Share {number} of {shards} holds {len(jobs)} of {planned} pictures.")
     if len(pending) < len(jobs):
         reporter.say(f"{len(jobs) - len(pending)} of {len(jobs)} are restored already and stay as they are.")
         if extras.page is not None and pending:
             reporter.say(f"{extras.page} shows only what this run restores.")
-    outcome = restore_all(pending, settings, reporter, extras) if pending else Outcome()
+    outcome = Outcome()
+    if pending and choice.cluster:
+        outcome = restore_on_cluster(pending, settings, reporter, extras, choice.cluster)
+    elif pending:
+        outcome = restore_all(pending, settings, reporter, extras)
     _finish(outcome, [streams.told(sentence) for sentence in (*problems, *outcome.failures)])
 
 
@@ -207,6 +218,16 @@ def parse_format(text: str) -> str | None:
     return name if name in FORMATS else SUFFIXES["." + name]
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """(2, 5) of 2/5, which is share 2 of the shares 1 to 5; `WHOLE` for an empty text."""
+    if not text:
+        return WHOLE
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise SwintormerError(f"--shard takes a share and their number, from 1/5 to 5/5 for five, found {text!r}.")
+    return int(match[1]), int(match[2])
+
+
 def parse_tile(text: str) -> int | str | None:
     """A number of pixels, or "auto"; None for an empty text."""
     if text in ("", "auto"):
@@ -232,7 +253,8 @@ class Settings:
 
     Attributes:
         weights: checkpoint file; None for an installed one.
-        model: name of the installed one; empty for the default.
+        model: name of the installed one, or a folder or repository of the hub with a / in its name; empty for the
+            default.
         memory: bytes of working memory, in addition to the picture and the network.
         window: size of the attention windows, for weights that do not store it.
         precision: "auto", "float32" or "bfloat16".
@@ -260,6 +282,21 @@ class Settings:
     deterministic: bool = False
     strength: float = 1.0
     max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the planned pictures a run restores, and where.
+
+    Attributes:
+        skip_existing: only those that have no result yet.
+        shard: (k, n): share k of n, counted from 1.
+        cluster: address of a Ray cluster; empty for this process.
+    """
+
+    skip_existing: bool = False
+    shard: tuple[int, int] = WHOLE
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -302,7 +339,7 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
         except PriorError as cause:
             raise SwintormerError(f"{str(cause).rstrip('.')}, or restore without the prior (--no-prior).") from cause
         deblurrer = make_deblurrer(settings, checkpoint)
-        if note := window_note(settings.weights, checkpoint, settings.window):
+        if note := window_note(settings.weights or Path(settings.model), checkpoint, settings.window):
             reporter.say(note)
         alone = None if extras.force else _alone(settings)
         with stoppable() as caught:
@@ -327,6 +364,69 @@ def restore_all(jobs: list[Job], settings: Settings, reporter: Reporter, extras:
     return outcome
 
 
+class Elsewhere:
+    """`restore_file` with the network and the settings of a run, in a process of a cluster.
+
+    Raises:
+        SwintormerError: the weights or the settings are unusable for every picture.
+    """
+
+    def __init__(self, settings: Settings, extras: Extras, dual_pixel: bool):
+        from swintormer_kernels.backends.cpu.scratch import keep_freed_memory
+
+        keep_freed_memory()
+        self.settings, self.extras, self.caught = settings, extras, list[int]()
+        self.alone = None if extras.force else _alone(settings)
+        with _on_backend(settings.backend):
+            self.deblurrer = make_deblurrer(settings, read_weights(settings, dual_pixel))
+
+    def __call__(self, job: Job) -> tuple[str, str]:
+        """What there is to tell of the restored picture, and why it failed; both are empty after `stop`."""
+        follow = Following(job, self.caught, lambda *_: None)
+        alone, saving, most = self.alone, self.extras.saving, self.settings.max_pixels
+        try:
+            with _on_backend(self.settings.backend):
+                restore_file(self.deblurrer, job, follow, alone, saving=saving, max_pixels=most)
+        except KeyboardInterrupt:
+            return "", ""
+        except Exception as error:
+            return "", sentence_of(error, job)
+        return str(follow), ""
+
+    def stop(self) -> None:
+        """The picture at hand ends after its tile."""
+        self.caught.append(signal.SIGINT)
+
+
+def restore_on_cluster(
+    jobs: list[Job], settings: Settings, reporter: Reporter, extras: Extras, address: str
+) -> Outcome:
+    """`restore_all` by the workers of a Ray cluster; see `integrations.ray.cluster` for its address.
+
+    Raises:
+        SwintormerError: as `restore_all`, or the cluster cannot be used.
+    """
+    from swintormer.images.files import sweep
+    from swintormer.integrations.ray import Team, cluster
+
+    outcome = Outcome()
+    make = partial(Elsewhere, settings, extras, jobs[0].right is not None)
+    with cluster(address) as ray, reporter, stoppable() as caught:  # Ray sets handlers of signals, so it goes first
+        team = Team(ray, make, use_gpus=settings.device.partition(":")[0] in ("auto", "cuda"))
+        for job, ended in team.each(jobs, lambda: caught):
+            line, failure = ("", f"{job.source}: {ended}.") if isinstance(ended, SwintormerError) else ended
+            if failure:
+                outcome.failures.append(failure)
+                reporter.failed(failure)
+            outcome.written += bool(line)
+            reporter.ended(job, line)
+        outcome.stopped_by = caught[0] if caught else 0
+        if team.deaths:
+            for folder in {job.target.parent for job in jobs if job.target.parent.is_dir()}:
+                sweep(folder)
+    return outcome
+
+
 def _page(path: Path | None) -> AbstractContextManager[Page | None]:
     from swintormer.images.page import Page
 
@@ -335,7 +435,7 @@ def _page(path: Path | None) -> AbstractContextManager[Page | None]:
 
 def _alone(settings: Settings) -> float | None:
     """The change in dB from which a picture needs nothing: known of installed networks at full strength."""
-    if settings.weights is not None or settings.strength != 1:
+    if settings.weights is not None or "/" in settings.model or settings.strength != 1:
         return None
     return installed(settings).alone
 
@@ -372,7 +472,7 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     """
     from swintormer.checkpoint.checkpoint import read_checkpoint
 
-    weights = installed(settings).path() if settings.model or settings.weights is None else settings.weights
+    weights = weights_of(settings)
     checkpoint = read_checkpoint(weights, window_size=settings.window, prior=settings.prior is not False)
     config = checkpoint.net.config
     if dual_pixel and config.in_channels == config.out_channels:
@@ -380,6 +480,17 @@ def read_weights(settings: Settings, dual_pixel: bool = False) -> Checkpoint:
     if not dual_pixel and config.two_views:
         raise SwintormerError(f"{weights} restores dual-pixel pairs: name the second view with --right.")
     return checkpoint
+
+
+def weights_of(settings: Settings) -> Path:
+    """The file of the network that the settings name; one of the hub is fetched, since they say so."""
+    if settings.weights is not None and not settings.model:
+        return settings.weights
+    if settings.weights is None and "/" in settings.model:
+        from swintormer.checkpoint.hub import pretrained_file
+
+        return pretrained_file(settings.model)
+    return installed(settings).path()
 
 
 def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> Deblurrer:
@@ -430,25 +541,33 @@ def window_note(weights: Path | None, checkpoint: Checkpoint, asked: int | None)
 
 def _try(restore: Callable[[Following], None], job: Job, reporter: Reporter, caught: list[int]) -> str | None:
     """Restore one picture; None, or the sentence that says why it failed."""
-    from swintormer_kernels import BackendError
-
     try:
         with reporter.file(job, caught) as follow:
             restore(follow)
-    except SwintormerError as error:
-        sentence = str(error)
-    except BackendError:
-        raise  # concerns the settings, not the picture
-    except Exception as error:  # whatever it is, the other pictures may still be restored
-        if is_out_of_memory(error):
-            sentence = f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
-        else:
-            cause = f"{type(error).__name__}: {first_line(error)}"
-            sentence = f"{job.source} failed because of an error in the program ({cause}): please report it."
+    except Exception as error:
+        sentence = sentence_of(error, job)
     else:
         return None
     reporter.failed(sentence)
     return sentence
+
+
+def sentence_of(error: Exception, job: Job) -> str:
+    """Why a picture failed. Whatever the error is, the other pictures may still be restored.
+
+    Raises:
+        BackendError: it is one, and concerns the settings, not the picture.
+    """
+    from swintormer_kernels import BackendError
+
+    if isinstance(error, BackendError):
+        raise error
+    if isinstance(error, SwintormerError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"{job.source} does not fit into memory: try --tile 128 --batch 1, or close other programs."
+    cause = f"{type(error).__name__}: {first_line(error)}"
+    return f"{job.source} failed because of an error in the program ({cause}): please report it."
 
 
 def restore_file(

@@ -101,6 +101,15 @@ def plan(inputs: list[Path], naming: Naming, foreign: list[Path] | None = None) 
     return jobs, problems
 
 
+def shard_of(jobs: list[Job], number: int, shards: int) -> list[Job]:
+    """Every `shards`-th job from job `number` (counted from 1) on, in the order of the sources' names.
+
+    It depends on the names alone, so machines that see the same files take each picture once. What has a result
+    already must not be left out before: another share would then begin elsewhere.
+    """
+    return sorted(jobs, key=lambda job: job.source.as_posix())[number - 1 :: shards] if shards > 1 else jobs
+
+
 def _is_there(path: Path, problems: list[str]) -> bool:
     try:
         if exists(path):

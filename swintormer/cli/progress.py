@@ -116,6 +116,15 @@ class Reporter:
         yield follow
         self.say(str(follow))
 
+    def ended(self, job: Job, line: str) -> None:
+        """A file on which another process worked, in whatever order they end: its line, and its share of the bar."""
+        self.number += 1
+        if line:
+            self.say(line)
+        if self.bar is not None:
+            title = f"{self.number}/{self.files} " + harmless(job.source.name).replace("\n", "\\n")
+            self.bar.update(self.task, description=title, advance=_size(job.source), refresh=True)
+
     def failed(self, sentence: str) -> None:
         if self.files > 1:  # the failure of a single file is reported at the end
             self.say(f"Failed: {sentence}")

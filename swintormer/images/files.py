@@ -119,7 +119,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         SwintormerError: as `prepare_folder`, or the file cannot be written.
     """
     place = prepare_folder(target)
-    _sweep(place.parent)
+    sweep(place.parent)
     beside = place.parent / _PART.format(secrets.token_hex(8))
     try:
         old = _status(place)
@@ -146,8 +146,8 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
-    """Remove unfinished files of processes that were killed: nobody holds their locks any more."""
+def sweep(folder: Path) -> None:
+    """Remove unfinished files of processes that were killed: nobody holds their locks any more. Once for a folder."""
     if folder in _swept:
         return
     _swept.add(folder)

@@ -189,13 +189,14 @@ class Deblurrer:
             stride = min(stride, tile)
         return Plan(tile, stride, batch, make_grid(height, width, tile, stride, self.blend))
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, progress: Progress | None = None) -> Tensor:
         """Restore a batch of images.
 
         Args:
             image: (B, C_in, H, W) in [0, 1] and in the network's dtype (under autocast, any that it converts), any H
                 and W from 1 up, any strides, on any device. Only tiles of it go to the network's device. Values a
                 little outside of [0, 1], as noise and resampling leave them, are taken.
+            progress: see `Progress`; of the tiles of all images. An exception from it ends the run.
 
         Returns:
             (B, C_out, H, W) of the image's dtype and device, not clamped.
@@ -217,7 +218,7 @@ class Deblurrer:
             finished = mixed(finished, lambda: cut(index, rows, columns)[:restored], self.strength)
             output[index, :, rows, columns] = finished
 
-        self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
+        self._run(self.plan(height, width), count, _Ends(cut, emit, image.device), progress)
         return output
 
     def restore_array(self, pixels: Samples, right: Samples | None = None, progress: Progress | None = None) -> Samples:

@@ -5,6 +5,9 @@ The resolution falls from 1/2 to 1/16 and back while channels go D, 2D, 4D, 8D; 
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +64,25 @@ class Swintormer(nn.Module):
         self.skip_conv = nn.Conv2d(d, 2 * d, 1, bias=bias)
         self.output = ShuffledConv(2 * d, 4 * config.out_channels, bias)
         self.prior_fusion = PriorFusion(d, config.prior_channels) if config.prior_channels else None
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path, **download: Any) -> Swintormer:
+        """The network of a folder, or of a repository on the hub: see `swintormer.checkpoint.hub.read_pretrained`."""
+        from swintormer.checkpoint.hub import read_pretrained
+
+        return read_pretrained(place, prior=False, **download).net
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` reads: see `swintormer.checkpoint.hub.save_pretrained`."""
+        from swintormer.checkpoint.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Write a repository on the hub: see `swintormer.checkpoint.hub.push_to_hub`."""
+        from swintormer.checkpoint.hub import push_to_hub
+
+        return push_to_hub(self, repository, **options)
 
     def _stage(self, level: int, count: int, channels: int) -> nn.Sequential:
         """Blocks of one resolution; the shift alternates, starting with 0."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swintormer.checkpoint import checkpoint as weights
@@ -24,7 +25,7 @@ from swintormer.checkpoint.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from swintormer.checkpoint.infer import check_shapes, config_from_shapes
+from swintormer.checkpoint.infer import DEFAULT_WINDOW, WINDOW, check_shapes, config_from_shapes
 from swintormer.errors import SwintormerError
 from swintormer.images import files
 from swintormer.model.config import PRESETS, NetworkConfig
@@ -110,6 +111,42 @@ def test_training_tile_must_be_positive(net: Swintormer, tmp_path: Path) -> None
     with pytest.raises(SwintormerError, match="training tile"):
         save_checkpoint(net, tmp_path / "a", training_tile=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_drops_the_metadata_still_finds_the_window(net: Swintormer, tmp_path: Path) -> None:
+    save_checkpoint(net, tmp_path / "a")
+    bare = load_file(tmp_path / "a")
+    save_file(bare, tmp_path / "bare")
+    found = read_checkpoint(tmp_path / "bare")
+    assert_same(found.net, net)
+    assert found.describes_itself
+    with pytest.raises(SwintormerError, match=r"says that its window is 4.*not 16"):
+        load_checkpoint(tmp_path / "bare", window_size=16)
+    for wrong, sentence in ((4.5, "not one whole number"), (1.0, "window_size must be at least 2")):
+        save_file({**bare, WINDOW: torch.tensor([wrong])}, tmp_path / "wrong")
+        with pytest.raises(SwintormerError, match=sentence):
+            load_checkpoint(tmp_path / "wrong")
+    with safe_open(tmp_path / "a", "pt") as file:
+        save_file(
+            {**bare, WINDOW: torch.tensor([8.0])},
+            tmp_path / "wrong",
+            {"swintormer.config": file.metadata()["swintormer.config"]},
+        )
+    with pytest.raises(SwintormerError, match="metadata names the window 4 and its tensors 8"):
+        load_checkpoint(tmp_path / "wrong")
+
+
+def test_a_network_of_the_released_window_has_the_released_keys(tmp_path: Path) -> None:
+    net = Swintormer(TINY, window_size=DEFAULT_WINDOW)
+    save_checkpoint(net, tmp_path / "a")
+    net.load_state_dict(load_file(tmp_path / "a"), strict=True)
+
+
+@pytest.mark.parametrize("name", ["small", "small-prior"])
+def test_the_shipped_weights_name_their_window(name: str) -> None:
+    with safe_open(default_weights(name), "pt") as file:
+        assert file.get_tensor(WINDOW).item() == PRESETS[name].window_size
+    assert checkpoint_info(default_weights(name)).config == PRESETS[name]
 
 
 # --- foreign files -------------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""The custom nodes against what ComfyUI asks of them, with stand-ins of the modules that it gives them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from cli_files import TINY
+
+from swintormer import Deblurrer, Swintormer, read_checkpoint, save_checkpoint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACK = Path(__file__).resolve().parents[2] / "comfyui"
+
+
+class Interrupted(Exception):
+    """What ComfyUI raises when the user stops a workflow."""
+
+
+@pytest.fixture
+def comfy(monkeypatch, tmp_path):
+    """What a node may import of ComfyUI; `shown` are the bar's steps, `stop_after` the steps until the user stops."""
+    save_checkpoint(Swintormer(TINY), tmp_path / "mine.safetensors", training_tile=32)
+    state = types.SimpleNamespace(shown=[], stop_after=10**9, folder=tmp_path)
+
+    class ProgressBar:
+        def __init__(self, total):
+            assert isinstance(total, int)
+
+        def update_absolute(self, value, total=None, preview=None):
+            state.shown.append((value, total))
+
+    def throw() -> None:
+        if len(state.shown) >= state.stop_after:
+            raise Interrupted
+
+    def module(name: str, **names: object) -> types.ModuleType:
+        made = types.ModuleType(name)
+        made.__dict__.update(names)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    management = module(
+        "comfy.model_management",
+        get_torch_device=lambda: torch.device("cpu"),
+        throw_exception_if_processing_interrupted=throw,
+    )
+    module("comfy", model_management=management, utils=module("comfy.utils", ProgressBar=ProgressBar))
+    module(
+        "folder_paths",
+        get_filename_list=lambda folder: {"upscale_models": ["mine.safetensors"]}[folder],
+        get_full_path_or_raise=lambda folder, name: str(tmp_path / name),
+    )
+    return state
+
+
+@pytest.fixture
+def pack(comfy, monkeypatch):
+    """The folder, imported as ComfyUI does: by its path, under a name that is no package's."""
+    spec = importlib.util.spec_from_file_location(
+        "custom_nodes_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "custom_nodes_pack", made)
+    spec.loader.exec_module(made)
+    yield made
+    sys.modules.pop("custom_nodes_pack.nodes")
+
+
+def test_conventions(pack):
+    assert pack.NODE_CLASS_MAPPINGS.keys() == pack.NODE_DISPLAY_NAME_MAPPINGS.keys()
+    for node in pack.NODE_CLASS_MAPPINGS.values():
+        inputs = node.INPUT_TYPES()
+        names = [name for kind in ("required", "optional") for name in inputs.get(kind, {})]
+        function = getattr(node(), node.FUNCTION)
+        assert list(inspect.signature(function).parameters) == names
+        assert isinstance(node.RETURN_TYPES, tuple)
+        assert all(isinstance(name, str) for name in (*node.RETURN_TYPES, node.CATEGORY))
+        for kind, *options in inputs["required"].values():
+            assert isinstance(kind, list if kind != str(kind) else str)
+            assert len(options) <= 1
+            assert all(isinstance(option, dict) for option in options)
+
+
+def test_files_of_the_folder_and_those_that_ship(pack, comfy):
+    load = pack.NODE_CLASS_MAPPINGS["LoadSwintormer"]
+    (names, _), *_ = load.INPUT_TYPES()["required"].values()
+    assert names[-1] == "mine.safetensors"
+    (deblur,) = load().load("mine.safetensors")
+    assert isinstance(deblur, Deblurrer)
+    assert deblur.net.config == TINY
+    before = load.IS_CHANGED("mine.safetensors")
+    save_checkpoint(Swintormer(TINY), comfy.folder / "mine.safetensors")
+    assert load.IS_CHANGED("mine.safetensors") != before, "ComfyUI loads a changed file again"
+    (shipped,) = load().load(names[0])
+    assert shipped.net.config.window_size == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pictures(pack, comfy, dtype):
+    (deblur,) = pack.LoadSwintormer().load("mine.safetensors")
+    image = torch.rand(2, 40, 50, 4).to(dtype)
+    before, deblur.batch = image.clone(), 3
+    (restored,) = pack.DeblurSwintormer().deblur(deblur, image, 0.7)
+    assert (restored.shape, restored.dtype) == (image.shape, dtype)
+    assert torch.equal(image, before), "other nodes may use the picture, too"
+    assert torch.equal(restored[..., 3], image[..., 3])
+    tiny = read_checkpoint(comfy.folder / "mine.safetensors")
+    expected = Deblurrer(tiny, strength=0.7, batch=3)(image[..., :3].float().permute(0, 3, 1, 2)).clamp(0, 1)
+    assert torch.equal(restored[..., :3], expected.permute(0, 2, 3, 1).to(dtype))
+    assert comfy.shown == [(3, 8), (6, 8), (8, 8)], "four tiles of each picture"
+    assert deblur.strength == 1, "of the node, not of the network that other nodes use"
+    (rgb,) = pack.DeblurSwintormer().deblur(deblur, image[..., :3], 0.7)
+    assert torch.equal(rgb, restored[..., :3])
+
+
+def test_the_user_stops_it(pack, comfy):
+    (deblur,) = pack.LoadSwintormer().load("mine.safetensors")
+    deblur.batch, comfy.stop_after = 1, 3
+    with pytest.raises(Interrupted):
+        pack.DeblurSwintormer().deblur(deblur, torch.rand(1, 100, 100, 3), 1.0)
+    assert len(comfy.shown) == 3
+
+
+def test_the_registry_can_take_the_folder():
+    """docs.comfy.org/registry/specifications: a licence as a table, a name without ComfyUI, three numbers."""
+    project = tomllib.loads((PACK / "pyproject.toml").read_text())
+    assert set(project["project"]["license"]) <= {"file", "text"}
+    assert "comfyui" not in project["project"]["name"].lower()
+    assert len(project["project"]["name"]) < 100
+    assert [part.isdecimal() for part in project["project"]["version"].split(".")] == [True] * 3
+    assert "Repository" in project["project"]["urls"]
+    assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
+    assert project["project"]["dependencies"] == (PACK / "requirements.txt").read_text().split()
+    assert {path.name for path in PACK.iterdir()} >= {"__init__.py", "README.md", "pyproject.toml"}
