@@ -1,6 +1,8 @@
 // Bindings of the CUDA driver and of the tables that choose instances of the CUDA kernels.
 #include "../cuda/driver.h"
 #include "../cuda/kernels/choice.h"
+#include "../cuda/kernels/ddim_step.h"
+#include "../cuda/kernels/group_norm.h"
 #include "arguments.h"
 
 namespace swk::python {
@@ -26,6 +28,12 @@ py::tuple device_facts(int device) {
     return py::make_tuple(found.major, found.minor, found.multiprocessors, found.shared_bytes);
 }
 
+// The tables of csrc/cuda/kernels/*.h. Each gives (name, threads, shared bytes, units) or raises ValueError.
+template <typename... Numbers>
+void bind_choice(py::module_& module, const char* name, cuda::Choice (*choose)(Numbers...)) {
+    module.def(name, [choose](Numbers... numbers) { return as_tuple(choose(numbers...)); });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -37,6 +45,10 @@ void bind_cuda(py::module_& module) {
     module.def("cuda_launch", &launch, py::kw_only(), py::arg("image"), py::arg("kernel"), py::arg("device"),
                py::arg("grid"), py::arg("threads"), py::arg("shared_bytes"), py::arg("pointers"), py::arg("integers"),
                py::arg("floats"), py::arg("stream"), "csrc/cuda/driver.h");
+    bind_choice(module, "cuda_choose_ddim_step", &cuda::choose_ddim_step);
+    bind_choice(module, "cuda_choose_group_norm_apply", &cuda::choose_group_norm_apply);
+    bind_choice(module, "cuda_choose_group_norm_statistics", &cuda::choose_group_norm_statistics);
+    bind_choice(module, "cuda_choose_group_norm_table", &cuda::choose_group_norm_table);
 }
 
 }  // namespace swk::python

@@ -1,7 +1,8 @@
 """What the build made of csrc/cuda/kernels: fatbins in swintormer_kernels/cuda, and a note of the compiler beside them.
 
 The note has a line for each fact: `nvcc 13.0`, `architectures 80 90 100 120 ptx90`, `error ...` with the first error of
-a kernel that did not compile, or `absent ...` with the reason why none was compiled. CMakeLists.txt and setup.py write it.
+a kernel that did not compile, or `absent ...` with the reason why none was compiled. CMakeLists.txt and setup.py write
+it.
 """
 
 from __future__ import annotations

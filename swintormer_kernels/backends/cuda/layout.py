@@ -11,11 +11,15 @@ DTYPES = (torch.bfloat16, torch.float16)
 MOST_ELEMENTS = 2**31 - 1  # kernels count elements and pixels in 32 bits
 
 
-def half_on_gpu(image: str, *tensors: Tensor | None) -> str | None:
+def half_on_gpu(image: str, *tensors: Tensor | None, converted: bool = False) -> str | None:
     """Predicate: None if the kernels of `image` can read these tensors, x first, otherwise the reason.
 
     All must be strided, on one CUDA device (emulated: the CPU) with kernels, and of one dtype: bfloat16 or float16.
-    Under autocast dtypes may differ, because autocast converts them.
+
+    Args:
+        image: name of the fatbin.
+        tensors: those of the call; None for an absent one.
+        converted: whether autocast converts the op's tensors; under autocast their dtypes may differ then.
     """
     x = next(tensor for tensor in tensors if tensor is not None)
     where = "cuda" if device.EMULATOR is None else "cpu"
@@ -24,7 +28,7 @@ def half_on_gpu(image: str, *tensors: Tensor | None) -> str | None:
     reason = _device_lacks(image, x.device)
     if reason is not None:
         return reason
-    mixed = torch.is_autocast_enabled(where)
+    mixed = converted and where == "cuda" and torch.is_autocast_enabled(where)
     dtype = torch.get_autocast_dtype(where) if mixed else x.dtype
     if dtype not in DTYPES:
         return f"the cuda backend takes bfloat16 and float16, found {str(dtype).removeprefix('torch.')}"
@@ -51,10 +55,10 @@ def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
 
 
 def half_rows_on_gpu(image: str, x: Tensor, *weights: Tensor | None) -> str | None:
-    """As `half_on_gpu`, and x must be channels_last without gaps."""
+    """As `half_on_gpu` for an op of torch_op.py, and x must be channels_last without gaps."""
     if not is_rows(x):
         return "the cuda backend takes images in channels_last; call `.contiguous(memory_format=torch.channels_last)`"
-    return half_on_gpu(image, x, *weights)
+    return half_on_gpu(image, x, *weights, converted=True)
 
 
 def is_rows(x: Tensor) -> bool:

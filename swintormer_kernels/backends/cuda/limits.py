@@ -1,4 +1,4 @@
-"""Sizes for which there are kernels of the block's ops. Each function returns None, or why they cannot serve."""
+"""Sizes for which there are kernels. Each function returns None, or why they cannot serve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from swintormer_kernels.records import AttentionWeights
 
 HEADS = (12, 16, 24, 48)  # channels of a head
 WINDOWS = (8, 16)
+MOST_NORMED = 2048  # of a group norm: 8 channels for each of 256 threads
 CHANNELS = (24, 48, 96, 192, 384)
 
 
@@ -25,4 +26,11 @@ def tail_lacks(x: Tensor) -> str | None:
     """Sizes of `gated_ffn` and of the second half of a block."""
     if x.shape[1] not in CHANNELS:
         return f"the cuda backend takes 24, 48, 96, 192 or 384 channels, found {x.shape[1]}"
+    return None
+
+
+def norm_lacks(x: Tensor) -> str | None:
+    """Sizes of `group_norm_silu` and `norm_silu_conv3x3`."""
+    if x.ndim == 4 and (x.shape[1] % 8 or x.shape[1] > MOST_NORMED):
+        return f"the cuda backend takes multiples of 8 channels up to {MOST_NORMED}, found {x.shape[1]}"
     return None

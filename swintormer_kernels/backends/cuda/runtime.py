@@ -1,6 +1,6 @@
 """Launching of the CUDA kernels, on a GPU or on the emulated device.
 
-    launch("ddim_step", kernels().cuda_choose_ddim_step(bfloat16), blocks, [z, pred, None, out], [count], [0.5, 2.0])
+launch("ddim_step", kernels().cuda_choose_ddim_step(bfloat16), blocks, [z, pred, None, out], [count], [0.5, 2.0])
 """
 
 from __future__ import annotations
