@@ -32,6 +32,7 @@ def launch(
     pointers: Sequence[Tensor | None],
     integers: Sequence[int] = (),
     floats: Sequence[float] = (),
+    outputs: int = 1,
 ) -> None:
     """Queue one launch on the current stream of the first tensor's device; nothing is launched if `grid` is 0.
 
@@ -40,12 +41,13 @@ def launch(
         choice: the instance.
         grid: blocks.
         pointers, integers, floats: the fields of the kernel's argument struct, in this order; None is a null pointer.
+        outputs: how many of the pointers, the last ones, the kernel writes to. The emulated device guards the others.
     """
     if grid == 0:
         return
     name, threads, shared_bytes, _ = choice
     if device.EMULATOR is not None:
-        emulator.launch(device.EMULATOR, (name, grid, threads, shared_bytes), pointers, integers, floats)
+        emulator.launch(device.EMULATOR, (name, grid, threads, shared_bytes), pointers, integers, floats, outputs)
         return
     where = next(tensor.device for tensor in pointers if tensor is not None)
     ordinal = where.index
