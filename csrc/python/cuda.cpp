@@ -3,6 +3,7 @@
 #include "../cuda/kernels/choice.h"
 #include "../cuda/kernels/ddim_step.h"
 #include "../cuda/kernels/group_norm.h"
+#include "../cuda/kernels/norm_silu_conv3x3.h"
 #include "arguments.h"
 
 namespace swk::python {
@@ -45,6 +46,7 @@ void bind_cuda(py::module_& module) {
     module.def("cuda_launch", &launch, py::kw_only(), py::arg("image"), py::arg("kernel"), py::arg("device"),
                py::arg("grid"), py::arg("threads"), py::arg("shared_bytes"), py::arg("pointers"), py::arg("integers"),
                py::arg("floats"), py::arg("stream"), "csrc/cuda/driver.h");
+    bind_choice(module, "cuda_choose_conv3x3", &cuda::choose_conv3x3);
     bind_choice(module, "cuda_choose_ddim_step", &cuda::choose_ddim_step);
     bind_choice(module, "cuda_choose_group_norm_apply", &cuda::choose_group_norm_apply);
     bind_choice(module, "cuda_choose_group_norm_statistics", &cuda::choose_group_norm_statistics);
