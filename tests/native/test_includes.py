@@ -6,6 +6,7 @@ from pathlib import Path
 CSRC = Path(__file__).parents[2] / "csrc"
 BELOW = {
     "base": set(),
+    "cuda": set(),
     "block": {"base"},
     "cuda": set(),
     "denoiser": {"base"},

@@ -1,0 +1,214 @@
+"""Builds kernels with g++ and the host layer of csrc/cuda/host, and runs them by name: docs/cuda.md.
+
+>>> library = Emulator(build("race", [CUDA / "kernels" / "tail.cu"]))
+>>> library.run("tail_bfloat16_48", 4, 256, 22016, [given("x", x), wanted("out", out)], [height, width])
+[]
+
+Kinds of build: "plain", for numbers alone; "race", which sees every load and store; "asan", with the address and
+undefined behaviour sanitizers, for a process that has libasan preloaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc" / "cuda"
+# Debug lines, which reports and the traffic's table are written with: version 4, whose file names of inlined functions
+# addr2line reads right (binutils 2.40 takes wrong ones from version 5).
+FLAGS = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-strict-aliasing"]
+FLAGS += ["-ffp-contract=off"]
+HOST = ["-O3"]
+# No vector instructions, which would merge accesses.
+KERNELS = ["-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-Wno-unknown-pragmas", f"-I{CUDA}"]
+KINDS = {
+    "plain": [],
+    "race": ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"],
+}
+SCHEDULES = ("forward", "reverse", "random", "warp_by_warp", "warp_by_warp_reverse")
+
+
+class BuildError(Exception):
+    """What the compiler said."""
+
+
+def compiler() -> str:
+    """g++, whose instrumentation the layer is written for, or a skip."""
+    found = shutil.which("g++")
+    if found is None:
+        pytest.skip("needs g++ on PATH, to build CUDA kernels for the CPU")
+    return found
+
+
+def _digest(kind: str, files: Iterable[Path]) -> str:
+    """Of all that a build depends on."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr((kind, FLAGS, HOST, KERNELS, KINDS[kind])).encode() + version)
+    for file in sorted(set(files)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _compile(command: Sequence[object], made: Path) -> Path:
+    """Run a command that ends with the file it makes, which appears whole or not at all."""
+    part = made.with_name(f"{made.name}.{os.getpid()}.part")
+    done = subprocess.run([*map(str, command), part], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(done.stderr)
+    part.replace(made)
+    return made
+
+
+def _objects(sources: Iterable[Path], flags: Sequence[object], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for source in sources:
+        made = folder / f"{source.stem}.o"
+        if not made.exists():
+            _compile([compiler(), *FLAGS, *flags, "-x", "c++", "-c", source, "-o"], made)
+        found.append(made)
+    return found
+
+
+def build(kind: str, sources: Sequence[Path], defines: Sequence[str] = ()) -> Path:
+    """The shared library of some kernels' files; the same files give the same one without work.
+
+    Files that the sources include lie beside them or in csrc/cuda.
+    """
+    layer = [CUDA / "gpu.h", *(CUDA / "host").glob("*.*")]
+    beside = {file for source in sources for file in source.parent.glob("*.*") if file.suffix in (".cuh", ".h", ".cu")}
+    cache = ROOT / "build" / "emulated"
+    if not os.access(ROOT, os.W_OK):
+        cache = Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
+    host = cache / _digest("asan" if kind == "asan" else "plain", layer)
+    kernels = cache / _digest(kind, [*layer, *beside, *sources])
+    label = hashlib.sha256(repr((sorted(map(str, defines)), [s.name for s in sources])).encode()).hexdigest()[:8]
+    library = kernels / f"kernels_{label}.so"
+    if library.exists():
+        return library
+    address = ["-fsanitize=address"] if kind == "asan" else []
+    objects = _objects(sorted((CUDA / "host").glob("*.cpp")), [*HOST, *address], host)
+    named = [f"-D{define}" for define in defines]
+    objects += _objects(sources, [*KERNELS, *KINDS[kind], *named], kernels / label)
+    links = KINDS["asan"] if kind == "asan" else []
+    return _compile([compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"], library)
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("name", ctypes.c_char_p),
+        ("access", ctypes.c_int32),
+    ]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("schedule", ctypes.c_int32),
+        ("seed", ctypes.c_uint32),
+        ("late_copies", ctypes.c_int32),
+        ("check", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+    ]
+
+
+class Buffer(NamedTuple):
+    """Memory that a kernel gets the address of. `array`: of numpy or torch, contiguous; None for a null pointer."""
+
+    name: str
+    array: Any
+    access: int
+
+    @property
+    def address(self) -> int:
+        if self.array is None:
+            return 0
+        return self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr()
+
+
+def given(name: str, array: Any) -> Buffer:
+    """An input: the kernel may not write to it."""
+    return Buffer(name, array, 0)
+
+
+def wanted(name: str, array: Any) -> Buffer:
+    """An output: full of NaN when the kernel starts, and read only where it was written."""
+    return Buffer(name, array, 1)
+
+
+def changed(name: str, array: Any) -> Buffer:
+    """Input and output."""
+    return Buffer(name, array, 2)
+
+
+class Traffic(NamedTuple):
+    """Accesses of a source line in block 0: wavefronts of shared memory or 32-byte sectors of global memory."""
+
+    requests: int
+    cost: int
+    least: int
+
+
+class Emulator:
+    """A library of `build`."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.text = ctypes.create_string_buffer(1 << 20)
+
+    def names(self) -> list[str]:
+        """All kernels."""
+        self.library.swk_names(self.text, len(self.text))
+        return sorted(self.text.value.decode().split())
+
+    def run(
+        self,
+        name: str,
+        grid: int,
+        threads: int,
+        shared: int,
+        buffers: Sequence[Buffer],
+        ints: Sequence[int] = (),
+        floats: Sequence[float] = (),
+        *,
+        schedule: str = "forward",
+        seed: int = 1,
+        late: bool = False,
+        check: bool = True,
+        count: bool = False,
+    ) -> list[str]:
+        """Launch a kernel; the sentences of what was wrong.
+
+        Raises ValueError if the launch is refused: a wrong name, number of threads or size of arguments.
+        """
+        addresses = [buffer.address for buffer in buffers]
+        arguments = struct.pack(f"={len(addresses)}Q{len(ints)}i{len(floats)}f", *addresses, *ints, *floats)
+        there = [b for b in buffers if b.array is not None]
+        table = (_Buffer * len(there))(*((b.address, b.array.nbytes, b.name.encode(), b.access) for b in there))
+        options = _Options(SCHEDULES.index(schedule), seed, late, check, count)
+        sizes = grid, threads, shared, arguments, len(arguments), table, len(there), ctypes.byref(options)
+        found = self.library.swk_emulate(name.encode(), *sizes, self.text, len(self.text))
+        said = self.text.value.decode()
+        if found < 0:
+            raise ValueError(said)
+        return said.splitlines()
+
+    def traffic(self) -> dict[tuple[str, str], Traffic]:
+        """Of the last launch, which counted: (source line, "shared" or "global") and its accesses."""
+        self.library.swk_traffic(self.text, len(self.text))
+        rows = (line.split(",") for line in self.text.value.decode().splitlines())
+        return {(place, space): Traffic(*map(int, numbers)) for place, space, *numbers in rows}
