@@ -306,7 +306,7 @@ def _attention(random: Callable[..., Tensor], channels: int, heads: int, window:
     )
 
 
-_WINDOW, _SHIFT, _CHANNELS, _HEADS = 8, 3, 48, 4
+_WINDOW, _SHIFT, _CHANNELS, _HEADS = 8, 3, 48, 2
 _TERMS = 2 * _WINDOW**4  # logit_scale's gradient: every pair of tokens of two windows
 
 CASES: dict[str, Case] = {

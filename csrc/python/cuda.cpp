@@ -4,6 +4,7 @@
 #include "../cuda/kernels/choice.h"
 #include "../cuda/kernels/ddim_step.h"
 #include "../cuda/kernels/group_norm.h"
+#include "../cuda/kernels/norm_silu_conv3x3.h"
 #include "../cuda/kernels/tail.h"
 #include "arguments.h"
 
@@ -49,6 +50,7 @@ void bind_cuda(py::module_& module) {
                py::arg("floats"), py::arg("stream"), "csrc/cuda/driver.h");
     bind_choice(module, "cuda_choose_attention", &cuda::choose_attention);
     bind_choice(module, "cuda_choose_tail", &cuda::choose_tail);
+    bind_choice(module, "cuda_choose_conv3x3", &cuda::choose_conv3x3);
     bind_choice(module, "cuda_choose_ddim_step", &cuda::choose_ddim_step);
     bind_choice(module, "cuda_choose_group_norm_apply", &cuda::choose_group_norm_apply);
     bind_choice(module, "cuda_choose_group_norm_statistics", &cuda::choose_group_norm_statistics);

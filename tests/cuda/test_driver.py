@@ -89,8 +89,8 @@ def test_facts_of_a_device_and_the_drivers_version(extension, fake):
 
 
 FAILS = {
-    "cuLaunchKernel": "CudaDriverError: the launch of k (7 blocks of 256 threads, 50000 bytes of shared memory) failed: the"
-    " fake refuses (701)",
+    "cuLaunchKernel": "CudaDriverError: the launch of k (7 blocks of 256 threads, 50000 bytes of shared memory) "
+    "failed: the fake refuses (701)",
     "cuKernelSetAttribute": "CudaDriverError: asking for 50000 bytes of shared memory for k failed",
     "cuLibraryGetKernel": "CudaDriverError: cuLibraryGetKernel of k in ",
     "cuLibraryLoadData": "CudaDriverError: cuLibraryLoadData of ",

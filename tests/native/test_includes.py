@@ -6,7 +6,6 @@ from pathlib import Path
 CSRC = Path(__file__).parents[2] / "csrc"
 BELOW = {
     "base": set(),
-    "cuda": set(),
     "block": {"base"},
     "cuda": set(),
     "denoiser": {"base"},

@@ -79,7 +79,7 @@ def image_lacks(image: str) -> str | None:
     """None if the fatbin of this name was built, otherwise the reason."""
     if EMULATOR is not None or image in built().images:
         return None
-    return f"the CUDA kernels of {image} were not built: {built().why_absent}"
+    return f"the CUDA kernels of {image} were not built: {built().why_absent or 'its fatbin is missing'}"
 
 
 def facts(device: torch.device) -> Facts:
