@@ -12,10 +12,6 @@
 #include "shadow.h"
 #include "traffic.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace gpu::host {
 namespace {
 
@@ -46,23 +42,22 @@ namespace {
 Options defaults;
 std::mutex one_at_a_time;
 
-// A buffer's copy, at the same place within 512 bytes as the original, kZone bytes of nobody's before and after it.
+// A buffer's copy, aligned to 512 bytes as memory of a GPU is (and to 16 no better than the original), with kZone bytes of
+// nobody's before and after it.
 class Guarded {
 public:
     Guarded(const swk_buffer& buffer, Access a) : original(buffer), access(a), memory(size_t(buffer.bytes) + 2 * kZone + kAlign) {
-        const uintptr_t place = reinterpret_cast<uintptr_t>(buffer.data) % kAlign;
+        const uintptr_t place = reinterpret_cast<uintptr_t>(buffer.data) % 16;
         begin = memory.data() + kZone;
         begin += (place + kAlign - reinterpret_cast<uintptr_t>(begin) % kAlign) % kAlign;
         std::memset(memory.data(), 0xff, memory.size());
         if (access != Access::output) std::memcpy(begin, buffer.data, size_t(buffer.bytes));
-        poison();
+        poison(memory.data(), size_t(begin - memory.data()));
+        const unsigned char* end = begin + original.bytes;
+        poison(end, size_t(memory.data() + memory.size() - end));
         add_buffer(begin, size_t(buffer.bytes), buffer.name != nullptr ? buffer.name : "a buffer", access);
     }
-    ~Guarded() {
-#if defined(__SANITIZE_ADDRESS__)
-        ASAN_UNPOISON_MEMORY_REGION(memory.data(), memory.size());
-#endif
-    }
+    ~Guarded() { unpoison(memory.data(), memory.size()); }
     Guarded(const Guarded&) = delete;
     Guarded& operator=(const Guarded&) = delete;
 
@@ -78,13 +73,6 @@ public:
     bool same(const swk_buffer& other) const { return other.data == original.data && other.bytes == original.bytes; }
 
 private:
-    void poison() {
-#if defined(__SANITIZE_ADDRESS__)
-        ASAN_POISON_MEMORY_REGION(memory.data(), begin - memory.data());
-        unsigned char* end = begin + original.bytes;
-        ASAN_POISON_MEMORY_REGION(end, memory.data() + memory.size() - end);
-#endif
-    }
     static constexpr uintptr_t kAlign = 512;
     swk_buffer original;
     Access access;
