@@ -6,11 +6,11 @@ from pathlib import Path
 CSRC = Path(__file__).parents[2] / "csrc"
 BELOW = {
     "base": set(),
-    "cuda": set(),
     "block": {"base"},
+    "cuda": set(),
     "denoiser": {"base"},
     "dispatch": {"base", "block", "denoiser"},
-    "python": {"base", "dispatch"},
+    "python": {"base", "cuda", "dispatch"},
 }
 
 

@@ -1,0 +1,271 @@
+// What both halves of swda_attention begin with, for 256 tokens (one window of 16x16, or four of 8x8) and one head:
+//
+//   n = (x - mean) / sqrt(variance + 1e-5) over the channels      (LayerNorm; its weight and bias are folded into W and b)
+//   y = W n + b, 3d channels: q, k, v                             product on tensor cores, A from global memory
+//   u = depth-wise 3x3 of y in the window, zero outside, + bias   product with diagonal matrices, on tensor cores
+//
+// Layout. A warp has kM tiles of 16 tokens: a row of a window of 16, two rows of a window of 8. y lies in shared memory as
+// `rows`: 256 x 3d of the 16-bit type, at an odd stride of 16 bytes; before that the space holds two stages of W. Sums of the
+// convolution stay in registers, in the layout of A fragments, for whoever comes next.
+// Bytes of a block: 256 C x (read once from memory, again from L2 by the other heads and halves), 6 d C of W.
+// MACs of a block: 256 (3 d C + 27 d).
+#pragma once
+#include "fragments.cuh"
+
+namespace swk::cuda {
+
+struct AttentionArgs {
+    const uint16_t* x;          // (B, H, W, C)
+    uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d.. (channel half)
+    const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, channels in fragments.cuh's order
+    const float* qkv_bias;      // (heads, 2, 3D): W times the norm's bias, + bias
+    const uint32_t* conv;       // (heads, 2, 3D / 8, 9, 32): B fragments (8 x 8) of diag(taps)
+    const float* conv_bias;     // (heads, 2, 3D)
+    const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
+    const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
+    const float* statistics;    // (pixels, 2): mean and 1 / sqrt(variance + 1e-5), or null: made here
+    int32_t channels, heads, head_channels, height, width, shift, windows;
+};
+
+template <class T, int kD, int kSide>
+struct Head {
+    static constexpr int kM = kD > 24 ? 1 : 2, kThreads = 512 / kM, kWarps = kThreads / 32;
+    static constexpr int kTokens = 256, kWindowTokens = kSide * kSide, kWindows = kTokens / kWindowTokens;
+    static constexpr int kTileRows = 16 / kSide;  // window rows of a tile
+    static constexpr int kRow = 3 * kD, kTiles = kRow / 8, kWide = kD / 8;
+    static constexpr int kDeep16 = kD / 16, kDeep8 = kD % 16 / 8;
+    static constexpr int kStride = odd_stride(kRow);
+    static constexpr int kChunk = 48, kWeightStride = odd_stride(kChunk), kStage = kRow * kWeightStride;
+    static constexpr int kRowsBytes = 2 * (kTokens * kStride > 2 * kStage ? kTokens * kStride : 2 * kStage);
+    static constexpr int kSpan = 2 * kSide - 1, kTableBytes = (4 * kSpan * kSpan + 15) / 16 * 16;
+    static constexpr int kSquaresBytes = 4 * kWarps * 2 * kD;
+    static constexpr int kScratchBytes = kTableBytes > kSquaresBytes ? kTableBytes : kSquaresBytes;
+    static constexpr int kSharedBytes = kRowsBytes + 128 + kScratchBytes;
+
+    using Sums = float[kM][kWide][4];
+    using Deep = uint32_t[kDeep16 + kDeep8][kM][4];  // A fragments over d: [k16 or k8 step][tile]
+
+    const AttentionArgs& a;
+    uint16_t* rows;    // (256, kStride): q, k, v of a token
+    uint16_t* zeros;   // (64): what lies outside the window, once for each group of banks
+    float* scratch;    // the bias table, or sums of squares of the warps
+    int head, half;    // half 0: between tokens; 1: between channels
+    int g, t;
+    int token;         // the warp's first, in the block
+    int window_token;  // first token of the warp's window, in the block
+    int first_row;     // row of `token` in its window
+    int window;        // the warp's; the last one again where there are no more
+    bool present;      // there is such a window
+
+    GPU_FN Head(const AttentionArgs& args, int unit) : a(args) {
+        unsigned char* memory = gpu::shared();
+        rows = reinterpret_cast<uint16_t*>(memory);
+        zeros = reinterpret_cast<uint16_t*>(memory + kRowsBytes);
+        scratch = reinterpret_cast<float*>(memory + kRowsBytes + 128);
+        half = unit % 2, head = unit / 2 % a.heads;
+        g = gpu::lane() >> 2, t = gpu::lane() & 3;
+        token = gpu::warp() * 16 * kM;
+        window_token = token / kWindowTokens * kWindowTokens;
+        first_row = (token - window_token) / kSide;
+        window = unit / 2 / a.heads * kWindows + token / kWindowTokens;
+        present = window < a.windows;
+        if (!present) window = a.windows - 1;
+    }
+
+    GPU_FN int across() const { return a.width / kSide; }
+    GPU_FN int in_image() const { return window % (across() * (a.height / kSide)); }
+    GPU_FN size_t image() const { return static_cast<size_t>(window / (across() * (a.height / kSide))) * a.height * a.width; }
+    GPU_FN int part(int which) const { return (head * 2 + half) * kRow + which * kD; }  // of the packed biases
+
+    GPU_FN void stage(int chunk, int slot) const {
+        const int chunks = (a.channels + kChunk - 1) / kChunk;
+        copy_matrix<kRow, kChunk, kWeightStride, kThreads>(
+            rows + slot * kStage, a.qkv + (static_cast<size_t>(head * 2 + half) * chunks + chunk) * kRow * kChunk);
+        gpu::copy_commit();
+    }
+
+    // Four channels from 16 k + 4 t of a token; zero from C on, where C is odd in units of 8.
+    GPU_FN gpu::Words2 channels4(const uint16_t* x, int c) const {
+        gpu::Words2 v;
+        v.w[0] = v.w[1] = 0;
+        if (c + 4 * t < a.channels) v = load4(x + c + 4 * t);
+        return v;
+    }
+
+    GPU_FN void moments(const uint16_t* x, float& scale, float& offset) const {
+        float sum = 0, squares = 0;
+        const float count = static_cast<float>(a.channels);
+        for (int c = 4 * t; c < a.channels; c += 16) {
+            const gpu::Words2 v = load4(x + c);
+            sum += (gpu::low<T>(v.w[0]) + gpu::high<T>(v.w[0])) + (gpu::low<T>(v.w[1]) + gpu::high<T>(v.w[1]));
+        }
+        const float mean = gpu::quad_sum(sum) / count;
+        for (int c = 4 * t; c < a.channels; c += 16) {
+            const gpu::Words2 v = load4(x + c);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float p = gpu::low<T>(v.w[i]) - mean, q = gpu::high<T>(v.w[i]) - mean;
+                squares += p * p + q * q;
+            }
+        }
+        scale = gpu::reciprocal_sqrt(gpu::quad_sum(squares) / count + 1e-5f);
+        offset = -mean * scale;
+    }
+
+    // Tile j of sums starts at its columns' biases.
+    template <int kColumns>
+    GPU_FN void start(float (&sums)[kM][kColumns][4], int j, const float* bias) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float b = bias[8 * j + 2 * t + i];
+#pragma unroll
+            for (int m = 0; m < kM; ++m) sums[m][j][i] = sums[m][j][2 + i] = b;
+        }
+    }
+
+    // y of the warp's tokens to `rows`, which is whole after the next barrier.
+    GPU_FN void project() const {
+        uint32_t place[kM][2];  // an image has fewer than 2^32 elements
+        float scale[kM][2], offset[kM][2];
+        const uint16_t* x = a.x + image() * a.channels;
+        stage(0, 0);
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int in_window = token - window_token + 16 * m + g + 8 * h;
+                const uint32_t pixel = pixel_of({a.height, a.width, a.shift}, kSide, in_image(), in_window / kSide, in_window % kSide);
+                place[m][h] = pixel * static_cast<uint32_t>(a.channels);
+                if (a.statistics != nullptr) {
+                    const gpu::Words2 s = *reinterpret_cast<const gpu::Words2*>(a.statistics + 2 * (image() + pixel));
+                    scale[m][h] = gpu::as_float(s.w[1]), offset[m][h] = -gpu::as_float(s.w[0]) * scale[m][h];
+                } else {
+                    moments(x + place[m][h], scale[m][h], offset[m][h]);
+                }
+            }
+        float y[kM][kTiles][4];
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) start(y, j, a.qkv_bias + part(0));
+
+        const int chunks = (a.channels + kChunk - 1) / kChunk;
+#pragma unroll 1
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            if (chunk + 1 < chunks) {
+                stage(chunk + 1, (chunk + 1) % 2);
+                gpu::copy_wait<1>();
+            } else {
+                gpu::copy_wait<0>();
+            }
+            gpu::block_sync();  // the chunk's weights are there for all
+            const uint16_t* weights = rows + chunk % 2 * kStage;
+            const int end = chunk + 1 < chunks ? kChunk : a.channels - chunk * kChunk;
+#pragma unroll 1
+            for (int k = 0; k < end; k += 16) {
+                uint32_t n[kM][4];
+#pragma unroll
+                for (int m = 0; m < kM; ++m)
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        const gpu::Words2 v = channels4(x + place[m][h], chunk * kChunk + k);
+                        const float s = scale[m][h], o = offset[m][h];
+                        n[m][h] = gpu::pack<T>(gpu::low<T>(v.w[0]) * s + o, gpu::high<T>(v.w[0]) * s + o);
+                        n[m][2 + h] = gpu::pack<T>(gpu::low<T>(v.w[1]) * s + o, gpu::high<T>(v.w[1]) * s + o);
+                    }
+                multiply16<T, kWeightStride>(y, n, weights + k);
+            }
+            gpu::block_sync();  // the chunk's weights are used up
+        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+                    store2(row_of(m, h) + 8 * j + 2 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]));
+    }
+
+    // The place in `rows` of token g (h = 0) or g + 8 (h = 1) of the warp's tile m.
+    GPU_FN uint16_t* row_of(int m, int h) const { return rows + (token + 16 * m + g + 8 * h) * kStride; }
+
+    // u of q, k or v (`which`) of the warp's tokens: sums += A[row + dy, column + dx] diag(tap). A comes shifted, by the
+    // addresses that the lanes give to ldmatrix. One loaded A serves every tile for which it is some dy's.
+    GPU_FN void convolve(Sums& u, int which) const {
+        const int l = gpu::lane(), lane_row = (l & 15) / kSide, lane_column = l % kSide;
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) start(u, j, a.conv_bias + part(which));
+#pragma unroll
+        for (int j = 0; j < kWide; j += 2) {
+            const bool two = j + 1 < kWide;
+            const uint32_t* taps = a.conv + (part(which) / 8 + j) * 9 * 32 + l;
+            uint32_t w[9][2];
+#pragma unroll
+            for (int tap = 0; tap < 9; ++tap) w[tap][0] = taps[32 * tap], w[tap][1] = two ? taps[32 * (9 + tap)] : 0;
+#pragma unroll
+            for (int source = -1; source <= kTileRows * (kM - 1) + 1; ++source) {
+                const int row = first_row + source + lane_row;
+                if (kSide == 16 && (row < 0 || row >= kSide)) continue;  // alike in the whole warp
+#pragma unroll
+                for (int dx = -1; dx <= 1; ++dx) {
+                    const int column = lane_column + dx;
+                    const int at = (window_token + row * kSide + column) * kStride + which * kD + 8 * j + (l >> 4) * 8;
+                    const bool inside = row >= 0 && row < kSide && column >= 0 && column < kSide;
+                    const uint16_t* from = inside ? rows + at : zeros + (at >> 3 & 7) * 8;
+                    uint32_t x[2][2];
+                    if (two) {
+                        uint32_t r[4];
+                        gpu::ldmatrix_x4(r, from);
+                        x[0][0] = r[0], x[0][1] = r[1], x[1][0] = r[2], x[1][1] = r[3];
+                    } else {
+                        gpu::ldmatrix_x2(x[0], from);
+                    }
+#pragma unroll
+                    for (int m = 0; m < kM; ++m) {
+                        const int dy = source - kTileRows * m;
+                        if (dy < -1 || dy > 1) continue;
+                        gpu::mma_k8<T>(u[m][j], x[0], w[3 * dy + dx + 4][0]);
+                        if (two) gpu::mma_k8<T>(u[m][two ? j + 1 : j], x[1], w[3 * dy + dx + 4][1]);
+                    }
+                }
+            }
+        }
+    }
+
+    // Sums, rounded, as A fragments; what a k8 step does not have is zero.
+    GPU_FN static void to_fragments(Deep& to, const Sums& from) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int j = 0; j < kWide; ++j)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) to[j / 2][m][j % 2 * 2 + h] = gpu::pack<T>(from[m][j][2 * h], from[m][j][2 * h + 1]);
+    }
+    // The fragments of part `which` to `rows`.
+    GPU_FN void put(const Deep& from, int which) const {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int j = 0; j < kWide; ++j)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) store2(row_of(m, h) + which * kD + 8 * j + 2 * t, from[j / 2][m][j % 2 * 2 + h]);
+    }
+
+    // Results of the head to `attended`, rounded; their channels are in fragments.cuh's order.
+    GPU_FN void write(const Sums& o) const {
+        if (!present) return;
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const size_t row = static_cast<size_t>(window) * kWindowTokens + token - window_token + 16 * m + g + 8 * h;
+                uint16_t* to = a.attended + row * a.channels + half * (a.channels / 2) + head * a.head_channels;
+#pragma unroll
+                for (int j = 0; j + 1 < kWide; j += 2)
+                    if (kD > 16 || 4 * t < a.head_channels)
+                        store4(to + 8 * j + 4 * t, gpu::pack<T>(o[m][j][2 * h], o[m][j][2 * h + 1]), gpu::pack<T>(o[m][j + 1][2 * h], o[m][j + 1][2 * h + 1]));
+                if constexpr (kWide % 2 == 1)
+                    store2(to + 8 * (kWide - 1) + 2 * t, gpu::pack<T>(o[m][kWide - 1][2 * h], o[m][kWide - 1][2 * h + 1]));
+            }
+    }
+};
+
+}  // namespace swk::cuda
