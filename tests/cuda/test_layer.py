@@ -157,6 +157,8 @@ def test_the_same_files_are_built_once() -> None:
     assert build("race", [SOURCE]) == library
     assert library.stat().st_mtime_ns == before
     assert set(Emulator(library).names()) >= {"local_array_kernel", "strided_kernel"}
+    only = build("race", [SOURCE], ["strided_kernel", "who_is_last_kernel"])
+    assert Emulator(only).names() == ["strided_kernel", "who_is_last_kernel"]
 
 
 def test_a_buffer_may_be_absent_or_given_twice(planted: Emulator) -> None:

@@ -23,8 +23,9 @@ std::vector<const Instance*>& instances() {
 
 }  // namespace
 
-Instance::Instance(const char* n, Kernel k, int t, size_t bytes) : name(n), kernel(k), threads(t), argument_bytes(bytes) {
-    instances().push_back(this);
+Instance::Instance(const char* n, Kernel k, int t, size_t bytes, bool wanted)
+    : name(n), kernel(k), threads(t), argument_bytes(bytes) {
+    if (wanted) instances().push_back(this);
 }
 
 extern "C" {
