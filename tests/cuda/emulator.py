@@ -10,14 +10,17 @@ undefined behaviour sanitizers, for a process that has libasan preloaded.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +33,7 @@ CUDA = ROOT / "csrc" / "cuda"
 # addr2line reads right (binutils 2.40 takes wrong ones from version 5).
 FLAGS = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-strict-aliasing"]
 FLAGS += ["-ffp-contract=off"]
-HOST = ["-O3"]
+HOST = ["-O2"]
 # No vector instructions, which would merge accesses.
 KERNELS = ["-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-Wno-unknown-pragmas", f"-I{CUDA}"]
 KINDS = {
@@ -56,10 +59,19 @@ def compiler() -> str:
 def _digest(kind: str, files: Iterable[Path]) -> str:
     """Of all that a build depends on."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(repr((kind, FLAGS, HOST, KERNELS, KINDS[kind])).encode() + version)
+    digest = hashlib.sha256(repr((kind, FLAGS, HOST, KERNELS, KINDS.get(kind))).encode() + version)
     for file in sorted(set(files)):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in this folder: a second one finds what the first has built."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(command: Sequence[object], made: Path) -> Path:
@@ -73,38 +85,39 @@ def _compile(command: Sequence[object], made: Path) -> Path:
 
 
 def _objects(sources: Iterable[Path], flags: Sequence[object], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for source in sources:
+    def compiled(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
-        if not made.exists():
-            _compile([compiler(), *FLAGS, *flags, "-x", "c++", "-c", source, "-o"], made)
-        found.append(made)
-    return found
+        return made if made.exists() else _compile([compiler(), *FLAGS, *flags, "-x", "c++", "-c", source, "-o"], made)
+
+    with _alone(folder), ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compiled, sorted(sources)))
 
 
-def build(kind: str, sources: Sequence[Path], defines: Sequence[str] = ()) -> Path:
+def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
     """The shared library of some kernels' files; the same files give the same one without work.
 
-    Files that the sources include lie beside them or in csrc/cuda.
+    Args:
+        kind: "plain", "race" or "asan".
+        sources: files that they include lie beside them or in csrc/cuda.
+        only: names of the instances that are wanted; all by default.
     """
     layer = [CUDA / "gpu.h", *(CUDA / "host").glob("*.*")]
     beside = {file for source in sources for file in source.parent.glob("*.*") if file.suffix in (".cuh", ".h", ".cu")}
     cache = ROOT / "build" / "emulated"
     if not os.access(ROOT, os.W_OK):
         cache = Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
-    host = cache / _digest("asan" if kind == "asan" else "plain", layer)
-    kernels = cache / _digest(kind, [*layer, *beside, *sources])
-    label = hashlib.sha256(repr((sorted(map(str, defines)), [s.name for s in sources])).encode()).hexdigest()[:8]
-    library = kernels / f"kernels_{label}.so"
-    if library.exists():
-        return library
-    address = ["-fsanitize=address"] if kind == "asan" else []
-    objects = _objects(sorted((CUDA / "host").glob("*.cpp")), [*HOST, *address], host)
-    named = [f"-D{define}" for define in defines]
-    objects += _objects(sources, [*KERNELS, *KINDS[kind], *named], kernels / label)
-    links = KINDS["asan"] if kind == "asan" else []
-    return _compile([compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"], library)
+    host = cache / _digest("host", layer)
+    label = hashlib.sha256(repr((sorted(only), sorted(s.name for s in sources))).encode()).hexdigest()[:8]
+    kernels = cache / _digest(kind, [*layer, *beside, *sources]) / label
+    library = kernels / "kernels.so"
+    if not library.exists():
+        objects = _objects((CUDA / "host").glob("*.cpp"), HOST, host)
+        wanted = [f'-DSWK_ONLY="{" ".join(sorted(only))}"'] if only else []
+        objects += _objects(sources, [*KERNELS, *KINDS[kind], *wanted], kernels)
+        links = KINDS["asan"] if kind == "asan" else []
+        with _alone(kernels):
+            _compile([compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"], library)
+    return library
 
 
 class _Buffer(ctypes.Structure):

@@ -10,10 +10,6 @@
 #include "shadow.h"
 #include "traffic.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace gpu::host {
 
 Thread current;
@@ -63,9 +59,7 @@ void start_block(int index, std::vector<int>& order) {
     b.at_warp.assign(b.threads / 32, 0);
     std::memset(b.shared, 0xff, b.shared_bytes);  // NaN in every type
     shadow_of_shared_memory(b.shared, b.shared_bytes);
-#if defined(__SANITIZE_ADDRESS__)
-    ASAN_UNPOISON_MEMORY_REGION(b.stacks.begin(), b.stacks.bytes());  // of fibers that never ended
-#endif
+    unpoison(b.stacks.begin(), b.stacks.bytes());  // of fibers that never ended
     b.fibers.assign(b.threads, Fiber{});
     for (int t = 0; t < b.threads; ++t) {
         prepare(b.fibers[t].context, b.stacks.bottom(t) + Stacks::kPage, Stacks::kBytes - Stacks::kPage, fiber_main);
@@ -104,7 +98,9 @@ void run_block(std::vector<int>& order, std::mt19937& random) {
     }
 }
 
-bool same(const Where& a, const Where& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool same(const Where& a, const Where& b) {
+    return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 bool same(const Part& a, const Part& b) {
     return a.operation == b.operation && same(a.where, b.where) && (a.operation == Operation::shuffle || a.size == b.size);
@@ -220,11 +216,9 @@ void run_grid(Kernel function, const void* values, int blocks, int threads, size
     std::vector<unsigned char> arena(shared_bytes + 2 * kZone + kAlign);
     unsigned char* base = arena.data() + kZone;
     b.shared = base + (kAlign - reinterpret_cast<uintptr_t>(base) % kAlign) % kAlign;
-#if defined(__SANITIZE_ADDRESS__)
     const size_t before = b.shared - arena.data(), after = arena.size() - before - shared_bytes;
-    ASAN_POISON_MEMORY_REGION(arena.data(), before);
-    ASAN_POISON_MEMORY_REGION(b.shared + shared_bytes, after);
-#endif
+    poison(arena.data(), before);
+    poison(b.shared + shared_bytes, after);
     std::mt19937 random(options.seed);
     std::vector<int> order(threads);
     for (int i = 0; i < blocks && !b.stopped; ++i) {
@@ -234,9 +228,7 @@ void run_grid(Kernel function, const void* values, int blocks, int threads, size
         report_waiting();
     }
     shadow_of_shared_memory(nullptr, 0);
-#if defined(__SANITIZE_ADDRESS__)
-    ASAN_UNPOISON_MEMORY_REGION(arena.data(), arena.size());
-#endif
+    unpoison(arena.data(), arena.size());
 }
 
 }  // namespace gpu::host

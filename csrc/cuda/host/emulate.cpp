@@ -12,10 +12,6 @@
 #include "shadow.h"
 #include "traffic.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace gpu::host {
 namespace {
 
@@ -27,8 +23,9 @@ std::vector<const Instance*>& instances() {
 
 }  // namespace
 
-Instance::Instance(const char* n, Kernel k, int t, size_t bytes) : name(n), kernel(k), threads(t), argument_bytes(bytes) {
-    instances().push_back(this);
+Instance::Instance(const char* n, Kernel k, int t, size_t bytes, bool wanted)
+    : name(n), kernel(k), threads(t), argument_bytes(bytes) {
+    if (wanted) instances().push_back(this);
 }
 
 extern "C" {
@@ -46,23 +43,22 @@ namespace {
 Options defaults;
 std::mutex one_at_a_time;
 
-// A buffer's copy, at the same place within 512 bytes as the original, kZone bytes of nobody's before and after it.
+// A buffer's copy, aligned to 512 bytes as memory of a GPU is (and to 16 no better than the original), with kZone bytes of
+// nobody's before and after it.
 class Guarded {
 public:
     Guarded(const swk_buffer& buffer, Access a) : original(buffer), access(a), memory(size_t(buffer.bytes) + 2 * kZone + kAlign) {
-        const uintptr_t place = reinterpret_cast<uintptr_t>(buffer.data) % kAlign;
+        const uintptr_t place = reinterpret_cast<uintptr_t>(buffer.data) % 16;
         begin = memory.data() + kZone;
         begin += (place + kAlign - reinterpret_cast<uintptr_t>(begin) % kAlign) % kAlign;
         std::memset(memory.data(), 0xff, memory.size());
         if (access != Access::output) std::memcpy(begin, buffer.data, size_t(buffer.bytes));
-        poison();
+        poison(memory.data(), size_t(begin - memory.data()));
+        const unsigned char* end = begin + original.bytes;
+        poison(end, size_t(memory.data() + memory.size() - end));
         add_buffer(begin, size_t(buffer.bytes), buffer.name != nullptr ? buffer.name : "a buffer", access);
     }
-    ~Guarded() {
-#if defined(__SANITIZE_ADDRESS__)
-        ASAN_UNPOISON_MEMORY_REGION(memory.data(), memory.size());
-#endif
-    }
+    ~Guarded() { unpoison(memory.data(), memory.size()); }
     Guarded(const Guarded&) = delete;
     Guarded& operator=(const Guarded&) = delete;
 
@@ -78,13 +74,6 @@ public:
     bool same(const swk_buffer& other) const { return other.data == original.data && other.bytes == original.bytes; }
 
 private:
-    void poison() {
-#if defined(__SANITIZE_ADDRESS__)
-        ASAN_POISON_MEMORY_REGION(memory.data(), begin - memory.data());
-        unsigned char* end = begin + original.bytes;
-        ASAN_POISON_MEMORY_REGION(end, memory.data() + memory.size() - end);
-#endif
-    }
     static constexpr uintptr_t kAlign = 512;
     swk_buffer original;
     Access access;

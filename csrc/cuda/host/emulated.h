@@ -7,21 +7,40 @@
 
 #define GPU_FN inline
 
-// Enters the kernel in the list of emulate.cpp.
-#define GPU_INSTANCE(name, threads, blocks, Args, ...)                                                         \
-    static void name(const void* arguments) { __VA_ARGS__(*static_cast<const Args*>(arguments)); }             \
-    static const ::gpu::host::Instance name##_instance(#name, name, threads, sizeof(Args));
+// Enters the kernel in the list of emulate.cpp. With SWK_ONLY, a string of names, those alone are compiled.
+#define GPU_INSTANCE(name, threads, blocks, Args, ...)                                                     \
+    template <bool kWanted>                                                                                \
+    static void name([[maybe_unused]] const void* arguments) {                                             \
+        if constexpr (kWanted) __VA_ARGS__(*static_cast<const Args*>(arguments));                          \
+    }                                                                                                      \
+    static const ::gpu::host::Instance name##_instance(#name, name<::gpu::host::wanted(#name)>, threads, sizeof(Args), \
+                                                       ::gpu::host::wanted(#name));
 
 namespace gpu {
 namespace host {
 using Kernel = void (*)(const void* arguments);
 struct Instance {
-    Instance(const char* name, Kernel kernel, int threads, size_t argument_bytes);
+    Instance(const char* name, Kernel kernel, int threads, size_t argument_bytes, bool wanted);
     const char* name;
     Kernel kernel;
     int threads;
     size_t argument_bytes;
 };
+
+constexpr bool wanted([[maybe_unused]] const char* name) {
+#if defined(SWK_ONLY)
+    for (const char* word = SWK_ONLY; *word != 0;) {
+        int i = 0;
+        while (name[i] != 0 && word[i] == name[i]) ++i;
+        if (name[i] == 0 && (word[i] == 0 || word[i] == ' ')) return true;
+        while (*word != 0 && *word != ' ') ++word;
+        while (*word == ' ') ++word;
+    }
+    return false;
+#else
+    return true;
+#endif
+}
 
 // The line of the kernel that calls.
 struct Where {

@@ -8,7 +8,7 @@ using gpu::host::Touch;
 
 namespace {
 void hook(const void* address, size_t bytes, Touch how, const void* pc) {
-    gpu::host::count_access(address, bytes, pc);
+    if (gpu::host::running_block.options.count) gpu::host::count_access(address, bytes, pc);
     gpu::host::touch(address, bytes, how, pc);
 }
 }  // namespace

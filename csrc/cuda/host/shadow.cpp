@@ -9,6 +9,11 @@
 
 #include "block.h"
 
+extern "C" {
+void __asan_poison_memory_region(const void volatile* data, size_t bytes) __attribute__((weak));
+void __asan_unpoison_memory_region(const void volatile* data, size_t bytes) __attribute__((weak));
+}
+
 namespace gpu::host {
 namespace {
 
@@ -187,6 +192,13 @@ Region* find_buffer(uintptr_t a) {
 }  // namespace
 
 void hooks_are_called() { hooked = true; }
+
+void poison(const void* data, size_t bytes) {
+    if (__asan_poison_memory_region != nullptr) __asan_poison_memory_region(data, bytes);
+}
+void unpoison(const void* data, size_t bytes) {
+    if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(data, bytes);
+}
 
 void forget_buffers() { buffers.clear(); }
 

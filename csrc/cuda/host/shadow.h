@@ -23,6 +23,10 @@ constexpr size_t kZone = 4096;  // bytes before and after each memory that belon
 
 enum class Access : int32_t { input, output, both };
 
+// Tell AddressSanitizer, if it is loaded, that bytes belong to nobody, or to somebody again.
+void poison(const void* data, size_t bytes);
+void unpoison(const void* data, size_t bytes);
+
 void forget_buffers();
 // `data`: with kZone bytes before and after it.
 void add_buffer(const void* data, size_t bytes, const char* name, Access access);

@@ -214,10 +214,32 @@ GPU_FN void strided(const Arguments& a) {
 }
 GPU_INSTANCE(strided_kernel, 64, 1, Arguments, strided)
 
-// For the sanitizers: an index beyond a thread's own array, and an overflow.
+// For the sanitizers and the checks of addresses: an index beyond a thread's own array.
 GPU_FN void local_array(const Arguments& a) {
     float v[4] = {1, 2, 3, 4};
-    for (int i = 0; i < 4 + (a.planted ? 1 : 0); ++i) v[(i + a.n) & 7 % 8] += a.x[i];
-    a.out[place(a)] = v[a.n & 3];
+    for (int i = 0; i < a.n; ++i) v[(i + gpu::thread()) & 3] += a.x[i];
+    a.out[place(a)] = v[(gpu::thread() & 3) + (a.planted ? 4 : 0)];  // FAULT local_array
 }
 GPU_INSTANCE(local_array_kernel, 64, 1, Arguments, local_array)
+
+GPU_FN void signed_overflow(const Arguments& a) {
+    const int large = a.planted ? 2147483647 : 1;
+    a.out[place(a)] = static_cast<float>(large + a.n);  // FAULT signed_overflow
+}
+GPU_INSTANCE(signed_overflow_kernel, 64, 1, Arguments, signed_overflow)
+
+// No fault, but numbers that depend on the schedule or on when copies come, for tests of these.
+GPU_FN void who_is_last(const Arguments& a) {
+    memory()[0] = static_cast<float>(gpu::thread());
+    a.out[place(a)] = memory()[0];
+}
+GPU_INSTANCE(who_is_last_kernel, 64, 1, Arguments, who_is_last)
+
+GPU_FN void copied_at_once(const Arguments& a) {
+    stage(a);
+    gpu::block_sync();
+    a.out[place(a)] = memory()[gpu::thread()];
+    gpu::block_sync();
+    gpu::copy_wait<0>();
+}
+GPU_INSTANCE(copied_at_once_kernel, 64, 1, Arguments, copied_at_once)
