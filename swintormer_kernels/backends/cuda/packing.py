@@ -50,7 +50,14 @@ def attention_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[T
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     rows = heads * 2 * 3 * padded_head(channels, heads)
     chunks = -(-channels // CHUNK)
-    sizes = (2 * rows * chunks * CHUNK, 4 * rows, rows // 8 * 9 * 128, 4 * rows, 4 * weights.bias_table.numel(), 4 * heads)
+    sizes = (
+        2 * rows * chunks * CHUNK,
+        4 * rows,
+        rows // 8 * 9 * 128,
+        4 * rows,
+        4 * weights.bias_table.numel(),
+        4 * heads,
+    )
     sources = [t for name, t in weights._asdict().items() if t is not None and name not in ("proj", "proj_bias")]
     return _parts(sources, ("cuda attention", dtype), sizes, lambda: _attention(weights, dtype))
 
