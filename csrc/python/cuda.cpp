@@ -1,9 +1,11 @@
 // Bindings of the CUDA driver and of the tables that choose instances of the CUDA kernels.
 #include "../cuda/driver.h"
+#include "../cuda/kernels/attention.h"
 #include "../cuda/kernels/choice.h"
 #include "../cuda/kernels/ddim_step.h"
 #include "../cuda/kernels/group_norm.h"
 #include "../cuda/kernels/norm_silu_conv3x3.h"
+#include "../cuda/kernels/tail.h"
 #include "arguments.h"
 
 namespace swk::python {
@@ -46,6 +48,8 @@ void bind_cuda(py::module_& module) {
     module.def("cuda_launch", &launch, py::kw_only(), py::arg("image"), py::arg("kernel"), py::arg("device"),
                py::arg("grid"), py::arg("threads"), py::arg("shared_bytes"), py::arg("pointers"), py::arg("integers"),
                py::arg("floats"), py::arg("stream"), "csrc/cuda/driver.h");
+    bind_choice(module, "cuda_choose_attention", &cuda::choose_attention);
+    bind_choice(module, "cuda_choose_tail", &cuda::choose_tail);
     bind_choice(module, "cuda_choose_conv3x3", &cuda::choose_conv3x3);
     bind_choice(module, "cuda_choose_ddim_step", &cuda::choose_ddim_step);
     bind_choice(module, "cuda_choose_group_norm_apply", &cuda::choose_group_norm_apply);

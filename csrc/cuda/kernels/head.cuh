@@ -16,7 +16,6 @@ namespace swk::cuda {
 
 struct AttentionArgs {
     const uint16_t* x;          // (B, H, W, C)
-    uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d.. (channel half)
     const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, channels in fragments.cuh's order
     const float* qkv_bias;      // (heads, 2, 3D): W times the norm's bias, + bias
     const uint32_t* conv;       // (heads, 2, 3D / 8, 9, 32): B fragments (8 x 8) of diag(taps)
@@ -24,6 +23,7 @@ struct AttentionArgs {
     const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
     const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
     const float* statistics;    // (pixels, 2): mean and 1 / sqrt(variance + 1e-5), or null: made here
+    uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d.. (channel half)
     int32_t channels, heads, head_channels, height, width, shift, windows;
 };
 

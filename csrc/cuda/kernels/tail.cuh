@@ -20,11 +20,11 @@ struct TailArgs {
     const uint16_t* projection;      // (ceil(C / 32), C, 32)
     const float* projection_bias;    // (C)
     const uint16_t* x;               // (B, H, W, C)
-    uint16_t* out;                   // the same
     const uint16_t* in;              // (chunks, 2 kHidden, C): rows of W_1, then of W_2
     const float* in_bias;            // (chunks, 2 kHidden)
     const uint16_t* project;         // (chunks, C, kHidden): W_out
     const float* bias;               // (C)
+    uint16_t* out;                   // as x
     int32_t pixels, chunks, height, width, side, shift;  // the last four: of the windows
 };
 

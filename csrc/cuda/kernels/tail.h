@@ -6,7 +6,7 @@
 namespace swk::cuda {
 
 // projects: with projection and residual before the FFN; x is an image and the input in windows then. Shared memory: two
-// stages of weights (tail.cuh, which agrees).
+// stages of weights (tail.cuh, which agrees); for 384 channels the pixels and three stages (tail_wide.cuh).
 constexpr Choice choose_tail(bool bfloat16, int channels, bool projects) {
 #define SWK_TAIL(c, bytes, units)                                                                            \
     if (channels == c)                                                                                       \
@@ -17,6 +17,7 @@ constexpr Choice choose_tail(bool bfloat16, int channels, bool projects) {
     SWK_TAIL(48, 22016, 256)
     SWK_TAIL(96, 41984, 256)
     SWK_TAIL(192, 81920, 128)
+    SWK_TAIL(384, 163840, 64)
 #undef SWK_TAIL
     return {};
 }

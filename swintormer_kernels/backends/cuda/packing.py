@@ -1,8 +1,8 @@
 """Weights in the layouts of the kernels `attention` and `tail` (csrc/cuda/kernels), all of a record in one buffer.
 
-Products take weights of x's dtype; biases, the bias table and the scales are float32. A norm's weight is folded into the
-product behind it, and its bias into that product's bias. Channels are permuted within 16, so that a lane's share of a
-pixel is contiguous (csrc/cuda/kernels/fragments.cuh).
+Products take weights of x's dtype; biases, the bias table and the scales are float32. A norm's weight is folded into
+the product behind it, and its bias into that product's bias. Channels are permuted within 16, so that a lane's share of
+a pixel is contiguous (csrc/cuda/kernels/fragments.cuh).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CHUNK = 48
 """Channels of x in a stage of the weights of qkv."""
 SLICE = 32
 """Columns of a slice of the projection."""
+WIDE = 384
+"""Channels from which on `tail` is that of tail_wide.cuh: it reads the attended tokens in their own order."""
 _ALIGNMENT = 256  # bytes
 _MOST_LOG_SCALE = math.log(100)
 _LOG2_E = math.log2(math.e)
@@ -32,7 +34,7 @@ _LOG2_E = math.log2(math.e)
 
 @functools.lru_cache
 def channel_order(channels: int) -> Tensor:
-    """Channel at each position: within 16, position 2t+i has channel 4t+i and 8+2t+i has 4t+2+i; a last 8 as they are."""
+    """Channel at each position: within 16, 2t+i has channel 4t+i and 8+2t+i has 4t+2+i; a last 8 are as they are."""
     t, i = torch.arange(4).repeat_interleave(2), torch.arange(2).repeat(4)
     group = torch.cat([4 * t + i, 4 * t + 2 + i])
     whole = channels // 16 * 16
@@ -70,16 +72,18 @@ def projection_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[
     return _parts(sources, ("cuda projection", dtype), sizes, lambda: _projection(weights, dtype))
 
 
-def ffn_parts(weights: FFNWeights, chunk: int, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Bytes of in, in_bias, out and bias for the kernel `tail`, which takes `chunk` hidden channels at once.
+def ffn_parts(weights: FFNWeights, dtype: torch.dtype) -> tuple[Sequence[Tensor], int]:
+    """Bytes of in, in_bias, out and bias for the kernel `tail`, and their number of chunks of hidden channels.
 
     Shapes: (chunks, 2 chunk, C), (chunks, 2 chunk), (chunks, C, chunk), (C).
     """
     channels, hidden = weights.project_out.shape[:2]
-    padded = -(-hidden // chunk) * chunk
+    chunk = 128 if channels >= WIDE else 32
+    chunks = -(-hidden // chunk)
+    padded = chunks * chunk
     sizes = (4 * padded * channels, 8 * padded, 2 * padded * channels, 4 * channels)
     sources = [t for t in weights if t is not None]
-    return _parts(sources, ("cuda ffn", chunk, dtype), sizes, lambda: _ffn(weights, chunk, dtype))
+    return _parts(sources, ("cuda ffn", dtype), sizes, lambda: _ffn(weights, chunk, dtype)), chunks
 
 
 def padded_head(channels: int, heads: int) -> int:
@@ -139,7 +143,7 @@ def _by_heads(rows: Tensor, heads: int) -> Tensor:
 
 
 def _diagonals(taps: Tensor) -> Tensor:
-    """(heads, 2, 3D, 9) -> (heads, 2, 3D / 8, 9, 32): B fragments of diag(tap); lane 4g + t has (2t, g) and (2t + 1, g)."""
+    """(heads, 2, 3D, 9) -> (heads, 2, 3D / 8, 9, 32): B fragments of diag(tap), lane 4g + t has (2t.., g)."""
     groups = taps.unflatten(2, (-1, 8)).transpose(-1, -2)  # heads, 2, 3D / 8, 9, 8
     pairs = groups.new_zeros(*groups.shape[:-1], 32, 2)
     g = torch.arange(8, device=taps.device)
@@ -150,7 +154,9 @@ def _diagonals(taps: Tensor) -> Tensor:
 def _projection(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
     channels = weights.proj.shape[0]
     order = channel_order(channels).to(weights.proj.device)
-    matrix = weights.proj.detach().flatten(1)[order][:, order]
+    matrix = weights.proj.detach().flatten(1)[order]
+    if channels < WIDE:
+        matrix = matrix[:, order]
     matrix = F.pad(matrix, (0, -channels % SLICE)).unflatten(1, (-1, SLICE)).transpose(0, 1)
     return [matrix.to(dtype), _bias(weights.proj_bias, weights.proj)]
 
