@@ -10,16 +10,17 @@ undefined behaviour sanitizers, for a process that has libasan preloaded.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
+import functools
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ FLAGS = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-fvisib
 FLAGS += ["-ffp-contract=off"]
 HOST = ["-O2"]
 # No vector instructions, which would merge accesses.
-KERNELS = ["-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-Wno-unknown-pragmas", f"-I{CUDA}"]
+KERNELS = ["-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-Wno-unknown-pragmas"]
 KINDS = {
     "plain": [],
     "race": ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
@@ -56,41 +57,53 @@ def compiler() -> str:
     return found
 
 
-def _digest(kind: str, files: Iterable[Path]) -> str:
-    """Of all that a build depends on."""
-    version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(repr((kind, FLAGS, HOST, KERNELS, KINDS.get(kind))).encode() + version)
-    for file in sorted(set(files)):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:20]
+def _sources_of(source: Path) -> set[Path]:
+    """A file and all that it includes, by name and not from the system."""
+    found, left = set(), [source]
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+            left += [near.resolve() if (near := file.parent / name).exists() else CUDA / name for name in names]
+    return found
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time in this folder: a second one finds what the first has built."""
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _version() -> str:
+    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _made(folder: Path, name: str, command: Sequence[object]) -> Path:
+    """A file that a command makes, unless it is there: the command ends with its path.
+
+    One process makes it, and others wait for it; it appears whole or not at all.
+    """
+    made = folder / name
+    if made.exists():
+        return made
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(command: Sequence[object], made: Path) -> Path:
-    """Run a command that ends with the file it makes, which appears whole or not at all."""
-    part = made.with_name(f"{made.name}.{os.getpid()}.part")
-    done = subprocess.run([*map(str, command), part], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BuildError(done.stderr)
-    part.replace(made)
+        if not made.exists():
+            part = folder / f"{name}.part"
+            done = subprocess.run([*map(str, command), part], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise BuildError(done.stderr)
+            part.replace(made)
     return made
 
 
-def _objects(sources: Iterable[Path], flags: Sequence[object], folder: Path) -> list[Path]:
-    def compiled(source: Path) -> Path:
-        made = folder / f"{source.stem}.o"
-        return made if made.exists() else _compile([compiler(), *FLAGS, *flags, "-x", "c++", "-c", source, "-o"], made)
-
-    with _alone(folder), ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compiled, sorted(sources)))
+def _object(folder: Path, source: Path, flags: Sequence[str]) -> Path:
+    """Named after the texts that it depends on and how it is compiled."""
+    flags = [*FLAGS, *flags]
+    texts = sorted((file.name, file.read_text()) for file in _sources_of(source))
+    name = f"{source.stem}_{_digest(texts, flags, _version())}.o"
+    return _made(folder, name, [compiler(), *flags, f"-I{CUDA}", "-x", "c++", "-c", source, "-o"])
 
 
 def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
@@ -98,26 +111,20 @@ def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
 
     Args:
         kind: "plain", "race" or "asan".
-        sources: files that they include lie beside them or in csrc/cuda.
+        sources: kernels' files.
         only: names of the instances that are wanted; all by default.
     """
-    layer = [CUDA / "gpu.h", *(CUDA / "host").glob("*.*")]
-    beside = {file for source in sources for file in source.parent.glob("*.*") if file.suffix in (".cuh", ".h", ".cu")}
-    cache = ROOT / "build" / "emulated"
+    folder = ROOT / "build" / "emulated"
     if not os.access(ROOT, os.W_OK):
-        cache = Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
-    host = cache / _digest("host", layer)
-    label = hashlib.sha256(repr((sorted(only), sorted(s.name for s in sources))).encode()).hexdigest()[:8]
-    kernels = cache / _digest(kind, [*layer, *beside, *sources]) / label
-    library = kernels / "kernels.so"
-    if not library.exists():
-        objects = _objects((CUDA / "host").glob("*.cpp"), HOST, host)
-        wanted = [f'-DSWK_ONLY="{" ".join(sorted(only))}"'] if only else []
-        objects += _objects(sources, [*KERNELS, *KINDS[kind], *wanted], kernels)
-        links = KINDS["asan"] if kind == "asan" else []
-        with _alone(kernels):
-            _compile([compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"], library)
-    return library
+        folder = Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
+    flags = [*KERNELS, *KINDS[kind], *([f'-DSWK_ONLY="{" ".join(sorted(only))}"'] if only else [])]
+    jobs = [(source, HOST) for source in sorted((CUDA / "host").glob("*.cpp"))]
+    jobs = [(source, flags) for source in sorted(sources)] + jobs
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda job: _object(folder, *job), jobs))
+    links = KINDS["asan"] if kind == "asan" else []
+    command = [compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"]
+    return _made(folder, f"kernels_{_digest(kind, [o.name for o in objects])}.so", command)
 
 
 class _Buffer(ctypes.Structure):
