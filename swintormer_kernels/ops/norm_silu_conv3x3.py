@@ -59,7 +59,7 @@ def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups:
 
 
 def _cuda_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
-    return norm_lacks(x) or half_rows_on_gpu("norm_silu_conv3x3", x, *norm, *conv)
+    return norm_lacks(x) or half_rows_on_gpu("group_norm norm_silu_conv3x3", x, *norm, *conv)
 
 
 OP = Op(

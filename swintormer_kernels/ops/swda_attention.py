@@ -41,7 +41,7 @@ def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int
 
 
 def _cuda_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
-    return attention_lacks(x, weights, window) or half_rows_on_gpu("attention", x, *weights)
+    return attention_lacks(x, weights, window) or half_rows_on_gpu("attention tail", x, *weights)
 
 
 def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:

@@ -28,7 +28,7 @@ def _triton_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, wind
 
 
 def _cuda_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
-    return attention_lacks(x, attention, window) or half_rows_on_gpu("attention", x, *attention, *ffn)
+    return attention_lacks(x, attention, window) or half_rows_on_gpu("attention tail", x, *attention, *ffn)
 
 
 def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:

@@ -8,12 +8,19 @@ namespace swk::cuda {
 
 template <class T, int kD, int kSide>
 GPU_FN void attention(const AttentionArgs& a) {
-    const int unit = gpu::block();
-    if (unit % 2 == 0) {
-        WindowHalf<T, kD, kSide>(a, unit).run();
-    } else {
-        ChannelHalf<T, kD, kSide>(a, unit).run();
-    }
+    using H = Head<T, kD, kSide>;
+    const H unit(a, gpu::block());
+    if (gpu::thread() < 64) unit.zeros[gpu::thread()] = 0;
+    if (unit.half == 0) WindowHalf<T, kD, kSide>(unit).fill_table();
+    unit.project();
+    gpu::block_sync();  // q, k, v are whole
+    typename H::Deep kept;
+    unit.mix(kept);
+    gpu::block_sync();  // what the halves need of them is whole
+    typename H::Sums o;
+    if (unit.half == 0) WindowHalf<T, kD, kSide>(unit).run(o, kept);
+    else ChannelHalf<T, kD, kSide>(unit).run(o, kept);
+    unit.write(o);
 }
 
 template <int kD, int kSide>

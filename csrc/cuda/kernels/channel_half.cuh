@@ -24,52 +24,14 @@ struct ChannelHalf : Head<T, kD, kSide> {
     static_assert(kJobs * kWindows <= kWarps, "a warp takes one tile of rows");
     static_assert(kD <= kWindowTokens, "the weights take the places of v");
 
-    GPU_FN ChannelHalf(const AttentionArgs& args, int unit) : H(args, unit) {}
+    GPU_FN explicit ChannelHalf(const H& unit) : H(unit) {}
 
-    GPU_FN void run() {
-        if (gpu::thread() < 64) H::zeros[gpu::thread()] = 0;
-        H::project();
-        gpu::block_sync();  // q, k, v are whole
-        Deep v;
-        mix(v);
-        gpu::block_sync();  // q, k and the sums of squares are whole
+    GPU_FN void run(Sums& o, const Deep& v) const {
         if (gpu::warp() < kJobs * kWindows) weigh(gpu::warp() / kJobs, gpu::warp() % kJobs);
         gpu::block_sync();  // the weights are whole
-        Sums o;
         apply(o, v);
-        H::write(o);
     }
 
-    GPU_FN void mix(Deep& v) const {
-        Deep q, k;
-        Sums u;
-        H::convolve(u, 0);
-        add_squares(u, 0);
-        H::to_fragments(q, u);
-        H::convolve(u, 1);
-        add_squares(u, 1);
-        H::to_fragments(k, u);
-        H::convolve(u, 2);
-        H::to_fragments(v, u);
-        gpu::block_sync();  // all neighbours are read
-        H::put(q, 0);
-        H::put(k, 1);
-    }
-
-    // Sums of the squares of the warp's tokens, for each channel of q (which = 0) or k, to scratch (warps, 2, d).
-    GPU_FN void add_squares(const Sums& u, int which) const {
-#pragma unroll
-        for (int j = 0; j < kWide; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float sum = 0;
-#pragma unroll
-                for (int m = 0; m < kM; ++m) sum += u[m][j][i] * u[m][j][i] + u[m][j][2 + i] * u[m][j][2 + i];
-#pragma unroll
-                for (int lanes = 4; lanes < 32; lanes *= 2) sum += gpu::shuffle_xor(sum, lanes);
-                if (g == 0) scratch[(gpu::warp() * 2 + which) * kD + 8 * j + 2 * t + i] = sum;
-            }
-    }
     // 1 / norm of a channel over the tokens of a window.
     GPU_FN float inverse_norm(int window, int which, int channel) const {
         float sum = 0;

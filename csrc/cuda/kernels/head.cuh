@@ -230,6 +230,62 @@ struct Head {
         }
     }
 
+    // Rows of q or k divided by their norm, at least 1e-12, times `scale`.
+    GPU_FN static void normalise(Sums& u, float scale) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float squares = 0;
+#pragma unroll
+                for (int j = 0; j < kWide; ++j) squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
+                const float factor = scale / gpu::maximum(gpu::square_root(gpu::quad_sum(squares)), 1e-12f);
+#pragma unroll
+                for (int j = 0; j < kWide; ++j) u[m][j][2 * h] *= factor, u[m][j][2 * h + 1] *= factor;
+            }
+    }
+    // Sums of the squares of the warp's tokens, for each channel of q (which = 0) or k, to scratch (warps, 2, d).
+    GPU_FN void add_squares(const Sums& u, int which) const {
+#pragma unroll
+        for (int j = 0; j < kWide; ++j)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float sum = 0;
+#pragma unroll
+                for (int m = 0; m < kM; ++m) sum += u[m][j][i] * u[m][j][i] + u[m][j][2 + i] * u[m][j][2 + i];
+#pragma unroll
+                for (int lanes = 4; lanes < 32; lanes *= 2) sum += gpu::shuffle_xor(sum, lanes);
+                if (g == 0) scratch[(gpu::warp() * 2 + which) * kD + 8 * j + 2 * t + i] = sum;
+            }
+    }
+
+    // From y to what the halves need. Window half: `kept` is q, k and v are in `rows` (whole after the next barrier), q and k
+    // normalised over d, q times the scale. Channel half: `kept` is v, q and k are in `rows` as they are, and the sums of their
+    // squares in scratch.
+    GPU_FN void mix(Deep& kept) const {
+        Deep parts[3];
+        Sums u;
+#pragma unroll
+        for (int which = 0; which < 3; ++which) {
+            convolve(u, which);
+            if (which < 2) {
+                if (half == 0) normalise(u, which == 0 ? a.scale[head] : 1.0f);
+                else add_squares(u, which);
+            }
+            to_fragments(parts[which], u);
+        }
+        gpu::block_sync();  // all neighbours are read
+        put(parts[1], 1);
+        if (half == 0) put(parts[2], 2);
+        else put(parts[0], 0);
+#pragma unroll
+        for (int k = 0; k < kDeep16 + kDeep8; ++k)
+#pragma unroll
+            for (int m = 0; m < kM; ++m)
+#pragma unroll
+                for (int i = 0; i < (k < kDeep16 ? 4 : 2); ++i) kept[k][m][i] = half == 0 ? parts[0][k][m][i] : parts[2][k][m][i];
+    }
+
     // Sums, rounded, as A fragments; what a k8 step does not have is zero.
     GPU_FN static void to_fragments(Deep& to, const Sums& from) {
 #pragma unroll

@@ -33,65 +33,26 @@ struct WindowHalf : Head<T, kD, kSide> {
     using Bias = float[kDifferences][kValues];
     static constexpr int kStep = 2;  // groups of 16 keys at once
 
-    GPU_FN WindowHalf(const AttentionArgs& args, int unit) : H(args, unit) {}
+    bool bounded;
 
-    GPU_FN void run() {
-        const float scale = a.scale[head];
-        const bool bounded = kWideExponent<T> && scale <= 27 * kLog2E;
-        const float bound = bounded ? scale + 16 * kLog2E : 0.0f;
+    GPU_FN explicit WindowHalf(const H& unit) : H(unit) { bounded = kWideExponent<T> && a.scale[head] <= 27 * kLog2E; }
+
+    GPU_FN void fill_table() const {
+        const float bound = bounded ? a.scale[head] + 16 * kLog2E : 0.0f;
         for (int i = gpu::thread(); i < kSpan * kSpan; i += kThreads) scratch[i] = a.table[head * kSpan * kSpan + i] - bound;
-        if (gpu::thread() < 64) H::zeros[gpu::thread()] = 0;
-        H::project();
-        gpu::block_sync();  // q, k, v are whole
-        Deep q;
-        mix(q, scale);
-        gpu::block_sync();  // k and v are whole
+    }
+
+    GPU_FN void run(Sums& o, const Deep& q) const {
         const int last_row = a.height / kSide - 1, last_column = H::across() - 1;
         const bool rows_cut = a.shift > 0 && H::in_image() / H::across() == last_row;
         const bool columns_cut = a.shift > 0 && H::in_image() % H::across() == last_column;
-        Sums o;
+        const bool masked = rows_cut || columns_cut;
         if constexpr (kWideExponent<T>) {
-            if (bounded) {
-                if (rows_cut || columns_cut) attend<true, true>(o, q, rows_cut, columns_cut);
-                else attend<false, true>(o, q, false, false);
-                H::write(o);
-                return;
-            }
+            if (bounded && masked) return attend<true, true>(o, q, rows_cut, columns_cut);
+            if (bounded) return attend<false, true>(o, q, false, false);
         }
-        if (rows_cut || columns_cut) attend<true, false>(o, q, rows_cut, columns_cut);
+        if (masked) attend<true, false>(o, q, rows_cut, columns_cut);
         else attend<false, false>(o, q, false, false);
-        H::write(o);
-    }
-
-    GPU_FN void mix(Deep& q, float scale) const {
-        Deep k, v;
-        Sums u;
-        H::convolve(u, 0);
-        normalise(u, scale);
-        H::to_fragments(q, u);
-        H::convolve(u, 1);
-        normalise(u, 1.0f);
-        H::to_fragments(k, u);
-        H::convolve(u, 2);
-        H::to_fragments(v, u);
-        gpu::block_sync();  // all neighbours are read
-        H::put(k, 1);
-        H::put(v, 2);
-    }
-
-    // Each row divided by its norm, at least 1e-12, times `scale`.
-    GPU_FN static void normalise(Sums& u, float scale) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float squares = 0;
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
-                const float factor = scale / gpu::maximum(gpu::square_root(gpu::quad_sum(squares)), 1e-12f);
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) u[m][j][2 * h] *= factor, u[m][j][2 * h + 1] *= factor;
-            }
     }
 
     // Bias values of query and key rows `difference` apart. Columns differ by g - 2t + {8, 7, 0, -1, -8, -9}: key columns

@@ -6,8 +6,9 @@ import ctypes
 import functools
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ class Fault(RuntimeError):
     """The emulated device refused a launch, or found that a kernel does what no kernel may; a line for each fault."""
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """How blocks run; the fields are those of csrc/cuda/host/block.h.
 
     Attributes:

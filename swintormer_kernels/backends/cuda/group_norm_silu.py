@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import aligned
 from swintormer_kernels.backends.cuda.runtime import kernels, launch
 from swintormer_kernels.records import GroupNormWeights
 
@@ -14,6 +15,7 @@ def group_norm_silu(x: Tensor, norm: GroupNormWeights, groups: int, eps: float) 
     out = torch.empty_like(x)
     if x.numel() == 0:
         return out
+    x = aligned(x)
     batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     choice = kernels().cuda_choose_group_norm_apply(x.dtype == torch.bfloat16, channels)
     runs = -(-pixels // choice[3])

@@ -11,13 +11,13 @@ DTYPES = (torch.bfloat16, torch.float16)
 MOST_ELEMENTS = 2**31 - 1  # kernels count elements and pixels in 32 bits
 
 
-def half_on_gpu(image: str, *tensors: Tensor | None, converted: bool = False) -> str | None:
-    """Predicate: None if the kernels of `image` can read these tensors, x first, otherwise the reason.
+def half_on_gpu(images: str, *tensors: Tensor | None, converted: bool = False) -> str | None:
+    """Predicate: None if the kernels of `images` can read these tensors, x first, otherwise the reason.
 
     All must be strided, on one CUDA device (emulated: the CPU) with kernels, and of one dtype: bfloat16 or float16.
 
     Args:
-        image: name of the fatbin.
+        images: names of the fatbins that the op takes, with spaces between.
         tensors: those of the call; None for an absent one.
         converted: whether autocast converts the op's tensors; under autocast their dtypes may differ then.
     """
@@ -25,7 +25,7 @@ def half_on_gpu(image: str, *tensors: Tensor | None, converted: bool = False) ->
     where = "cuda" if device.EMULATOR is None else "cpu"
     if x.device.type != where:
         return f"the cuda backend takes {'CUDA' if where == 'cuda' else 'CPU'} tensors, found one on {x.device}"
-    reason = _device_lacks(image, x.device)
+    reason = _device_lacks(images, x.device)
     if reason is not None:
         return reason
     mixed = converted and where == "cuda" and torch.is_autocast_enabled(where)
@@ -42,8 +42,12 @@ def half_on_gpu(image: str, *tensors: Tensor | None, converted: bool = False) ->
 
 
 @torch.compiler.assume_constant_result
-def _device_lacks(image: str, where: torch.device) -> str | None:
-    return device.image_lacks(image) or device.device_lacks(where)
+def _device_lacks(images: str, where: torch.device) -> str | None:
+    for image in images.split():
+        reason = device.image_lacks(image)
+        if reason is not None:
+            return reason
+    return device.device_lacks(where)
 
 
 def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
@@ -54,13 +58,18 @@ def _in_the_way(tensor: Tensor, x: Tensor, mixed: bool) -> str | None:
     return None if tensor.layout == torch.strided else f"dense (strided) tensors, found layout {tensor.layout}"
 
 
-def half_rows_on_gpu(image: str, x: Tensor, *weights: Tensor | None) -> str | None:
+def half_rows_on_gpu(images: str, x: Tensor, *weights: Tensor | None) -> str | None:
     """As `half_on_gpu` for an op of torch_op.py, and x must be channels_last without gaps."""
     if not is_rows(x):
         return "the cuda backend takes images in channels_last; call `.contiguous(memory_format=torch.channels_last)`"
-    return half_on_gpu(image, x, *weights, converted=True)
+    return half_on_gpu(images, x, *weights, converted=True)
 
 
 def is_rows(x: Tensor) -> bool:
     """Whether the batch is one contiguous matrix (pixels, C), that is channels_last."""
     return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x, or a copy where it does not start at a multiple of 16 bytes, which kernels load at once."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()

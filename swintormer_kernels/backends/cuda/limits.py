@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from swintormer_kernels import native
+from swintormer_kernels.backends.cuda import device
 from swintormer_kernels.records import AttentionWeights
 
 HEADS = (12, 16, 24, 48)  # channels of a head
@@ -26,6 +29,14 @@ def tail_lacks(x: Tensor) -> str | None:
     """Sizes of `gated_ffn` and of the second half of a block."""
     if x.shape[1] not in CHANNELS:
         return f"the cuda backend takes 24, 48, 96, 192 or 384 channels, found {x.shape[1]}"
+    return _shared_lacks(x.shape[1], x.device) if x.device.type == "cuda" else None
+
+
+@torch.compiler.assume_constant_result
+def _shared_lacks(channels: int, where: torch.device) -> str | None:
+    needed, limit = native.extension().cuda_choose_tail(True, channels, True)[2], device.facts(where).shared_bytes
+    if needed > limit:
+        return f"{channels} channels take {needed} bytes of shared memory a block, and this GPU has {limit}"
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swintormer_kernels.backends.cuda import device
 from swintormer_kernels.backends.cuda.group_norm_silu import norm_table
+from swintormer_kernels.backends.cuda.layout import aligned
 from swintormer_kernels.backends.cuda.runtime import kernels, launch
 from swintormer_kernels.packed import packed_weight
 from swintormer_kernels.records import ConvWeights, GroupNormWeights
@@ -27,6 +28,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
+    x = aligned(x)
     table = norm_table(x, norm, groups, eps)
     down, right = -(-height // PATCH[0]), -(-width // PATCH[1])
     choice = kernels().cuda_choose_conv3x3(
@@ -36,7 +38,7 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     blocks = -(-outputs // block)
     weight = packed_weight([conv.weight], ("cuda taps", block), lambda: packed_taps(conv.weight, block))
     bias, embedding = (None if tensor is None else tensor.contiguous() for tensor in (conv.bias, conv.embedding))
-    skip = None if conv.skip is None else conv.skip.contiguous(memory_format=torch.channels_last)
+    skip = None if conv.skip is None else aligned(conv.skip.contiguous(memory_format=torch.channels_last))
     launch(
         "norm_silu_conv3x3",
         choice,
