@@ -15,6 +15,7 @@ import torch
 from emulator import CUDA, build
 from mutations import MUTATIONS, Mutation
 from ops import assert_forward, mapped, on
+from test_host_layer import skip_without_sanitizer, with_sanitizer
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
@@ -69,13 +70,15 @@ def extension_or_skip() -> None:
         pytest.skip(reason)
 
 
-def verdict(kernels: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the tests of the kernels of a folder say: sentences of the layer, "numbers", or nothing."""
-    make, only = CASES[case]
-    library = build("race", [kernels / f"{name}.cu" for name in FILES[case]], only)
+def library_of(kind: str, kernels: Path, case: str) -> Path:
+    return build(kind, [kernels / f"{name}.cu" for name in FILES[case]], CASES[case][1])
+
+
+def verdict(library: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the tests of the kernels of a library say: sentences of the layer, "numbers", or nothing."""
     monkeypatch.setattr(device, "EMULATOR", library)
     monkeypatch.setattr(emulator, "options", emulator.Options(late_copies=True))
-    function, *arguments = mapped(lambda t: t.to(torch.bfloat16), make())
+    function, *arguments = mapped(lambda t: t.to(torch.bfloat16), CASES[case][0]())
     try:
         if case == "step":
             assert on("cuda", function, arguments).isfinite().all()
@@ -103,7 +106,25 @@ def planted(mutation: Mutation, folder: Path) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_as_they_are(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verdict(KERNELS, case, monkeypatch) == ""
+    assert verdict(library_of("race", KERNELS, case), case, monkeypatch) == ""
+
+
+@pytest.mark.parametrize(
+    "names", [["block8", "conv", "norm", "step"], pytest.param(["block", "wide"], marks=pytest.mark.slow)]
+)
+def test_sanitizers_find_nothing_in_the_kernels(names: list[str], tmp_path: Path) -> None:
+    """In a process that has the address sanitizer, with undefined behaviour looked for as well."""
+    skip_without_sanitizer(tmp_path)
+    cases = [f"{case}={library_of('asan', KERNELS, case)}" for case in names]
+    program = "import sys; from pathlib import Path; import pytest, torch; from test_mutations import verdict\n"
+    program += "for words in sys.argv[1:]:\n"
+    program += "    case, library = words.split('=', 1)\n"
+    program += "    torch.manual_seed(0)\n"
+    program += (
+        "    with pytest.MonkeyPatch.context() as patch: assert verdict(Path(library), case, patch) == '', case\n"
+    )
+    done = with_sanitizer(program, *cases)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def today(i: int) -> bool:
@@ -118,5 +139,6 @@ def today(i: int) -> bool:
     ],
 )
 def test_planted_fault_is_caught(mutation: Mutation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = verdict(planted(mutation, tmp_path), mutation.case, monkeypatch)
+    library = library_of("race", planted(mutation, tmp_path), mutation.case)
+    said = verdict(library, mutation.case, monkeypatch)
     assert any(how in said for how in mutation.caught.split("|")), said or "nothing was said"
