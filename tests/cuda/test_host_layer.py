@@ -1,6 +1,7 @@
 """What the host layer offers beside reports: schedules, copies, poisoned memory, traffic, sanitizers, other fibers."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,18 @@ def test_a_buffer_may_be_absent_or_given_twice(planted: Emulator) -> None:
     both[0] = both[0]._replace(access=0)
     assert planted.run("past_a_buffer_kernel", 1, THREADS, 0, both, [THREADS, 0]) == []
     assert np.array_equal(x, np.arange(THREADS))
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs" / "cuda.md").read_text(), re.MULTILINE | re.DOTALL)
+    (source,), (program,), (report,) = ([text for kind, text in blocks if kind == k] for k in ("cpp", "python", ""))
+    (tmp_path / "reversed_sum.cu").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(program, names)
+    assert capsys.readouterr().out == report
+    assert (names["out"] == 4).all()
+    loop_end = "        sum += tile[63 - gpu::thread()];\n"
+    (tmp_path / "reversed_sum.cu").write_text(source.replace(loop_end, loop_end + "        gpu::block_sync();\n"))
+    exec(program, names)
+    assert capsys.readouterr().out == "\n"
