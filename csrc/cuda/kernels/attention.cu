@@ -10,7 +10,7 @@ template <class T, int kD, int kSide>
 GPU_FN void attention(const AttentionArgs& a) {
     using H = Head<T, kD, kSide>;
     const H unit(a, gpu::block());
-    if (gpu::thread() < 64) unit.zeros[gpu::thread()] = 0;
+    if (gpu::thread() < H::kZeros) unit.zeros[gpu::thread()] = 0;
     if (unit.half == 0) WindowHalf<T, kD, kSide>(unit).fill_table();
     unit.project();
     gpu::block_sync();  // q, k, v are whole
@@ -27,7 +27,7 @@ template <int kD, int kSide>
 constexpr bool agrees() {
     using H = Head<gpu::BFloat16, kD, kSide>;
     constexpr Choice chosen = choose_attention(true, kD, kSide);
-    return chosen.threads == H::kThreads && chosen.shared_bytes == H::kSharedBytes && chosen.units == H::kWindows;
+    return chosen.threads == H::kThreads && chosen.shared_bytes == H::kSharedBytes && chosen.units == H::kWindows && H::kZeros <= H::kThreads;
 }
 static_assert(agrees<16, 8>() && agrees<16, 16>() && agrees<24, 8>() && agrees<24, 16>() && agrees<48, 8>() && agrees<48, 16>());
 

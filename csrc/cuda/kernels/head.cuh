@@ -40,14 +40,15 @@ struct Head {
     static constexpr int kSpan = 2 * kSide - 1, kTableBytes = (4 * kSpan * kSpan + 15) / 16 * 16;
     static constexpr int kSquaresBytes = 4 * kWarps * 2 * kD;
     static constexpr int kScratchBytes = kTableBytes > kSquaresBytes ? kTableBytes : kSquaresBytes;
-    static constexpr int kSharedBytes = kRowsBytes + 128 + kScratchBytes;
+    static constexpr int kZeros = 64 + kRow;  // elements: a row, from any of the 8 groups of banks on
+    static constexpr int kSharedBytes = kRowsBytes + 2 * kZeros + kScratchBytes;
 
     using Sums = float[kM][kWide][4];
     using Deep = uint32_t[kDeep16 + kDeep8][kM][4];  // A fragments over d: [k16 or k8 step][tile]
 
     const AttentionArgs& a;
     uint16_t* rows;    // (256, kStride): q, k, v of a token
-    uint16_t* zeros;   // (64): what lies outside the window, once for each group of banks
+    uint16_t* zeros;   // (kZeros), behind `rows`: what lies outside the window
     float* scratch;    // the bias table, or sums of squares of the warps
     int head, half;    // half 0: between tokens; 1: between channels
     int g, t;
@@ -61,7 +62,7 @@ struct Head {
         unsigned char* memory = gpu::shared();
         rows = reinterpret_cast<uint16_t*>(memory);
         zeros = reinterpret_cast<uint16_t*>(memory + kRowsBytes);
-        scratch = reinterpret_cast<float*>(memory + kRowsBytes + 128);
+        scratch = reinterpret_cast<float*>(memory + kRowsBytes + 2 * kZeros);
         half = unit % 2, head = unit / 2 % a.heads;
         g = gpu::lane() >> 2, t = gpu::lane() & 3;
         token = gpu::warp() * 16 * kM;
@@ -92,24 +93,22 @@ struct Head {
         return v;
     }
 
+    // 1 / sqrt(variance + 1e-5) of a token's channels and its product with -mean. In one pass, by sums of the differences from
+    // channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C roundings are lost.
     GPU_FN void moments(const uint16_t* x, float& scale, float& offset) const {
         float sum = 0, squares = 0;
-        const float count = static_cast<float>(a.channels);
-        for (int c = 4 * t; c < a.channels; c += 16) {
-            const gpu::Words2 v = load4(x + c);
-            sum += (gpu::low<T>(v.w[0]) + gpu::high<T>(v.w[0])) + (gpu::low<T>(v.w[1]) + gpu::high<T>(v.w[1]));
-        }
-        const float mean = gpu::quad_sum(sum) / count;
+        const float count = 1.0f / static_cast<float>(a.channels), pivot = gpu::value<T>(*x);
         for (int c = 4 * t; c < a.channels; c += 16) {
             const gpu::Words2 v = load4(x + c);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float p = gpu::low<T>(v.w[i]) - mean, q = gpu::high<T>(v.w[i]) - mean;
-                squares += p * p + q * q;
+                const float p = gpu::low<T>(v.w[i]) - pivot, q = gpu::high<T>(v.w[i]) - pivot;
+                sum += p, squares += p * p, sum += q, squares += q * q;
             }
         }
-        scale = gpu::reciprocal_sqrt(gpu::quad_sum(squares) / count + 1e-5f);
-        offset = -mean * scale;
+        const float mean = gpu::quad_sum(sum) * count;
+        scale = gpu::reciprocal_sqrt(gpu::maximum(gpu::quad_sum(squares) * count - mean * mean, 0.0f) + 1e-5f);
+        offset = -(pivot + mean) * scale;
     }
 
     // Tile j of sums starts at its columns' biases.
@@ -187,10 +186,30 @@ struct Head {
     // The place in `rows` of token g (h = 0) or g + 8 (h = 1) of the warp's tile m.
     GPU_FN uint16_t* row_of(int m, int h) const { return rows + (token + 16 * m + g + 8 * h) * kStride; }
 
+    // Where a lane's row of A is that is shifted by a tap: `rows` + start[dx + 1] + dy step[dx + 1], or in the zeros, at a place
+    // of the same banks (rows of the window differ by a multiple of 128 bytes).
+    struct Shifts {
+        int start[3], step[3], outside[3];
+    };
+    GPU_FN Shifts shifts() const {
+        static_assert(kSide * kStride % 64 == 0);
+        const int l = gpu::lane(), column = l % kSide;
+        Shifts s;
+#pragma unroll
+        for (int d = 0; d < 3; ++d) {
+            const int at = (token + (l & 15) + d - 1) * kStride + (l >> 4) * 8;
+            const bool inside = column + d - 1 >= 0 && column + d - 1 < kSide;
+            s.outside[d] = kRowsBytes / 2 + (at & 63);
+            s.start[d] = inside ? at : s.outside[d];
+            s.step[d] = inside ? kSide * kStride : 0;
+        }
+        return s;
+    }
+
     // u of q, k or v (`which`) of the warp's tokens: sums += A[row + dy, column + dx] diag(tap). A comes shifted, by the
     // addresses that the lanes give to ldmatrix. One loaded A serves every tile for which it is some dy's.
-    GPU_FN void convolve(Sums& u, int which) const {
-        const int l = gpu::lane(), lane_row = (l & 15) / kSide, lane_column = l % kSide;
+    GPU_FN void convolve(Sums& u, int which, const Shifts& shifts) const {
+        const int l = gpu::lane(), lane_row = first_row + (l & 15) / kSide;
 #pragma unroll
         for (int j = 0; j < kWide; ++j) start(u, j, a.conv_bias + part(which));
 #pragma unroll
@@ -200,16 +219,15 @@ struct Head {
             uint32_t w[9][2];
 #pragma unroll
             for (int tap = 0; tap < 9; ++tap) w[tap][0] = taps[32 * tap], w[tap][1] = two ? taps[32 * (9 + tap)] : 0;
+            constexpr int kFirst = -1, kLast = kTileRows * (kM - 1) + 1;
 #pragma unroll
-            for (int source = -1; source <= kTileRows * (kM - 1) + 1; ++source) {
-                const int row = first_row + source + lane_row;
-                if (kSide == 16 && (row < 0 || row >= kSide)) continue;  // alike in the whole warp
+            for (int source = kFirst; source <= kLast; ++source) {
+                const int row = lane_row + source;  // of the window
+                const bool inside = source == kFirst ? row >= 0 : source < kLast || row < kSide;
 #pragma unroll
-                for (int dx = -1; dx <= 1; ++dx) {
-                    const int column = lane_column + dx;
-                    const int at = (window_token + row * kSide + column) * kStride + which * kD + 8 * j + (l >> 4) * 8;
-                    const bool inside = row >= 0 && row < kSide && column >= 0 && column < kSide;
-                    const uint16_t* from = inside ? rows + at : zeros + (at >> 3 & 7) * 8;
+                for (int d = 0; d < 3; ++d) {
+                    const int at = inside ? shifts.start[d] + source * shifts.step[d] : shifts.outside[d];
+                    const uint16_t* from = rows + at + which * kD + 8 * j;
                     uint32_t x[2][2];
                     if (two) {
                         uint32_t r[4];
@@ -222,8 +240,8 @@ struct Head {
                     for (int m = 0; m < kM; ++m) {
                         const int dy = source - kTileRows * m;
                         if (dy < -1 || dy > 1) continue;
-                        gpu::mma_k8<T>(u[m][j], x[0], w[3 * dy + dx + 4][0]);
-                        if (two) gpu::mma_k8<T>(u[m][two ? j + 1 : j], x[1], w[3 * dy + dx + 4][1]);
+                        gpu::mma_k8<T>(u[m][j], x[0], w[3 * dy + d + 3][0]);
+                        if (two) gpu::mma_k8<T>(u[m][two ? j + 1 : j], x[1], w[3 * dy + d + 3][1]);
                     }
                 }
             }
@@ -265,9 +283,10 @@ struct Head {
     GPU_FN void mix(Deep& kept) const {
         Deep parts[3];
         Sums u;
+        const Shifts taps = shifts();
 #pragma unroll
         for (int which = 0; which < 3; ++which) {
-            convolve(u, which);
+            convolve(u, which, taps);
             if (which < 2) {
                 if (half == 0) normalise(u, which == 0 ? a.scale[head] : 1.0f);
                 else add_squares(u, which);

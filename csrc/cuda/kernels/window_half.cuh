@@ -89,19 +89,36 @@ struct WindowHalf : Head<T, kD, kSide> {
                 }
     }
 
-    // -100 (in powers of two) for pairs of different regions: the last window row is cut `shift` rows from its end, the last
-    // column likewise.
-    GPU_FN void mask(float (&s)[2][4], int m, int key, bool rows_cut, bool columns_cut) const {
-        const int border = kSide - a.shift;
+    // Pairs of different regions: the last window row is cut `shift` rows from its end, the last column likewise. Bit 4n + 2h + i
+    // is that of s[n][2h + i]; those of the columns are the same for all rows.
+    GPU_FN uint32_t columns_differ() const {
+        uint32_t bits = 0;
 #pragma unroll
         for (int n = 0; n < 2; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int query = token - window_token + 16 * m + g + (i < 2 ? 0 : 8), other = key + 8 * n + 2 * t + (i & 1);
-                const bool differ = (rows_cut && (query / kSide >= border) != (other / kSide >= border)) ||
-                                    (columns_cut && (query % kSide >= border) != (other % kSide >= border));
-                s[n][i] += differ ? -100 * kLog2E : 0.0f;
+                const bool query = (g + (i < 2 ? 0 : 8)) % kSide >= kSide - a.shift, key = (8 * n + 2 * t + (i & 1)) % kSide >= kSide - a.shift;
+                bits |= (query != key ? 1u : 0u) << (4 * n + i);
             }
+        return bits;
+    }
+    GPU_FN uint32_t rows_differ(int m, int key_row) const {
+        uint32_t bits = 0;
+        const int border = kSide - a.shift, query_row = first_row + kTileRows * m;
+#pragma unroll
+        for (int n = 0; n < kTileRows; ++n)
+#pragma unroll
+            for (int h = 0; h < kTileRows; ++h)
+                if ((query_row + h >= border) != (key_row + n >= border)) bits |= kTileRows == 1 ? 0xffu : 3u << (4 * n + 2 * h);
+        return bits;
+    }
+    // -100 (in powers of two) is added, as the formula has it: a masked pair may win.
+    GPU_FN static void mask(float (&s)[2][4], uint32_t differ) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (differ >> (4 * n + i) & 1) s[n][i] -= 100 * kLog2E;
     }
 
     GPU_FN void score(float (&s)[kM][2][4], const Deep& q, int key) const {
@@ -144,6 +161,7 @@ struct WindowHalf : Head<T, kD, kSide> {
 
     template <bool kMasked, bool kBounded>
     GPU_FN void attend(Sums& o, const Deep& q, bool rows_cut, bool columns_cut) const {
+        const uint32_t columns = kMasked && columns_cut ? columns_differ() : 0;
         float top[kM][2], sum[kM][2];
         Bias b;
 #pragma unroll
@@ -164,7 +182,7 @@ struct WindowHalf : Head<T, kD, kSide> {
                 score(s[j], q, key + 16 * j);
                 if constexpr (kMasked) {
 #pragma unroll
-                    for (int m = 0; m < kM; ++m) mask(s[j][m], m, key + 16 * j, rows_cut, columns_cut);
+                    for (int m = 0; m < kM; ++m) mask(s[j][m], columns | (rows_cut ? rows_differ(m, (key + 16 * j) / kSide) : 0));
                 }
             }
             uint32_t p[kStep][kM][4];
