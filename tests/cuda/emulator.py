@@ -127,6 +127,18 @@ def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
     return _made(folder, f"kernels_{_digest(kind, [o.name for o in objects])}.so", command)
 
 
+def build_for_gpus(source: Path) -> Path:
+    """The same file by nvcc, or what it made before of the same text; a skip without either."""
+    folder = ROOT / "build" / "emulated"
+    texts = sorted((file.name, file.read_text()) for file in _sources_of(source) if "host" not in file.parts)
+    made = folder / f"{source.stem}_{_digest(texts)}.fatbin"
+    nvcc = shutil.which("nvcc")
+    if not made.exists() and nvcc is None:
+        pytest.skip(f"needs nvcc on PATH, or {made.name} that it made")
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
+    return _made(folder, made.name, [nvcc, "-std=c++17", "-fatbin", *codes, f"-I{CUDA}", source, "-o"])
+
+
 class _Buffer(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emulator import Emulator, build, changed, given, wanted
+from emulator import Emulator, build, build_for_gpus, changed, given, wanted
+
+from swintormer_kernels import native
 
 SOURCE = Path(__file__).parent / "planted" / "operations.cu"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -13,9 +15,42 @@ LANES = np.arange(32)
 GROUP, IN_GROUP = LANES >> 2, LANES % 4  # the ISA's groupID and threadID_in_group
 
 
-@pytest.fixture(scope="module")
-def operations() -> Emulator:
-    return Emulator(build("race", [SOURCE]))
+class Card:
+    """`Emulator.run` on a GPU."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = str(image)
+
+    def run(self, name, grid, threads, shared, buffers, ints):
+        tensors = [b.array if b.array is None else torch.from_numpy(b.array.view(np.uint8)).cuda() for b in buffers]
+        native.extension().cuda_launch(
+            image=self.image,
+            kernel=name,
+            device=torch.cuda.current_device(),
+            grid=grid,
+            threads=threads,
+            shared_bytes=shared,
+            pointers=[0 if tensor is None else tensor.data_ptr() for tensor in tensors],
+            integers=ints,
+            floats=[],
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            if buffer.access:
+                buffer.array.view(np.uint8)[:] = tensor.cpu().numpy()
+        return []
+
+
+@pytest.fixture(scope="module", params=["emulated", "card"])
+def operations(request: pytest.FixtureRequest) -> Emulator | Card:
+    if request.param == "emulated":
+        return Emulator(build("race", [SOURCE]))
+    image = build_for_gpus(SOURCE)
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    return Card(image)
 
 
 def launch(library, name, out, a=None, b=None, c=None, n=0, grid=1, shared=0):
@@ -48,7 +83,7 @@ def words(values: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("kind", TYPES)
-def test_mma(kind: str, depth: int, operations: Emulator) -> None:
+def test_mma(kind: str, depth: int, operations: Emulator | Card) -> None:
     # Whole numbers: their products and sums are exact in float32.
     whole = np.random.default_rng(depth)
     a, b, c = (whole.integers(-64, 65, size).astype(np.float32) for size in ((16, depth), (depth, 8), (16, 8)))
@@ -66,7 +101,7 @@ def test_mma(kind: str, depth: int, operations: Emulator) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "trans"])
 @pytest.mark.parametrize("count", [2, 4])
-def test_ldmatrix(count: int, transposed: bool, operations: Emulator) -> None:
+def test_ldmatrix(count: int, transposed: bool, operations: Emulator | Card) -> None:
     # PTX ISA 9.0, "ldmatrix": lanes 8i to 8i + 7 hold the addresses of the rows of matrix i; a lane receives the two
     # elements of row groupID from column 2 threadID_in_group on, of the transposed matrix with .trans.
     memory = np.arange(32 * 8, dtype=np.uint16).reshape(32, 8)
@@ -82,7 +117,7 @@ def test_ldmatrix(count: int, transposed: bool, operations: Emulator) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_16_bit_number_is_read_and_written(kind: str, operations: Emulator) -> None:
+def test_every_16_bit_number_is_read_and_written(kind: str, operations: Emulator | Card) -> None:
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(TYPES[kind])
     out = wanted("out", np.zeros(1 << 16, np.float32))
     got = launch(operations, f"unpack_{kind}", out, words(every), n=1 << 15, grid=4)
@@ -95,7 +130,7 @@ def test_every_16_bit_number_is_read_and_written(kind: str, operations: Emulator
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_rounding_is_to_nearest_even(kind: str, operations: Emulator) -> None:
+def test_rounding_is_to_nearest_even(kind: str, operations: Emulator | Card) -> None:
     # Every number of the type, halfway to the next one, and a little less and more than halfway.
     every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TYPES[kind]).double()
     numbers = every[every.isfinite()].unique()
@@ -110,7 +145,7 @@ def test_rounding_is_to_nearest_even(kind: str, operations: Emulator) -> None:
     assert np.array_equal(got, words(values.to(TYPES[kind])))
 
 
-def test_functions(operations: Emulator) -> None:
+def test_functions(operations: Emulator | Card) -> None:
     v = np.random.default_rng(0).uniform(-20, 20, 32).astype(np.float32)
     v[:3] = -np.inf, -140, 0  # whose power is subnormal: the GPU's is 0
     quads = v.astype(np.float64).reshape(8, 4)
@@ -137,13 +172,14 @@ def test_functions(operations: Emulator) -> None:
             assert (same | (np.isfinite(right) & (np.abs(got[i] - right) <= close))).all(), i
 
 
-def test_atomics(operations: Emulator) -> None:
+def test_atomics(operations: Emulator | Card) -> None:
     out = changed("out", np.array([0, -1000, 1000], np.int32))
     got = launch(operations, "atomics_kernel", out, n=7, grid=3)
     assert got.tolist() == [sum(range(-7, 89)), 88, -7]
 
 
-def test_a_launch_that_cannot_be_is_refused(operations: Emulator) -> None:
+def test_a_launch_that_cannot_be_is_refused() -> None:
+    operations = Emulator(build("race", [SOURCE]))
     out = wanted("out", np.zeros(4, np.float32))
     for sizes, why in [((1, 64, 0), "64 threads a block, made for 32"), ((0, 32, 0), "at least one block")]:
         with pytest.raises(ValueError, match=why):

@@ -1,13 +1,14 @@
 """What the host layer offers beside reports: schedules, copies, poisoned memory, traffic, sanitizers, other fibers."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from emulator import CUDA, SCHEDULES, Emulator, build, compiler, wanted
+from emulator import CUDA, ROOT, SCHEDULES, Emulator, build, compiler, wanted
 from test_faults import BLOCKS, SOURCE, THREADS, launch, lines_marked
 
 
@@ -70,10 +71,13 @@ def test_sanitizers_find_what_they_are_for(tmp_path: Path) -> None:
     skip_without_sanitizer(tmp_path)
     library = build("asan", [SOURCE])
     names = ["past_a_buffer", "past_shared_memory", "local_array", "signed_overflow"]
-    done = in_sanitizer(library, names, fault=False)
+    program = "import sys; from pathlib import Path; from emulator import Emulator; from test_faults import launch\n"
+    program += "library = Emulator(Path(sys.argv[1]))\n"
+    program += "for name in sys.argv[3:]: assert launch(library, name, sys.argv[2] == 'True')[0] == []"
+    done = with_sanitizer(program, library, False, *names)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in names:
-        done = in_sanitizer(library, [name], fault=True)
+        done = with_sanitizer(program, library, True, name)
         (line,) = lines_marked("FAULT", name)
         assert done.returncode != 0, name
         assert line in done.stderr, done.stderr
@@ -88,16 +92,15 @@ def skip_without_sanitizer(folder: Path) -> None:
         pytest.skip("the compiler has no -fsanitize=address,undefined, or its programs do not run here")
 
 
-def in_sanitizer(library: Path, names: list[str], fault: bool) -> subprocess.CompletedProcess:
+def with_sanitizer(program: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a Python program, whose imports may be the modules of these tests."""
     words = [compiler(), "-print-file-name=libasan.so"]
     preloaded = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    program = "import sys; from pathlib import Path; from emulator import Emulator; from test_faults import launch\n"
-    program += "library = Emulator(Path(sys.argv[1]))\n"
-    program += "for name in sys.argv[3:]: assert launch(library, name, sys.argv[2] == 'True')[0] == []"
-    settings = {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(Path(__file__).parent)}
+    folders = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "cuda"))
+    settings = {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": folders}
     return subprocess.run(
-        [sys.executable, "-c", program, str(library), str(fault), *names],
-        env={**os.environ, **settings},
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -171,3 +174,18 @@ def test_a_buffer_may_be_absent_or_given_twice(planted: Emulator) -> None:
     both[0] = both[0]._replace(access=0)
     assert planted.run("past_a_buffer_kernel", 1, THREADS, 0, both, [THREADS, 0]) == []
     assert np.array_equal(x, np.arange(THREADS))
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs" / "cuda.md").read_text(), re.MULTILINE | re.DOTALL)
+    (source,), (program,), (report,) = ([text for kind, text in blocks if kind == k] for k in ("cpp", "python", ""))
+    (tmp_path / "reversed_sum.cu").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(program, names)
+    assert capsys.readouterr().out == report
+    assert (names["out"] == 4).all()
+    loop_end = "        sum += tile[63 - gpu::thread()];\n"
+    (tmp_path / "reversed_sum.cu").write_text(source.replace(loop_end, loop_end + "        gpu::block_sync();\n"))
+    exec(program, names)
+    assert capsys.readouterr().out == "\n"
