@@ -12,11 +12,11 @@
 
 namespace swk::cuda {
 
-template <class T, int kD, int kSide>
-struct ChannelHalf : Head<T, kD, kSide> {
-    using H = Head<T, kD, kSide>;
+template <class T, int kD, int kSide, int kM>
+struct ChannelHalf : Head<T, kD, kSide, kM> {
+    using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::g, H::t, H::window_token;
-    using H::kM, H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kWindowTokens, H::kWindows, H::kWarps;
+    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kWindowTokens, H::kWindows, H::kWarps;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr int kJobs = (kD + 15) / 16;                // tiles of rows c of a window
@@ -112,5 +112,8 @@ struct ChannelHalf : Head<T, kD, kSide> {
         }
     }
 };
+
+template <class T, int kD, int kSide, int kM>
+ChannelHalf(const Head<T, kD, kSide, kM>&) -> ChannelHalf<T, kD, kSide, kM>;
 
 }  // namespace swk::cuda

@@ -27,9 +27,10 @@ struct AttentionArgs {
     int32_t channels, heads, head_channels, height, width, shift, windows;
 };
 
-template <class T, int kD, int kSide>
+// kM: tiles of a warp.
+template <class T, int kD, int kSide, int kM = (kD > 24 ? 1 : 2)>
 struct Head {
-    static constexpr int kM = kD > 24 ? 1 : 2, kThreads = 512 / kM, kWarps = kThreads / 32;
+    static constexpr int kThreads = 512 / kM, kWarps = kThreads / 32;
     static constexpr int kTokens = 256, kWindowTokens = kSide * kSide, kWindows = kTokens / kWindowTokens;
     static constexpr int kTileRows = 16 / kSide;  // window rows of a tile
     static constexpr int kRow = 3 * kD, kTiles = kRow / 8, kWide = kD / 8;

@@ -1,37 +1,39 @@
 // The tail of a block (tail.cuh has the formula) for so many channels that 16 pixels of a warp are too many registers: the
 // warps share the pixels of a block and take their channels apart.
 //
-// Layout. A block has 64 pixels, kC channels and 8 warps. A warp holds 64 x kC / 8 of y as float32 sums; n, and before it the
-// attended tokens, lie in shared memory (64 x kC), and so does a chunk of 128 hidden channels (64 x 128), of which a warp
-// makes 16. Weights come as a stream of slices of 32 columns, three stages: kC / 32 slices of P, then for each chunk kC / 32
-// of W_1 and W_2 (2 x 128 rows) and 4 of W_out (kC rows). A slice's barrier tells that it has come, and that the slice before is
-// used up. Moments of a pixel go through shared memory, warp by warp.
-// Bytes: 3 C S a pixel (gated_ffn 2 C S), and all weights once a block of 64 pixels, from L2.
+// Layout. A block has 16 kM kGroups pixels, kC channels and 8 warps: kGroups rows of kColumns = 8 / kGroups. A warp holds 16 kM
+// pixels x kC / kColumns channels of y as float32 sums; n, and before it the attended tokens, lie in shared memory, and so does a chunk
+// of 16 kColumns hidden channels, of which a warp makes 16. Weights come as a stream of slices of 32 columns, kStages stages:
+// kC / 32 slices of P, then for each chunk kC / 32 of W_1 and W_2 and those of W_out. A slice's barrier tells that it has come,
+// and that the slice before is used up. Moments of a pixel go through shared memory, warp by warp.
+// Bytes: 3 C S a pixel (gated_ffn 2 C S), and all weights once a block, from L2.
 #pragma once
 #include "tail.cuh"
 
 namespace swk::cuda {
 
-template <class T, int kC, bool kProjects>
+template <class T, int kC, bool kProjects, int kGroups = 1, int kStages = 3, int kM = 4>
 struct TailWide {
-    static constexpr int kThreads = 256, kWarps = 8, kRows = 64, kM = kRows / 16;
-    static constexpr int kOwn = kC / kWarps, kWide = kOwn / 8;  // channels of a warp
-    static constexpr int kHidden = 128, kSlice = 32, kStages = 3;
+    static constexpr int kThreads = 256, kColumns = 8 / kGroups, kRows = 16 * kM * kGroups;
+    static constexpr int kOwn = kC / kColumns, kWide = kOwn / 8;  // channels of a warp
+    static constexpr int kHidden = 16 * kColumns, kSlice = 32;
     static constexpr int kDeepSlices = kC / kSlice, kHiddenSlices = kHidden / kSlice, kChunkSlices = kDeepSlices + kHiddenSlices;
     static constexpr int kRowStride = odd_stride(kC), kHiddenStride = odd_stride(kHidden), kSliceStride = odd_stride(kSlice);
     static constexpr int kSliceRows = kC > 2 * kHidden ? kC : 2 * kHidden;
     static constexpr int kRowBytes = 2 * kRows * kRowStride, kHiddenBytes = 2 * kRows * kHiddenStride;
     static constexpr int kStage = kSliceRows * kSliceStride;  // elements
-    static constexpr int kMomentBytes = 4 * 2 * kRows * kWarps;
+    static constexpr int kMomentBytes = 4 * 2 * kRows * kColumns;
     static constexpr int kSharedBytes = kRowBytes + kHiddenBytes + 2 * kStages * kStage + kMomentBytes;
-    static_assert(kC % 128 == 0, "a warp has whole tiles of 16 channels");
+    static_assert(kC % (16 * kColumns) == 0, "a warp has whole pairs of tiles");
 
     using Sums = float[kM][kWide][4];
 
     const TailArgs& a;
     uint16_t *rows, *hidden, *stages;
-    float* moments;  // (2, rows, warps)
-    int g, t, first, column;  // first row of the block, first channel of the warp
+    float* moments;  // (2, rows, columns of warps)
+    int g, t, first;          // first row of the block
+    int row, part;            // the warp's first row in the block, and its place among the columns
+    int column;               // the warp's first channel
 
     GPU_FN explicit TailWide(const TailArgs& args) : a(args) {
         unsigned char* memory = gpu::shared();
@@ -40,13 +42,16 @@ struct TailWide {
         stages = reinterpret_cast<uint16_t*>(memory + kRowBytes + kHiddenBytes);
         moments = reinterpret_cast<float*>(memory + kRowBytes + kHiddenBytes + 2 * kStages * kStage);
         g = gpu::lane() >> 2, t = gpu::lane() & 3;
-        first = gpu::block() * kRows, column = gpu::warp() * kOwn;
+        first = gpu::block() * kRows, row = gpu::warp() / kColumns * 16 * kM;
+        part = gpu::warp() % kColumns, column = part * kOwn;
     }
 
-    GPU_FN int row_of(int row) const { return first + row < a.pixels ? first + row : a.pixels - 1; }
+    // A row of the block among all, the last one where there are no more; and where the warp's part of a pixel is in x and out.
+    GPU_FN int clamped(int in_block) const { return first + in_block < a.pixels ? first + in_block : a.pixels - 1; }
+    GPU_FN int row_of(int m, int h) const { return row + 16 * m + 8 * h + g; }
     GPU_FN size_t place(int m, int h) const {
-        const int row = row_of(16 * m + 8 * h + g);
-        return static_cast<size_t>(kProjects ? pixel_of_row(a, row) : row) * kC + column;
+        const int at = clamped(row_of(m, h));
+        return static_cast<size_t>(kProjects ? pixel_of_row(a, at) : at) * kC + column;
     }
 
     // Slices of the whole stream, and the copy of one; past the end an empty group, so that waiting counts alike.
@@ -86,8 +91,8 @@ struct TailWide {
         Sums y;
         if constexpr (kProjects) {
             for (int i = gpu::thread(); i < kRows * kC / 8; i += kThreads) {
-                const int row = i / (kC / 8), piece = i % (kC / 8) * 8;
-                gpu::copy_async16(rows + row * kRowStride + piece, a.attended + static_cast<size_t>(row_of(row)) * kC + piece);
+                const int to = i / (kC / 8), piece = i % (kC / 8) * 8;
+                gpu::copy_async16(rows + to * kRowStride + piece, a.attended + static_cast<size_t>(clamped(to)) * kC + piece);
             }
         }
         for (int slice = 0; slice < kStages - 1; ++slice) fetch(slice);  // the attended tokens belong to the first group
@@ -96,7 +101,7 @@ struct TailWide {
         if constexpr (kProjects) {
             add_bias(y, a.projection_bias);
 #pragma unroll 1
-            for (int k = 0; k < kDeepSlices; ++k) add_slice<kRowStride>(y, rows + k * kSlice, await(slice++) + column * kSliceStride);
+            for (int k = 0; k < kDeepSlices; ++k) add_slice<kRowStride>(y, rows + row * kRowStride + k * kSlice, await(slice++) + column * kSliceStride);
         }
         if (!kProjects || a.chunks > 0) {
             normalise(y);
@@ -105,7 +110,7 @@ struct TailWide {
                 make_hidden(chunk, slice);
 #pragma unroll 1
                 for (int k = 0; k < kHiddenSlices; ++k)  // the first slice's barrier tells that the hidden channels are whole
-                    add_slice<kHiddenStride>(y, hidden + k * kSlice, await(slice++) + column * kSliceStride);
+                    add_slice<kHiddenStride>(y, hidden + row * kHiddenStride + k * kSlice, await(slice++) + column * kSliceStride);
             }
         }
         gpu::copy_wait<0>();
@@ -149,7 +154,7 @@ struct TailWide {
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                if (first + 16 * m + 8 * h + g >= a.pixels) continue;
+                if (first + row_of(m, h) >= a.pixels) continue;
                 uint16_t* out = a.out + place(m, h);
 #pragma unroll
                 for (int j = 0; j < kWide; j += 2)
@@ -168,15 +173,15 @@ struct TailWide {
     }
 
     // Sum over all channels of a row of what each warp has of it: `own` is the lane's part, `which` a free half of `moments`.
-    GPU_FN void share(float own, int which, int row) const {
+    GPU_FN void share(float own, int which, int of_row) const {
         own = gpu::quad_sum(own);
-        if (t == 0) moments[(which * kRows + row) * kWarps + gpu::warp()] = own;
+        if (t == 0) moments[(which * kRows + of_row) * kColumns + part] = own;
     }
-    GPU_FN float total(int which, int row) const {
-        const gpu::Words4* v = reinterpret_cast<const gpu::Words4*>(moments + (which * kRows + row) * kWarps);
+    GPU_FN float total(int which, int of_row) const {
+        const gpu::Words4* v = reinterpret_cast<const gpu::Words4*>(moments + (which * kRows + of_row) * kColumns);
         float sum = 0;
 #pragma unroll
-        for (int i = 0; i < kWarps / 4; ++i)
+        for (int i = 0; i < kColumns / 4; ++i)
 #pragma unroll
             for (int w = 0; w < 4; ++w) sum += gpu::as_float(v[i].w[w]);
         return sum;
@@ -191,40 +196,40 @@ struct TailWide {
                 float sum = 0;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) sum += y[m][j][2 * h] + y[m][j][2 * h + 1];
-                share(sum, 0, 16 * m + 8 * h + g);
+                share(sum, 0, row_of(m, h));
             }
         gpu::block_sync();  // the sums are whole, and the attended tokens used up
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const float mean = total(0, 16 * m + 8 * h + g) * (1.0f / kC);
+                const float mean = total(0, row_of(m, h)) * (1.0f / kC);
                 float squares = 0;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) {
                     const float p = y[m][j][2 * h] - mean, q = y[m][j][2 * h + 1] - mean;
                     squares += p * p + q * q;
                 }
-                share(squares, 1, 16 * m + 8 * h + g);
+                share(squares, 1, row_of(m, h));
             }
         gpu::block_sync();  // the squares are whole
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int row = 16 * m + 8 * h + g;
-                const float mean = total(0, row) * (1.0f / kC);
-                const float scale = gpu::reciprocal_sqrt(total(1, row) * (1.0f / kC) + 1e-5f), offset = -mean * scale;
+                const int to = row_of(m, h);
+                const float mean = total(0, to) * (1.0f / kC);
+                const float scale = gpu::reciprocal_sqrt(total(1, to) * (1.0f / kC) + 1e-5f), offset = -mean * scale;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j)
-                    store2(rows + row * kRowStride + column + 8 * j + 2 * t, gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset));
+                    store2(rows + to * kRowStride + column + 8 * j + 2 * t, gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset));
             }
         add_bias(y, a.bias);
     }
 
     // The chunk's hidden channels, the warp's 16 of each factor, to `hidden`. `slice` moves on.
     GPU_FN void make_hidden(int chunk, int& slice) const {
-        const int own = 16 * gpu::warp();
+        const int own = 16 * part;
         float f[2][kM][2][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -242,7 +247,7 @@ struct TailWide {
 #pragma unroll
             for (int c = 0; c < kSlice; c += 16) {
                 uint32_t x[kM][4];
-                load_rows<kRowStride>(x, rows + k * kSlice + c);
+                load_rows<kRowStride>(x, rows + row * kRowStride + k * kSlice + c);
                 multiply16<T, kSliceStride>(f[0], x, w + own * kSliceStride + c);
                 multiply16<T, kSliceStride>(f[1], x, w + (kHidden + own) * kSliceStride + c);
             }
@@ -253,7 +258,7 @@ struct TailWide {
             for (int h = 0; h < 2; ++h)
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
-                    store2(hidden + (16 * m + 8 * h + g) * kHiddenStride + own + 8 * j + 2 * t,
+                    store2(hidden + row_of(m, h) * kHiddenStride + own + 8 * j + 2 * t,
                            gpu::pack<T>(f[0][m][j][2 * h] * f[1][m][j][2 * h], f[0][m][j][2 * h + 1] * f[1][m][j][2 * h + 1]));
     }
 };

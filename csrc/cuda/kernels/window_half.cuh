@@ -20,11 +20,11 @@ constexpr bool kWideExponent = false;
 template <>
 constexpr bool kWideExponent<gpu::BFloat16> = true;
 
-template <class T, int kD, int kSide>
-struct WindowHalf : Head<T, kD, kSide> {
-    using H = Head<T, kD, kSide>;
+template <class T, int kD, int kSide, int kM>
+struct WindowHalf : Head<T, kD, kSide, kM> {
+    using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::head, H::g, H::t, H::token, H::window_token, H::first_row;
-    using H::kM, H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kSpan, H::kTileRows, H::kWindowTokens;
+    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kSpan, H::kTileRows, H::kWindowTokens;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr float kLog2E = 1.44269504f;
@@ -227,5 +227,8 @@ struct WindowHalf : Head<T, kD, kSide> {
             }
     }
 };
+
+template <class T, int kD, int kSide, int kM>
+WindowHalf(const Head<T, kD, kSide, kM>&) -> WindowHalf<T, kD, kSide, kM>;
 
 }  // namespace swk::cuda

@@ -25,8 +25,10 @@ CHUNK = 48
 """Channels of x in a stage of the weights of qkv."""
 SLICE = 32
 """Columns of a slice of the projection."""
-WIDE = 384
-"""Channels from which on `tail` is that of tail_wide.cuh: it reads the attended tokens in their own order."""
+WIDE = {384: 128}
+"""Channels -> hidden channels at once where `tail` is that of tail_wide.cuh; it reads attended tokens as they are."""
+HIDDEN = 32
+"""Hidden channels at once elsewhere."""
 _ALIGNMENT = 256  # bytes
 _MOST_LOG_SCALE = math.log(100)
 _LOG2_E = math.log2(math.e)
@@ -69,7 +71,7 @@ def projection_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[
     channels = weights.proj.shape[0]
     sizes = (2 * channels * -(-channels // SLICE) * SLICE, 4 * channels)
     sources = [t for t in (weights.proj, weights.proj_bias) if t is not None]
-    return _parts(sources, ("cuda projection", dtype), sizes, lambda: _projection(weights, dtype))
+    return _parts(sources, ("cuda projection", channels in WIDE, dtype), sizes, lambda: _projection(weights, dtype))
 
 
 def ffn_parts(weights: FFNWeights, dtype: torch.dtype) -> tuple[Sequence[Tensor], int]:
@@ -78,12 +80,12 @@ def ffn_parts(weights: FFNWeights, dtype: torch.dtype) -> tuple[Sequence[Tensor]
     Shapes: (chunks, 2 chunk, C), (chunks, 2 chunk), (chunks, C, chunk), (C).
     """
     channels, hidden = weights.project_out.shape[:2]
-    chunk = 128 if channels >= WIDE else 32
+    chunk = WIDE.get(channels, HIDDEN)
     chunks = -(-hidden // chunk)
     padded = chunks * chunk
     sizes = (4 * padded * channels, 8 * padded, 2 * padded * channels, 4 * channels)
     sources = [t for t in weights if t is not None]
-    return _parts(sources, ("cuda ffn", dtype), sizes, lambda: _ffn(weights, chunk, dtype)), chunks
+    return _parts(sources, ("cuda ffn", chunk, dtype), sizes, lambda: _ffn(weights, chunk, dtype)), chunks
 
 
 def padded_head(channels: int, heads: int) -> int:
@@ -155,7 +157,7 @@ def _projection(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
     channels = weights.proj.shape[0]
     order = channel_order(channels).to(weights.proj.device)
     matrix = weights.proj.detach().flatten(1)[order]
-    if channels < WIDE:
+    if channels not in WIDE:
         matrix = matrix[:, order]
     matrix = F.pad(matrix, (0, -channels % SLICE)).unflatten(1, (-1, SLICE)).transpose(0, 1)
     return [matrix.to(dtype), _bias(weights.proj_bias, weights.proj)]

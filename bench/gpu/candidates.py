@@ -1,0 +1,127 @@
+"""Times of instances of the CUDA kernels that no table chooses yet beside those that it does, on a GPU.
+
+    python -m bench.gpu.candidates [--out DIR]
+
+Each result is compared with that of the chosen instance. Times are medians of CUDA events, in turn, of blocks of the
+released network for 40 tiles of 256x256 (candidates.csv; also printed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels.backends.cuda import block_kernels, packing, runtime
+from swintormer_kernels.backends.cuda.block_kernels import attend, finish
+from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
+
+TILES, TURNS, CALLS = 40, 7, 10
+Choice = tuple[str, int, int, int]
+# What is timed, its shape -> candidates: instance, threads, shared bytes, units of a block.
+ATTENTION: dict[Shape, tuple[Choice, ...]] = {
+    Shape(48, 1, 128, 128, 8): (("attention_bf16_d24_w16_m1", 512, 40992, 1),),
+    Shape(192, 4, 32, 32, 8): (("attention_bf16_d24_w16_m1", 512, 40992, 1),),
+    Shape(96, 1, 128, 128, 8): (("attention_bf16_d48_w16_m2", 256, 82096, 1),),
+    Shape(48, 2, 64, 64, 4, window=8): (("attention_bf16_d16_w8_m1", 512, 30944, 4),),
+}
+TAIL: dict[Shape, tuple[Choice, ...]] = {
+    Shape(192, 4, 32, 32, 8): (
+        ("tail_bf16_c192_wide", 256, 119808, 128),
+        ("tail_bf16_c192_wide5", 256, 138240, 160),
+        ("tail_bf16_c192_wide2", 256, 67584, 64),
+    ),
+    Shape(384, 8, 16, 16, 8): (("tail_bf16_c384_m5", 256, 181760, 80), ("tail_bf16_c384_m2", 256, 97280, 32)),
+}
+WIDE_HIDDEN = 64  # of tail_bf16_c192_wide*
+
+
+@contextmanager
+def chosen(choice: Choice | None) -> Iterator[None]:
+    """The tables choose `choice` for everything; None for themselves."""
+    before = block_kernels.kernels, block_kernels.launch, dict(packing.WIDE)
+    if choice is not None:
+        table = SimpleNamespace(cuda_choose_attention=lambda *_: choice, cuda_choose_tail=lambda *_: choice)
+        block_kernels.kernels = lambda: table  # type: ignore[assignment]
+        block_kernels.launch = lambda image, *rest: runtime.launch("candidates", *rest)  # type: ignore[assignment]
+        if "c192_wide" in choice[0]:
+            packing.WIDE[192] = WIDE_HIDDEN
+    yield
+    block_kernels.kernels, block_kernels.launch = before[:2]  # type: ignore[assignment]
+    packing.WIDE.clear()
+    packing.WIDE.update(before[2])
+
+
+def calls(shape: Shape, tiles: int, device: str, tail: bool) -> Callable[[], Tensor]:
+    """A call of the first or the second kernel."""
+
+    def cast(given: Any) -> Any:
+        return type(given)(*(None if t is None else t.to(device, torch.bfloat16) for t in given))
+
+    torch.manual_seed(0)
+    x = torch.randn(tiles, shape.height, shape.width, shape.channels).to(device, torch.bfloat16).permute(0, 3, 1, 2)
+    weights = cast(attention_weights(shape.channels, shape.heads, shape.window))
+    weights.logit_scale.fill_(2.3)  # scale 10, as a network starts with
+    if not tail:
+        return lambda: attend(x, weights, shape.window, shape.shift)
+    ffn = cast(ffn_weights(shape.channels, shape.hidden))
+    tokens = torch.randn_like(x.permute(0, 2, 3, 1)).reshape(-1, shape.window**2, shape.channels)
+    return lambda: finish(x, (tokens, weights, shape.window, shape.shift), ffn)
+
+
+def same(shape: Shape, choice: Choice, tail: bool, device: str, tiles: int = 1) -> float:
+    """Largest difference from the chosen instance's result, in parts of its largest value."""
+    call = calls(shape, tiles, device, tail)
+    expected = call().float()
+    with chosen(choice):
+        found = call().float()
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def milliseconds(call: Callable[[], Tensor]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(CALLS):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / CALLS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for candidates.csv")
+    asked = parser.parse_args()
+    rows: list[tuple[str, str, float, float]] = []
+    for tail, table in ((False, ATTENTION), (True, TAIL)):
+        for shape, candidates in table.items():
+            what = (
+                f"{'tail' if tail else 'attention'} C {shape.channels} heads {shape.heads} {shape.height}x{shape.width}"
+            )
+            call = calls(shape, TILES, "cuda", tail)
+            times: dict[Choice | None, list[float]] = {}
+            for _ in range(TURNS):
+                for choice in (None, *candidates):
+                    with chosen(choice):
+                        call()
+                        times.setdefault(choice, []).append(milliseconds(call))
+            for choice, found in times.items():
+                name = "chosen" if choice is None else choice[0]
+                difference = 0.0 if choice is None else same(shape, choice, tail, "cuda")
+                rows.append((what, name, statistics.median(found), difference))
+                print(f"{what}: {name} {rows[-1][2]:.4f} ms, difference {difference:.1e}", flush=True)
+    if asked.out is not None:
+        with (asked.out / "candidates.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("what", "instance", "ms", "difference"), *rows])
+
+
+if __name__ == "__main__":
+    main()
