@@ -76,11 +76,16 @@ def _build(output: Path, work: Path, *, debug: bool) -> None:
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     _run([cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", *defines])
     _run([cmake, "--build", str(work)])
+    _build_cuda(cmake, work, output / CUDA_FOLDER / CUDA_NOTE)
+
+
+def _build_cuda(cmake: str, work: Path, note: Path) -> None:
+    """Builds the fatbins that nvcc takes. The package works without the others, and the note tells the first error."""
     try:
         _run([cmake, "--build", str(work), "--target", "cuda_kernels", "--", "-k", "0"])
-    except BuildFailed as failure:  # the package works without, and its note tells why
-        with (output / CUDA_FOLDER / CUDA_NOTE).open("a", encoding="utf-8") as note:
-            note.write(f"error {failure}\n")
+    except BuildFailed as failure:
+        with note.open("a", encoding="utf-8") as lines:
+            lines.write(f"error {failure}\n")
         print(f"Some of the CUDA kernels were not built: {failure}", file=sys.stderr, flush=True)
 
 

@@ -72,6 +72,16 @@ def check_op(name: str, out: Path, device: str) -> bool:
     return right
 
 
+def raised(name: str, out: Path) -> str | None:
+    """What a check of this op raised, if one did: its kernels would spoil the process that times others."""
+    file = out / "checks.csv"
+    if not file.exists():
+        return None
+    with file.open(newline="", encoding="utf-8") as lines:
+        told = [line["verdict"] for line in csv.DictReader(lines) if line["what"] == name]
+    return next((verdict for verdict in told if "Error" in verdict.split(":")[0]), None)
+
+
 def _errors(op: Callable[..., Tensor], arguments: Any, keywords: Any) -> dict[str, float]:
     exact = on("reference", op, *tree_map(wide, (arguments, keywords)))
     found = {backend: on(backend, op, arguments, keywords) for backend in ("cuda", "reference")}

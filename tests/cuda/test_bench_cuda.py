@@ -46,6 +46,8 @@ def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_
     assert not checks.check_op("ddim_step", tmp_path, "cpu")
     last = list(csv.DictReader((tmp_path / "checks.csv").open()))[-1]
     assert last["verdict"] == "ZeroDivisionError: division by zero"
+    assert checks.raised("ddim_step", tmp_path) == last["verdict"]
+    assert checks.raised("swda_block", tmp_path) is None
     cuda.write_notes(tmp_path, {"checks": "failed"})
     # An empty result is right whatever its factor.
     assert "8 of 18 checks passed" in (tmp_path / "notes.md").read_text()

@@ -5,6 +5,8 @@ On a machine without a GPU the kernels run on the emulated device.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from emulator import SCHEDULES
@@ -14,11 +16,13 @@ import swintormer_kernels as sk
 from swintormer_kernels.backends.cuda import built as build_facts
 from swintormer_kernels.backends.cuda import device, emulator
 from swintormer_kernels.registry import BackendError, explain, use_backend
+from swintormer_kernels.testing.block_cases import ffn_weights
 from swintormer_kernels.testing.cases import CASES, case_of, cases_of
 from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+selfcheck = sys.modules["swintormer_kernels.selfcheck"]  # the package's attribute of that name is the function
 OPS = {name: getattr(sk, name) for name in CASES if "cuda" in getattr(sk, name).op.serves}
 HALVES = (torch.bfloat16, torch.float16)
 MOST_ELEMENTS = 60_000  # of x: each thread is a fiber on the CPU
@@ -270,3 +274,39 @@ def test_the_note_of_a_build(tmp_path):
     read = build_facts.built.__wrapped__
     assert read(tmp_path) == build_facts.Built(frozenset({"tail"}), (12, 4), (80, 90), 90, "`nvcc` failed: no")
     assert read(tmp_path / "nowhere").why_absent == "this installation was made without them"
+
+
+@pytest.mark.parametrize("op", ["ddim_step", "group_norm_silu", "norm_silu_conv3x3", "gated_ffn"])
+def test_compiled_code_takes_the_kernels_by_name(where, op):
+    given = {
+        "ddim_step": lambda: (latent(), latent()),
+        "group_norm_silu": lambda: (in_rows(torch.randn(2, 16, 3, 4)), norm_weights(2, 16), 4),
+        "norm_silu_conv3x3": lambda: convolution("one pixel"),
+        "gated_ffn": lambda: (in_rows(torch.randn(1, 24, 3, 4)), ffn_weights(24, 63)),
+    }[op]()
+    given = moved(given, where, torch.bfloat16)
+    keywords = {"alpha_bar_t": 0.25, "alpha_bar_s": 0.5} if op == "ddim_step" else {}
+    function = getattr(sk, op)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *args: function(*args, **keywords), fullgraph=True, backend="aot_eager")
+    plain = on("cuda", lambda *args: function(*args, **keywords), given)
+    out = on("cuda", compiled, given)
+    assert torch.equal(out, plain)
+    assert out.stride() == plain.stride()
+
+
+@pytest.mark.parametrize("op", ["ddim_step", "group_norm_silu", "norm_silu_conv3x3"])
+def test_the_self_check_covers_the_kernels_and_the_gradient_that_goes_with_them(where, op):
+    if sk.backends()["triton"] is not None:
+        pytest.skip(sk.backends()["triton"])
+    row = selfcheck.check(op, "cuda", torch.bfloat16, where)
+    assert (row.forward, row.backward, row.not_served) == ("ok", "ok", None)
+    declined = selfcheck.check(op, "cuda", torch.float32, where)
+    assert declined.not_served == "the cuda backend takes bfloat16 and float16, found float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["gated_ffn", "swda_attention", "swda_block"])
+def test_the_self_check_covers_the_blocks_kernels(where, op):
+    row = selfcheck.check(op, "cuda", torch.bfloat16, where)
+    assert (row.forward, row.backward, row.not_served) == ("ok", "ok", None)

@@ -93,22 +93,36 @@ struct Head {
         return v;
     }
 
-    // 1 / sqrt(variance + 1e-5) of a token's channels and its product with -mean. In one pass, by sums of the differences from
-    // channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C roundings are lost.
-    GPU_FN void moments(const uint16_t* x, float& scale, float& offset) const {
-        float sum = 0, squares = 0;
-        const float count = 1.0f / static_cast<float>(a.channels), pivot = gpu::value<T>(*x);
-        for (int c = 4 * t; c < a.channels; c += 16) {
-            const gpu::Words2 v = load4(x + c);
+    // 1 / sqrt(variance + 1e-5) of the channels of each token, and its product with -mean. In one pass, by sums of the
+    // differences from channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C roundings are
+    // lost.
+    GPU_FN void moments(const uint16_t* x, const uint32_t (&place)[kM][2], float (&scale)[kM][2], float (&offset)[kM][2]) const {
+        float pivot[kM][2], sum[kM][2], squares[kM][2];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float p = gpu::low<T>(v.w[i]) - pivot, q = gpu::high<T>(v.w[i]) - pivot;
-                sum += p, squares += p * p, sum += q, squares += q * q;
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) pivot[m][h] = gpu::value<T>(x[place[m][h]]), sum[m][h] = squares[m][h] = 0;
+        for (int c = 4 * t; c < a.channels; c += 16)
+#pragma unroll
+            for (int m = 0; m < kM; ++m)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const gpu::Words2 v = load4(x + place[m][h] + c);
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        const float p = gpu::low<T>(v.w[i]) - pivot[m][h], q = gpu::high<T>(v.w[i]) - pivot[m][h];
+                        sum[m][h] += p + q, squares[m][h] += p * p + q * q;
+                    }
+                }
+        const float share = 1.0f / static_cast<float>(a.channels);
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float mean = gpu::quad_sum(sum[m][h]) * share, square = gpu::quad_sum(squares[m][h]) * share;
+                scale[m][h] = gpu::reciprocal_sqrt(gpu::maximum(square - mean * mean, 0.0f) + 1e-5f);
+                offset[m][h] = -(pivot[m][h] + mean) * scale[m][h];
             }
-        }
-        const float mean = gpu::quad_sum(sum) * count;
-        scale = gpu::reciprocal_sqrt(gpu::maximum(gpu::quad_sum(squares) * count - mean * mean, 0.0f) + 1e-5f);
-        offset = -(pivot + mean) * scale;
     }
 
     // Tile j of sums starts at its columns' biases.
@@ -138,10 +152,9 @@ struct Head {
                 if (a.statistics != nullptr) {
                     const gpu::Words2 s = *reinterpret_cast<const gpu::Words2*>(a.statistics + 2 * (image() + pixel));
                     scale[m][h] = gpu::as_float(s.w[1]), offset[m][h] = -gpu::as_float(s.w[0]) * scale[m][h];
-                } else {
-                    moments(x + place[m][h], scale[m][h], offset[m][h]);
                 }
             }
+        if (a.statistics == nullptr) moments(x, place, scale, offset);
         float y[kM][kTiles][4];
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) start(y, j, a.qkv_bias + part(0));
@@ -149,13 +162,9 @@ struct Head {
         const int chunks = (a.channels + kChunk - 1) / kChunk;
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks; ++chunk) {
-            if (chunk + 1 < chunks) {
-                stage(chunk + 1, (chunk + 1) % 2);
-                gpu::copy_wait<1>();
-            } else {
-                gpu::copy_wait<0>();
-            }
-            gpu::block_sync();  // the chunk's weights are there for all
+            gpu::copy_wait<0>();
+            gpu::block_sync();  // the chunk's weights are there for all, and those before it are used up
+            if (chunk + 1 < chunks) stage(chunk + 1, (chunk + 1) % 2);
             const uint16_t* weights = rows + chunk % 2 * kStage;
             const int end = chunk + 1 < chunks ? kChunk : a.channels - chunk * kChunk;
 #pragma unroll 1
@@ -172,8 +181,8 @@ struct Head {
                     }
                 multiply16<T, kWeightStride>(y, n, weights + k);
             }
-            gpu::block_sync();  // the chunk's weights are used up
         }
+        gpu::block_sync();  // all weights are used up
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll

@@ -93,15 +93,10 @@ struct Tail {
         Deep n;
         normalise(y, n);
         for (int chunk = 0; chunk < a.chunks; ++chunk) {
-            if (chunk + 1 < a.chunks) {
-                stage_chunk(chunk + 1);
-                gpu::copy_wait<1>();
-            } else {
-                gpu::copy_wait<0>();
-            }
-            gpu::block_sync();  // the chunk's weights are there for all
+            gpu::copy_wait<0>();
+            gpu::block_sync();  // the chunk's weights are there for all, and those before it are used up
+            if (chunk + 1 < a.chunks) stage_chunk(chunk + 1);
             add_chunk(y, n, chunk);
-            gpu::block_sync();  // the chunk's weights are used up
         }
     }
 
@@ -163,13 +158,9 @@ struct Tail {
         add_bias(y, a.projection_bias);
 #pragma unroll 1
         for (int slice = 0; slice < kSlices; ++slice) {
-            if (slice + 1 < kSlices) {
-                stage_slice(slice + 1);
-                gpu::copy_wait<1>();
-            } else {
-                gpu::copy_wait<0>();
-            }
-            gpu::block_sync();  // the slice's weights are there for all
+            gpu::copy_wait<0>();
+            gpu::block_sync();  // the slice's weights are there for all, and those before it are used up
+            if (slice + 1 < kSlices) stage_slice(slice + 1);
             const uint16_t* w = memory + slice % 2 * kStage;
 #pragma unroll
             for (int k = 0; k < kSlice; k += 16) {
@@ -193,8 +184,8 @@ struct Tail {
                     multiply8<T, kSliceStride>(y, x, w + k);
                 }
             }
-            gpu::block_sync();  // the slice's weights are used up
         }
+        gpu::block_sync();  // all slices are used up
     }
 
     // n of y as A fragments; then y += b_out.
