@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulator import CUDA, build
-from mutations import MUTATIONS, Mutation
+from mutations import KERNELS, MUTATIONS, Mutation
 from ops import assert_forward, mapped, on
 from test_host_layer import skip_without_sanitizer, with_sanitizer
 
@@ -24,7 +24,6 @@ from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn
 from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-KERNELS = CUDA / "kernels"
 TODAY = datetime.date.today().toordinal()
 
 
@@ -98,10 +97,13 @@ def planted(mutation: Mutation, folder: Path) -> Path:
     (folder / "gpu.h").symlink_to(CUDA / "gpu.h")
     (folder / "host").symlink_to(CUDA / "host")
     file = kernels / mutation.file
-    text = file.read_text()
-    assert text.count(mutation.old) == mutation.times, f"{mutation.file} has changed: {mutation.old!r} is not in it"
-    file.write_text(text.replace(mutation.old, mutation.new))
+    file.write_text(mutation.planted(file.read_text()))
     return kernels
+
+
+def test_every_barrier_has_a_case_that_shows_its_absence() -> None:
+    assert all(mutation.cases for mutation in MUTATIONS), "a file of kernels is not in CASES_OF"
+    assert {case for mutation in MUTATIONS for case in mutation.cases.split()} == set(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -139,6 +141,9 @@ def today(i: int) -> bool:
     ],
 )
 def test_planted_fault_is_caught(mutation: Mutation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = library_of("race", planted(mutation, tmp_path), mutation.case)
-    said = verdict(library, mutation.case, monkeypatch)
-    assert any(how in said for how in mutation.caught.split("|")), said or "nothing was said"
+    kernels, said = planted(mutation, tmp_path), []
+    for case in mutation.cases.split():
+        said.append(verdict(library_of("race", kernels, case), case, monkeypatch))
+        if any(how in said[-1] for how in mutation.caught.split("|")):
+            return
+    pytest.fail(f"not caught: {said}")
