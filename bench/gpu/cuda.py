@@ -2,9 +2,9 @@
 
 First, at once and each in a process of its own: every op beside the reference and float64 (checks.csv), and the
 compilation of what is timed beside them (Triton, torch.compile). Then, alone on the GPU, the times (gpu.csv): the
-blocks of the released network for 40 tiles op by op, the whole network, the denoiser's ops; and compute-sanitizer on
-small cases where it is installed. A part that fails or takes too long is noted (log.txt, notes.md) and the next goes
-on. `--warm` does the compilation alone, which can run while the extension is built.
+blocks of the released network for 40 tiles op by op, the whole network, candidates.py, the denoiser's ops; and
+compute-sanitizer on small cases where it is installed. A part that fails or takes too long is noted (log.txt, notes.md)
+and the next goes on. `--warm` does the compilation alone, which can run while the extension is built.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ DENOISER = {
     "ddim_step": ("tile 4x32x32, eta 1, clip", "100 MP image 4x1024x1536, eta 1, clip"),
 }
 CHECKED = 0.4  # share of the time
-AFTER = {
-    "blocks": 0.6,
-    "network": 0.6,
+AFTER = {  # shares of the time that is left
+    "blocks": 0.55,
+    "network": 0.55,
+    "candidates": 0.4,
     "denoiser": 0.5,
     "compile": 0.6,
     "small": 1.0,
-}  # shares of the time that is left
+}
 COMPILED = tuple(SHAPES)[:3]
 MOST_COPIES = 64
 SMALL = "one window, odd shift"  # of compute-sanitizer
@@ -93,6 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
             limit, asks = share * (until - time.monotonic()), command(asked.out, part)
             if part == "small":
                 asks = [*sanitizer(), *asks]
+            elif part == "candidates":
+                asks = [sys.executable, "-m", "bench.gpu.candidates", "--out", str(asked.out)]
             outcomes[part] = run_together([asks], limit, log) if limit > 3 else "no time was left"
     write_notes(asked.out, outcomes)
 
