@@ -217,7 +217,7 @@ def _wide(values: Any) -> Any:
 
 
 def time_network(meter: Meter, tile: int = TILE, tiles: int = TILES) -> None:
-    """The released network on a photograph's tiles: CUDA and Triton as graphs, and eager; then their kernels, in the log."""
+    """The released network on a photograph's tiles: CUDA and Triton as graphs, and eager; their kernels in the log."""
     config = PRESETS["released"]
     net, x = make_network(config, meter.device, BFLOAT16), images(config, tiles, tile, meter.device, BFLOAT16)
     plain = forward("reference", net, x[:1]).double()
