@@ -188,9 +188,9 @@ def test_masked_pairs_that_win(where, window, dtype):
 # ---- races -----------------------------------------------------------------------------------------------------------
 
 
-def assert_same_in_all_schedules(monkeypatch, run):
+def assert_same_in_all_schedules(monkeypatch, run, schedules=SCHEDULES):
     found = []
-    for schedule in SCHEDULES:
+    for schedule in schedules:
         for late in (False, True):
             monkeypatch.setattr(emulator, "options", emulator.Options(schedule, late_copies=late))
             found.append(run())
@@ -236,4 +236,6 @@ def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiproces
     ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 130 if channels == 384 else 70))
     tokens = torch.randn(windows, 64, channels).to(torch.bfloat16)
     attended = (tokens, weights, *rest) if projects else None
-    assert_same_in_all_schedules(monkeypatch, lambda: finish(x, attended, ffn))
+    # Larger blocks of the same code have fewer schedules; the shadow memory's verdict does not depend on them.
+    schedules = SCHEDULES if multiprocessors > 1 else ("random",)
+    assert_same_in_all_schedules(monkeypatch, lambda: finish(x, attended, ffn), schedules)
