@@ -1,5 +1,5 @@
-// The first kernel of swda_attention: everything before the projection. Block `unit`: windows of one group, one head, one half;
-// the units of a window are neighbours, so that x is read from memory once.
+// The first kernel of swda_attention: everything before the projection. Block `unit`: windows of one group, one head,
+// one half; the units of a window are neighbours, so that x is read from memory once.
 #pragma once
 #include "channel_half.cuh"
 #include "window_half.cuh"

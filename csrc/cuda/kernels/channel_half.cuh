@@ -3,9 +3,10 @@
 //   logits[c, e] = sum over tokens of q[c] k[e] / (|q[c]| |k[e]|), norms over the tokens, at least 1e-12
 //   out[token, c] = sum over e of softmax_one(logits[c])[e] v[token, e]           (softmax_one: window_half.cuh)
 //
-// q and k go to `rows`, in place and not normalised; their norms are sums of squares in float32, by warps and then over warps.
-// v stays in registers as A fragments. A warp takes 16 of the rows c of one window: q^T k with both operands transposed by
-// ldmatrix, then softmax_one in registers, and the weights to the places of v in `rows`, which nobody else uses.
+// q and k go to `rows`, in place and not normalised; their norms are sums of squares in float32, by warps and then over
+// warps. v stays in registers as A fragments. A warp takes 16 of the rows c of one window: q^T k with both operands
+// transposed by ldmatrix, then softmax_one in registers, and the weights to the places of v in `rows`, which nobody
+// else uses.
 // MACs of a block: 256 * 2 d d (the product q^T k with d padded to a multiple of 16).
 #pragma once
 #include "head.cuh"
@@ -47,8 +48,8 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
 #pragma unroll
         for (int j = 0; j < kWide; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
         const uint16_t* base = rows + window * kWindowTokens * kStride;
-        // Transposed matrices of q (channel, token): (0, 0) (8, 0) (0, 8) (8, 8); of k (token, channel): (0, 0) (8, 0) and
-        // those of the next 8 channels.
+        // Transposed matrices of q (channel, token): (0, 0) (8, 0) (0, 8) (8, 8); of k (token, channel): (0, 0) (8, 0)
+        // and those of the next 8 channels.
         const uint16_t* q = base + ((l & 7) + (l >> 4) * 8) * kStride + 16 * job + (l >> 3 & 1) * 8;
         const uint16_t* k = base + (l & 15) * kStride + kD;
 #pragma unroll 2
@@ -79,7 +80,8 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
                 for (int i = 0; i < 2; ++i) {
                     const int column = 8 * j + 2 * t + i;
                     float& logit = s[j][2 * h + i];
-                    logit = kD > 16 || column < a.head_channels ? logit * factor * inverse_norm(window, 1, column) : -1e30f;
+                    logit =
+                        kD > 16 || column < a.head_channels ? logit * factor * inverse_norm(window, 1, column) : -1e30f;
                     most = gpu::maximum(most, logit);
                 }
             most = gpu::quad_max(most);
@@ -91,7 +93,8 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
             if (row < kD) {
                 uint16_t* to = rows + (window * kWindowTokens + row) * kStride + 2 * kD;
 #pragma unroll
-                for (int j = 0; j < kWide; ++j) store2(to + 8 * j + 2 * t, gpu::pack<T>(s[j][2 * h] * rest, s[j][2 * h + 1] * rest));
+                for (int j = 0; j < kWide; ++j)
+                    store2(to + 8 * j + 2 * t, gpu::pack<T>(s[j][2 * h] * rest, s[j][2 * h + 1] * rest));
             }
         }
     }

@@ -1,16 +1,17 @@
 // Products of 16-row fragments with matrices in shared memory, and copies of packed weights into it.
 //
-// Order of channels. Lane t of a quad holds the columns 2t, 2t+1 of a sums' tile and 2t, 2t+1, 2t+8, 2t+9 of an A fragment
-// (gpu.h). Packed weights permute the channels within 16 so that these columns are the channels 4t to 4t+3: what a lane reads
-// or writes of a pixel is one access of 8 bytes, and a quad's is one sector of 32. Position 2t+i holds channel 4t+i, position
-// 8+2t+i channel 4t+2+i. Where the number of channels is odd in units of 8, the last 8 keep their order.
+// Order of channels. Lane t of a quad holds the columns 2t, 2t+1 of a sums' tile and 2t, 2t+1, 2t+8, 2t+9 of an A
+// fragment (gpu.h). Packed weights permute the channels within 16 so that these columns are the channels 4t to 4t+3:
+// what a lane reads or writes of a pixel is one access of 8 bytes, and a quad's is one sector of 32. Position 2t+i
+// holds channel 4t+i, position 8+2t+i channel 4t+2+i. Where the number of channels is odd in units of 8, the last 8
+// keep their order.
 #pragma once
 #include "../gpu.h"
 
 namespace swk::cuda {
 
-// Row stride, in elements, of a matrix in shared memory with `columns` (a multiple of 8): odd in units of 16 bytes, so that
-// the eight rows of an ldmatrix lie in different banks.
+// Row stride, in elements, of a matrix in shared memory with `columns` (a multiple of 8): odd in units of 16 bytes, so
+// that the eight rows of an ldmatrix lie in different banks.
 constexpr int odd_stride(int columns) { return columns / 8 % 2 ? columns : columns + 8; }
 
 // c[m][j] += a[m] W^T for kTiles tiles of 8 rows of W, over 16 of W's columns. w: row 0, first column.
@@ -52,7 +53,8 @@ GPU_FN void multiply8(float (&c)[kM][kTiles][4], const uint32_t (&a)[kM][2], con
     }
 }
 
-// A contiguous matrix of kRows x kColumns to shared memory at kStride, by the whole block: one group of copies, not waited for.
+// A contiguous matrix of kRows x kColumns to shared memory at kStride, by the whole block: one group of copies, not
+// waited for.
 template <int kRows, int kColumns, int kStride, int kThreads>
 GPU_FN void copy_matrix(uint16_t* to, const uint16_t* from) {
     constexpr int kPieces = kColumns / 8;

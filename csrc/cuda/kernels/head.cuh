@@ -1,12 +1,12 @@
 // What both halves of swda_attention begin with, for 256 tokens (one window of 16x16, or four of 8x8) and one head:
 //
-//   n = (x - mean) / sqrt(variance + 1e-5) over the channels      (LayerNorm; its weight and bias are folded into W and b)
-//   y = W n + b, 3d channels: q, k, v                             product on tensor cores, A from global memory
+//   n = (x - mean) / sqrt(variance + 1e-5) over the channels   (LayerNorm; weight and bias folded into W and b)
+//   y = W n + b, 3d channels: q, k, v                          product on tensor cores, A from global memory
 //   u = depth-wise 3x3 of y in the window, zero outside, + bias   product with diagonal matrices, on tensor cores
 //
-// Layout. A warp has kM tiles of 16 tokens: a row of a window of 16, two rows of a window of 8. y lies in shared memory as
-// `rows`: 256 x 3d of the 16-bit type, at an odd stride of 16 bytes; before that the space holds two stages of W. Sums of the
-// convolution stay in registers, in the layout of A fragments, for whoever comes next.
+// Layout. A warp has kM tiles of 16 tokens: a row of a window of 16, two rows of a window of 8. y lies in shared memory
+// as `rows`: 256 x 3d of the 16-bit type, at an odd stride of 16 bytes; before that the space holds two stages of W.
+// Sums of the convolution stay in registers, in the layout of A fragments, for whoever comes next.
 // Bytes of a block: 256 C x (read once from memory, again from L2 by the other heads and halves), 6 d C of W.
 // MACs of a block: 256 (3 d C + 27 d).
 #pragma once
@@ -16,14 +16,14 @@ namespace swk::cuda {
 
 struct AttentionArgs {
     const uint16_t* x;          // (B, H, W, C)
-    const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, channels in fragments.cuh's order
+    const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, in fragments.cuh's order
     const float* qkv_bias;      // (heads, 2, 3D): W times the norm's bias, + bias
     const uint32_t* conv;       // (heads, 2, 3D / 8, 9, 32): B fragments (8 x 8) of diag(taps)
     const float* conv_bias;     // (heads, 2, 3D)
     const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
     const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
     const float* statistics;    // (pixels, 2): mean and 1 / sqrt(variance + 1e-5), or null: made here
-    uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d.. (channel half)
+    uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d..
     int32_t channels, heads, head_channels, height, width, shift, windows;
 };
 
@@ -76,7 +76,9 @@ struct Head {
 
     GPU_FN int across() const { return a.width / kSide; }
     GPU_FN int in_image() const { return window % (across() * (a.height / kSide)); }
-    GPU_FN size_t image() const { return static_cast<size_t>(window / (across() * (a.height / kSide))) * a.height * a.width; }
+    GPU_FN size_t image() const {
+        return static_cast<size_t>(window / (across() * (a.height / kSide))) * a.height * a.width;
+    }
     GPU_FN int part(int which) const { return (head * 2 + half) * kRow + which * kD; }  // of the packed biases
 
     GPU_FN void stage(int chunk, int slot) const {
@@ -95,9 +97,10 @@ struct Head {
     }
 
     // 1 / sqrt(variance + 1e-5) of the channels of each token, and its product with -mean. In one pass, by sums of the
-    // differences from channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C roundings are
-    // lost.
-    GPU_FN void moments(const uint16_t* x, const uint32_t (&place)[kM][2], float (&scale)[kM][2], float (&offset)[kM][2]) const {
+    // differences from channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C
+    // roundings are lost.
+    GPU_FN void moments(const uint16_t* x, const uint32_t (&place)[kM][2], float (&scale)[kM][2],
+                        float (&offset)[kM][2]) const {
         float pivot[kM][2], sum[kM][2], squares[kM][2];
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -148,7 +151,8 @@ struct Head {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int in_window = token - window_token + 16 * m + g + 8 * h;
-                const uint32_t pixel = pixel_of({a.height, a.width, a.shift}, kSide, in_image(), in_window / kSide, in_window % kSide);
+                const uint32_t pixel =
+                    pixel_of({a.height, a.width, a.shift}, kSide, in_image(), in_window / kSide, in_window % kSide);
                 place[m][h] = pixel * static_cast<uint32_t>(a.channels);
                 if (a.statistics != nullptr) {
                     const gpu::Words2 s = *reinterpret_cast<const gpu::Words2*>(a.statistics + 2 * (image() + pixel));
@@ -196,8 +200,8 @@ struct Head {
     // The place in `rows` of token g (h = 0) or g + 8 (h = 1) of the warp's tile m.
     GPU_FN uint16_t* row_of(int m, int h) const { return rows + (token + 16 * m + g + 8 * h) * kStride; }
 
-    // Where a lane's row of A is that is shifted by a tap: `rows` + start[dx + 1] + dy step[dx + 1], or in the zeros, at a place
-    // of the same banks (rows of the window differ by a multiple of 128 bytes).
+    // Where a lane's row of A is that is shifted by a tap: `rows` + start[dx + 1] + dy step[dx + 1], or in the zeros,
+    // at a place of the same banks (rows of the window differ by a multiple of 128 bytes).
     struct Shifts {
         int start[3], step[3], outside[3];
     };
@@ -216,8 +220,8 @@ struct Head {
         return s;
     }
 
-    // u of q, k or v (`which`) of the warp's tokens: sums += A[row + dy, column + dx] diag(tap). A comes shifted, by the
-    // addresses that the lanes give to ldmatrix. One loaded A serves every tile for which it is some dy's.
+    // u of q, k or v (`which`) of the warp's tokens: sums += A[row + dy, column + dx] diag(tap). A comes shifted, by
+    // the addresses that the lanes give to ldmatrix. One loaded A serves every tile for which it is some dy's.
     GPU_FN void convolve(Sums& u, int which, const Shifts& shifts) const {
         const int l = gpu::lane(), lane_row = first_row + (l & 15) / kSide;
 #pragma unroll
@@ -266,7 +270,8 @@ struct Head {
             for (int h = 0; h < 2; ++h) {
                 float squares = 0;
 #pragma unroll
-                for (int j = 0; j < kWide; ++j) squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
+                for (int j = 0; j < kWide; ++j)
+                    squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
                 const float factor = scale / gpu::maximum(gpu::square_root(gpu::quad_sum(squares)), 1e-12f);
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) u[m][j][2 * h] *= factor, u[m][j][2 * h + 1] *= factor;
@@ -287,9 +292,9 @@ struct Head {
             }
     }
 
-    // From y to what the halves need. Window half: `kept` is q, k and v are in `rows` (whole after the next barrier), q and k
-    // normalised over d, q times the scale. Channel half: `kept` is v, q and k are in `rows` as they are, and the sums of their
-    // squares in scratch.
+    // From y to what the halves need. Window half: `kept` is q, k and v are in `rows` (whole after the next barrier), q
+    // and k normalised over d, q times the scale. Channel half: `kept` is v, q and k are in `rows` as they are, and the
+    // sums of their squares in scratch.
     GPU_FN void mix(Deep& kept) const {
         Deep parts[3];
         Sums u;
@@ -312,7 +317,8 @@ struct Head {
 #pragma unroll
             for (int m = 0; m < kM; ++m)
 #pragma unroll
-                for (int i = 0; i < (k < kDeep16 ? 4 : 2); ++i) kept[k][m][i] = half == 0 ? parts[0][k][m][i] : parts[2][k][m][i];
+                for (int i = 0; i < (k < kDeep16 ? 4 : 2); ++i)
+                    kept[k][m][i] = half == 0 ? parts[0][k][m][i] : parts[2][k][m][i];
     }
 
     // Sums, rounded, as A fragments; what a k8 step does not have is zero.
@@ -322,7 +328,8 @@ struct Head {
 #pragma unroll
             for (int j = 0; j < kWide; ++j)
 #pragma unroll
-                for (int h = 0; h < 2; ++h) to[j / 2][m][j % 2 * 2 + h] = gpu::pack<T>(from[m][j][2 * h], from[m][j][2 * h + 1]);
+                for (int h = 0; h < 2; ++h)
+                    to[j / 2][m][j % 2 * 2 + h] = gpu::pack<T>(from[m][j][2 * h], from[m][j][2 * h + 1]);
     }
     // The fragments of part `which` to `rows`.
     GPU_FN void put(const Deep& from, int which) const {
@@ -331,7 +338,8 @@ struct Head {
 #pragma unroll
             for (int j = 0; j < kWide; ++j)
 #pragma unroll
-                for (int h = 0; h < 2; ++h) store2(row_of(m, h) + which * kD + 8 * j + 2 * t, from[j / 2][m][j % 2 * 2 + h]);
+                for (int h = 0; h < 2; ++h)
+                    store2(row_of(m, h) + which * kD + 8 * j + 2 * t, from[j / 2][m][j % 2 * 2 + h]);
     }
 
     // Results of the head to `attended`, rounded; their channels are in fragments.cuh's order.
@@ -341,14 +349,17 @@ struct Head {
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const size_t row = static_cast<size_t>(window) * kWindowTokens + token - window_token + 16 * m + g + 8 * h;
+                const size_t row =
+                    static_cast<size_t>(window) * kWindowTokens + token - window_token + 16 * m + g + 8 * h;
                 uint16_t* to = a.attended + row * a.channels + half * (a.channels / 2) + head * a.head_channels;
 #pragma unroll
                 for (int j = 0; j + 1 < kWide; j += 2)
                     if (kD > 16 || 4 * t < a.head_channels)
-                        store4(to + 8 * j + 4 * t, gpu::pack<T>(o[m][j][2 * h], o[m][j][2 * h + 1]), gpu::pack<T>(o[m][j + 1][2 * h], o[m][j + 1][2 * h + 1]));
+                        store4(to + 8 * j + 4 * t, gpu::pack<T>(o[m][j][2 * h], o[m][j][2 * h + 1]),
+                               gpu::pack<T>(o[m][j + 1][2 * h], o[m][j + 1][2 * h + 1]));
                 if constexpr (kWide % 2 == 1)
-                    store2(to + 8 * (kWide - 1) + 2 * t, gpu::pack<T>(o[m][kWide - 1][2 * h], o[m][kWide - 1][2 * h + 1]));
+                    store2(to + 8 * (kWide - 1) + 2 * t,
+                           gpu::pack<T>(o[m][kWide - 1][2 * h], o[m][kWide - 1][2 * h + 1]));
             }
     }
 };

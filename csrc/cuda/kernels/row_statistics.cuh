@@ -1,5 +1,5 @@
-// Mean and 1 / sqrt(variance + 1e-5) of the channels of each pixel, for the kernel `attention`, which else makes them in every
-// head and half. Four lanes a pixel, 8 bytes each: a sector of 32 bytes at once. Bytes: C S + 8 a pixel.
+// Mean and 1 / sqrt(variance + 1e-5) of the channels of each pixel, for the kernel `attention`, which else makes them
+// in every head and half. Four lanes a pixel, 8 bytes each: a sector of 32 bytes at once. Bytes: C S + 8 a pixel.
 #pragma once
 #include "fragments.cuh"
 
@@ -29,7 +29,8 @@ GPU_FN void row_statistics(const StatisticsArgs& a) {
     const float mean = gpu::quad_sum(sum) * share, square = gpu::quad_sum(squares) * share;
     if (t == 0 && pixel < a.pixels) {
         a.statistics[2 * static_cast<size_t>(pixel)] = pivot + mean;
-        a.statistics[2 * static_cast<size_t>(pixel) + 1] = gpu::reciprocal_sqrt(gpu::maximum(square - mean * mean, 0.0f) + 1e-5f);
+        a.statistics[2 * static_cast<size_t>(pixel) + 1] =
+            gpu::reciprocal_sqrt(gpu::maximum(square - mean * mean, 0.0f) + 1e-5f);
     }
 }
 

@@ -14,7 +14,8 @@ template <class T, int kC, bool kProjects>
 using Narrow = Tail<T, kC, 2, kProjects>;
 // kRows pixels of a block; three stages where one block fills a multiprocessor, two where two do.
 template <class T, int kC, bool kProjects, int kRows>
-using Wide = TailWide<T, kC, kProjects, kC == 192 ? 2 : 1, (kRows < 64 * (kC == 192 ? 2 : 1) ? 2 : 3), kRows / 16 / (kC == 192 ? 2 : 1)>;
+using Wide = TailWide<T, kC, kProjects, kC == 192 ? 2 : 1, (kRows < 64 * (kC == 192 ? 2 : 1) ? 2 : 3),
+                      kRows / 16 / (kC == 192 ? 2 : 1)>;
 
 template <int kC>
 constexpr bool agrees() {
@@ -34,7 +35,8 @@ static_assert(agrees<384, 32>(kTail384[0]) && agrees<384, 64>(kTail384[1]) && ag
 
 }  // namespace swk::cuda
 
-#define SWK_INSTANCE(name, blocks, ...) GPU_INSTANCE(name, 256, blocks, swk::cuda::TailArgs, swk::cuda::tail<swk::cuda::__VA_ARGS__>)
+#define SWK_INSTANCE(name, blocks, ...) \
+    GPU_INSTANCE(name, 256, blocks, swk::cuda::TailArgs, swk::cuda::tail<swk::cuda::__VA_ARGS__>)
 #define SWK_NARROW(c, blocks)                                                \
     SWK_INSTANCE(tail_bf16_c##c, blocks, Narrow<gpu::BFloat16, c, true>)      \
     SWK_INSTANCE(tail_f16_c##c, blocks, Narrow<gpu::Float16, c, true>)        \

@@ -1,14 +1,14 @@
 // The pixel-local tail of a block, and gated_ffn alone (without the first line, y = x):
 //
-//   y = x + P a + b_p                                             a: `attended`, windows of the rolled map; without chunks of
-//                                                                 hidden channels that is all: swda_attention
-//   n = (y - mean) / sqrt(variance + 1e-5) over the channels      (LayerNorm; its weight and bias are folded into W and b)
+//   y = x + P a + b_p                                          a: `attended`, windows of the rolled map; without
+//                                                              hidden channels that is all: swda_attention
+//   n = (y - mean) / sqrt(variance + 1e-5) over the channels   (LayerNorm; weight and bias folded into W and b)
 //   out = y + W_out ((W_1 n + b_1) (W_2 n + b_2)) + b_out
 //
-// Layout. A block takes 128 kM pixels: a warp kM tiles of 16, with all C channels of y as float32 sums. Their layout is that of
-// n's A fragments, so that n stays in registers as well; the FFN adds onto y itself. The hidden channels come in chunks of
-// kHidden, as W_1, W_2 and W_out of the chunk, by cp.async in two stages; a chunk's product of the two factors is rounded and is
-// the A fragment of the product with W_out. Channels are in fragments.cuh's order throughout.
+// Layout. A block takes 128 kM pixels: a warp kM tiles of 16, with all C channels of y as float32 sums. Their layout is
+// that of n's A fragments, so that n stays in registers as well; the FFN adds onto y itself. The hidden channels come
+// in chunks of kHidden, as W_1, W_2 and W_out of the chunk, by cp.async in two stages; a chunk's product of the two
+// factors is rounded and is the A fragment of the product with W_out. Channels are in fragments.cuh's order throughout.
 // Bytes: 3 C S a pixel (gated_ffn 2 C S) and all weights once a block, from L2. MACs: C^2 + 3 C hidden a pixel.
 #pragma once
 #include "fragments.cuh"
@@ -33,7 +33,8 @@ GPU_FN int pixel_of_row(const TailArgs& a, int row) {
     const int log_tokens = a.side == 16 ? 8 : 6, log_side = log_tokens / 2;
     const int window = row >> log_tokens, token = row & ((1 << log_tokens) - 1);
     const int windows = (a.width >> log_side) * (a.height >> log_side), image = window / windows;
-    const uint32_t in_image = pixel_of({a.height, a.width, a.shift}, a.side, window - image * windows, token >> log_side, token & (a.side - 1));
+    const uint32_t in_image = pixel_of({a.height, a.width, a.shift}, a.side, window - image * windows,
+                                       token >> log_side, token & (a.side - 1));
     return image * a.height * a.width + static_cast<int>(in_image);
 }
 
@@ -42,7 +43,8 @@ struct Tail {
     static constexpr int kThreads = 256, kRows = 16 * kM * kThreads / 32;
     static constexpr int kWide = kC / 8, kDeep16 = kC / 16, kDeep8 = kC % 16 / 8;
     static constexpr int kHidden = 32, kSlice = 32;
-    static constexpr int kInStride = odd_stride(kC), kOutStride = odd_stride(kHidden), kSliceStride = odd_stride(kSlice);
+    static constexpr int kInStride = odd_stride(kC), kOutStride = odd_stride(kHidden),
+                         kSliceStride = odd_stride(kSlice);
     static constexpr int kIn = 2 * kHidden * kInStride, kStage = kIn + kC * kOutStride;  // elements
     static constexpr int kSharedBytes = 2 * 2 * kStage;
     static_assert(kC * kSliceStride <= kStage, "a slice of the projection fits a stage");
@@ -129,9 +131,11 @@ struct Tail {
                 uint16_t* out = a.out + place(m, h);
 #pragma unroll
                 for (int j = 0; j + 1 < kWide; j += 2)
-                    store4(out + 8 * j + 4 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]), gpu::pack<T>(y[m][j + 1][2 * h], y[m][j + 1][2 * h + 1]));
+                    store4(out + 8 * j + 4 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]),
+                           gpu::pack<T>(y[m][j + 1][2 * h], y[m][j + 1][2 * h + 1]));
                 if constexpr (kWide % 2 == 1)
-                    store2(out + 8 * (kWide - 1) + 2 * t, gpu::pack<T>(y[m][kWide - 1][2 * h], y[m][kWide - 1][2 * h + 1]));
+                    store2(out + 8 * (kWide - 1) + 2 * t,
+                           gpu::pack<T>(y[m][kWide - 1][2 * h], y[m][kWide - 1][2 * h + 1]));
             }
     }
 
@@ -148,7 +152,8 @@ struct Tail {
     }
 
     GPU_FN void stage_slice(int slice) const {
-        copy_matrix<kC, kSlice, kSliceStride, kThreads>(memory + slice % 2 * kStage, a.projection + static_cast<size_t>(slice) * kC * kSlice);
+        copy_matrix<kC, kSlice, kSliceStride, kThreads>(memory + slice % 2 * kStage,
+                                                        a.projection + static_cast<size_t>(slice) * kC * kSlice);
         gpu::copy_commit();
     }
 
@@ -171,7 +176,8 @@ struct Tail {
                     for (int m = 0; m < kM; ++m)
 #pragma unroll
                         for (int h = 0; h < 2; ++h) {
-                            const gpu::Words2 v = load4(a.attended + static_cast<size_t>(row_of(m, h)) * kC + c + 4 * t);
+                            const gpu::Words2 v =
+                                load4(a.attended + static_cast<size_t>(row_of(m, h)) * kC + c + 4 * t);
                             x[m][h] = v.w[0], x[m][2 + h] = v.w[1];
                         }
                     multiply16<T, kSliceStride>(y, x, w + k);
@@ -180,7 +186,8 @@ struct Tail {
 #pragma unroll
                     for (int m = 0; m < kM; ++m)
 #pragma unroll
-                        for (int h = 0; h < 2; ++h) x[m][h] = load2(a.attended + static_cast<size_t>(row_of(m, h)) * kC + c + 2 * t);
+                        for (int h = 0; h < 2; ++h)
+                            x[m][h] = load2(a.attended + static_cast<size_t>(row_of(m, h)) * kC + c + 2 * t);
                     multiply8<T, kSliceStride>(y, x, w + k);
                 }
             }
@@ -203,10 +210,12 @@ struct Tail {
                     const float p = y[m][j][2 * h] - mean, q = y[m][j][2 * h + 1] - mean;
                     squares += p * p + q * q;
                 }
-                const float scale = gpu::reciprocal_sqrt(gpu::quad_sum(squares) * (1.0f / kC) + 1e-5f), offset = -mean * scale;
+                const float scale = gpu::reciprocal_sqrt(gpu::quad_sum(squares) * (1.0f / kC) + 1e-5f),
+                            offset = -mean * scale;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j)
-                    n[j / 2][m][j % 2 * 2 + h] = gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset);
+                    n[j / 2][m][j % 2 * 2 + h] =
+                        gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset);
             }
         add_bias(y, a.bias);
     }
@@ -236,13 +245,15 @@ struct Tail {
 #pragma unroll
             for (int k = 0; k < kDeep16; ++k)
 #pragma unroll
-                for (int f = 0; f < 2; ++f) multiply16<T, kInStride>(h[f], n[k], in + (f * kHidden + part) * kInStride + 16 * k);
+                for (int f = 0; f < 2; ++f)
+                    multiply16<T, kInStride>(h[f], n[k], in + (f * kHidden + part) * kInStride + 16 * k);
             if constexpr (kDeep8 == 1) {
                 uint32_t deep[kM][2];
 #pragma unroll
                 for (int m = 0; m < kM; ++m) deep[m][0] = n[kDeep16][m][0], deep[m][1] = n[kDeep16][m][1];
 #pragma unroll
-                for (int f = 0; f < 2; ++f) multiply8<T, kInStride>(h[f], deep, in + (f * kHidden + part) * kInStride + 16 * kDeep16);
+                for (int f = 0; f < 2; ++f)
+                    multiply8<T, kInStride>(h[f], deep, in + (f * kHidden + part) * kInStride + 16 * kDeep16);
             }
             uint32_t p[kM][4];
 #pragma unroll
@@ -251,7 +262,8 @@ struct Tail {
                 for (int j = 0; j < 2; ++j)
 #pragma unroll
                     for (int i = 0; i < 2; ++i)
-                        p[m][2 * j + i] = gpu::pack<T>(h[0][m][j][2 * i] * h[1][m][j][2 * i], h[0][m][j][2 * i + 1] * h[1][m][j][2 * i + 1]);
+                        p[m][2 * j + i] = gpu::pack<T>(h[0][m][j][2 * i] * h[1][m][j][2 * i],
+                                                       h[0][m][j][2 * i + 1] * h[1][m][j][2 * i + 1]);
             multiply16<T, kOutStride>(y, p, in + kIn + part);
         }
     }

@@ -12,8 +12,8 @@ struct TailSize {
 constexpr TailSize kTail192[] = {{64, 67584, 2}, {160, 138240, 1}};
 constexpr TailSize kTail384[] = {{32, 97280, 2}, {64, 163840, 1}, {80, 181760, 1}};
 
-// The size that is done soonest: rounds of all multiprocessors times pixels that one has in a round. Of equal ones the largest,
-// which reads the weights least often.
+// The size that is done soonest: rounds of all multiprocessors times pixels that one has in a round. Of equal ones the
+// largest, which reads the weights least often.
 template <int kSizes>
 constexpr TailSize best_size(const TailSize (&sizes)[kSizes], int pixels, int multiprocessors, int shared_bytes) {
     TailSize best{};
@@ -29,12 +29,14 @@ constexpr TailSize best_size(const TailSize (&sizes)[kSizes], int pixels, int mu
     return best;
 }
 
-// projects: with projection and residual before the FFN; x is an image and the input in windows then. multiprocessors and the
-// shared bytes that a block may have are the device's. Shared memory: two stages of weights (tail.cuh, which agrees); from 192
-// channels on the pixels as well (tail_wide.cuh).
-constexpr Choice choose_tail(bool bfloat16, int channels, bool projects, int pixels, int multiprocessors, int shared_bytes) {
-#define SWK_NAME(suffix) \
-    (projects ? (bfloat16 ? "tail_bf16_" suffix : "tail_f16_" suffix) : (bfloat16 ? "gated_ffn_bf16_" suffix : "gated_ffn_f16_" suffix))
+// projects: with projection and residual before the FFN; x is an image and the input in windows then. multiprocessors
+// and the shared bytes that a block may have are the device's. Shared memory: two stages of weights (tail.cuh, which
+// agrees); from 192 channels on the pixels as well (tail_wide.cuh).
+constexpr Choice choose_tail(bool bfloat16, int channels, bool projects, int pixels, int multiprocessors,
+                             int shared_bytes) {
+#define SWK_NAME(suffix)                                              \
+    (projects ? (bfloat16 ? "tail_bf16_" suffix : "tail_f16_" suffix) \
+              : (bfloat16 ? "gated_ffn_bf16_" suffix : "gated_ffn_f16_" suffix))
     if (channels == 24) return {SWK_NAME("c24"), 256, 9984, 256};
     if (channels == 48) return {SWK_NAME("c48"), 256, 22016, 256};
     if (channels == 96) return {SWK_NAME("c96"), 256, 41984, 256};

@@ -1,11 +1,12 @@
-// The tail of a block (tail.cuh has the formula) for so many channels that 16 pixels of a warp are too many registers: the
-// warps share the pixels of a block and take their channels apart.
+// The tail of a block (tail.cuh has the formula) for so many channels that 16 pixels of a warp are too many registers:
+// the warps share the pixels of a block and take their channels apart.
 //
-// Layout. A block has 16 kM kGroups pixels, kC channels and 8 warps: kGroups rows of kColumns = 8 / kGroups. A warp holds 16 kM
-// pixels x kC / kColumns channels of y as float32 sums; n, and before it the attended tokens, lie in shared memory, and so does a chunk
-// of 16 kColumns hidden channels, of which a warp makes 16. Weights come as a stream of slices of 32 columns, kStages stages:
-// kC / 32 slices of P, then for each chunk kC / 32 of W_1 and W_2 and those of W_out. A slice's barrier tells that it has come,
-// and that the slice before is used up. Moments of a pixel go through shared memory, warp by warp.
+// Layout. A block has 16 kM kGroups pixels, kC channels and 8 warps: kGroups rows of kColumns = 8 / kGroups. A warp
+// holds 16 kM pixels x kC / kColumns channels of y as float32 sums; n, and before it the attended tokens, lie in shared
+// memory, and so does a chunk of 16 kColumns hidden channels, of which a warp makes 16. Weights come as a stream of
+// slices of 32 columns, kStages stages: kC / 32 slices of P, then for each chunk kC / 32 of W_1 and W_2 and those of
+// W_out. A slice's barrier tells that it has come, and that the slice before is used up. Moments of a pixel go through
+// shared memory, warp by warp.
 // Bytes: 3 C S a pixel (gated_ffn 2 C S), and all weights once a block, from L2.
 #pragma once
 #include "tail.cuh"
@@ -17,8 +18,10 @@ struct TailWide {
     static constexpr int kThreads = 256, kColumns = 8 / kGroups, kRows = 16 * kM * kGroups;
     static constexpr int kOwn = kC / kColumns, kWide = kOwn / 8;  // channels of a warp
     static constexpr int kHidden = 16 * kColumns, kSlice = 32;
-    static constexpr int kDeepSlices = kC / kSlice, kHiddenSlices = kHidden / kSlice, kChunkSlices = kDeepSlices + kHiddenSlices;
-    static constexpr int kRowStride = odd_stride(kC), kHiddenStride = odd_stride(kHidden), kSliceStride = odd_stride(kSlice);
+    static constexpr int kDeepSlices = kC / kSlice, kHiddenSlices = kHidden / kSlice,
+                         kChunkSlices = kDeepSlices + kHiddenSlices;
+    static constexpr int kRowStride = odd_stride(kC), kHiddenStride = odd_stride(kHidden),
+                         kSliceStride = odd_stride(kSlice);
     static constexpr int kSliceRows = kC > 2 * kHidden ? kC : 2 * kHidden;
     static constexpr int kRowBytes = 2 * kRows * kRowStride, kHiddenBytes = 2 * kRows * kHiddenStride;
     static constexpr int kStage = kSliceRows * kSliceStride;  // elements
@@ -46,7 +49,8 @@ struct TailWide {
         part = gpu::warp() % kColumns, column = part * kOwn;
     }
 
-    // A row of the block among all, the last one where there are no more; and where the warp's part of a pixel is in x and out.
+    // A row of the block among all, the last one where there are no more; and where the warp's part of a pixel is in x
+    // and out.
     GPU_FN int clamped(int in_block) const { return first + in_block < a.pixels ? first + in_block : a.pixels - 1; }
     GPU_FN int row_of(int m, int h) const { return row + 16 * m + 8 * h + g; }
     GPU_FN size_t place(int m, int h) const {
@@ -66,9 +70,11 @@ struct TailWide {
                 if (kProjects) at -= kDeepSlices;
                 const int chunk = at / kChunkSlices, in_chunk = at % kChunkSlices;
                 if (in_chunk < kDeepSlices)
-                    copy_slice<2 * kHidden, kC>(to, a.in + static_cast<size_t>(chunk) * 2 * kHidden * kC + in_chunk * kSlice);
+                    copy_slice<2 * kHidden, kC>(
+                        to, a.in + static_cast<size_t>(chunk) * 2 * kHidden * kC + in_chunk * kSlice);
                 else
-                    copy_slice<kC, kHidden>(to, a.project + static_cast<size_t>(chunk) * kHidden * kC + (in_chunk - kDeepSlices) * kSlice);
+                    copy_slice<kC, kHidden>(
+                        to, a.project + static_cast<size_t>(chunk) * kHidden * kC + (in_chunk - kDeepSlices) * kSlice);
             }
         }
         gpu::copy_commit();
@@ -92,16 +98,19 @@ struct TailWide {
         if constexpr (kProjects) {
             for (int i = gpu::thread(); i < kRows * kC / 8; i += kThreads) {
                 const int to = i / (kC / 8), piece = i % (kC / 8) * 8;
-                gpu::copy_async16(rows + to * kRowStride + piece, a.attended + static_cast<size_t>(clamped(to)) * kC + piece);
+                gpu::copy_async16(rows + to * kRowStride + piece,
+                                  a.attended + static_cast<size_t>(clamped(to)) * kC + piece);
             }
         }
-        for (int slice = 0; slice < kStages - 1; ++slice) fetch(slice);  // the attended tokens belong to the first group
+        for (int slice = 0; slice < kStages - 1; ++slice)
+            fetch(slice);  // the attended tokens belong to the first group
         load(y);
         int slice = 0;
         if constexpr (kProjects) {
             add_bias(y, a.projection_bias);
 #pragma unroll 1
-            for (int k = 0; k < kDeepSlices; ++k) add_slice<kRowStride>(y, rows + row * kRowStride + k * kSlice, await(slice++) + column * kSliceStride);
+            for (int k = 0; k < kDeepSlices; ++k)
+                add_slice<kRowStride>(y, rows + row * kRowStride + k * kSlice, await(slice++) + column * kSliceStride);
         }
         if (!kProjects || a.chunks > 0) {
             normalise(y);
@@ -109,8 +118,10 @@ struct TailWide {
             for (int chunk = 0; chunk < a.chunks; ++chunk) {
                 make_hidden(chunk, slice);
 #pragma unroll 1
-                for (int k = 0; k < kHiddenSlices; ++k)  // the first slice's barrier tells that the hidden channels are whole
-                    add_slice<kHiddenStride>(y, hidden + row * kHiddenStride + k * kSlice, await(slice++) + column * kSliceStride);
+                for (int k = 0; k < kHiddenSlices;
+                     ++k)  // the first slice's barrier tells that the hidden channels are whole
+                    add_slice<kHiddenStride>(y, hidden + row * kHiddenStride + k * kSlice,
+                                             await(slice++) + column * kSliceStride);
             }
         }
         gpu::copy_wait<0>();
@@ -158,7 +169,8 @@ struct TailWide {
                 uint16_t* out = a.out + place(m, h);
 #pragma unroll
                 for (int j = 0; j < kWide; j += 2)
-                    store4(out + 8 * j + 4 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]), gpu::pack<T>(y[m][j + 1][2 * h], y[m][j + 1][2 * h + 1]));
+                    store4(out + 8 * j + 4 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]),
+                           gpu::pack<T>(y[m][j + 1][2 * h], y[m][j + 1][2 * h + 1]));
             }
     }
     GPU_FN void add_bias(Sums& y, const float* bias) const {
@@ -172,7 +184,8 @@ struct TailWide {
             }
     }
 
-    // Sum over all channels of a row of what each warp has of it: `own` is the lane's part, `which` a free half of `moments`.
+    // Sum over all channels of a row of what each warp has of it: `own` is the lane's part, `which` a free half of
+    // `moments`.
     GPU_FN void share(float own, int which, int of_row) const {
         own = gpu::quad_sum(own);
         if (t == 0) moments[(which * kRows + of_row) * kColumns + part] = own;
@@ -222,7 +235,8 @@ struct TailWide {
                 const float scale = gpu::reciprocal_sqrt(total(1, to) * (1.0f / kC) + 1e-5f), offset = -mean * scale;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j)
-                    store2(rows + to * kRowStride + column + 8 * j + 2 * t, gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset));
+                    store2(rows + to * kRowStride + column + 8 * j + 2 * t,
+                           gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset));
             }
         add_bias(y, a.bias);
     }
@@ -259,7 +273,8 @@ struct TailWide {
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
                     store2(hidden + row_of(m, h) * kHiddenStride + own + 8 * j + 2 * t,
-                           gpu::pack<T>(f[0][m][j][2 * h] * f[1][m][j][2 * h], f[0][m][j][2 * h + 1] * f[1][m][j][2 * h + 1]));
+                           gpu::pack<T>(f[0][m][j][2 * h] * f[1][m][j][2 * h],
+                                        f[0][m][j][2 * h + 1] * f[1][m][j][2 * h + 1]));
     }
 };
 

@@ -1,14 +1,14 @@
 // Window half of swda_attention: attention between the tokens of a window, for one head.
 //
 //   logits = scale cos(q, k) + bias + mask,   out = softmax_one(logits) v
-//   softmax_one(l) = exp(l - m) / (1 + sum exp(l - m)), m the row's maximum; in powers of two: all factors times log2(e)
+//   softmax_one(l) = exp(l - m) / (1 + sum exp(l - m)), m the row's maximum; computed in powers of two
 //
-// q stays in registers (the sums of the convolution are laid out as A fragments), k and v go to `rows`, in place. Sums of
-// q k^T start at the bias, which for a pair (query row, key row) depends on the difference of columns alone. Their layout is
-// that of the A fragments of the product with v.
-// Two ways. Online: running maximum, sums rescaled. Bounded: the table has had the logits' bound scale + 16 subtracted, so
-// that exp2 takes the sums as they are and only the row's maximum is kept beside them; good while 2 scale + 16 <= 70, where
-// nothing that counts underflows, and in bfloat16 alone (float16 ends at 2^-24).
+// q stays in registers (the sums of the convolution are laid out as A fragments), k and v go to `rows`, in place. Sums
+// of q k^T start at the bias, which for a pair (query row, key row) depends on the difference of columns alone. Their
+// layout is that of the A fragments of the product with v.
+// Two ways. Online: running maximum, sums rescaled. Bounded: the table has had the logits' bound scale + 16 subtracted,
+// so that exp2 takes the sums as they are and only the row's maximum is kept beside them; good while 2 scale + 16 <=
+// 70, where nothing that counts underflows, and in bfloat16 alone (float16 ends at 2^-24).
 // MACs of a block: 256 * 2 w w d. Exponentials: 256 w w.
 #pragma once
 #include "head.cuh"
@@ -39,7 +39,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
 
     GPU_FN void fill_table() const {
         const float bound = bounded ? a.scale[head] + 16 * kLog2E : 0.0f;
-        for (int i = gpu::thread(); i < kSpan * kSpan; i += kThreads) scratch[i] = a.table[head * kSpan * kSpan + i] - bound;
+        for (int i = gpu::thread(); i < kSpan * kSpan; i += kThreads)
+            scratch[i] = a.table[head * kSpan * kSpan + i] - bound;
     }
 
     GPU_FN void run(Sums& o, const Deep& q) const {
@@ -55,15 +56,15 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
         else attend<false, false>(o, q, false, false);
     }
 
-    // Bias values of query and key rows `difference` apart. Columns differ by g - 2t + {8, 7, 0, -1, -8, -9}: key columns
-    // 2t, 2t+1 (and, in a window of 16, 2t+8, 2t+9), query columns g (and g + 8).
+    // Bias values of query and key rows `difference` apart. Columns differ by g - 2t + {8, 7, 0, -1, -8, -9}: key
+    // columns 2t, 2t+1 (and, in a window of 16, 2t+8, 2t+9), query columns g (and g + 8).
     GPU_FN void load_bias(float (&b)[kValues], int difference) const {
         const float* at = scratch + (difference + kSide - 1) * kSpan + kSide - 1 + g - 2 * t;
         b[0] = at[0], b[1] = at[-1];
         if constexpr (kSide == 16) b[2] = at[8], b[3] = at[7], b[4] = at[-8], b[5] = at[-9];
     }
-    // b[i]: rows first_row - key_row + i - (kTileRows - 1) apart. A group of keys has kTileRows rows; those of the group
-    // before serve again.
+    // b[i]: rows first_row - key_row + i - (kTileRows - 1) apart. A group of keys has kTileRows rows; those of the
+    // group before serve again.
     GPU_FN void begin_bias(Bias& b) const {
 #pragma unroll
         for (int i = 0; i < kDifferences - kTileRows; ++i) load_bias(b[i], first_row + 1 + i);
@@ -89,15 +90,16 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
                 }
     }
 
-    // Pairs of different regions: the last window row is cut `shift` rows from its end, the last column likewise. Bit 4n + 2h + i
-    // is that of s[n][2h + i]; those of the columns are the same for all rows.
+    // Pairs of different regions: the last window row is cut `shift` rows from its end, the last column likewise. Bit
+    // 4n + 2h + i is that of s[n][2h + i]; those of the columns are the same for all rows.
     GPU_FN uint32_t columns_differ() const {
         uint32_t bits = 0;
 #pragma unroll
         for (int n = 0; n < 2; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const bool query = (g + (i < 2 ? 0 : 8)) % kSide >= kSide - a.shift, key = (8 * n + 2 * t + (i & 1)) % kSide >= kSide - a.shift;
+                const bool query = (g + (i < 2 ? 0 : 8)) % kSide >= kSide - a.shift,
+                           key = (8 * n + 2 * t + (i & 1)) % kSide >= kSide - a.shift;
                 bits |= (query != key ? 1u : 0u) << (4 * n + i);
             }
         return bits;
@@ -109,7 +111,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
         for (int n = 0; n < kTileRows; ++n)
 #pragma unroll
             for (int h = 0; h < kTileRows; ++h)
-                if ((query_row + h >= border) != (key_row + n >= border)) bits |= kTileRows == 1 ? 0xffu : 3u << (4 * n + 2 * h);
+                if ((query_row + h >= border) != (key_row + n >= border))
+                    bits |= kTileRows == 1 ? 0xffu : 3u << (4 * n + 2 * h);
         return bits;
     }
     // -100 (in powers of two) is added, as the formula has it: a masked pair may win.
@@ -122,19 +125,14 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
     }
 
     GPU_FN void score(float (&s)[kM][2][4], const Deep& q, int key) const {
-        const int l = gpu::lane();
         const uint16_t* keys = rows + (window_token + key) * kStride + kD;
 #pragma unroll
         for (int k = 0; k < kDeep16; ++k) multiply16<T, kStride>(s, q[k], keys + 16 * k);
         if constexpr (kDeep8 == 1) {
-            uint32_t r[2];
-            gpu::ldmatrix_x2(r, keys + (l & 15) * kStride + 16 * kDeep16);
+            uint32_t deep[kM][2];
 #pragma unroll
-            for (int m = 0; m < kM; ++m) {
-                const uint32_t deep[2] = {q[kDeep16][m][0], q[kDeep16][m][1]};
-                gpu::mma_k8<T>(s[m][0], deep, r[0]);
-                gpu::mma_k8<T>(s[m][1], deep, r[1]);
-            }
+            for (int m = 0; m < kM; ++m) deep[m][0] = q[kDeep16][m][0], deep[m][1] = q[kDeep16][m][1];
+            multiply8<T, kStride>(s, deep, keys + 16 * kDeep16);
         }
     }
 
@@ -182,7 +180,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
                 score(s[j], q, key + 16 * j);
                 if constexpr (kMasked) {
 #pragma unroll
-                    for (int m = 0; m < kM; ++m) mask(s[j][m], columns | (rows_cut ? rows_differ(m, (key + 16 * j) / kSide) : 0));
+                    for (int m = 0; m < kM; ++m)
+                        mask(s[j][m], columns | (rows_cut ? rows_differ(m, (key + 16 * j) / kSide) : 0));
                 }
             }
             uint32_t p[kStep][kM][4];
@@ -194,7 +193,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
 #pragma unroll
                     for (int j = 0; j < kStep; ++j)
 #pragma unroll
-                        for (int n = 0; n < 2; ++n) most = gpu::maximum(most, gpu::maximum(s[j][m][n][2 * h], s[j][m][n][2 * h + 1]));
+                        for (int n = 0; n < 2; ++n)
+                            most = gpu::maximum(most, gpu::maximum(s[j][m][n][2 * h], s[j][m][n][2 * h + 1]));
                     if constexpr (!kBounded) {
                         most = gpu::quad_max(most);
                         const float shrink = gpu::exp2_approx(top[m][h] - most);
@@ -208,7 +208,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
                     for (int j = 0; j < kStep; ++j)
 #pragma unroll
                         for (int n = 0; n < 2; ++n) {
-                            const float first = gpu::exp2_approx(s[j][m][n][2 * h] - from), second = gpu::exp2_approx(s[j][m][n][2 * h + 1] - from);
+                            const float first = gpu::exp2_approx(s[j][m][n][2 * h] - from),
+                                        second = gpu::exp2_approx(s[j][m][n][2 * h + 1] - from);
                             sum[m][h] += first + second;
                             p[j][m][2 * n + h] = gpu::pack<T>(first, second);
                         }
