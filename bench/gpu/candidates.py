@@ -35,13 +35,14 @@ ATTENTION: dict[Shape, tuple[Choice, ...]] = {
 }
 TAIL: dict[Shape, tuple[Choice, ...]] = {
     Shape(192, 4, 32, 32, 8): (
-        ("tail_bf16_c192_wide", 256, 119808, 128),
-        ("tail_bf16_c192_wide5", 256, 138240, 160),
-        ("tail_bf16_c192_wide2", 256, 67584, 64),
+        ("tail_bf16_c192", 256, 81920, 128),
+        ("tail_bf16_c192_r128", 256, 119808, 128),
+        ("tail_bf16_c192_r64", 256, 67584, 64),
     ),
-    Shape(384, 8, 16, 16, 8): (("tail_bf16_c384_m5", 256, 181760, 80), ("tail_bf16_c384_m2", 256, 97280, 32)),
+    Shape(384, 8, 16, 16, 8): (("tail_bf16_c384_r64", 256, 163840, 64), ("tail_bf16_c384_r32", 256, 97280, 32)),
 }
-WIDE_HIDDEN = 64  # of tail_bf16_c192_wide*
+CHOSEN = ("tail_bf16_c192_r64", "tail_bf16_c384_r64", "tail_bf16_c384_r32")  # of tail.cu, for other sizes of a batch
+NARROW = "tail_bf16_c192"  # takes 32 hidden channels at once and other weights of the projection
 
 
 @contextmanager
@@ -51,9 +52,10 @@ def chosen(choice: Choice | None) -> Iterator[None]:
     if choice is not None:
         table = SimpleNamespace(cuda_choose_attention=lambda *_: choice, cuda_choose_tail=lambda *_: choice)
         block_kernels.kernels = lambda: table  # type: ignore[assignment]
-        block_kernels.launch = lambda image, *rest: runtime.launch("candidates", *rest)  # type: ignore[assignment]
-        if "c192_wide" in choice[0]:
-            packing.WIDE[192] = WIDE_HIDDEN
+        if choice[0] not in CHOSEN:
+            block_kernels.launch = lambda image, *rest: runtime.launch("candidates", *rest)  # type: ignore[assignment]
+        if choice[0] == NARROW:
+            del packing.WIDE[192]
     yield
     block_kernels.kernels, block_kernels.launch = before[:2]  # type: ignore[assignment]
     packing.WIDE.clear()
@@ -77,7 +79,7 @@ def calls(shape: Shape, tiles: int, device: str, tail: bool) -> Callable[[], Ten
     return lambda: finish(x, (tokens, weights, shape.window, shape.shift), ffn)
 
 
-def same(shape: Shape, choice: Choice, tail: bool, device: str, tiles: int = 1) -> float:
+def same(shape: Shape, choice: Choice, tail: bool, device: str, tiles: int = TILES) -> float:
     """Largest difference from the chosen instance's result, in parts of its largest value."""
     call = calls(shape, tiles, device, tail)
     expected = call().float()

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton_samples import with_ffn
 
 import swintormer_kernels as sk
-from swintormer_kernels.backends.cuda import emulator
+from swintormer_kernels.backends.cuda import device, emulator
 from swintormer_kernels.backends.cuda.block_kernels import attend, finish
 from swintormer_kernels.backends.reference import blocks as reference
 from swintormer_kernels.records import AttentionWeights
@@ -206,13 +206,34 @@ def test_races_of_the_attention(emulated, monkeypatch, channels, window):
     assert_same_in_all_schedules(monkeypatch, lambda: attend(*given))
 
 
+def on_one_multiprocessor(monkeypatch):
+    """Batches that fill no GPU, but this one: blocks of more pixels are chosen."""
+    monkeypatch.setattr(device, "EMULATED", device.EMULATED._replace(multiprocessors=1))
+
+
+@pytest.mark.parametrize(("channels", "windows"), [(192, 5), (384, 1), (384, 5)], ids=["160", "64", "80"])
+def test_the_tail_with_blocks_of_many_pixels(emulated, monkeypatch, channels, windows):
+    emulated("plain")
+    on_one_multiprocessor(monkeypatch)
+    shape = Shape(channels, channels // 48, 8, 8 * windows, 3, 8, bias=True)
+    x, weights, *rest = arguments(shape, "cpu", torch.bfloat16)
+    ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 150, True))
+    assert_forward("cuda", sk.swda_block, (x, weights, ffn, *rest))
+    assert_forward("cuda", sk.gated_ffn, (rows(x[..., : 8 * windows - 3]), ffn))
+
+
 @pytest.mark.parametrize("projects", [True, False], ids=["tail", "ffn"])
-@pytest.mark.parametrize("channels", [24, 48, 96, 192, 384])
-def test_races_of_the_tail(emulated, monkeypatch, channels, projects):
+@pytest.mark.parametrize(
+    ("channels", "windows", "multiprocessors"),
+    [(24, 1, 132), (48, 1, 132), (96, 1, 132), (192, 1, 132), (384, 1, 132), (192, 5, 1), (384, 1, 1), (384, 5, 1)],
+)
+def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiprocessors, projects):
     emulated("race")
-    shape = Shape(channels, 1, 8, 8, 3, 8, bias=True)
+    if multiprocessors == 1:
+        on_one_multiprocessor(monkeypatch)
+    shape = Shape(channels, 1, 8, 8 * windows, 3, 8, bias=True)
     x, weights, *rest = arguments(shape, "cpu", torch.bfloat16)
     ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 130 if channels == 384 else 70))
-    tokens = torch.randn(1, 64, channels).to(torch.bfloat16)
+    tokens = torch.randn(windows, 64, channels).to(torch.bfloat16)
     attended = (tokens, weights, *rest) if projects else None
     assert_same_in_all_schedules(monkeypatch, lambda: finish(x, attended, ffn))

@@ -27,6 +27,10 @@ RESERVED = 1024  # shared bytes that each block takes for the system
 SPILLED = 64  # bytes of a thread, outside of the inner loops
 
 
+# Channels, a number of pixels for which one multiprocessor takes the instance, and its blocks of a multiprocessor.
+TAILS = ((24, 1, 2), (48, 1, 2), (96, 1, 1), (192, 1, 2), (192, 160, 1), (384, 1, 2), (384, 64, 1), (384, 80, 1))
+
+
 class Instance(NamedTuple):
     """A kernel as the tables choose it, and how many of its blocks must fit a multiprocessor."""
 
@@ -47,9 +51,11 @@ def instances(image):
                     name, threads, shared, _ = choose.cuda_choose_attention(bfloat16, d, side)
                     found[name] = Instance(name, threads, shared, blocks)
         else:
-            for channels, blocks in ((24, 2), (48, 2), (96, 1), (192, 1), (384, 1)):
+            for channels, pixels, blocks in TAILS:
                 for projects in (True, False):
-                    name, threads, shared, _ = choose.cuda_choose_tail(bfloat16, channels, projects)
+                    name, threads, shared, _ = choose.cuda_choose_tail(
+                        bfloat16, channels, projects, pixels, 1, 227 * 1024
+                    )
                     found[name] = Instance(name, threads, shared, blocks)
     return found
 

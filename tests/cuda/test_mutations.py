@@ -43,7 +43,7 @@ def block(shape: Shape) -> tuple:
 CASES: dict[str, tuple[Callable[[], tuple], list[str]]] = {
     "block": (lambda: block(Shape(96, 2, 32, 32, shift=5)), ["attention_bf16_d24_w16", "tail_bf16_c96"]),
     "block8": (lambda: block(Shape(48, 2, 16, 24, shift=3, window=8)), ["attention_bf16_d16_w8", "tail_bf16_c48"]),
-    "wide": (lambda: block(Shape(384, 8, 16, 16)), ["attention_bf16_d24_w16", "tail_bf16_c384"]),
+    "wide": (lambda: block(Shape(384, 8, 16, 16)), ["attention_bf16_d24_w16", "tail_bf16_c384_r32"]),
     "conv": (
         lambda: (sk.norm_silu_conv3x3, image(1, 72, 8, 16), norm_weights(1, 72), conv_weights(1, 72, 64, (8, 16)), 8),
         ["norm_silu_conv3x3_n32_bf16", *(f"group_norm_{part}_bf16" for part in ("statistics", "table"))],

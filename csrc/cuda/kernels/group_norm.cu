@@ -138,14 +138,25 @@ GPU_FN void apply(const ApplyArgs& a) {
     if (at.row >= at.rows) return;
     const float* const of_image = a.table + static_cast<int64_t>(at.image) * 3 * a.channels + at.column * kVector;
     float mean[kVector], factor[kVector], offset[kVector], v[kVector];
-    for (int i = 0; i < kVector; ++i) {
-        mean[i] = of_image[i], factor[i] = of_image[a.channels + i], offset[i] = of_image[2 * a.channels + i];
-    }
-    for (int pixel = at.row; pixel < at.count; pixel += at.rows) {
-        const int64_t place = at.place(a.pixels, pixel);
-        widen<T>(load_vector(a.x + place), v);
-        for (int i = 0; i < kVector; ++i) v[i] = silu((v[i] - mean[i]) * factor[i] + offset[i]);
-        store_vector(a.out + place, narrow<T>(v));
+    load_floats(of_image, mean);
+    load_floats(of_image + a.channels, factor);
+    load_floats(of_image + 2 * a.channels, offset);
+    constexpr int kAtOnce = 4;  // loads that are under way before the first is needed
+    for (int first = at.row; first < at.count; first += kAtOnce * at.rows) {
+        gpu::Words4 raw[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int pixel = first + i * at.rows;
+            if (pixel < at.count) raw[i] = load_vector(a.x + at.place(a.pixels, pixel));
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int pixel = first + i * at.rows;
+            if (pixel >= at.count) break;
+            widen<T>(raw[i], v);
+            for (int j = 0; j < kVector; ++j) v[j] = silu((v[j] - mean[j]) * factor[j] + offset[j]);
+            store_vector(a.out + at.place(a.pixels, pixel), narrow<T>(v));
+        }
     }
 }
 
@@ -155,7 +166,7 @@ GPU_INSTANCE(group_norm_statistics_bf16, kNormThreads, 4, StatisticsArgs, statis
 GPU_INSTANCE(group_norm_statistics_f16, kNormThreads, 4, StatisticsArgs, statistics<gpu::Float16>)
 GPU_INSTANCE(group_norm_table_bf16, kNormThreads, 4, TableArgs, table<gpu::BFloat16>)
 GPU_INSTANCE(group_norm_table_f16, kNormThreads, 4, TableArgs, table<gpu::Float16>)
-GPU_INSTANCE(group_norm_apply_bf16, kNormThreads, 4, ApplyArgs, apply<gpu::BFloat16>)
-GPU_INSTANCE(group_norm_apply_f16, kNormThreads, 4, ApplyArgs, apply<gpu::Float16>)
+GPU_INSTANCE(group_norm_apply_bf16, kNormThreads, 3, ApplyArgs, apply<gpu::BFloat16>)
+GPU_INSTANCE(group_norm_apply_f16, kNormThreads, 3, ApplyArgs, apply<gpu::Float16>)
 
 }  // namespace swk::cuda

@@ -96,10 +96,9 @@ private:
         float mean[kVector] = {}, factor[kVector] = {}, offset[kVector] = {};
         if (channel < a.channels) {
             const float* const of_image = a.table + image * 3 * a.channels + channel;
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) {
-                mean[i] = of_image[i], factor[i] = of_image[a.channels + i], offset[i] = of_image[2 * a.channels + i];
-            }
+            load_floats(of_image, mean);
+            load_floats(of_image + a.channels, factor);
+            load_floats(of_image + 2 * a.channels, offset);
         }
 #pragma unroll
         for (int i = 0; i < kOfStage; ++i) {

@@ -10,30 +10,47 @@ GPU_FN void tail(const TailArgs& a) {
     Kernel(a).run();
 }
 
-template <int kC, class K>
+template <class T, int kC, bool kProjects>
+using Narrow = Tail<T, kC, 2, kProjects>;
+// kRows pixels of a block; three stages where one block fills a multiprocessor, two where two do.
+template <class T, int kC, bool kProjects, int kRows>
+using Wide = TailWide<T, kC, kProjects, kC == 192 ? 2 : 1, (kRows < 64 * (kC == 192 ? 2 : 1) ? 2 : 3), kRows / 16 / (kC == 192 ? 2 : 1)>;
+
+template <int kC>
 constexpr bool agrees() {
-    constexpr Choice chosen = choose_tail(true, kC, true);
+    using K = Narrow<gpu::BFloat16, kC, true>;
+    constexpr Choice chosen = choose_tail(true, kC, true, 1, 1, K::kSharedBytes);
     return chosen.threads == K::kThreads && chosen.shared_bytes == K::kSharedBytes && chosen.units == K::kRows;
 }
-template <int kC, int kM>
-using Narrow = Tail<gpu::BFloat16, kC, kM, true>;
-static_assert(agrees<24, Narrow<24, 2>>() && agrees<48, Narrow<48, 2>>() && agrees<96, Narrow<96, 2>>());
-static_assert(agrees<192, Narrow<192, 1>>() && agrees<384, TailWide<gpu::BFloat16, 384, true>>());
+static_assert(agrees<24>() && agrees<48>() && agrees<96>());
+
+template <int kC, int kRows>
+constexpr bool agrees(const TailSize& size) {
+    using K = Wide<gpu::BFloat16, kC, true, kRows>;
+    return size.rows == K::kRows && size.shared_bytes == K::kSharedBytes && K::kThreads == 256;
+}
+static_assert(agrees<192, 64>(kTail192[0]) && agrees<192, 160>(kTail192[1]));
+static_assert(agrees<384, 32>(kTail384[0]) && agrees<384, 64>(kTail384[1]) && agrees<384, 80>(kTail384[2]));
 
 }  // namespace swk::cuda
 
 #define SWK_INSTANCE(name, blocks, ...) GPU_INSTANCE(name, 256, blocks, swk::cuda::TailArgs, swk::cuda::tail<swk::cuda::__VA_ARGS__>)
-#define SWK_INSTANCES(c, m, blocks)                                                  \
-    SWK_INSTANCE(tail_bf16_c##c, blocks, Tail<gpu::BFloat16, c, m, true>)            \
-    SWK_INSTANCE(tail_f16_c##c, blocks, Tail<gpu::Float16, c, m, true>)              \
-    SWK_INSTANCE(gated_ffn_bf16_c##c, blocks, Tail<gpu::BFloat16, c, m, false>)      \
-    SWK_INSTANCE(gated_ffn_f16_c##c, blocks, Tail<gpu::Float16, c, m, false>)
+#define SWK_NARROW(c, blocks)                                                \
+    SWK_INSTANCE(tail_bf16_c##c, blocks, Narrow<gpu::BFloat16, c, true>)      \
+    SWK_INSTANCE(tail_f16_c##c, blocks, Narrow<gpu::Float16, c, true>)        \
+    SWK_INSTANCE(gated_ffn_bf16_c##c, blocks, Narrow<gpu::BFloat16, c, false>) \
+    SWK_INSTANCE(gated_ffn_f16_c##c, blocks, Narrow<gpu::Float16, c, false>)
+#define SWK_WIDE(c, rows, blocks)                                                        \
+    SWK_INSTANCE(tail_bf16_c##c##_r##rows, blocks, Wide<gpu::BFloat16, c, true, rows>)      \
+    SWK_INSTANCE(tail_f16_c##c##_r##rows, blocks, Wide<gpu::Float16, c, true, rows>)        \
+    SWK_INSTANCE(gated_ffn_bf16_c##c##_r##rows, blocks, Wide<gpu::BFloat16, c, false, rows>) \
+    SWK_INSTANCE(gated_ffn_f16_c##c##_r##rows, blocks, Wide<gpu::Float16, c, false, rows>)
 
-SWK_INSTANCES(24, 2, 2)
-SWK_INSTANCES(48, 2, 2)
-SWK_INSTANCES(96, 2, 1)
-SWK_INSTANCES(192, 1, 1)
-SWK_INSTANCE(tail_bf16_c384, 1, TailWide<gpu::BFloat16, 384, true>)
-SWK_INSTANCE(tail_f16_c384, 1, TailWide<gpu::Float16, 384, true>)
-SWK_INSTANCE(gated_ffn_bf16_c384, 1, TailWide<gpu::BFloat16, 384, false>)
-SWK_INSTANCE(gated_ffn_f16_c384, 1, TailWide<gpu::Float16, 384, false>)
+SWK_NARROW(24, 2)
+SWK_NARROW(48, 2)
+SWK_NARROW(96, 1)
+SWK_WIDE(192, 64, 2)
+SWK_WIDE(192, 160, 1)
+SWK_WIDE(384, 32, 2)
+SWK_WIDE(384, 64, 1)
+SWK_WIDE(384, 80, 1)

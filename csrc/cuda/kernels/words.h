@@ -31,6 +31,14 @@ GPU_FN uint16_t narrow(float v) {
 GPU_FN gpu::Words4 load_vector(const uint16_t* p) { return *reinterpret_cast<const gpu::Words4*>(p); }
 GPU_FN void store_vector(uint16_t* p, const gpu::Words4& words) { *reinterpret_cast<gpu::Words4*>(p) = words; }
 
+// Eight float32 numbers from a multiple of 16 bytes.
+GPU_FN void load_floats(const float* p, float (&to)[kVector]) {
+    for (int half = 0; half < 2; ++half) {
+        const gpu::Words4 words = reinterpret_cast<const gpu::Words4*>(p)[half];
+        for (int i = 0; i < 4; ++i) to[4 * half + i] = gpu::as_float(words.w[i]);
+    }
+}
+
 // v sigmoid(v). 1 / (1 + e) is the square of a reciprocal root: two instructions, where a division takes ten and a branch.
 // exp2 overflows to infinity for v below -88, where the product is 0 as it should be.
 GPU_FN float silu(float v) {

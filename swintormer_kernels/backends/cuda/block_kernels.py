@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.device import facts
 from swintormer_kernels.backends.cuda.packing import attention_parts, ffn_parts, projection_parts
 from swintormer_kernels.backends.cuda.runtime import kernels, launch
 
@@ -54,7 +55,11 @@ def finish(
     """
     batch, channels, height, width = x.shape
     out = torch.empty_like(x)
-    choice = kernels().cuda_choose_tail(x.dtype == torch.bfloat16, channels, attended is not None)
+    pixels = batch * height * width
+    gpu = facts(x.device)
+    choice = kernels().cuda_choose_tail(
+        x.dtype == torch.bfloat16, channels, attended is not None, pixels, gpu.multiprocessors, gpu.shared_bytes
+    )
     tokens: Tensor | None = None
     projection: Sequence[Tensor | None] = (None,) * 2
     parts: Sequence[Tensor | None] = (None,) * 4
@@ -64,7 +69,6 @@ def finish(
         projection = projection_parts(weights, x.dtype)
     if ffn is not None:
         parts, chunks = ffn_parts(ffn, x.dtype)
-    pixels = batch * height * width
     launch(
         "tail",
         choice,

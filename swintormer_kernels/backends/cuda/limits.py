@@ -34,7 +34,8 @@ def tail_lacks(x: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _shared_lacks(channels: int, where: torch.device) -> str | None:
-    needed, limit = native.extension().cuda_choose_tail(True, channels, True)[2], device.facts(where).shared_bytes
+    smallest = native.extension().cuda_choose_tail(True, channels, True, 1, 1, 2**31 - 1)
+    needed, limit = smallest[2], device.facts(where).shared_bytes
     if needed > limit:
         return f"{channels} channels take {needed} bytes of shared memory a block, and this GPU has {limit}"
     return None
