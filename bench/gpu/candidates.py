@@ -23,6 +23,8 @@ from torch import Tensor
 
 from swintormer_kernels.backends.cuda import block_kernels, packing, runtime
 from swintormer_kernels.backends.cuda.block_kernels import attend, finish
+from swintormer_kernels.ops.swda_block import swda_block
+from swintormer_kernels.registry import use_backend
 from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
 
 TILES, TURNS, CALLS = 40, 7, 10
@@ -42,6 +44,14 @@ TAIL: dict[Shape, tuple[Choice, ...]] = {
     ),
     Shape(384, 8, 16, 16, 8): (("tail_bf16_c384_r64", 256, 163840, 64), ("tail_bf16_c384_r32", 256, 97280, 32)),
 }
+# Blocks of the network `small` for a tile of 256x256.
+SMALL = (
+    Shape(24, 1, 128, 128, 4, window=8),
+    Shape(48, 2, 64, 64, 4, window=8),
+    Shape(96, 4, 32, 32, 4, window=8),
+    Shape(192, 8, 16, 16, 4, window=8),
+    Shape(48, 1, 128, 128, 4, window=8),
+)
 CHOSEN = ("tail_bf16_c192_r64", "tail_bf16_c384_r64", "tail_bf16_c384_r32")  # of tail.cu, for other sizes of a batch
 NARROW = "tail_bf16_c192"  # takes 32 hidden channels at once and other weights of the projection
 
@@ -99,6 +109,31 @@ def same(shape: Shape, choice: Choice, tail: bool, device: str, tiles: int = TIL
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def small_blocks(device: str, tiles: int = TILES) -> Iterator[tuple[str, str, float, float]]:
+    """(what, backend, time, error beside float64) of the blocks of `small`; the error for one tile. Triton last, which
+    compiles."""
+    for backend in ("cuda", "reference", "triton"):
+        for shape in SMALL:
+            torch.manual_seed(0)
+            x = torch.randn(tiles, shape.height, shape.width, shape.channels).to(device, torch.bfloat16)
+            made = (
+                attention_weights(shape.channels, shape.heads, shape.window),
+                ffn_weights(shape.channels, shape.hidden),
+            )
+            given = tuple(type(w)(*(None if t is None else t.to(x) for t in w)) for w in made)
+            wide = tuple(type(w)(*(None if t is None else t.double() for t in w)) for w in given)
+            call = partial(swda_block, x.permute(0, 3, 1, 2), *given, shape.window, shape.shift)
+            one = x[:1].permute(0, 3, 1, 2)
+            exact = swda_block(one.double(), *wide, shape.window, shape.shift)
+            with use_backend(backend):
+                error = (
+                    (swda_block(one, *given, shape.window, shape.shift).double() - exact).norm() / exact.norm()
+                ).item()
+                call()
+                found = statistics.median(milliseconds(call) for _ in range(3))
+            yield f"small, C {shape.channels} heads {shape.heads}", backend, found, error
+
+
 def milliseconds(call: Callable[[], Tensor]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -141,6 +176,10 @@ def main() -> None:
             found = statistics.median(milliseconds(call) for _ in range(TURNS))
             rows.append((what, name, found, difference))
             print(f"{what}: {name} {found:.4f} ms, difference {difference:.1e}", flush=True)
+    with torch.no_grad():
+        for row in small_blocks("cuda"):
+            rows.append(row)
+            print("{}: {} {:.4f} ms, error {:.2e}".format(*row), flush=True)
     if asked.out is not None:
         with (asked.out / "candidates.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("what", "instance", "ms", "difference"), *rows])
