@@ -103,25 +103,33 @@ def _object(folder: Path, source: Path, flags: Sequence[str]) -> Path:
     flags = [*FLAGS, *flags]
     texts = sorted((file.name, file.read_text()) for file in _sources_of(source))
     name = f"{source.stem}_{_digest(texts, flags, _version())}.o"
+    if (_kept() / name).exists():
+        return _kept() / name
     return _made(folder, name, [compiler(), *flags, f"-I{CUDA}", "-x", "c++", "-c", source, "-o"])
 
 
-def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
+def _kept() -> Path:
+    """Where what was built stays for the next run."""
+    if os.access(ROOT, os.W_OK):
+        return ROOT / "build" / "emulated"
+    return Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
+
+
+def build(kind: str, sources: Sequence[Path], only: Sequence[str] = (), folder: Path | None = None) -> Path:
     """The shared library of some kernels' files; the same files give the same one without work.
 
     Args:
         kind: "plain", "race" or "asan".
         sources: kernels' files.
         only: names of the instances that are wanted; all by default.
+        folder: for what is not worth keeping.
     """
-    folder = ROOT / "build" / "emulated"
-    if not os.access(ROOT, os.W_OK):
-        folder = Path(tempfile.gettempdir()) / f"swintormer_emulated_{os.getuid()}"
+    folder = folder or _kept()
     flags = [*KERNELS, *KINDS[kind], *([f'-DSWK_ONLY="{" ".join(sorted(only))}"'] if only else [])]
-    jobs = [(source, HOST) for source in sorted((CUDA / "host").glob("*.cpp"))]
-    jobs = [(source, flags) for source in sorted(sources)] + jobs
+    jobs = [(folder, source, flags) for source in sorted(sources)]
+    jobs += [(_kept(), source, HOST) for source in sorted((CUDA / "host").glob("*.cpp"))]
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda job: _object(folder, *job), jobs))
+        objects = list(pool.map(lambda job: _object(*job), jobs))
     links = KINDS["asan"] if kind == "asan" else []
     command = [compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"]
     return _made(folder, f"kernels_{_digest(kind, [o.name for o in objects])}.so", command)
@@ -129,14 +137,13 @@ def build(kind: str, sources: Sequence[Path], only: Sequence[str] = ()) -> Path:
 
 def build_for_gpus(source: Path) -> Path:
     """The same file by nvcc, or what it made before of the same text; a skip without either."""
-    folder = ROOT / "build" / "emulated"
-    texts = sorted((file.name, file.read_text()) for file in _sources_of(source) if "host" not in file.parts)
-    made = folder / f"{source.stem}_{_digest(texts)}.fatbin"
+    texts = sorted((file.name, file.read_text()) for file in _sources_of(source) if file.parent.name != "host")
+    made = _kept() / f"{source.stem}_{_digest(texts)}.fatbin"
     nvcc = shutil.which("nvcc")
     if not made.exists() and nvcc is None:
         pytest.skip(f"needs nvcc on PATH, or {made.name} that it made")
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
-    return _made(folder, made.name, [nvcc, "-std=c++17", "-fatbin", *codes, f"-I{CUDA}", source, "-o"])
+    return _made(made.parent, made.name, [nvcc, "-std=c++17", "-fatbin", *codes, f"-I{CUDA}", source, "-o"])
 
 
 class _Buffer(ctypes.Structure):

@@ -50,14 +50,14 @@ NOT_THERE = "Race:|Copy not waited for"
 
 
 CASES_OF = {
-    "attention.cu": "block block8",
-    "head.cuh": "block block8",
-    "window_half.cuh": "block block8",
-    "channel_half.cuh": "block block8",
-    "tail.cuh": "block8 block",
-    "tail_wide.cuh": "wide",
-    "norm_silu_conv3x3.cu": "conv",
-    "group_norm.cu": "norm",
+    "attention": "block block8",
+    "head": "block block8",
+    "window_half": "block block8",
+    "channel_half": "block block8",
+    "tail": "block8 block",
+    "tail_wide": "wide",
+    "norm_silu_conv3x3": "conv",
+    "group_norm": "norm",
 }
 ORDERING = re.compile(r"gpu::block_sync\(\);|gpu::copy_wait<(.*?)>\(\);")
 # Their groups are empty: all copies of the kernel were waited for before.
@@ -68,7 +68,7 @@ def without_order() -> list[Mutation]:
     """Each barrier left out, and each wait for copies one group too short."""
     found = []
     for file in sorted(KERNELS.glob("*.cu*")):
-        text, cases = file.read_text(), CASES_OF.get(file.name, "")
+        text, cases = file.read_text(), CASES_OF.get(file.stem, "")
         for match in ORDERING.finditer(text):
             line, at = text.count("\n", 0, match.start()) + 1, match.start()
             if match[1] is None:

@@ -175,3 +175,41 @@ def test_the_loops_over_keys_take_no_more_exponentials_than_they_have_logits(sid
     """32 keys at once: 32 x 32 logits a warp, 32 a lane; online four more, one for each row of the sums."""
     loops = product_loops(machine_code("attention")[f"attention_bf16_d24_w{side}"])
     assert sorted(loop["MUFU"] for loop in loops if loop["MUFU"]) == [32, 32, 36, 36]
+
+
+# ---- the denoiser's kernels ------------------------------------------------------------------------------------------
+
+HELD = {  # blocks that fit a multiprocessor, and their threads and shared bytes
+    "norm_silu_conv3x3_n32": (4, 128, 80 * (360 + 288)),
+    "norm_silu_conv3x3_n64": (3, 128, 80 * (360 + 576)),
+    "norm_silu_conv3x3_n128": (2, 128, 80 * (360 + 768)),
+    "group_norm_statistics": (4, 256, 16384),
+    "group_norm_table": (4, 256, 32),
+    "group_norm_apply": (3, 256, 0),
+    "ddim_step": (8, 128, 0),
+}
+
+
+@pytest.mark.parametrize("image", ["norm_silu_conv3x3", "group_norm", "ddim_step"])
+def test_the_denoisers_kernels_spill_nothing_and_fit(image):
+    for name, (registers, spilled) in compiled(image).used.items():
+        blocks, threads, shared = HELD[name.rsplit("_", 1)[0]]
+        assert spilled == 0, name
+        assert blocks * -(-registers // 8) * 8 * threads <= REGISTERS, f"{name}: {registers} registers"
+        assert blocks * (shared + RESERVED) <= SHARED_BYTES, name
+
+
+def test_shared_memory_of_the_convolution_is_what_its_table_says():
+    for outputs, patches in ((160, 32), (320, 8), (640, 512)):
+        name, threads, shared, _ = native.extension().cuda_choose_conv3x3(True, outputs, patches, 132)
+        assert HELD[name.removesuffix("_bf16")][1:] == (threads, shared)
+
+
+def test_the_convolution_uses_tensor_cores_and_asynchronous_copies_and_no_local_memory():
+    for name, code in machine_code("norm_silu_conv3x3").items():
+        count = Counter(instruction.split(".")[0] for _, instruction, _ in code)
+        outputs = int(re.search(r"_n(\d+)_", name)[1])
+        assert count["HMMA"] == 3 * 2 * 3 * 4 * (outputs // 16), "columns, halves, taps, rows of a warp, tiles"
+        assert count["LDSM"] == 3 * 2 * (6 + 3 * outputs // 32)
+        assert count["LDGSTS"]
+        assert not count["LDL"] + count["STL"], name

@@ -69,8 +69,8 @@ def extension_or_skip() -> None:
         pytest.skip(reason)
 
 
-def library_of(kind: str, kernels: Path, case: str) -> Path:
-    return build(kind, [kernels / f"{name}.cu" for name in FILES[case]], CASES[case][1])
+def library_of(kind: str, kernels: Path, case: str, folder: Path | None = None) -> Path:
+    return build(kind, [kernels / f"{name}.cu" for name in FILES[case]], CASES[case][1], folder)
 
 
 def verdict(library: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -143,7 +143,7 @@ def today(i: int) -> bool:
 def test_planted_fault_is_caught(mutation: Mutation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels, said = planted(mutation, tmp_path), []
     for case in mutation.cases.split():
-        said.append(verdict(library_of("race", kernels, case), case, monkeypatch))
+        said.append(verdict(library_of("race", kernels, case, tmp_path), case, monkeypatch))
         if any(how in said[-1] for how in mutation.caught.split("|")):
             return
     pytest.fail(f"not caught: {said}")

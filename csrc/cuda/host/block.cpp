@@ -84,7 +84,8 @@ bool go_round(const std::vector<int>& order, int from, int to) {
 
 void run_block(std::vector<int>& order, std::mt19937& random) {
     const Schedule schedule = b.options.schedule;
-    if (schedule == Schedule::reverse || schedule == Schedule::warp_by_warp_reverse) std::reverse(order.begin(), order.end());
+    const bool reversed = schedule == Schedule::reverse || schedule == Schedule::warp_by_warp_reverse;
+    if (reversed) std::reverse(order.begin(), order.end());
     const bool by_warp = schedule == Schedule::warp_by_warp || schedule == Schedule::warp_by_warp_reverse;
     const int step = by_warp ? 32 : b.threads;
     for (bool moved = true; moved && !b.stopped;) {
@@ -112,8 +113,8 @@ void report_waiting() {
     if (b.stopped || waiting == b.fibers.end()) return;
     const auto thread = waiting - b.fibers.begin();
     const auto ended = std::count_if(b.fibers.begin(), b.fibers.end(), [](const Fiber& f) { return f.done; });
-    std::string text = "never ends: thread " + std::to_string(thread) + " (warp " + std::to_string(thread / 32) + ", block " +
-                       std::to_string(b.index) + ") waits at " + text_of(waiting->waits) + " for others that ";
+    std::string text = "never ends: thread " + std::to_string(thread) + " (warp " + std::to_string(thread / 32) +
+                       ", block " + std::to_string(b.index) + ") waits at " + text_of(waiting->waits) + " for others that ";
     const auto elsewhere = std::find_if(b.fibers.begin(), b.fibers.end(), [&](const Fiber& f) {
         return !f.done && !same(f.waits, waiting->waits);
     });

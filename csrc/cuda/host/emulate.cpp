@@ -43,11 +43,14 @@ namespace {
 Options defaults;
 std::mutex one_at_a_time;
 
+bool same(const swk_buffer& a, const swk_buffer& b) { return a.data == b.data && a.bytes == b.bytes; }
+
 // A buffer's copy, aligned to 512 bytes as memory of a GPU is (and to 16 no better than the original), with kZone bytes of
 // nobody's before and after it.
 class Guarded {
 public:
-    Guarded(const swk_buffer& buffer, Access a) : original(buffer), access(a), memory(size_t(buffer.bytes) + 2 * kZone + kAlign) {
+    Guarded(const swk_buffer& buffer, Access a)
+        : original(buffer), access(a), memory(size_t(buffer.bytes) + 2 * kZone + kAlign) {
         const uintptr_t place = reinterpret_cast<uintptr_t>(buffer.data) % 16;
         begin = memory.data() + kZone;
         begin += (place + kAlign - reinterpret_cast<uintptr_t>(begin) % kAlign) % kAlign;
@@ -71,7 +74,7 @@ public:
     void give_back() const {
         if (access != Access::input) std::memcpy(original.data, begin, size_t(original.bytes));
     }
-    bool same(const swk_buffer& other) const { return other.data == original.data && other.bytes == original.bytes; }
+    bool is(const swk_buffer& buffer) const { return same(original, buffer); }
 
 private:
     static constexpr uintptr_t kAlign = 512;
@@ -85,12 +88,11 @@ std::vector<std::unique_ptr<Guarded>> guard(const swk_buffer* buffers, int count
     std::vector<std::unique_ptr<Guarded>> guarded;
     for (int i = 0; i < count; ++i) {
         bool have = buffers[i].bytes == 0 || buffers[i].data == nullptr;
-        for (const auto& other : guarded) have = have || other->same(buffers[i]);
+        for (const auto& other : guarded) have = have || other->is(buffers[i]);
         if (have) continue;
         Access access = static_cast<Access>(buffers[i].access);
-        for (int j = i + 1; j < count; ++j)  // in place
-            if (buffers[j].data == buffers[i].data && buffers[j].bytes == buffers[i].bytes && buffers[j].access != buffers[i].access)
-                access = Access::both;
+        for (int j = i + 1; j < count; ++j)
+            if (same(buffers[i], buffers[j]) && buffers[i].access != buffers[j].access) access = Access::both;  // in place
         guarded.push_back(std::make_unique<Guarded>(buffers[i], access));
     }
     return guarded;
@@ -112,15 +114,17 @@ const Instance* find(const char* name) {
 // Why a launch cannot be, or nothing.
 std::string refuse(const char* name, const Instance* instance, int grid, int threads, int shared, int argument_bytes) {
     if (instance == nullptr) return std::string("there is no kernel ") + name;
-    const std::string start = std::string(name) + ": ";
+    const std::string start = std::string(name) + ": ", own = std::to_string(instance->threads);
     if (threads != instance->threads)
-        return start + "launched with " + std::to_string(threads) + " threads a block, made for " + std::to_string(instance->threads);
+        return start + "launched with " + std::to_string(threads) + " threads a block, made for " + own;
     if (threads % 32 != 0 || threads < 32 || threads > 1024)
         return start + std::to_string(threads) + " threads a block, a multiple of 32 up to 1024 is needed";
     if (grid < 1 || shared < 0) return start + "needs at least one block and no negative amount of shared memory";
-    if (shared > 227 << 10) return start + std::to_string(shared) + " bytes of shared memory, more than any GPU has (232448)";
+    if (shared > 227 << 10)
+        return start + std::to_string(shared) + " bytes of shared memory, more than any GPU has (232448)";
     if (argument_bytes > int(instance->argument_bytes) || argument_bytes + 8 <= int(instance->argument_bytes))
-        return start + std::to_string(argument_bytes) + " bytes of arguments given, it takes " + std::to_string(instance->argument_bytes);
+        return start + std::to_string(argument_bytes) + " bytes of arguments given, it takes " +
+               std::to_string(instance->argument_bytes);
     return "";
 }
 

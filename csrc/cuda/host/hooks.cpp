@@ -37,8 +37,12 @@ static void hook_range(const void* address, size_t bytes, Touch how, const void*
     const size_t step = reinterpret_cast<uintptr_t>(address) % 4 == 0 && bytes % 4 == 0 ? 4 : 1;
     for (size_t i = 0; i < bytes; i += step) hook(from + i, step, how, pc);
 }
-void __tsan_read_range(void* address, size_t bytes) { hook_range(address, bytes, Touch::read, __builtin_return_address(0)); }
-void __tsan_write_range(void* address, size_t bytes) { hook_range(address, bytes, Touch::write, __builtin_return_address(0)); }
+void __tsan_read_range(void* address, size_t bytes) {
+    hook_range(address, bytes, Touch::read, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, size_t bytes) {
+    hook_range(address, bytes, Touch::write, __builtin_return_address(0));
+}
 void __tsan_init() { gpu::host::hooks_are_called(); }  // when the library is loaded
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

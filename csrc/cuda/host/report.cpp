@@ -31,7 +31,8 @@ bool is_ours(const std::string& path) {
     const auto ends = [&](const std::string& end) {
         return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
     };
-    return ends("cuda/gpu.h") || ends("host/emulated.h") || path.find("??") == 0 || path.find("/c++/") != std::string::npos;
+    const bool unknown = path.find("??") == 0, of_the_library = path.find("/c++/") != std::string::npos;
+    return ends("cuda/gpu.h") || ends("host/emulated.h") || unknown || of_the_library;
 }
 
 std::string number(int64_t n) { return std::to_string(n); }
@@ -68,9 +69,8 @@ std::string sentence(const Finding& f) {
         case Fault::uninitialised:
             return "uninitialised: " + me + " what nobody has written (" + place + ")";
         case Fault::out_of_bounds:
-            return "out of bounds: " + me + " " +
-                   (f.byte < 0 ? number(-f.byte) + " bytes before the start of " : number(f.byte) + " bytes past the end of ") +
-                   region + ", which has " + number(f.bytes) + " bytes (block " + number(f.block) + ")";
+            return "out of bounds: " + me + " " + number(f.byte < 0 ? -f.byte : f.byte) + " bytes " +
+                   (f.byte < 0 ? "before the start of " : "past the end of ") + region + ", which has " + number(f.bytes) + " bytes (block " + number(f.block) + ")";
         case Fault::unknown_address:
             return "out of bounds: " + me + " an address in no buffer of this launch (block " + number(f.block) + ")";
         case Fault::foreign_stack:
@@ -130,7 +130,8 @@ void prefetch_source_lines(const void* const* places, int count) {
         lines[places[i]] = std::string("address") + digits;
     }
     if (asked.empty() || file.find('\'') != std::string::npos) return;
-    std::FILE* pipe = popen(("LC_ALL=C LD_PRELOAD= addr2line -a -i -e '" + file + "'" + command + " 2>/dev/null").c_str(), "r");
+    command = "LC_ALL=C LD_PRELOAD= addr2line -a -i -e '" + file + "'" + command + " 2>/dev/null";
+    std::FILE* pipe = popen(command.c_str(), "r");
     if (pipe == nullptr) return;
     read_answers(pipe, asked);
     pclose(pipe);

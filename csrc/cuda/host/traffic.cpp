@@ -114,7 +114,8 @@ std::string traffic_table() {
     }
     std::string table;
     for (const auto& [line, sum] : by_line)
-        table += line + "," + std::to_string(sum.requests) + "," + std::to_string(sum.cost) + "," + std::to_string(sum.least) + "\n";
+        table += line + "," + std::to_string(sum.requests) + "," + std::to_string(sum.cost) + "," +
+                 std::to_string(sum.least) + "\n";
     return table;
 }
 

@@ -47,7 +47,8 @@ GPU_INSTANCE(two_writers_kernel, 64, 1, Arguments, two_writers)
 
 GPU_FN void stage(const Arguments& a) {
     if (gpu::thread() < a.n / 4) {
-        gpu::copy_async16(memory() + 4 * gpu::thread(), a.x + gpu::block() * a.n + 4 * gpu::thread());  // OTHER missing_copy_wait, OTHER wait_without_barrier, FAULT no_wait_at_all
+        const int i = 4 * gpu::thread();
+        gpu::copy_async16(memory() + i, a.x + gpu::block() * a.n + i);  // OTHER missing_copy_wait, OTHER wait_without_barrier, FAULT no_wait_at_all
     }
     gpu::copy_commit();
 }
