@@ -211,6 +211,22 @@ def on_one_multiprocessor(monkeypatch):
     monkeypatch.setattr(device, "EMULATED", device.EMULATED._replace(multiprocessors=1))
 
 
+def test_the_size_of_the_tails_blocks(extension):
+    """By rounds of all multiprocessors; 99 KB of shared memory are those of consumers' cards."""
+
+    def rows_of(channels, pixels, multiprocessors=132, kilobytes=227):
+        return extension.cuda_choose_tail(True, channels, True, pixels, multiprocessors, kilobytes * 1024)[3]
+
+    assert (rows_of(192, 40 * 32 * 32), rows_of(384, 40 * 16 * 16)) == (160, 80)  # 2 rounds, 1 round
+    assert (rows_of(192, 32 * 32), rows_of(384, 16 * 16)) == (64, 32)  # most multiprocessors are idle
+    assert rows_of(384, 132 * 64) == 64  # 1 round, as with 80
+    assert (rows_of(192, 10**6, 128, 99), rows_of(384, 10**6, 128, 99)) == (64, 32)
+    assert rows_of(384, 10**6, 108, 163) == 64
+    assert rows_of(384, 2**31 - 1) in (64, 80)
+    with pytest.raises(ValueError, match="no instance"):
+        rows_of(384, 64, kilobytes=64)
+
+
 @pytest.mark.parametrize(("channels", "windows"), [(192, 5), (384, 1), (384, 5)], ids=["160", "64", "80"])
 def test_the_tail_with_blocks_of_many_pixels(emulated, monkeypatch, channels, windows):
     emulated("plain")
