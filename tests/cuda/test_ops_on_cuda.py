@@ -115,13 +115,14 @@ def test_convolutions(where, case, plain, dtype):
 
 
 def test_every_instance_of_the_convolution_is_chosen_for_some_size(extension):
-    choose = extension.cuda_choose_conv3x3
-    assert [choose(True, *sizes)[3] for sizes in ((160, 32, 132), (320, 8, 132), (640, 512, 132))] == [64, 32, 128]
+    choose, most = extension.cuda_choose_conv3x3, 227 * 1024
+    sizes = ((160, 160, 32, 132, most), (320, 320, 8, 132, most), (640, 640, 512, 132, most))
+    assert [choose(True, *given)[3] for given in sizes] == [64, 32, 128]
     for outputs in (3, 32, 160, 640):
         for patches in (1, 32, 1000):
-            name, threads, shared, block = choose(False, outputs, patches, 132)
+            name, threads, shared, block = choose(False, 2048, outputs, patches, 132, 99 * 1024)
             assert name == f"norm_silu_conv3x3_n{block}_f16"
-            assert (threads, shared <= 99 * 1024) == (128, True)
+            assert (threads, shared <= 99 * 1024) == (256, True)
 
 
 RACES = {
