@@ -39,7 +39,7 @@ struct Head {
     static constexpr int kChunk = 48, kWeightStride = odd_stride(kChunk), kStage = kRow * kWeightStride;
     static constexpr int kRowsBytes = 2 * (kTokens * kStride > 2 * kStage ? kTokens * kStride : 2 * kStage);
     static constexpr int kSpan = 2 * kSide - 1, kTableBytes = (4 * kSpan * kSpan + 15) / 16 * 16;
-    static constexpr int kSquaresBytes = 4 * kWarps * 2 * kD;
+    static constexpr int kSquares = kWarps * 2 * kD, kSquaresBytes = 4 * (kSquares + kWindows * 2 * kD);
     static constexpr int kScratchBytes = kTableBytes > kSquaresBytes ? kTableBytes : kSquaresBytes;
     static constexpr int kZeros = 64 + kRow;  // elements: a row, from any of the 8 groups of banks on
     static constexpr int kSharedBytes = kRowsBytes + 2 * kZeros + kScratchBytes;
@@ -272,7 +272,7 @@ struct Head {
 #pragma unroll
                 for (int j = 0; j < kWide; ++j)
                     squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
-                const float factor = scale / gpu::maximum(gpu::square_root(gpu::quad_sum(squares)), 1e-12f);
+                const float factor = scale * gpu::reciprocal_sqrt(gpu::maximum(gpu::quad_sum(squares), 1e-24f));
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) u[m][j][2 * h] *= factor, u[m][j][2 * h + 1] *= factor;
             }
