@@ -60,7 +60,7 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
         // and those of the next 8 channels.
         const uint16_t* q = base + ((l & 7) + (l >> 4) * 8) * kStride + 16 * job + (l >> 3 & 1) * 8;
         const uint16_t* k = base + (l & 15) * kStride + kD;
-#pragma unroll 2
+#pragma unroll 4
         for (int token = 0; token < kWindowTokens; token += 16) {
             uint32_t x[4];
             gpu::ldmatrix_x4_trans(x, q + token * kStride);
