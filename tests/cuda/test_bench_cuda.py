@@ -53,6 +53,22 @@ def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_
     assert "8 of 18 checks passed" in (tmp_path / "notes.md").read_text()
 
 
+def test_there_is_a_case_of_whatever_is_timed():
+    pairs = [(op, shape) for shape in cuda.SHAPES for op in cuda.BLOCKS]
+    pairs += [(op, case) for op, cases in cuda.DENOISER.items() for case in cases]
+    for op, case in pairs:
+        (x, *_), _ = cuda.given(op, case, "cpu")
+        assert x.dtype == torch.bfloat16
+
+
+def test_an_op_that_cannot_be_timed_is_told_and_the_next_one_follows(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(cuda, "time_op", lambda meter, name, case, tiles: seen.append(name) or 1 / 0)
+    cuda.time_denoiser(None)
+    assert len(seen) == sum(map(len, cuda.DENOISER.values()))
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_small_cases_run_on_every_op(meter):
     cuda.run_small("cpu")
 

@@ -10,9 +10,11 @@ import sys
 import pytest
 import torch
 from emulator import SCHEDULES
-from ops import assert_forward, assert_gradients, mapped, on
+from ops import assert_as_good, assert_forward, assert_gradients, mapped, on
 
 import swintormer_kernels as sk
+from swintormer import NetworkConfig, Swintormer
+from swintormer.model import network
 from swintormer_kernels.backends.cuda import built as build_facts
 from swintormer_kernels.backends.cuda import device, emulator
 from swintormer_kernels.registry import BackendError, explain, use_backend
@@ -310,3 +312,17 @@ def test_the_self_check_covers_the_kernels_and_the_gradient_that_goes_with_them(
 def test_the_self_check_covers_the_blocks_kernels(where, op):
     row = selfcheck.check(op, "cuda", torch.bfloat16, where)
     assert (row.forward, row.backward, row.not_served) == ("ok", "ok", None)
+
+
+def test_a_whole_network_is_in_channels_last_all_the_way(where, monkeypatch):
+    """On a GPU torch's PixelShuffle gives NCHW, which the kernels decline; here the network is told that it does."""
+    config = NetworkConfig(
+        in_channels=3, dim=24, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 2, 4, 8), window_size=8
+    )
+    shuffled = []
+    monkeypatch.setattr(network, "_loses_rows", lambda x: shuffled.append(x.shape) or True)
+    net = Swintormer(config).to(where, torch.bfloat16).to(memory_format=torch.channels_last).eval()
+    x = in_rows(torch.rand(1, 3, 128, 128)).to(where, torch.bfloat16)
+    out = on("cuda", net, (x,))
+    assert len(shuffled) == 8  # into the network, three down, three up, and out
+    assert_as_good(out, on("reference", net, (x,)), on("reference", net.double(), (x.double(),)))
