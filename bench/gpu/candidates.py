@@ -34,7 +34,7 @@ ATTENTION: dict[Shape, tuple[Choice, ...]] = {
     Shape(48, 1, 128, 128, 8): (("attention_bf16_d24_w16_m1", 512, 40992, 1),),
     Shape(192, 4, 32, 32, 8): (("attention_bf16_d24_w16_m1", 512, 40992, 1),),
     Shape(96, 1, 128, 128, 8): (("attention_bf16_d48_w16_m2", 256, 82096, 1),),
-    Shape(48, 2, 64, 64, 4, window=8): (("attention_bf16_d16_w8_m1", 512, 30944, 4),),
+    Shape(48, 2, 64, 64, 4, window=8): (("attention_bf16_d16_w8_m1", 512, 31456, 4),),
 }
 TAIL: dict[Shape, tuple[Choice, ...]] = {
     Shape(192, 4, 32, 32, 8): (

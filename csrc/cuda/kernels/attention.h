@@ -13,14 +13,14 @@ constexpr Choice choose_attention(bool bfloat16, int head_channels, int side) {
     switch (head_channels) {
         case 12:
         case 16:
-            if (side == 8) return {bfloat16 ? "attention_bf16_d16_w8" : "attention_f16_d16_w8", 256, 29920, units};
+            if (side == 8) return {bfloat16 ? "attention_bf16_d16_w8" : "attention_f16_d16_w8", 256, 30432, units};
             return {bfloat16 ? "attention_bf16_d16_w16" : "attention_f16_d16_w16", 256, 32752, units};
         case 24:
-            if (side == 8) return {bfloat16 ? "attention_bf16_d24_w8" : "attention_f16_d24_w8", 256, 38672, units};
+            if (side == 8) return {bfloat16 ? "attention_bf16_d24_w8" : "attention_f16_d24_w8", 256, 39440, units};
             return {bfloat16 ? "attention_bf16_d24_w16" : "attention_f16_d24_w16", 256, 40992, units};
         case 48:
-            if (side == 8) return {bfloat16 ? "attention_bf16_d48_w8" : "attention_f16_d48_w8", 512, 84384, units};
-            return {bfloat16 ? "attention_bf16_d48_w16" : "attention_f16_d48_w16", 512, 84384, units};
+            if (side == 8) return {bfloat16 ? "attention_bf16_d48_w8" : "attention_f16_d48_w8", 512, 85920, units};
+            return {bfloat16 ? "attention_bf16_d48_w16" : "attention_f16_d48_w16", 512, 84768, units};
         default: return {};
     }
 }

@@ -17,7 +17,7 @@ template <class T, int kD, int kSide, int kM>
 struct ChannelHalf : Head<T, kD, kSide, kM> {
     using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::g, H::t, H::window_token;
-    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kWindowTokens, H::kWindows, H::kWarps;
+    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kWindowTokens, H::kWindows, H::kWarps, H::kSquares;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr int kJobs = (kD + 15) / 16;                // tiles of rows c of a window
@@ -28,23 +28,31 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
     GPU_FN explicit ChannelHalf(const H& unit) : H(unit) {}
 
     GPU_FN void run(Sums& o, const Deep& v) const {
-        if (gpu::warp() < kJobs * kWindows) weigh(gpu::warp() / kJobs, gpu::warp() % kJobs);
+        const bool works = gpu::warp() < kJobs * kWindows;
+        const int window = gpu::warp() / kJobs, job = gpu::warp() % kJobs;
+        float s[kWide][4];
+        if (gpu::thread() < kWindows * 2 * kD) invert_norm(gpu::thread());
+        if (works) multiply(s, window, job);
+        gpu::block_sync();  // the norms are whole
+        if (works) weigh(s, window, job);
         gpu::block_sync();  // the weights are whole
         apply(o, v);
     }
 
-    // 1 / norm of a channel over the tokens of a window.
-    GPU_FN float inverse_norm(int window, int which, int channel) const {
+    // 1 / norm of the i-th of (windows of the block, 2, d) over the tokens of its window, to scratch behind the squares.
+    GPU_FN void invert_norm(int i) const {
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWindowWarps; ++w) sum += scratch[((window * kWindowWarps + w) * 2 + which) * kD + channel];
-        return 1.0f / gpu::maximum(gpu::square_root(sum), 1e-12f);
+        for (int w = 0; w < kWindowWarps; ++w) sum += scratch[(i / (2 * kD) * kWindowWarps + w) * 2 * kD + i % (2 * kD)];
+        scratch[kSquares + i] = gpu::reciprocal_sqrt(gpu::maximum(sum, 1e-24f));
+    }
+    GPU_FN float inverse_norm(int window, int which, int channel) const {
+        return scratch[kSquares + (window * 2 + which) * kD + channel];
     }
 
-    // Weights of the rows 16 job.. of a window of the block. Rows from d on read what lies behind and are not kept.
-    GPU_FN void weigh(int window, int job) const {
+    // q^T k for the rows 16 job.. of a window of the block. Rows from d on read what lies behind and are not kept.
+    GPU_FN void multiply(float (&s)[kWide][4], int window, int job) const {
         const int l = gpu::lane();
-        float s[kWide][4];
 #pragma unroll
         for (int j = 0; j < kWide; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
         const uint16_t* base = rows + window * kWindowTokens * kStride;
@@ -52,7 +60,7 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
         // and those of the next 8 channels.
         const uint16_t* q = base + ((l & 7) + (l >> 4) * 8) * kStride + 16 * job + (l >> 3 & 1) * 8;
         const uint16_t* k = base + (l & 15) * kStride + kD;
-#pragma unroll 2
+#pragma unroll 4
         for (int token = 0; token < kWindowTokens; token += 16) {
             uint32_t x[4];
             gpu::ldmatrix_x4_trans(x, q + token * kStride);
@@ -69,6 +77,10 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
                 gpu::mma_k16<T>(s[kWide - 1], x, r[0], r[1]);
             }
         }
+    }
+
+    // softmax_one of the rows, to the places of v.
+    GPU_FN void weigh(float (&s)[kWide][4], int window, int job) const {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = 16 * job + g + 8 * h;
@@ -89,7 +101,7 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
             for (int j = 0; j < kWide; ++j)
 #pragma unroll
                 for (int i = 0; i < 2; ++i) sum += s[j][2 * h + i] = gpu::exp2_approx(s[j][2 * h + i] - most);
-            const float rest = 1.0f / (1.0f + gpu::quad_sum(sum));
+            const float root = gpu::reciprocal_sqrt(1.0f + gpu::quad_sum(sum)), rest = root * root;
             if (row < kD) {
                 uint16_t* to = rows + (window * kWindowTokens + row) * kStride + 2 * kD;
 #pragma unroll

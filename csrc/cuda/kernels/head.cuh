@@ -18,7 +18,7 @@ struct AttentionArgs {
     const uint16_t* x;          // (B, H, W, C)
     const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, in fragments.cuh's order
     const float* qkv_bias;      // (heads, 2, 3D): W times the norm's bias, + bias
-    const uint32_t* conv;       // (heads, 2, 3D / 8, 9, 32): B fragments (8 x 8) of diag(taps)
+    const uint32_t* conv;       // (heads, 2, 3D / 8, 288): B fragments (8 x 8) of diag(taps): taps 0 to 3 of each lane, 4 to 7, 8
     const float* conv_bias;     // (heads, 2, 3D)
     const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
     const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
@@ -39,7 +39,7 @@ struct Head {
     static constexpr int kChunk = 48, kWeightStride = odd_stride(kChunk), kStage = kRow * kWeightStride;
     static constexpr int kRowsBytes = 2 * (kTokens * kStride > 2 * kStage ? kTokens * kStride : 2 * kStage);
     static constexpr int kSpan = 2 * kSide - 1, kTableBytes = (4 * kSpan * kSpan + 15) / 16 * 16;
-    static constexpr int kSquaresBytes = 4 * kWarps * 2 * kD;
+    static constexpr int kSquares = kWarps * 2 * kD, kSquaresBytes = 4 * (kSquares + kWindows * 2 * kD);
     static constexpr int kScratchBytes = kTableBytes > kSquaresBytes ? kTableBytes : kSquaresBytes;
     static constexpr int kZeros = 64 + kRow;  // elements: a row, from any of the 8 groups of banks on
     static constexpr int kSharedBytes = kRowsBytes + 2 * kZeros + kScratchBytes;
@@ -229,10 +229,18 @@ struct Head {
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             const bool two = j + 1 < kWide;
-            const uint32_t* taps = a.conv + (part(which) / 8 + j) * 9 * 32 + l;
             uint32_t w[9][2];
 #pragma unroll
-            for (int tap = 0; tap < 9; ++tap) w[tap][0] = taps[32 * tap], w[tap][1] = two ? taps[32 * (9 + tap)] : 0;
+            for (int i = 0; i < (two ? 2 : 1); ++i) {
+                const uint32_t* taps = a.conv + ((head * 2 + half) * kTiles + which * kWide + j + i) * 288;
+#pragma unroll
+                for (int four = 0; four < 2; ++four) {
+                    const gpu::Words4 v = *reinterpret_cast<const gpu::Words4*>(taps + 128 * four + 4 * l);
+#pragma unroll
+                    for (int tap = 0; tap < 4; ++tap) w[4 * four + tap][i] = v.w[tap];
+                }
+                w[8][i] = taps[256 + l];
+            }
             constexpr int kFirst = -1, kLast = kTileRows * (kM - 1) + 1;
 #pragma unroll
             for (int source = kFirst; source <= kLast; ++source) {
@@ -272,7 +280,7 @@ struct Head {
 #pragma unroll
                 for (int j = 0; j < kWide; ++j)
                     squares += u[m][j][2 * h] * u[m][j][2 * h] + u[m][j][2 * h + 1] * u[m][j][2 * h + 1];
-                const float factor = scale / gpu::maximum(gpu::square_root(gpu::quad_sum(squares)), 1e-12f);
+                const float factor = scale * gpu::reciprocal_sqrt(gpu::maximum(gpu::quad_sum(squares), 1e-24f));
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) u[m][j][2 * h] *= factor, u[m][j][2 * h + 1] *= factor;
             }

@@ -222,7 +222,7 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float more = kBounded ? gpu::exp2_approx(gpu::quad_max(top[m][h])) : 1.0f;
-                const float factor = 1.0f / (gpu::quad_sum(sum[m][h]) + more);
+                const float root = gpu::reciprocal_sqrt(gpu::quad_sum(sum[m][h]) + more), factor = root * root;
 #pragma unroll
                 for (int j = 0; j < kWide; ++j) o[m][j][2 * h] *= factor, o[m][j][2 * h + 1] *= factor;
             }

@@ -48,7 +48,7 @@ def attention_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[T
     """Bytes of qkv, qkv_bias, conv, conv_bias, table and scale for the kernel `attention`, D channels a head.
 
     D is the number of channels of a head rounded up to a multiple of 8. Shapes, halves being window and channel:
-    (heads, 2, ceil(C / 48), 3D, 48), (heads, 2, 3D), (heads, 2, 3D / 8, 9, 32) of 4 bytes, (heads, 2, 3D),
+    (heads, 2, ceil(C / 48), 3D, 48), (heads, 2, 3D), (heads, 2, 3D / 8, 288) of 4 bytes, (heads, 2, 3D),
     (heads, (2w-1)^2), (heads).
     """
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
@@ -145,12 +145,16 @@ def _by_heads(rows: Tensor, heads: int) -> Tensor:
 
 
 def _diagonals(taps: Tensor) -> Tensor:
-    """(heads, 2, 3D, 9) -> (heads, 2, 3D / 8, 9, 32): B fragments of diag(tap), lane 4g + t has (2t.., g)."""
+    """(heads, 2, 3D, 9) -> (heads, 2, 3D / 8, 288, 2): B fragments of diag(tap); lane 4g + t has (2t.., g).
+
+    First the taps 0 to 3 of each lane, then 4 to 7, then the last.
+    """
     groups = taps.unflatten(2, (-1, 8)).transpose(-1, -2)  # heads, 2, 3D / 8, 9, 8
     pairs = groups.new_zeros(*groups.shape[:-1], 32, 2)
     g = torch.arange(8, device=taps.device)
     pairs[..., 4 * g + g // 2, g % 2] = groups
-    return pairs
+    fours = pairs[..., :8, :, :].unflatten(-3, (2, 4)).transpose(-3, -2)  # ..., 2, 32, 4, 2
+    return torch.cat([fours.flatten(-4, -2), pairs[..., 8, :, :]], dim=-2)
 
 
 def _projection(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
