@@ -246,9 +246,12 @@ def test_a_machine_that_lacks_nothing(monkeypatch, forgotten):
     assert device.device_lacks(gpu) is None
     assert device.image_lacks("ddim_step") is None
     assert device.image_lacks("tail") == "the CUDA kernels of tail were not built: its fatbin is missing"
-    assert device.why_slower("ddim_step", gpu) == "has not been timed on this kind of GPU; ask for it by name"
-    monkeypatch.setattr(device, "TIMED", frozenset({("ddim_step", 9, 0)}))
-    assert device.why_slower("ddim_step", gpu) is None
+    assert device.why_slower("ddim_step", gpu, None) == "has not been timed on this kind of GPU; ask for it by name"
+    monkeypatch.setattr(device, "TIMED", {("gated_ffn", 9, 0): frozenset({48})})
+    assert device.why_slower("gated_ffn", gpu, 48) is None
+    assert device.why_slower("gated_ffn", gpu, 96) == (
+        "has not been timed on this kind of GPU with 96 channels; ask for it by name"
+    )
 
 
 @pytest.mark.parametrize(
