@@ -115,13 +115,14 @@ def test_convolutions(where, case, plain, dtype):
 
 
 def test_every_instance_of_the_convolution_is_chosen_for_some_size(extension):
-    choose = extension.cuda_choose_conv3x3
-    assert [choose(True, *sizes)[3] for sizes in ((160, 32, 132), (320, 8, 132), (640, 512, 132))] == [64, 32, 128]
+    choose, most = extension.cuda_choose_conv3x3, 227 * 1024
+    sizes = ((160, 160, 32, 132, most), (320, 320, 8, 132, most), (640, 640, 512, 132, most))
+    assert [choose(True, *given)[3] for given in sizes] == [64, 32, 128]
     for outputs in (3, 32, 160, 640):
         for patches in (1, 32, 1000):
-            name, threads, shared, block = choose(False, outputs, patches, 132)
+            name, threads, shared, block = choose(False, 2048, outputs, patches, 132, 99 * 1024)
             assert name == f"norm_silu_conv3x3_n{block}_f16"
-            assert (threads, shared <= 99 * 1024) == (128, True)
+            assert (threads, shared <= 99 * 1024) == (256, True)
 
 
 RACES = {
@@ -245,9 +246,12 @@ def test_a_machine_that_lacks_nothing(monkeypatch, forgotten):
     assert device.device_lacks(gpu) is None
     assert device.image_lacks("ddim_step") is None
     assert device.image_lacks("tail") == "the CUDA kernels of tail were not built: its fatbin is missing"
-    assert device.why_slower("ddim_step", gpu) == "has not been timed on this kind of GPU; ask for it by name"
-    monkeypatch.setattr(device, "TIMED", frozenset({("ddim_step", 9, 0)}))
-    assert device.why_slower("ddim_step", gpu) is None
+    assert device.why_slower("ddim_step", gpu, None) == "has not been timed on this kind of GPU; ask for it by name"
+    monkeypatch.setattr(device, "TIMED", {("gated_ffn", 9, 0): frozenset({48})})
+    assert device.why_slower("gated_ffn", gpu, 48) is None
+    assert device.why_slower("gated_ffn", gpu, 96) == (
+        "has not been timed on this kind of GPU with 96 channels; ask for it by name"
+    )
 
 
 @pytest.mark.parametrize(

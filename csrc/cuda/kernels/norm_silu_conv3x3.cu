@@ -9,10 +9,10 @@
 //
 // A block makes N outputs of a patch of 8 x 16 pixels, 32 channels of x at a time. The activation of the patch and its
 // border, 10 x 18 pixels, is made once in shared memory (`halo`, two buffers); a tile of 16 pixels of the product is a row
-// of the patch, so that the nine taps are addresses in the same halo. Four warps: 4 rows of the patch x N / 2 outputs
-// each. The three taps of one column (`stage`) use the same six rows of the halo, which are loaded once; their weights
-// come by asynchronous copies, two stages ahead (N = 128: one). While a stage is computed, a third of the next chunk's
-// halo is loaded, and written at its end.
+// of the patch, so that the nine taps are addresses in the same halo. Eight warps, each of 4 rows of the patch (N = 32: 2)
+// and a share of the outputs. The three taps of one column (`stage`) use the same rows of the halo, which are loaded once;
+// their weights come by asynchronous copies, two stages ahead (N = 128: one). While a stage is computed, a third of the
+// next chunk's halo is loaded, and written at its end.
 #include "norm_silu_conv3x3.h"
 #include "words.h"
 
@@ -29,9 +29,11 @@ struct ConvArgs {
 
 template <typename T, int kN>
 class NormSiluConv3x3 {
-    static constexpr int kStages = conv_stages(kN), kTiles = kN / 16;  // n8 tiles of a warp
+    static constexpr int kStages = conv_stages(kN);
+    static constexpr int kRows = kN >= 64 ? 4 : 2, kGroups = kPatchRows / kRows;  // of a warp; warps below one another
+    static constexpr int kOutputs = kN * kGroups * 32 / kConvThreads, kTiles = kOutputs / 8;  // of a warp
     static constexpr int kVectors = kConvChunk / kVector;              // of a row of a chunk
-    static constexpr int kOfStage = 2;                                 // vectors of the halo that a thread makes in a stage
+    static constexpr int kOfStage = 1;                                 // vectors of the halo that a thread makes in a stage
     static constexpr int kHaloVectors = kHaloRows * kVectors;
     static constexpr int kStageBytes = 3 * kN * kConvPitch;
     static_assert(3 * kOfStage * kConvThreads >= kHaloVectors, "the stages of a chunk make the whole halo");
@@ -44,12 +46,16 @@ public:
         first_column = block % a.patches_right * kPatchColumns, block /= a.patches_right;
         first_row = block % a.patches_down * kPatchRows, image = block / a.patches_down;
         chunks = (a.channels + kConvChunk - 1) / kConvChunk;
-        halo = gpu::shared(), weights = gpu::shared() + 2 * kHaloRows * kConvPitch;
+        halo = gpu::shared(), weights = halo + 2 * kHaloRows * kConvPitch;
+        table = reinterpret_cast<float*>(weights + kStages * kStageBytes);
         for (int i = 0; i < 3 * kOfStage; ++i) place[i] = place_of(i);
     }
 
     GPU_FN void run() {
         for (int i = 0; i < kStages - 1; ++i) copy_weights(i);
+        const float* const of_image = a.table + static_cast<int64_t>(image) * 3 * a.channels;
+        for (int i = gpu::thread(); i < 3 * a.channels; i += kConvThreads) table[i] = of_image[i];
+        gpu::block_sync();
         gpu::Words4 raw[kOfStage];
 #pragma unroll
         for (int stage = 0; stage < 3; ++stage) {
@@ -95,10 +101,9 @@ private:
         const int channel = first_channel(chunk);
         float mean[kVector] = {}, factor[kVector] = {}, offset[kVector] = {};
         if (channel < a.channels) {
-            const float* const of_image = a.table + image * 3 * a.channels + channel;
-            load_floats(of_image, mean);
-            load_floats(of_image + a.channels, factor);
-            load_floats(of_image + 2 * a.channels, offset);
+            load_floats(table + channel, mean);
+            load_floats(table + a.channels + channel, factor);
+            load_floats(table + 2 * a.channels + channel, offset);
         }
 #pragma unroll
         for (int i = 0; i < kOfStage; ++i) {
@@ -128,16 +133,16 @@ private:
 
     // Adds the three taps of a column for one chunk to the sums.
     GPU_FN void multiply(int chunk, int column) {
-        const int lane = gpu::lane(), rows = gpu::warp() % 2 * 4, outputs = gpu::warp() / 2 * (kN / 2);
+        const int lane = gpu::lane(), rows = gpu::warp() % kGroups * kRows, outputs = gpu::warp() / kGroups * kOutputs;
         const unsigned char* const pixels = halo + chunk % 2 * kHaloRows * kConvPitch +
                                             (rows * (kPatchColumns + 2) + column + lane % 16) * kConvPitch + lane / 16 * 16;
         const unsigned char* const taps = weights + (3 * chunk + column) % kStages * kStageBytes +
                                           (outputs + lane % 8 + lane / 16 * 8) * kConvPitch + lane / 8 % 2 * 16;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {  // of the chunk's channels
-            uint32_t row[6][4];
+            uint32_t row[kRows + 2][4];
 #pragma unroll
-            for (int i = 0; i < 6; ++i)
+            for (int i = 0; i < kRows + 2; ++i)
                 gpu::ldmatrix_x4(row[i], pixels + i * (kPatchColumns + 2) * kConvPitch + half * 32);
 #pragma unroll
             for (int tap = 0; tap < 3; ++tap) {
@@ -146,7 +151,7 @@ private:
                     uint32_t b[4];
                     gpu::ldmatrix_x4(b, taps + (tap * kN + pair * 16) * kConvPitch + half * 32);
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
+                    for (int i = 0; i < kRows; ++i) {
                         gpu::mma_k16<T>(sums[i][2 * pair], row[i + tap], b[0], b[1]);
                         gpu::mma_k16<T>(sums[i][2 * pair + 1], row[i + tap], b[2], b[3]);
                     }
@@ -156,15 +161,15 @@ private:
     }
 
     GPU_FN void write() const {
-        const int lane = gpu::lane(), rows = gpu::warp() % 2 * 4;
-        const int first = out_block * kN + gpu::warp() / 2 * (kN / 2) + lane % 4 * 2;
+        const int lane = gpu::lane(), rows = gpu::warp() % kGroups * kRows;
+        const int first = out_block * kN + gpu::warp() / kGroups * kOutputs + lane % 4 * 2;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
             const int output = first + tile * 8;
             float added[2] = {};
             for (int j = 0; j < 2; ++j) added[j] = of_output(output + j);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < kRows; ++i) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int y = first_row + rows + i, x = first_column + lane / 4 + half * 8;
@@ -205,8 +210,9 @@ private:
     const ConvArgs& a;
     int out_block, first_row, first_column, image, chunks;
     unsigned char *halo, *weights;
+    float* table;  // (3, C) of the image
     int place[3 * kOfStage];
-    float sums[4][kTiles][4] = {};  // of a warp: rows of the patch, outputs by 8
+    float sums[kRows][kTiles][4] = {};  // of a warp: rows of the patch, outputs by 8
 };
 
 template <typename T, int kN>
@@ -216,10 +222,10 @@ GPU_FN void norm_silu_conv3x3(const ConvArgs& a) {
 
 }  // namespace
 
-GPU_INSTANCE(norm_silu_conv3x3_n32_bf16, kConvThreads, 4, ConvArgs, norm_silu_conv3x3<gpu::BFloat16, 32>)
-GPU_INSTANCE(norm_silu_conv3x3_n32_f16, kConvThreads, 4, ConvArgs, norm_silu_conv3x3<gpu::Float16, 32>)
-GPU_INSTANCE(norm_silu_conv3x3_n64_bf16, kConvThreads, 3, ConvArgs, norm_silu_conv3x3<gpu::BFloat16, 64>)
-GPU_INSTANCE(norm_silu_conv3x3_n64_f16, kConvThreads, 3, ConvArgs, norm_silu_conv3x3<gpu::Float16, 64>)
+GPU_INSTANCE(norm_silu_conv3x3_n32_bf16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::BFloat16, 32>)
+GPU_INSTANCE(norm_silu_conv3x3_n32_f16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::Float16, 32>)
+GPU_INSTANCE(norm_silu_conv3x3_n64_bf16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::BFloat16, 64>)
+GPU_INSTANCE(norm_silu_conv3x3_n64_f16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::Float16, 64>)
 GPU_INSTANCE(norm_silu_conv3x3_n128_bf16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::BFloat16, 128>)
 GPU_INSTANCE(norm_silu_conv3x3_n128_f16, kConvThreads, 2, ConvArgs, norm_silu_conv3x3<gpu::Float16, 128>)
 

@@ -31,8 +31,9 @@ def norm_silu_conv3x3(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, grou
     x = aligned(x)
     table = norm_table(x, norm, groups, eps)
     down, right = -(-height // PATCH[0]), -(-width // PATCH[1])
+    gpu, bfloat16 = device.facts(x.device), x.dtype == torch.bfloat16
     choice = kernels().cuda_choose_conv3x3(
-        x.dtype == torch.bfloat16, outputs, batch * down * right, device.facts(x.device).multiprocessors
+        bfloat16, channels, outputs, batch * down * right, gpu.multiprocessors, gpu.shared_bytes
     )
     block = choice[3]
     blocks = -(-outputs // block)
