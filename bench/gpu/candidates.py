@@ -73,8 +73,8 @@ def chosen(choice: Choice | None) -> Iterator[None]:
     packing.WIDE.update(before[2])
 
 
-def calls(shape: Shape, tiles: int, device: str, tail: bool, given: bool = False) -> Callable[[], Tensor]:
-    """A call of the first or the second kernel; `given`: the first with the moments of pixels."""
+def calls(shape: Shape, tiles: int, device: str, tail: bool) -> Callable[[], Tensor]:
+    """A call of the first or the second kernel."""
 
     def cast(given: Any) -> Any:
         return type(given)(*(None if t is None else t.to(device, torch.bfloat16) for t in given))
@@ -84,20 +84,10 @@ def calls(shape: Shape, tiles: int, device: str, tail: bool, given: bool = False
     weights = cast(attention_weights(shape.channels, shape.heads, shape.window))
     weights.logit_scale.fill_(2.3)  # scale 10, as a network starts with
     if not tail:
-        statistics = row_statistics(x) if given else None
-        return lambda: attend(x, weights, shape.window, shape.shift, statistics)
+        return lambda: attend(x, weights, shape.window, shape.shift)
     ffn = cast(ffn_weights(shape.channels, shape.hidden))
     tokens = torch.randn_like(x.permute(0, 2, 3, 1)).reshape(-1, shape.window**2, shape.channels)
     return lambda: finish(x, (tokens, weights, shape.window, shape.shift), ffn)
-
-
-def row_statistics(x: Tensor) -> Tensor:
-    """Mean and 1 / sqrt(variance + 1e-5) of the channels of each pixel."""
-    pixels, channels = x.numel() // x.shape[1], x.shape[1]
-    out = torch.empty(pixels, 2, dtype=torch.float32, device=x.device)
-    choice = ("row_statistics_bf16", 256, 0, 64)
-    runtime.launch("candidates", choice, -(-pixels // choice[3]), [x, out], [channels, pixels])
-    return out
 
 
 def same(shape: Shape, choice: Choice, tail: bool, device: str, tiles: int = TILES) -> float:
@@ -166,16 +156,6 @@ def main() -> None:
                 difference = 0.0 if choice is None else same(shape, choice, tail, "cuda")
                 rows.append((what, name, statistics.median(found), difference))
                 print(f"{what}: {name} {rows[-1][2]:.4f} ms, difference {difference:.1e}", flush=True)
-    for shape in (shape for shape in TAIL if shape.channels >= 192):
-        what = f"attention C {shape.channels} heads {shape.heads}"
-        alone, told = (calls(shape, TILES, "cuda", False, given) for given in (False, True))
-        difference = (alone().float() - told().float()).abs().max().item()
-        x = torch.randn(TILES, shape.height, shape.width, shape.channels, dtype=torch.bfloat16, device="cuda")
-        made = partial(row_statistics, x.permute(0, 3, 1, 2))
-        for name, call in {"moments made": alone, "moments given": told, "row_statistics": made}.items():
-            found = statistics.median(milliseconds(call) for _ in range(TURNS))
-            rows.append((what, name, found, difference))
-            print(f"{what}: {name} {found:.4f} ms, difference {difference:.1e}", flush=True)
     with torch.no_grad():
         for row in small_blocks("cuda"):
             rows.append(row)

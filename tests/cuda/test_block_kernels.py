@@ -106,7 +106,7 @@ def attended_with_roundings(given, dtype: torch.dtype | None) -> Tensor:
     heads = w.logit_scale.shape[0]
     x = torch.roll(x, (-shift, -shift), (2, 3))
     mask = reference.shift_mask(height, width, window, shift, x) if shift else 0.0
-    n = rounded((x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5))
+    n = (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5)
     tiles = reference.to_windows(n, window)
     matrix = rounded((w.qkv * w.norm_weight[:, None, None]) if dtype is None else folded(given[1]))
     bias = w.qkv.flatten(1) @ w.norm_bias + (0 if w.qkv_bias is None else w.qkv_bias)
@@ -151,6 +151,14 @@ def test_the_attended_tokens_beside_float64_with_the_same_roundings(where, name,
     x, weights, *rest = arguments(SHAPES[name], where, dtype)
     weights = weights._replace(logit_scale=torch.full_like(weights.logit_scale, scale).log())
     assert_nearer_than_the_roundings((x, weights, *rest), dtype)
+
+
+@pytest.mark.parametrize("name", ["d 12, w 8, C 24, half a block", "d 24, w 16, C 96"])
+def test_tokens_far_from_zero(where, name):
+    """The norm comes behind the product: the mean must leave no more than float32 loses of it."""
+    x, weights, *rest = arguments(SHAPES[name], where, torch.float16)
+    weights = weights._replace(logit_scale=torch.full_like(weights.logit_scale, 2.3))
+    assert_nearer_than_the_roundings((x + 100, weights, *rest), torch.float16)
 
 
 def masked_winners(where, dtype, window):

@@ -1,6 +1,5 @@
 // Instances that a GPU is still to be asked about (bench/gpu/candidates.py): other shares of a warp.
 #include "attention.cuh"
-#include "row_statistics.cuh"
 #include "tail_wide.cuh"
 
 namespace swk::cuda {
@@ -19,4 +18,3 @@ GPU_INSTANCE(attention_bf16_d48_w16_m2, 256, 1, swk::cuda::AttentionArgs,
 GPU_INSTANCE(tail_bf16_c192, 256, 1, swk::cuda::TailArgs, swk::cuda::tail<swk::cuda::Tail<gpu::BFloat16, 192, 1, true>>)
 GPU_INSTANCE(tail_bf16_c192_r128, 256, 1, swk::cuda::TailArgs,
              swk::cuda::tail<swk::cuda::TailWide<gpu::BFloat16, 192, true, 2>>)
-GPU_INSTANCE(row_statistics_bf16, 256, 2, swk::cuda::StatisticsArgs, swk::cuda::row_statistics<gpu::BFloat16>)

@@ -17,12 +17,11 @@ namespace swk::cuda {
 struct AttentionArgs {
     const uint16_t* x;          // (B, H, W, C)
     const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, in fragments.cuh's order
-    const float* qkv_bias;      // (heads, 2, 3D): W times the norm's bias, + bias
+    const float* qkv_affine;    // (heads, 2, 3D, 2): sum of W's row, and W times the norm's bias, + bias
     const uint32_t* conv;       // (heads, 2, 3D / 8, 288): B fragments (8 x 8) of diag(taps): taps 0 to 3 of each lane, 4 to 7, 8
     const float* conv_bias;     // (heads, 2, 3D)
     const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
     const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
-    const float* statistics;    // (pixels, 2): mean and 1 / sqrt(variance + 1e-5), or null: made here
     uint16_t* attended;         // (windows, w w, C): head h writes channels h d.. (window half) and C/2 + h d..
     int32_t channels, heads, head_channels, height, width, shift, windows;
 };
@@ -88,47 +87,6 @@ struct Head {
         gpu::copy_commit();
     }
 
-    // Four channels from 16 k + 4 t of a token; zero from C on, where C is odd in units of 8.
-    GPU_FN gpu::Words2 channels4(const uint16_t* x, int c) const {
-        gpu::Words2 v;
-        v.w[0] = v.w[1] = 0;
-        if (c + 4 * t < a.channels) v = load4(x + c + 4 * t);
-        return v;
-    }
-
-    // 1 / sqrt(variance + 1e-5) of the channels of each token, and its product with -mean. In one pass, by sums of the
-    // differences from channel 0: that lies at most sqrt(C) standard deviations from the mean, so that at most C
-    // roundings are lost.
-    GPU_FN void moments(const uint16_t* x, const uint32_t (&place)[kM][2], float (&scale)[kM][2],
-                        float (&offset)[kM][2]) const {
-        float pivot[kM][2], sum[kM][2], squares[kM][2];
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) pivot[m][h] = gpu::value<T>(x[place[m][h]]), sum[m][h] = squares[m][h] = 0;
-        for (int c = 4 * t; c < a.channels; c += 16)
-#pragma unroll
-            for (int m = 0; m < kM; ++m)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const gpu::Words2 v = load4(x + place[m][h] + c);
-#pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const float p = gpu::low<T>(v.w[i]) - pivot[m][h], q = gpu::high<T>(v.w[i]) - pivot[m][h];
-                        sum[m][h] += p + q, squares[m][h] += p * p + q * q;
-                    }
-                }
-        const float share = 1.0f / static_cast<float>(a.channels);
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const float mean = gpu::quad_sum(sum[m][h]) * share, square = gpu::quad_sum(squares[m][h]) * share;
-                scale[m][h] = gpu::reciprocal_sqrt(gpu::maximum(square - mean * mean, 0.0f) + 1e-5f);
-                offset[m][h] = -(pivot[m][h] + mean) * scale[m][h];
-            }
-    }
-
     // Tile j of sums starts at its columns' biases.
     template <int kColumns>
     GPU_FN void start(float (&sums)[kM][kColumns][4], int j, const float* bias) const {
@@ -140,10 +98,13 @@ struct Head {
         }
     }
 
-    // y of the warp's tokens to `rows`, which is whole after the next barrier.
+    // y of the warp's tokens to `rows`, which is whole after the next barrier. The norm comes behind the product, by the sums
+    // of W's rows, so that A is x as it lies in memory. A token's sum is one column more of the product; its squares are
+    // those of the differences from channel 0, which lies at most sqrt(C) standard deviations from the mean, so that at most
+    // C roundings are lost.
     GPU_FN void project() const {
-        uint32_t place[kM][2];  // an image has fewer than 2^32 elements
-        float scale[kM][2], offset[kM][2];
+        uint32_t place[kM][2];  // of the lane's channels; an image has fewer than 2^32 elements
+        float pivot[kM][2], squares[kM][2], sum[kM][1][4], y[kM][kTiles][4];
         const uint16_t* x = a.x + image() * a.channels;
         stage(0, 0);
 #pragma unroll
@@ -153,17 +114,12 @@ struct Head {
                 const int in_window = token - window_token + 16 * m + g + 8 * h;
                 const uint32_t pixel =
                     pixel_of({a.height, a.width, a.shift}, kSide, in_image(), in_window / kSide, in_window % kSide);
-                place[m][h] = pixel * static_cast<uint32_t>(a.channels);
-                if (a.statistics != nullptr) {
-                    const gpu::Words2 s = *reinterpret_cast<const gpu::Words2*>(a.statistics + 2 * (image() + pixel));
-                    scale[m][h] = gpu::as_float(s.w[1]), offset[m][h] = -gpu::as_float(s.w[0]) * scale[m][h];
-                }
+                const uint32_t at = pixel * static_cast<uint32_t>(a.channels);
+                pivot[m][h] = gpu::value<T>(x[at]), squares[m][h] = 0;
+                place[m][h] = at + 4 * static_cast<uint32_t>(t);
             }
-        if (a.statistics == nullptr) moments(x, place, scale, offset);
-        float y[kM][kTiles][4];
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j) start(y, j, a.qkv_bias + part(0));
-
+        clear(y);
+        clear(sum);
         const int chunks = (a.channels + kChunk - 1) / kChunk;
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -174,27 +130,57 @@ struct Head {
             const int end = chunk + 1 < chunks ? kChunk : a.channels - chunk * kChunk;
 #pragma unroll 1
             for (int k = 0; k < end; k += 16) {
+                const bool there = k + 4 * t < end;  // else C is odd in units of 8, and the channels are zeros
                 uint32_t n[kM][4];
 #pragma unroll
                 for (int m = 0; m < kM; ++m)
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        const gpu::Words2 v = channels4(x + place[m][h], chunk * kChunk + k);
-                        const float s = scale[m][h], o = offset[m][h];
-                        n[m][h] = gpu::pack<T>(gpu::low<T>(v.w[0]) * s + o, gpu::high<T>(v.w[0]) * s + o);
-                        n[m][2 + h] = gpu::pack<T>(gpu::low<T>(v.w[1]) * s + o, gpu::high<T>(v.w[1]) * s + o);
+                        gpu::Words2 v;
+                        v.w[0] = v.w[1] = 0;
+                        if (there) v = load4(x + (place[m][h] + static_cast<uint32_t>(chunk * kChunk + k)));
+                        const float from = there ? pivot[m][h] : 0.0f;
+#pragma unroll
+                        for (int i = 0; i < 2; ++i) {
+                            const float low = gpu::low<T>(v.w[i]), high = gpu::high<T>(v.w[i]);
+                            n[m][2 * i + h] = gpu::pack<T>(low, high);  // v.w[i], where a fragment needs it
+                            squares[m][h] += (low - from) * (low - from);
+                            squares[m][h] += (high - from) * (high - from);
+                        }
                     }
                 multiply16<T, kWeightStride>(y, n, weights + k);
+                const uint32_t ones = gpu::pack<T>(1.0f, 1.0f);
+#pragma unroll
+                for (int m = 0; m < kM; ++m) gpu::mma_k16<T>(sum[m][0], n[m], ones, ones);
             }
         }
         gpu::block_sync();  // all weights are used up
+        const float share = 1.0f / static_cast<float>(a.channels);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
-            for (int j = 0; j < kTiles; ++j)
+            for (int h = 0; h < 2; ++h) {
+                const float mean = sum[m][0][2 * h] * share, apart = mean - pivot[m][h];
+                const float variance = gpu::quad_sum(squares[m][h]) * share - apart * apart;
+                const float scale = gpu::reciprocal_sqrt(gpu::maximum(variance, 0.0f) + 1e-5f);
 #pragma unroll
-                for (int h = 0; h < 2; ++h)
-                    store2(row_of(m, h) + 8 * j + 2 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]));
+                for (int j = 0; j < kTiles; ++j) {
+                    const gpu::Words4 v = *reinterpret_cast<const gpu::Words4*>(a.qkv_affine + 2 * (part(0) + 8 * j + 2 * t));
+                    float* at = &y[m][j][2 * h];
+#pragma unroll
+                    for (int i = 0; i < 2; ++i)
+                        at[i] = (at[i] - mean * gpu::as_float(v.w[2 * i])) * scale + gpu::as_float(v.w[2 * i + 1]);
+                    store2(row_of(m, h) + 8 * j + 2 * t, gpu::pack<T>(at[0], at[1]));
+                }
+            }
+    }
+
+    template <int kColumns>
+    GPU_FN static void clear(float (&sums)[kM][kColumns][4]) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int j = 0; j < kColumns; ++j) sums[m][j][0] = sums[m][j][1] = sums[m][j][2] = sums[m][j][3] = 0;
     }
 
     // The place in `rows` of token g (h = 0) or g + 8 (h = 1) of the warp's tile m.

@@ -23,12 +23,8 @@ WIDE = (
 )
 
 
-def attend(x: Tensor, weights: AttentionWeights, window: int, shift: int, statistics: Tensor | None = None) -> Tensor:
-    """The attention before its projection: (B, C, H, W) in channels_last -> (B * windows, w * w, C).
-
-    Args:
-        statistics: mean and 1 / sqrt(variance + 1e-5) of each pixel, (B * H * W, 2) in float32; None to make them.
-    """
+def attend(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
+    """The attention before its projection: (B, C, H, W) in channels_last -> (B * windows, w * w, C)."""
     batch, channels, height, width = x.shape
     heads = weights.logit_scale.shape[0]
     head = channels // 2 // heads
@@ -39,7 +35,7 @@ def attend(x: Tensor, weights: AttentionWeights, window: int, shift: int, statis
         "attention",
         choice,
         -(-windows // choice[3]) * heads * 2,
-        [x, *attention_parts(weights, x.dtype), statistics, attended],
+        [x, *attention_parts(weights, x.dtype), attended],
         [channels, heads, head, height, width, shift, windows],
     )
     return attended

@@ -45,10 +45,10 @@ def channel_order(channels: int) -> Tensor:
 
 
 def attention_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Bytes of qkv, qkv_bias, conv, conv_bias, table and scale for the kernel `attention`, D channels a head.
+    """Bytes of qkv, qkv_affine, conv, conv_bias, table and scale for the kernel `attention`, D channels a head.
 
     D is the number of channels of a head rounded up to a multiple of 8. Shapes, halves being window and channel:
-    (heads, 2, ceil(C / 48), 3D, 48), (heads, 2, 3D), (heads, 2, 3D / 8, 288) of 4 bytes, (heads, 2, 3D),
+    (heads, 2, ceil(C / 48), 3D, 48), (heads, 2, 3D, 2), (heads, 2, 3D / 8, 288) of 4 bytes, (heads, 2, 3D),
     (heads, (2w-1)^2), (heads).
     """
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
@@ -56,7 +56,7 @@ def attention_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[T
     chunks = -(-channels // CHUNK)
     sizes = (
         2 * rows * chunks * CHUNK,
-        4 * rows,
+        8 * rows,
         rows // 8 * 9 * 128,
         4 * rows,
         4 * weights.bias_table.numel(),
@@ -123,10 +123,12 @@ def _attention(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
     # The columns of the last 16 are permuted like those of all others, with zeros behind the last channel.
     matrix = F.pad(matrix, (0, wide - channels))[:, channel_order(wide).to(matrix.device)]
     qkv, qkv_bias, taps, conv_bias = (_by_heads(tensor, heads) for tensor in (matrix, biases, taps, conv_bias))
+    qkv = qkv.to(dtype)
+    affine = torch.stack((qkv.float().sum(-1), qkv_bias), dim=-1)
     qkv = qkv.unflatten(-1, (-1, CHUNK)).transpose(2, 3)
     table = 16 * _LOG2_E * torch.sigmoid(weights.bias_table.detach().float()).T
     scale = _LOG2_E * weights.logit_scale.detach().float().flatten().clamp(max=_MOST_LOG_SCALE).exp()
-    return [qkv.to(dtype), qkv_bias, _diagonals(taps.to(dtype)), conv_bias, table, scale]
+    return [qkv, affine, _diagonals(taps.to(dtype)), conv_bias, table, scale]
 
 
 def _by_heads(rows: Tensor, heads: int) -> Tensor:
