@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 ABSENCE_NOTE = "_native_absent.txt"  # swintormer_kernels/native.py reads it
+CUDA_FOLDER, CUDA_NOTE = "cuda", "built.txt"  # swintormer_kernels/backends/cuda/built.py reads them
 
 
 class BuildFailed(Exception):
@@ -37,6 +38,7 @@ class CMakeBuild(build_ext):
             package.mkdir(parents=True, exist_ok=True)
             for stale in [package / ABSENCE_NOTE, package / target.name]:
                 stale.unlink(missing_ok=True)
+            shutil.rmtree(package / CUDA_FOLDER, ignore_errors=True)
         try:
             _build(target.parent, Path(self.build_temp).resolve() / "native", debug=bool(self.debug))
         except BuildFailed as failure:
@@ -45,6 +47,10 @@ class CMakeBuild(build_ext):
             for package in packages:
                 (package / ABSENCE_NOTE).write_text(f"{failure}\n", encoding="utf-8")
             print(_notice(failure), file=sys.stderr, flush=True)
+        made = target.parent / CUDA_FOLDER
+        for package in packages:
+            if package != target.parent and made.is_dir():
+                shutil.copytree(made, package / CUDA_FOLDER, dirs_exist_ok=True)
 
     def run(self) -> None:
         self._in_place_wanted = bool(self.inplace)  # setuptools' run() clears it while it builds
@@ -70,6 +76,17 @@ def _build(output: Path, work: Path, *, debug: bool) -> None:
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     _run([cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", *defines])
     _run([cmake, "--build", str(work)])
+    _build_cuda(cmake, work, output / CUDA_FOLDER / CUDA_NOTE)
+
+
+def _build_cuda(cmake: str, work: Path, note: Path) -> None:
+    """Builds the fatbins that nvcc takes. The package works without the others, and the note tells the first error."""
+    try:
+        _run([cmake, "--build", str(work), "--target", "cuda_kernels", "--", "-k", "0"])
+    except BuildFailed as failure:
+        with note.open("a", encoding="utf-8") as lines:
+            lines.write(f"error {failure}\n")
+        print(f"Some of the CUDA kernels were not built: {failure}", file=sys.stderr, flush=True)
 
 
 def _program(name: str) -> str:

@@ -4,7 +4,7 @@ import swintormer_kernels as sk
 
 sk.explain(sk.ddim_step, z, e, alpha_bar_t=.2, alpha_bar_s=.5)   # the backend these inputs get, and each rejection
 sk.backends()                                  # the backends of this machine, and why others are missing
-with sk.use_backend("reference"): ...          # or "cpu", "triton"; scoped
+with sk.use_backend("reference"): ...          # or "cpu", "triton", "cuda"; scoped
 report = sk.optimize(model)                    # replaces known blocks of a model by the ops, in place; reports which
 sk.restore(model)
 print(sk.selfcheck())                          # every op and backend against the reference, on this machine's devices

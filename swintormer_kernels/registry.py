@@ -34,10 +34,12 @@ from typing import Any, TypeVar
 import torch
 
 from swintormer_kernels import native, trust
+from swintormer_kernels.backends.cuda import built as cuda_build
+from swintormer_kernels.backends.cuda import device as cuda_device
 from swintormer_kernels.backends.triton import layout as triton_tensors
 from swintormer_kernels.transforms import transform_at_work
 
-BACKENDS = ("triton", "cpu", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "reference")
 """All backends in order of preference. The reference serves every input for which the op is defined."""
 
 _BLOCK = ("swda_attention", "gated_ffn", "swda_block")
@@ -48,8 +50,12 @@ MODULES: Mapping[str, Mapping[str, str]] = {
     "reference": {**dict.fromkeys(_BLOCK, "blocks"), **dict.fromkeys(_DENOISER, "denoiser")},
     "cpu": {**dict.fromkeys(_BLOCK, "block"), **dict.fromkeys(_DENOISER, "denoiser")},
     "triton": {},
+    "cuda": {},
 }
 """backend -> op -> its module in backends/<backend>/; an op that is not listed has a module of its own name."""
+
+GRADIENTS: Mapping[str, str] = {"cuda": "triton"}
+"""backend without a backward of its own -> the one whose backward it takes where that serves, else the reference's."""
 
 Predicate = Callable[..., "str | None"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -72,7 +78,7 @@ _choice = _Choice()
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Context manager: ops called inside use the backend `name` ("reference", "cpu" or "triton") or raise BackendError.
+    """Context manager: ops called inside use the backend `name`, one of `BACKENDS`, or raise BackendError.
 
     Affects only the calling thread. Can be nested. The previous choice is restored on exit, also after an exception.
 
@@ -100,6 +106,8 @@ def machine_lacks(backend: str) -> str | None:
         return None
     if backend == "cpu":
         return native.why_absent()
+    if backend == "cuda":
+        return cuda_device.why_absent()
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; install it with `pip install triton`"
     runs = torch.cuda.is_available() or triton_tensors.INTERPRETED
@@ -152,6 +160,8 @@ class Op:
     def why_slower(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """None, or the reason why automatic selection does not take `backend` although it can serve."""
         reason = triton_tensors.only_for_tests() if backend == "triton" else None
+        if backend == "cuda" and args and isinstance(args[0], torch.Tensor):
+            reason = cuda_device.why_slower(self.name, args[0])
         if reason is not None:
             return reason
         reason = self.slower[backend](*args, **kwargs) if backend in self.slower else None
@@ -186,6 +196,13 @@ class Op:
             function = getattr(self._module(name), self.name)
             self._implementations[backend] = functools.partial(function, **{precision: True}) if precision else function
         return self._implementations[backend]
+
+    def backward_of(self, backend: str, *args: Any) -> str:
+        """The backend whose backward goes with the forward of `backend`; `args` are the public function's."""
+        taken = GRADIENTS.get(backend)
+        if taken is None:
+            return backend
+        return taken if taken in self.serves and self.why_not(taken, *args) is None else "reference"
 
     def own_backward(self, backend: str) -> Callable[..., Any] | None:
         """The function `<op>_backward` of the backend, or None if its gradients are computed with the reference."""
@@ -263,7 +280,11 @@ class Backends(dict[str, "str | None"]):
     """backend -> None if this machine can run it, otherwise what is missing. `str()` gives one line per backend."""
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<9}  {reason or 'available'}" for name, reason in self.items())
+        return "\n".join(f"{name:<9}  {reason or _available(name)}" for name, reason in self.items())
+
+
+def _available(backend: str) -> str:
+    return f"available, {cuda_build.built().told()}" if backend == "cuda" else "available"
 
 
 def backends() -> Backends:

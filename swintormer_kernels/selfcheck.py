@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels import trust
+from swintormer_kernels.backends.cuda import device as cuda_device
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
 from swintormer_kernels.ops.ddim_step import ddim_step
@@ -203,7 +204,8 @@ def _rows(op: str, backend: str, device: torch.device, dtypes: tuple[torch.dtype
 
 
 def _device(backend: str, device: torch.device | str | None) -> torch.device:
-    on_gpu = backend != "cpu" and not INTERPRETED and torch.cuda.is_available()
+    emulated = cuda_device.EMULATOR is not None if backend == "cuda" else INTERPRETED
+    on_gpu = backend != "cpu" and not emulated and torch.cuda.is_available()
     found = torch.device(("cuda" if on_gpu else "cpu") if device is None else device)
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -304,7 +306,7 @@ def _attention(random: Callable[..., Tensor], channels: int, heads: int, window:
     )
 
 
-_WINDOW, _SHIFT, _CHANNELS, _HEADS = 8, 3, 48, 4
+_WINDOW, _SHIFT, _CHANNELS, _HEADS = 8, 3, 48, 2
 _TERMS = 2 * _WINDOW**4  # logit_scale's gradient: every pair of tokens of two windows
 
 CASES: dict[str, Case] = {

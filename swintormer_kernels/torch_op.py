@@ -179,7 +179,7 @@ def _define_backward(op: Op, signature: Signature) -> Callable[..., list[Tensor]
     @torch.library.impl(full, "CompositeExplicitAutograd")
     def _run(grad: Tensor, *arguments: Any) -> list[Tensor]:
         *rest, backend, needed = arguments
-        own = op.own_backward(backend)
+        own = op.own_backward(op.backward_of(backend, *signature.public(*rest)))
         tensors: list[Any] = []
         for tensor, need in zip(rest, needed, strict=False):
             # The backend's backward gets the parameters themselves if possible, so that it finds their packed weights.

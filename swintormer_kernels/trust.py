@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHECKED = ("triton",)
+CHECKED = ("cuda", "triton")
 """Backends that must pass the check before automatic selection uses them."""
 
 NOT_CHECKED = (
@@ -229,6 +229,7 @@ def versions() -> tuple[str, ...]:
             found = importlib.util.find_spec(package.replace("-", "_"))
             installed.append(f"{package} {'of unknown version' if found else 'absent'}")
     sources = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("backends/*/*.py")):
+    here = Path(__file__).parent
+    for file in sorted((*here.glob("backends/*/*.py"), *here.glob("cuda/*.fatbin"))):
         sources.update(file.read_bytes())
     return (f"torch {torch.__version__}", *installed, f"kernels {sources.hexdigest()[:12]}")

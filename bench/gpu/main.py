@@ -76,6 +76,7 @@ def tests() -> list[list[str]]:
     """Commands to run at once: pytest for each file."""
     folders = (ROOT / "tests" / "kernels" / "triton", ROOT / "tests" / "kernels")
     files = [f for folder in folders for f in sorted(folder.glob("test_*.py")) if f.name not in LEFT_OUT]
+    files.append(ROOT / "tests" / "cuda" / "test_ops_on_cuda.py")
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     return [[*pytest, str(file)] for file in (*files, *sorted((ROOT / "tests" / "app").glob("test_graphs*.py")))]
 

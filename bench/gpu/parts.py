@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 import swintormer_kernels as sk
 from bench.gpu.rows import Row, append
-from bench.gpu.timing import copy_rate, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
+from bench.gpu.timing import clock_mhz, copy_rate, driver_version, matrix_rate, median_ms, peak_mb, rotated, rotating_ms
 from bench.measure import op_modules
 from swintormer import PRESETS, NetworkConfig, Swintormer
 from swintormer.cli.macs import count_macs
@@ -37,6 +37,8 @@ class Meter:
         for dtype, rate in self.rates.items():
             print(f"matrix product in {dtype}: {rate / 1e12:.1f} TFLOP/s")
         print(f"copy: {self.copy / 1e9:.0f} GB/s", flush=True)
+        self.card = "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
+        self.driver = driver_version()
 
     def row(
         self,
@@ -71,6 +73,9 @@ class Meter:
             copy_share=moved / seconds / self.copy,
             peak_mb=peak_mb,
             error=error,
+            card=self.card,
+            driver=self.driver,
+            clock_mhz=clock_mhz() if self.device != "cpu" else NAN,
         )
         append(self.out, row)
         return row
@@ -94,17 +99,13 @@ def run(part: str, out: Path, device: str) -> None:
 
 
 def time_op(meter: Meter, module: ModuleType, tiles: int = OP_TILES) -> None:
-    """Every timed case, forward and both, Triton and eager in turn."""
+    """Every timed case, forward and both, eager, Triton and CUDA."""
     op = getattr(module, module.OP.name)
     for case in cases_of(module.OP.name):
         if not case.timed:
             continue
         for dtype in DTYPES:
             arguments, keywords = on_device(case.make(0), meter.device, dtype, tiles)
-            reason = module.OP.why_not("triton", *arguments, **keywords)
-            if reason is not None:
-                print(f"{module.OP.name}, {case.name}, {dtype}: {reason}", flush=True)
-                continue
             time_case(meter, op, case.name, (arguments, keywords), module.cost(*arguments, **keywords))
 
 
@@ -116,13 +117,17 @@ def on_device(made: tuple[Any, Any], device: str, dtype: torch.dtype, tiles: int
 
 
 def time_case(meter: Meter, op: Callable[..., Tensor], name: str, given: tuple[Any, Any], work: Any) -> None:
-    """Rows of one case: forward and both, eager and Triton."""
+    """Rows of one case: forward and both, of each backend that serves it."""
     arguments, keywords = given
     dtype = arguments[0].dtype
     exact = on("reference", op, *tree_map(lambda t: t[:1].double() if t is arguments[0] else wide(t), given))
     copies = rotated(arguments, meter.device)
     eager: dict[str, float] = {}
-    for by, backend in (("eager", "reference"), ("triton", "triton")):
+    for by, backend in (("eager", "reference"), ("triton", "triton"), ("cuda", "cuda")):
+        reason = op.op.why_not(backend, *arguments, **keywords)  # type: ignore[attr-defined]
+        if reason is not None:
+            print(f"{op.op.name}, {name}, {dtype}, {by}: {reason}", flush=True)  # type: ignore[attr-defined]
+            continue
         first = on(backend, op, (arguments[0][:1], *arguments[1:]), keywords)
         error = relative(first, exact)
         for passes, call in (("forward", on), ("both", both)):
@@ -191,7 +196,7 @@ def time_network(
         exact = forward("reference", make_network(config, meter.device, torch.float64), x[:1].double())
         macs = count_macs(config, tile, tile).total * tiles
         case, eager_ms = f"{tiles} tiles of {tile}", NAN
-        for by, backend in networks(meter.device):
+        for by, backend in networks(meter.device, dtype):
             error = relative(forward(backend, net, x[:1]), exact)
             peak = peak_mb(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
             ms = median_ms(lambda backend=backend: forward(backend, net, x), meter.device)  # noqa: B023
@@ -201,15 +206,17 @@ def time_network(
             if by != "eager" and meter.device != "cpu":
                 replay = capture_graph(lambda t, backend=backend: forward(backend, net, t), x)  # noqa: B023
                 ms = median_ms(lambda: replay(x), meter.device)  # noqa: B023
-                meter.row(**common, by="graph", ms=ms, eager_ms=eager_ms)
+                meter.row(**common, by="graph" if by == "triton" else f"{by} graph", ms=ms, eager_ms=eager_ms)
         time_training(meter, preset, net, images(config, trained, tile, meter.device, dtype))
 
 
-def networks(device: str) -> Iterator[tuple[str, str]]:
+def networks(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
     """(name of the row, backend) of what a network is timed with."""
     yield "eager", "reference"
     if device != "cpu":
         yield "triton", "triton"
+        if sk.backends()["cuda"] is None and dtype != torch.float32:
+            yield "cuda", "cuda"
 
 
 def forward(backend: str, net: nn.Module, x: Tensor) -> Tensor:
@@ -226,7 +233,7 @@ def time_training(meter: Meter, preset: str, net: nn.Module, x: Tensor) -> None:
         net.zero_grad(set_to_none=True)
 
     eager_ms = NAN
-    for by, backend in networks(meter.device):
+    for by, backend in networks(meter.device, x.dtype):
         peak = peak_mb(lambda backend=backend: step(backend), meter.device)
         ms = median_ms(lambda backend=backend: step(backend), meter.device)
         eager_ms = ms if by == "eager" else eager_ms

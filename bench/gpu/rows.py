@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class Row:
     case: str
     dtype: str
     passes: str  # "forward" or "both": forward and backward
-    by: str  # "triton", "eager", "compile", "graph"
+    by: str  # "eager", "triton", "cuda", "compile", "graph" (Triton's), "cuda graph"
     ms: float
     ratio: float
     gmac: float  # forward and backward count as three times the forward
@@ -26,6 +27,9 @@ class Row:
     copy_share: float
     peak_mb: float
     error: float  # ||y - exact|| / ||exact||, exact in float64
+    card: str = ""
+    driver: str = ""
+    clock_mhz: float = math.nan  # of the multiprocessors, right after the time was taken
 
 
 def append(out: Path, row: Row) -> None:

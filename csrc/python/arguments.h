@@ -73,6 +73,7 @@ inline void expect_threads(int threads) { expect(threads >= 1, "threads must be 
 inline int64_t filled(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 void bind_block(py::module_& module);
+void bind_cuda(py::module_& module);
 void bind_denoiser(py::module_& module);
 
 }  // namespace swk::python

@@ -38,7 +38,6 @@ bool keep_freed_memory(int64_t most) {
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Native kernels: raw pointers, sizes and strides; knows no torch.";
-    module.attr("has_cuda") = false;
     module.def("supported_isas", &swk::supported_isas, "Instruction sets that this machine runs, the preferred first.");
     module.def("isa", [] { return swk::kernels().isa; }, "The instruction set in use; SWINTORMER_ISA forces one.");
     module.def("has_bfloat16", [] { return swk::kernels().bfloat16; },
@@ -50,4 +49,5 @@ PYBIND11_MODULE(_native, module) {
     module.def("peak_gflops", &peak, py::arg("dtype"), py::arg("threads"), "csrc/dispatch/peak.h; 0 for none.");
     swk::python::bind_denoiser(module);
     swk::python::bind_block(module);
+    swk::python::bind_cuda(module);
 }

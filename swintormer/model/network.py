@@ -221,7 +221,7 @@ class PatchEmbed(nn.Module):
         self.proj2 = nn.Conv2d(4 * in_channels, dim, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _convolved(self.proj2, self.proj1(x))
+        return _convolved(self.proj2, in_rows(x, -2) if _loses_rows(x) else self.proj1(x))
 
 
 class Downsample(nn.Module):
@@ -232,7 +232,8 @@ class Downsample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=bias), nn.PixelUnshuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body[1](_convolved(self.body[0], x))
+        y = _convolved(self.body[0], x)
+        return in_rows(y, -2) if _loses_rows(y) else self.body[1](y)
 
 
 class Upsample(nn.Module):
@@ -267,5 +268,24 @@ def _convolved(conv: nn.Module, x: Tensor, shuffle: int = 1) -> Tensor:
     # Whatever somebody has put in the place of the convolution, or hung on it, is called as a module.
     hooked = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks
     if type(conv) is not nn.Conv2d or hooked or _only_for_blocks():
-        return F.pixel_shuffle(conv(x), shuffle)
+        y = conv(x)
+        return in_rows(y, shuffle) if shuffle > 1 and _loses_rows(y) else F.pixel_shuffle(y, shuffle)
     return conv3x3_shuffle(x, ShuffleWeights(conv.weight, conv.bias), shuffle)
+
+
+def _loses_rows(x: Tensor) -> bool:
+    """Whether torch's PixelShuffle and PixelUnshuffle turn x, in channels_last, into NCHW: they do except on a CPU."""
+    return not x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def in_rows(x: Tensor, shuffle: int) -> Tensor:
+    """PixelShuffle(shuffle), or PixelUnshuffle(-shuffle), of x in channels_last as one copy in channels_last.
+
+    The CUDA kernels take no other layout, and convolutions on a GPU would convert a copy.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    if shuffle > 0:
+        parts = rows.unflatten(3, (-1, shuffle, shuffle)).permute(0, 1, 4, 2, 5, 3)  # B, H, down, W, right, C
+        return parts.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    parts = rows.unflatten(2, (-1, -shuffle)).unflatten(1, (-1, -shuffle)).permute(0, 1, 3, 5, 2, 4)
+    return parts.flatten(3).permute(0, 3, 1, 2)

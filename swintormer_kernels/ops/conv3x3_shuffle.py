@@ -42,7 +42,10 @@ def _cpu_slower(x: Tensor, conv: ShuffleWeights, shuffle: int = 1) -> str | None
 OP = Op(
     "conv3x3_shuffle",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "there is no Triton kernel for this op"},
+    absent={
+        "cuda": "there is no CUDA kernel for this op",
+        "triton": "there is no Triton kernel for this op",
+    },
     slower={"cpu": _cpu_slower},
 )
 

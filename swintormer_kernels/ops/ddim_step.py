@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels.backends.cpu.layout import float32_on_cpu
+from swintormer_kernels.backends.cuda.layout import half_on_gpu
 from swintormer_kernels.backends.reference.ddim_step import ddim_step as _reference
 from swintormer_kernels.backends.reference.ddim_step import ddim_step_backward, guided
 from swintormer_kernels.backends.triton.layout import MOST_PIXELS, dense_on_gpu
@@ -45,6 +46,12 @@ def _triton_serves(
     return dense_on_gpu(z, noise_pred, noise, prediction.unconditional)
 
 
+def _cuda_serves(
+    z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, prediction: Prediction = _NOISE, **_: Any
+) -> str | None:
+    return half_on_gpu("ddim_step", z, noise_pred, noise, prediction.unconditional)
+
+
 def _cpu_slower(
     z: Tensor, noise_pred: Tensor, *, noise: Tensor | None = None, prediction: Prediction = _NOISE, **_: Any
 ) -> str | None:
@@ -59,7 +66,7 @@ def _cpu_slower(
 
 OP = Op(
     "ddim_step",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

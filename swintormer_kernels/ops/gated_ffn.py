@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
+from swintormer_kernels.backends.cuda.limits import tail_lacks
 from swintormer_kernels.backends.reference.blocks import gated_ffn as _reference
 from swintormer_kernels.backends.triton.layout import MOST_CHANNELS, dense_on_gpu
 from swintormer_kernels.precision import with_precision
@@ -40,6 +42,10 @@ def triton_lacks(x: Tensor) -> str | None:
     return None
 
 
+def _cuda_serves(x: Tensor, weights: FFNWeights) -> str | None:
+    return tail_lacks(x) or half_rows_on_gpu("tail", x, *weights)
+
+
 def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
     # bench/small_shapes.py, one thread, reference / cpu: 4 to 16 pixels reach 0.7 to 0.9 from 128 channels on, 1.0 to
     # 1.2 at 64; 36 pixels and more win.
@@ -55,7 +61,7 @@ def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
 
 OP = Op(
     "gated_ffn",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

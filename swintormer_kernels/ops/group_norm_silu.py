@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
+from swintormer_kernels.backends.cuda.limits import norm_lacks
 from swintormer_kernels.backends.reference.denoiser import group_norm_silu as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.records import GroupNormWeights
@@ -26,6 +28,10 @@ def _cpu_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-
 
 def _triton_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
     return dense_on_gpu(x, *norm)
+
+
+def _cuda_serves(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
+    return norm_lacks(x) or half_rows_on_gpu("group_norm", x, *norm)
 
 
 def _cpu_slower(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-5) -> str | None:
@@ -47,7 +53,7 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, groups: int, eps: float = 1e-
 
 OP = Op(
     "group_norm_silu",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

@@ -34,7 +34,10 @@ def _cpu_slower(x: Tensor, norm: GroupNormWeights, linear: LinearWeights, groups
 OP = Op(
     "norm_projection",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "there is no Triton kernel for this op"},
+    absent={
+        "cuda": "there is no CUDA kernel for this op",
+        "triton": "there is no Triton kernel for this op",
+    },
     slower={"cpu": _cpu_slower},
 )
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
+from swintormer_kernels.backends.cuda.limits import norm_lacks
 from swintormer_kernels.backends.reference.denoiser import norm_silu_conv3x3 as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import group_norm_silu
@@ -56,9 +58,13 @@ def _triton_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups:
     return dense_on_gpu(x, *norm, *conv)
 
 
+def _cuda_serves(x: Tensor, norm: GroupNormWeights, conv: ConvWeights, groups: int, eps: float = 1e-5) -> str | None:
+    return norm_lacks(x) or half_rows_on_gpu("group_norm norm_silu_conv3x3", x, *norm, *conv)
+
+
 OP = Op(
     "norm_silu_conv3x3",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

@@ -36,7 +36,10 @@ def _cpu_slower(x: Tensor, block: ResBlockWeights, *norms: float) -> str | None:
 OP = Op(
     "res_block",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "there is no Triton kernel for the whole ResNet block; call norm_silu_conv3x3 twice"},
+    absent={
+        "cuda": "there is no CUDA kernel for the whole ResNet block; call norm_silu_conv3x3 twice",
+        "triton": "there is no Triton kernel for the whole ResNet block; call norm_silu_conv3x3 twice",
+    },
     slower={"cpu": _cpu_slower},
 )
 

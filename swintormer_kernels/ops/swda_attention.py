@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
+from swintormer_kernels.backends.cuda.limits import attention_lacks
 from swintormer_kernels.backends.reference.blocks import swda_attention as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.precision import with_precision
@@ -36,6 +38,10 @@ def _cpu_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 def _triton_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
     return triton_lacks(x, weights, window) or dense_on_gpu(x, *weights)
+
+
+def _cuda_serves(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return attention_lacks(x, weights, window) or half_rows_on_gpu("attention tail", x, *weights)
 
 
 def triton_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
@@ -68,7 +74,7 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 OP = Op(
     "swda_attention",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
+from swintormer_kernels.backends.cuda.limits import attention_lacks
 from swintormer_kernels.backends.reference.blocks import swda_block as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import gated_ffn, swda_attention
@@ -25,13 +27,17 @@ def _triton_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, wind
     return lacks or dense_on_gpu(x, *attention, *ffn)
 
 
+def _cuda_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    return attention_lacks(x, attention, window) or half_rows_on_gpu("attention tail", x, *attention, *ffn)
+
+
 def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
     return swda_attention.cpu_slower(x, window)
 
 
 OP = Op(
     "swda_block",
-    serves={"cpu": _cpu_serves, "triton": _triton_serves},
+    serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
     slower={"cpu": _cpu_slower},
 )
 

@@ -39,7 +39,10 @@ def _cpu_slower(x: Tensor, conv: UpsampleWeights) -> str | None:
 OP = Op(
     "upsample_conv3x3",
     serves={"cpu": _cpu_serves},
-    absent={"triton": "there is no Triton kernel for this op"},
+    absent={
+        "cuda": "there is no CUDA kernel for this op",
+        "triton": "there is no Triton kernel for this op",
+    },
     slower={"cpu": _cpu_slower},
 )
 

@@ -234,7 +234,7 @@ def test_skip_existing_restores_only_what_is_missing(run):
         (["a.png", "-o", "out", "--strength", "2"], "The strength must be 0 (the picture as it came) to 1, found 2.0."),
         (["a.png", "-o", "out", "--batch", "0"], "batch must be at least 1"),
         (["a.png", "-o", "out", "--device", "tpu"], "The device must be cpu, cuda or mps, found 'tpu'"),
-        (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, triton"),
+        (["a.png", "-o", "out", "--backend", "magic"], "There is no backend 'magic': choose one of auto, cuda, triton"),
         (["a.png", "-o", "out", "--weights", "a.png"], "a.png is no checkpoint"),
         (["a.png", "-o", "out", "--weights", "missing.pth"], "There is no checkpoint missing.pth"),
         (["a.png", "-o", "a.jpg/out"], "Cannot create the folder a.jpg/out"),

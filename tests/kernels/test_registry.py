@@ -9,7 +9,7 @@ import swintormer_kernels
 from swintormer_kernels import native, registry
 from swintormer_kernels.registry import BACKENDS, BackendError, Op, backends, explain, use_backend
 
-ABSENT = {"triton": "not written: no use"}
+ABSENT = {"cuda": "not written: no use", "triton": "not written: no use"}
 
 
 def _takes_float32(x):
@@ -109,7 +109,7 @@ def test_use_backend_holds_in_its_own_thread_only():
 
 def test_unknown_backend_is_named_with_the_known_ones():
     with (
-        pytest.raises(ValueError, match=r"no backend 'gpu'; choose one of triton, cpu, reference"),
+        pytest.raises(ValueError, match=r"no backend 'gpu'; choose one of cuda, triton, cpu, reference"),
         use_backend("gpu"),
     ):
         pass

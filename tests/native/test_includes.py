@@ -7,9 +7,10 @@ CSRC = Path(__file__).parents[2] / "csrc"
 BELOW = {
     "base": set(),
     "block": {"base"},
+    "cuda": set(),
     "denoiser": {"base"},
     "dispatch": {"base", "block", "denoiser"},
-    "python": {"base", "dispatch"},
+    "python": {"base", "cuda", "dispatch"},
 }
 
 

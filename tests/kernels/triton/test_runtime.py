@@ -121,7 +121,7 @@ def test_cuda_autocast_is_registered(op):
 
 
 def test_the_interpreter_is_never_chosen_automatically(monkeypatch):
-    toy = sk.registry.Op("toy", serves={"triton": lambda x: None}, absent={"cpu": "a test"})
+    toy = sk.registry.Op("toy", serves={"triton": lambda x: None}, absent={"cuda": "a test", "cpu": "a test"})
     monkeypatch.setattr(sk.registry.triton_tensors, "INTERPRETED", True)
     x = torch.ones(1)
     assert toy.select(x) == "reference"

@@ -1,0 +1,120 @@
+"""Whether this machine and a device can run the CUDA kernels, in words. Imports neither kernels nor triton.
+
+The emulated device (csrc/cuda/host) takes the same launches for CPU tensors: SWINTORMER_CUDA_EMULATE names its library.
+It is for tests; automatic selection never takes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels import native
+from swintormer_kernels.backends.cuda.built import built
+
+_asked = os.environ.get("SWINTORMER_CUDA_EMULATE", "")
+EMULATOR: Path | None = Path(_asked) if _asked not in ("", "0") else None
+"""The emulated device's library, or None: the kernels run on GPUs. Tests set it."""
+
+TIMED: Mapping[tuple[str, int, int], frozenset[int]] = {
+    # A first version on an H200, windows of 16 (bench/results/cuda_h200.csv): 0.48 ms beside 1.27, 0.41 beside 1.15.
+    ("swda_block", 9, 0): frozenset({48}),
+    ("swda_attention", 9, 0): frozenset({48}),
+}
+"""(op, major, minor) -> channels for which the CUDA kernels were faster than Triton's on a GPU of that capability. The
+other sizes have not been measured, or lost."""
+
+
+class Facts(NamedTuple):
+    """A device: compute capability, multiprocessors, bytes of shared memory that a block may ask for."""
+
+    major: int
+    minor: int
+    multiprocessors: int
+    shared_bytes: int
+
+
+EMULATED = Facts(9, 0, 132, 227 * 1024)  # what the emulated device says of itself: an H100
+
+
+def why_absent() -> str | None:
+    """None if this machine has kernels, a driver and a device for them, otherwise the first thing that is missing."""
+    if EMULATOR is not None:
+        return native.why_absent()
+    found = built()
+    if not found.images:
+        return f"the CUDA kernels were not built: {found.why_absent}"
+    missing = native.why_absent()
+    if missing is not None:
+        return missing
+    if torch.version.hip is not None:
+        return "this torch is for ROCm; the CUDA kernels need one for CUDA"
+    if not torch.cuda.is_available():
+        return f"torch sees no CUDA device (the kernels are {found.told()})"
+    return _driver_lacks()
+
+
+@functools.lru_cache(maxsize=1)
+def _driver_lacks() -> str | None:
+    absent: str = native.extension().cuda_driver_absent()
+    if absent:
+        return absent
+    version, nvcc = native.extension().cuda_driver_version(), built().nvcc
+    if nvcc is not None and version // 1000 < nvcc[0]:
+        told = f"{version // 1000}.{version % 1000 // 10}"
+        return f"the driver ({told}) is older than the kernels ({nvcc[0]}.{nvcc[1]}); install a newer driver"
+    return None
+
+
+def device_lacks(device: torch.device) -> str | None:
+    """None if there are kernels for this CUDA device, otherwise the reason."""
+    if EMULATOR is not None:
+        return None
+    found = facts(device)
+    if built().runs_on(found.major, found.minor):
+        return None
+    return f"no kernel for compute capability {found.major}.{found.minor}; built for {built().capabilities()}"
+
+
+def image_lacks(image: str) -> str | None:
+    """None if the fatbin of this name was built, otherwise the reason."""
+    if EMULATOR is not None or image in built().images:
+        return None
+    return f"the CUDA kernels of {image} were not built: {built().why_absent or 'its fatbin is missing'}"
+
+
+def facts(device: torch.device) -> Facts:
+    """Facts of a CUDA device, or of the emulated one."""
+    if EMULATOR is not None:
+        return EMULATED
+    return _facts(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.lru_cache(maxsize=64)
+def _facts(ordinal: int) -> Facts:
+    return Facts(*native.extension().cuda_device_facts(ordinal))
+
+
+def why_slower(op: str, x: Tensor) -> str | None:
+    """Why automatic selection does not take the CUDA kernels of `op` for x; None where it does."""
+    if EMULATOR is not None:
+        return "SWINTORMER_CUDA_EMULATE is set: the kernels run on the emulated device, which is for tests"
+    if x.device.type != "cuda":
+        return None
+    timed = _timed(op, x.device)
+    if x.ndim == 4 and x.shape[1] in timed:
+        return None
+    sizes = f" with {x.shape[1]} channels" if timed else ""
+    return f"has not been timed on this kind of GPU{sizes}; ask for it by name"
+
+
+@torch.compiler.assume_constant_result
+def _timed(op: str, where: torch.device) -> tuple[int, ...]:
+    found = facts(where)
+    return tuple(TIMED.get((op, found.major, found.minor), ()))

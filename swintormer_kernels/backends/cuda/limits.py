@@ -1,0 +1,48 @@
+"""Sizes for which there are kernels. Each function returns None, or why they cannot serve."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swintormer_kernels import native
+from swintormer_kernels.backends.cuda import device
+from swintormer_kernels.records import AttentionWeights
+
+HEADS = (12, 16, 24, 48)  # channels of a head
+WINDOWS = (8, 16)
+MOST_NORMED = 2048  # of a group norm: 8 channels for each of 256 threads
+CHANNELS = (24, 48, 96, 192, 384)
+
+
+def attention_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
+    """Sizes of `swda_attention`."""
+    head = x.shape[1] // 2 // weights.logit_scale.shape[0]
+    if head not in HEADS:
+        return f"the cuda backend takes heads of 12, 16, 24 or 48 channels, found {head}"
+    if window not in WINDOWS:
+        return f"the cuda backend takes windows of 8 or 16, found {window}"
+    return tail_lacks(x)
+
+
+def tail_lacks(x: Tensor) -> str | None:
+    """Sizes of `gated_ffn` and of the second half of a block."""
+    if x.shape[1] not in CHANNELS:
+        return f"the cuda backend takes 24, 48, 96, 192 or 384 channels, found {x.shape[1]}"
+    return _shared_lacks(x.shape[1], x.device) if x.device.type == "cuda" else None
+
+
+@torch.compiler.assume_constant_result
+def _shared_lacks(channels: int, where: torch.device) -> str | None:
+    smallest = native.extension().cuda_choose_tail(True, channels, True, 1, 1, 2**31 - 1)
+    needed, limit = smallest[2], device.facts(where).shared_bytes
+    if needed > limit:
+        return f"{channels} channels take {needed} bytes of shared memory a block, and this GPU has {limit}"
+    return None
+
+
+def norm_lacks(x: Tensor) -> str | None:
+    """Sizes of `group_norm_silu` and `norm_silu_conv3x3`."""
+    if x.ndim == 4 and (x.shape[1] % 8 or x.shape[1] > MOST_NORMED):
+        return f"the cuda backend takes multiples of 8 channels up to {MOST_NORMED}, found {x.shape[1]}"
+    return None
