@@ -161,7 +161,7 @@ class Op:
         """None, or the reason why automatic selection does not take `backend` although it can serve."""
         reason = triton_tensors.only_for_tests() if backend == "triton" else None
         if backend == "cuda" and args and isinstance(args[0], torch.Tensor):
-            reason = _not_timed(self.name, args[0].device, args[0].shape[1] if args[0].ndim == 4 else None)
+            reason = cuda_device.why_slower(self.name, args[0])
         if reason is not None:
             return reason
         reason = self.slower[backend](*args, **kwargs) if backend in self.slower else None
@@ -211,11 +211,6 @@ class Op:
     def _module(self, backend: str) -> ModuleType:
         module = MODULES.get(backend, {}).get(self.name, self.name)
         return importlib.import_module(f"swintormer_kernels.backends.{backend}.{module}")
-
-
-@torch.compiler.assume_constant_result
-def _not_timed(op: str, device: torch.device, channels: int | None) -> str | None:
-    return cuda_device.why_slower(op, device, channels)
 
 
 def _serves_everything(*args: Any, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ On a machine without a GPU the kernels run on the emulated device.
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,12 +247,13 @@ def test_a_machine_that_lacks_nothing(monkeypatch, forgotten):
     assert device.device_lacks(gpu) is None
     assert device.image_lacks("ddim_step") is None
     assert device.image_lacks("tail") == "the CUDA kernels of tail were not built: its fatbin is missing"
-    assert device.why_slower("ddim_step", gpu, None) == "has not been timed on this kind of GPU; ask for it by name"
+    untimed = "has not been timed on this kind of GPU"
+    x = SimpleNamespace(device=gpu, ndim=4, shape=(1, 48, 16, 16))
+    assert device.why_slower("ddim_step", x) == f"{untimed}; ask for it by name"
     monkeypatch.setattr(device, "TIMED", {("gated_ffn", 9, 0): frozenset({48})})
-    assert device.why_slower("gated_ffn", gpu, 48) is None
-    assert device.why_slower("gated_ffn", gpu, 96) == (
-        "has not been timed on this kind of GPU with 96 channels; ask for it by name"
-    )
+    assert device.why_slower("gated_ffn", x) is None
+    x.shape = (1, 96, 16, 16)
+    assert device.why_slower("gated_ffn", x) == f"{untimed} with 96 channels; ask for it by name"
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,3 @@ def finish(
         [pixels, chunks, height, width, window, shift],
     )
     return out
-
-
-def aligned(x: Tensor) -> Tensor:
-    """x, or a copy where it does not start at a multiple of 16 bytes."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()

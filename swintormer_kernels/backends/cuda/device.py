@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cuda.built import built
@@ -100,15 +101,20 @@ def _facts(ordinal: int) -> Facts:
     return Facts(*native.extension().cuda_device_facts(ordinal))
 
 
-def why_slower(op: str, where: torch.device, channels: int | None) -> str | None:
-    """Why automatic selection does not take the CUDA kernels of `op` for so many channels; None where it does."""
+def why_slower(op: str, x: Tensor) -> str | None:
+    """Why automatic selection does not take the CUDA kernels of `op` for x; None where it does."""
     if EMULATOR is not None:
         return "SWINTORMER_CUDA_EMULATE is set: the kernels run on the emulated device, which is for tests"
-    if where.type != "cuda":
+    if x.device.type != "cuda":
         return None
-    found = facts(where)
-    timed = TIMED.get((op, found.major, found.minor), frozenset())
-    if channels in timed:
+    timed = _timed(op, x.device)
+    if x.ndim == 4 and x.shape[1] in timed:
         return None
-    sizes = f" with {channels} channels" if timed else ""
+    sizes = f" with {x.shape[1]} channels" if timed else ""
     return f"has not been timed on this kind of GPU{sizes}; ask for it by name"
+
+
+@torch.compiler.assume_constant_result
+def _timed(op: str, where: torch.device) -> tuple[int, ...]:
+    found = facts(where)
+    return tuple(TIMED.get((op, found.major, found.minor), ()))

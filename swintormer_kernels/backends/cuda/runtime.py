@@ -65,11 +65,6 @@ def launch(
     )
 
 
-def shared_limit(where: torch.device) -> int:
-    """Bytes of dynamic shared memory that a block may ask for on this device."""
-    return device.facts(where).shared_bytes
-
-
 _paths: dict[str, str] = {}
 
 

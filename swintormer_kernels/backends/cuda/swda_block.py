@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from swintormer_kernels.backends.cuda.block_kernels import aligned, attend, finish
+from swintormer_kernels.backends.cuda.block_kernels import attend, finish
+from swintormer_kernels.backends.cuda.layout import aligned
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
