@@ -20,7 +20,12 @@ class PriorError(SwintormerError):
     """A prior that cannot be made: diffusers is not installed, or cannot make the parts."""
 
 
-def first_line(error: Exception) -> str:
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch's own errors differ by device and have no common class."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
     """The first line of another library's error without full stop, or its class; torch appends hints and its stack."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 

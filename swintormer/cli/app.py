@@ -24,6 +24,7 @@ from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.cli.models import models
 from swintormer.cli.selfcheck import selfcheck
 from swintormer.cli.train import train
+from swintormer.cli.web import WEB, WEB_EXAMPLES, web
 from swintormer.errors import SwintormerError
 
 
@@ -79,6 +80,7 @@ def program(
 
 
 app.command(help=DEBLUR, epilog=DEBLUR_EXAMPLES)(deblur)
+app.command(help=WEB, epilog=WEB_EXAMPLES)(web)
 app.command()(models)
 app.command()(info)
 app.command(epilog="Example: swintormer macs --preset released --size 1680x1120")(macs)

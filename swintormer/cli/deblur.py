@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swintormer.cli.messages import FAILED, SIGNALLED, complain, is_out_of_memory
+from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.cli.progress import Following, Reporter, describe
-from swintormer.errors import PriorError, SwintormerError, first_line
+from swintormer.errors import PriorError, SwintormerError, first_line, is_out_of_memory
 from swintormer.images.files import prepare_folder
 from swintormer.signals import stoppable
 
@@ -475,7 +474,7 @@ def restore_file(
     """
     from swintormer.images.compare import busiest_part, change, write_comparison
     from swintormer.images.reading import MAX_PIXELS, read_image
-    from swintormer.images.writing import Saving, check_target, write_image
+    from swintormer.images.writing import Saving, check_target, write_image, write_unchanged
 
     saving, most = saving or Saving(), max_pixels or MAX_PIXELS
     image = read_image(job.source, most)
@@ -494,7 +493,7 @@ def restore_file(
         write_comparison(job.target, image, pixels)
     elif alone is not None and change(image.pixels, pixels) >= alone:
         pixels = image.pixels
-        if _leave(job, image, saving):
+        if write_unchanged(job.target, image, saving):
             follow.notes = [image.damage] if image.damage else []
         follow.notes = [*follow.notes, f"{job.source} needs nothing and is left as it is; --force restores it."]
     else:
@@ -503,20 +502,6 @@ def restore_file(
         write_comparison(job.comparison, image, pixels)
     if page is not None:
         page.add(job.source.name, str(follow), image, pixels)
-
-
-def _leave(job: Job, image: Image, saving: Saving) -> bool:
-    """Give the target the picture as it came; returns whether byte for byte: in the same format, as it is stored."""
-    from swintormer.images.files import replacing
-    from swintormer.images.formats import FORMATS, detect_format, format_of
-    from swintormer.images.writing import Saving, write_image
-
-    if FORMATS.get(detect_format(job.source)) is not format_of(job.target) or saving != Saving():
-        write_image(job.target, image.pixels, image, saving)
-        return False
-    with job.source.open("rb") as source, replacing(job.target) as target:
-        shutil.copyfileobj(source, target)
-    return True
 
 
 def _read_right(path: Path, left: Image, max_pixels: int) -> Samples:

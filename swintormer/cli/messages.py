@@ -29,11 +29,6 @@ def discard(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Torch's own errors differ by device and have no common class."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
 def preset_named(name: str) -> NetworkConfig:
     """One of `model.config.PRESETS`. Raises SwintormerError for another name."""
     from swintormer.model.config import PRESETS

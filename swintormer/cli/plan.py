@@ -10,7 +10,7 @@ from pathlib import Path
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, is_folder, prepare_folder
-from swintormer.images.formats import FORMATS, SUFFIXES, reads, result_format
+from swintormer.images.formats import FORMATS, SUFFIXES, reads, result_ending
 
 COMPARISON, PREVIEW = ".compare.png", ".preview.png"
 
@@ -219,12 +219,9 @@ def _with_old_ending(job: Job, naming: Naming) -> Job:
 
 
 def _ending(path: Path, naming: Naming) -> str:
-    """The ending as spelled in the source (.JPG stays .JPG) unless another format is requested."""
     if naming.preview:
         return PREVIEW
-    if naming.form is None and path.suffix.lower() in SUFFIXES:
-        return path.suffix
-    return FORMATS[naming.form or result_format(path)].suffixes[0]
+    return result_ending(path, naming.form)
 
 
 def _right_view(found: _Found, naming: Naming) -> Path | None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from swintormer.cli.messages import SIGNALLED, is_out_of_memory
-from swintormer.errors import SwintormerError
+from swintormer.cli.messages import SIGNALLED
+from swintormer.errors import SwintormerError, is_out_of_memory
 
 
 def train(

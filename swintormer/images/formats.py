@@ -145,5 +145,19 @@ def result_format(path: Path) -> str:
     return READ_ONLY[found].becomes if found in READ_ONLY else found
 
 
+def result_ending(path: Path, form: str | None = None) -> str:
+    """Ending of the name of a file's result: as spelled in the source (.JPG stays .JPG), if that can be written.
+
+    Args:
+        form: name in `FORMATS` of another format to write.
+
+    Raises:
+        SwintormerError: as `detect_format`, where the name does not tell the format.
+    """
+    if form is None and path.suffix.lower() in SUFFIXES:
+        return path.suffix
+    return FORMATS[form or result_format(path)].suffixes[0]
+
+
 def _matches(head: bytes, magic: bytes) -> bool:
     return len(head) >= len(magic) and all(m in (b, ord("?")) for b, m in zip(head, magic, strict=False))

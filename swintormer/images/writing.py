@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swintormer.errors import SwintormerError
 from swintormer.images.files import replacing
-from swintormer.images.formats import SUFFIXES, Format, format_of
+from swintormer.images.formats import FORMATS, SUFFIXES, Format, detect_format, format_of
 from swintormer.images.metadata import NOTHING, Extra, add_extra, lost, tiff_entries
 from swintormer.images.picture import Image, Samples, Stored, to_eight_bit, with_header, wrap
 from swintormer.images.tiff_exif import append_exif
@@ -101,6 +102,20 @@ def write_image(target: str | Path, pixels: Samples, source: Image, saving: Savi
         lambda: save_vips(target, image, source.header.get("exif-data"), source.extra, options),
         lambda: image.set_kill(True),
     )
+
+
+def write_unchanged(target: Path, source: Image, saving: Saving = Saving()) -> bool:
+    """Give the target the picture as it came; returns whether byte for byte: in the same format, as it is stored.
+
+    Raises:
+        SwintormerError: as `write_image`.
+    """
+    if FORMATS.get(detect_format(source.path)) is not format_of(target) or saving != Saving():
+        write_image(target, source.pixels, source, saving)
+        return False
+    with source.path.open("rb") as original, replacing(target) as file:
+        shutil.copyfileobj(original, file)
+    return True
 
 
 def _options(form: Format, stored: Stored, saving: Saving) -> dict[str, Any]:

@@ -19,15 +19,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from swintormer.checkpoint.checkpoint import Checkpoint, check_channels, checkpoint_of
-from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
+from swintormer.inference.kept import Samples, mixed, write_part
 from swintormer.inference.memory import (
     available_bytes,
     binary,
@@ -40,7 +39,6 @@ from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
 
-Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of tiles done and their total, after every batch, and after every piece of z_0's sampling."""
 
@@ -216,7 +214,8 @@ class Deblurrer:
             return image[index, :, rows, columns]
 
         def emit(index: int, rows: slice, columns: slice, finished: Tensor) -> None:
-            output[index, :, rows, columns] = self._mixed(finished, lambda: cut(index, rows, columns)[:restored])
+            finished = mixed(finished, lambda: cut(index, rows, columns)[:restored], self.strength)
+            output[index, :, rows, columns] = finished
 
         self._run(self.plan(height, width), count, _Ends(cut, emit, image.device))
         return output
@@ -239,31 +238,41 @@ class Deblurrer:
             SwintormerError: a network that takes no such pictures, a memory budget that does not hold one tile, or a
                 result of the network that is not finite.
         """
+        original = self._views(pixels, right)[0]
+        output = np.empty_like(pixels, order="C")
+
+        def store(rows: slice, columns: slice, part: Tensor) -> None:
+            write_part(output, original, rows, columns, part, self.strength)
+
+        self.restore_parts(pixels, store, right, progress)
+        return output
+
+    def restore_parts(
+        self,
+        pixels: Samples,
+        take: Callable[[slice, slice, Tensor], None],
+        right: Samples | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Restore a picture part by part, before it is mixed with the original (`strength`), rounded and clamped.
+
+        Args:
+            take: gets rows, columns and (C, rows, columns) of each finished part, in the network's scale of [0, 1], on
+                the CPU. The tensor is only valid during the call. The parts cover the picture without overlap.
+            pixels, right, progress: as of `restore_array`, which also says what is raised.
+        """
         views = self._views(pixels, right)
         height, width, channels = pixels.shape
         full = float(np.iinfo(pixels.dtype).max)
-        output = np.empty_like(pixels, order="C")
 
         def cut(_: int, rows: slice, columns: slice) -> Tensor:
             samples = [np.broadcast_to(view[rows, columns], (*view[rows, columns].shape[:2], 3)) for view in views]
             return torch.from_numpy(np.concatenate(samples, axis=2, dtype=np.float32) / full).permute(2, 0, 1)
 
         def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
-            finished = finished if channels == 3 else finished.mean(0, keepdim=True)
-            finished = self._mixed(finished, lambda: cut(0, rows, columns)[:channels])
-            output[rows, columns] = (finished * full).round_().clamp_(0, full).permute(1, 2, 0).numpy()
+            take(rows, columns, finished if channels == 3 else finished.mean(0, keepdim=True))
 
         self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
-        return output
-
-    def _mixed(self, restored: Tensor, original: Callable[[], Tensor]) -> Tensor:
-        """`strength` parts of the restored pixels and the rest of the original ones."""
-        if self.strength == 1:
-            return restored
-        if self.strength == 0:
-            return original()
-        light = torch.lerp(srgb_to_light(original().to(restored)), srgb_to_light(restored), self.strength)
-        return light_to_srgb(light)
 
     def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
         """The views in the order of the network's channels, checked."""

@@ -248,9 +248,14 @@ class DenoisingStageConfig(TrainConfig):
 
 
 class RestorationConfig(NetworkStageConfig):
-    """The restoration network without a prior; also of six channels, two dual-pixel views."""
+    """The restoration network without a prior; also of six channels, two dual-pixel views.
+
+    Attributes:
+        graph: on a GPU take each step as a CUDA graph (graph.py).
+    """
 
     stage: Literal["restoration"] = "restoration"
+    graph: bool = False
 
     @property
     def channels(self) -> int:

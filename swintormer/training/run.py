@@ -20,6 +20,7 @@ from swintormer.images.files import replacing
 from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.data import Source, Sources, batches, training_sources, validation_source
+from swintormer.training.graph import StepGraphs
 from swintormer.training.losses import fourier_loss, l1_loss
 from swintormer.training.perceptual import PerceptualDistance
 from swintormer.training.processes import Processes
@@ -49,11 +50,14 @@ class Run:
     Attributes:
         net: everything that the state file holds, also what does not learn.
         place: this process among those of the run.
+        draws: whether the loss may take random numbers that do not come from `chance`, such as the sampler's noise
+            where eta is not 0.
     """
 
     config: TrainConfig
     net: nn.Module
     place = Processes()
+    draws = True
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config = config
@@ -151,16 +155,24 @@ class Run:
             Loss and gradient norm before clipping, of all processes together.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group.get("rate", 1.0)
+            self._set_rate(group, self.lr * group.get("rate", 1.0))
         blurred, sharp = blurred.to(self.device, non_blocking=True), sharp.to(self.device, non_blocking=True)
+        loss, norm = self._update(blurred, sharp)
+        self.step += 1
+        self._follow()
+        return loss, norm
+
+    def _set_rate(self, group: dict[str, Any], rate: float) -> None:
+        group["lr"] = rate
+
+    def _update(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients, clipping and the optimiser's step; loss and norm as `train_step`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(blurred, sharp)
         parameters = self._parameters()
         self.place.add([*(p.grad for p in parameters if p.grad is not None), loss])
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimizer.step()
-        self.step += 1
-        self._follow()
         return loss, norm.detach()
 
     def _backward(self, blurred: Tensor, sharp: Tensor) -> Tensor:
@@ -169,8 +181,8 @@ class Run:
         total = torch.zeros((), device=self.device)
         self._first_row = self.place.share(batch).start
         for part, truth in zip(*(t.tensor_split(self.config.accumulate) for t in (blurred, sharp)), strict=True):
-            # For random numbers that do not come from `chance`: the sampler's noise where eta is not 0.
-            torch.manual_seed(_number(self.config.seed, self.step, self._first_row))
+            if self.draws:
+                torch.manual_seed(_number(self.config.seed, self.step, self._first_row))
             loss = self.loss(part, truth) * (len(part) / batch)
             loss.backward()
             total += loss.detach()
@@ -288,9 +300,28 @@ class ImageRun(Run):
 
 
 class RestorationRun(ImageRun):
-    """The restoration network alone."""
+    """The restoration network alone; its steps may be CUDA graphs."""
 
     config: RestorationConfig
+    draws = False
+
+    def __init__(self, config: RestorationConfig, device: torch.device):
+        super().__init__(config, device)
+        self.graphs = StepGraphs(super()._update) if config.graph and device.type == "cuda" else None
+        if self.graphs is not None:
+            for group in self.optimizer.param_groups:  # a graph reads the rate and AdamW's counters from the device
+                group["lr"], group["capturable"] = torch.tensor(config.lr, device=device), True
+
+    def _set_rate(self, group: dict[str, Any], rate: float) -> None:
+        if self.graphs is None:
+            super()._set_rate(group, rate)
+        else:
+            group["lr"].fill_(rate)
+
+    def _update(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        if self.graphs is None or self.place.size > 1:
+            return super()._update(blurred, sharp)
+        return self.graphs(blurred, sharp)
 
     def build(self) -> nn.Module:
         return first_network(self.config)

@@ -20,7 +20,7 @@ STATE_VERSION = 4  # 3 added the settings, 4 left out torch's random state: the 
 # Settings that may differ on resuming, because they do not decide what is learned. `steps` and `minutes` are not among
 # them, because the learning rate's schedule follows both.
 FREE: dict[str, Any] = dict.fromkeys(
-    ("out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate"), True
+    ("out", "device", "threads", "workers", "log_every", "checkpoint_every", "accumulate", "graph"), True
 ) | {"data": {"cache"}}
 RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
 # Settings that came later, with what they are for runs from before.

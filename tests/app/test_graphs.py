@@ -179,12 +179,15 @@ def test_a_graph_on_the_gpu_gives_the_plain_image_and_follows_the_weights():
     net, x = Swintormer(TINY).cuda().eval(), torch.rand(1, 3, 48, 100)
     deblur, plain = Deblurrer(net, tile=16, batch=3), Deblurrer(net, tile=16, batch=3)
     plain.forward = net
-    assert torch.equal(deblur(x), plain(x))
+    # A capture may choose other kernels for convolutions, which add in another order; 1e-3 of TF32 on both sides.
+    torch.testing.assert_close(deblur(x), plain(x), rtol=0, atol=2e-3)
     assert deblur.forward.reason is None
     assert deblur.forward._replay is not None
+    before = plain(x)
     for parameter in net.parameters():
         parameter.add_(0.01)
-    assert torch.equal(deblur(x), plain(x))
+    assert (plain(x) - before).abs().max() > 1e-2
+    torch.testing.assert_close(deblur(x), plain(x), rtol=0, atol=2e-3)
     replay = capture_graph(net, torch.rand(2, 3, 16, 16, device="cuda"))
     one = torch.rand(1, 3, 16, 16, device="cuda")
     assert replay(one).shape == one.shape

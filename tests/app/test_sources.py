@@ -1,5 +1,6 @@
 """Photographs and pairs as sources of training: the cache, windows, crops, and mixtures of them."""
 
+import math
 import os
 import pickle
 import subprocess
@@ -300,6 +301,30 @@ def test_soft_and_faint_windows_are_met(folder, tmp_path, monkeypatch):
         assert b.diff(dim=-1).square().mean() < a.diff(dim=-1).square().mean()
         assert photos.CONTRAST[0] - 8 * EPS <= c.std() / a.std() <= photos.CONTRAST[1] + 8 * EPS
         assert torch.equal(d[0], d[2])
+
+
+@pytest.mark.parametrize("kind", photos.KINDS)
+def test_every_kind_of_softness_loses_detail_and_keeps_light(monkeypatch, kind):
+    monkeypatch.setattr(photos, "KINDS", {kind: 1.0})
+    light = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    soft = photos._softened(np.random.default_rng(2), light)
+    assert soft.shape == light.shape
+    amplitudes = [torch.fft.rfft2(t).abs() for t in (light, soft)]
+    fine = amplitudes[1][:, 24:40, 24:].mean() / amplitudes[0][:, 24:40, 24:].mean()
+    coarse = amplitudes[1][:, :3, :3].mean() / amplitudes[0][:, :3, :3].mean()
+    assert fine < 0.6 * coarse
+    assert abs(soft.mean() - light.mean()) < 0.02
+
+
+def test_a_steep_spectrum_falls_by_a_power_of_frequency(monkeypatch):
+    monkeypatch.setattr(photos, "KINDS", {"steep": 1.0})
+    monkeypatch.setattr(photos, "STEEP", (0.7, 0.7))
+    point = torch.zeros(1, 64, 64)
+    point[0, 0, 0] = 1
+    response = torch.fft.rfft2(photos._softened(np.random.default_rng(0), point))[0].abs()
+    for row, column in ((0, 0), (0, 16), (8, 8), (32, 32)):
+        corners = math.hypot(row / 64, column / 64) / photos.CORNER
+        assert float(response[row, column]) == pytest.approx((1 + corners**2) ** -0.35, abs=100 * EPS)
 
 
 def test_small_photographs(folder, tmp_path):

@@ -281,7 +281,7 @@ def test_resuming_under_other_settings_names_them_and_waits_for_consent(config):
 def test_settings_that_decide_nothing_may_change(config, capsys):
     train(config)
     free = {"out": config.out, "device": "auto", "threads": 1, "workers": 1, "log_every": 5, "checkpoint_every": 7}
-    free |= {"accumulate": 2}
+    free |= {"accumulate": 2, "graph": True}
     assert set(free) | {"data"} == set(FREE)
     train(config.model_copy(update=free | {"device": "cpu"}))
     assert "complete after 6 steps: nothing is left to train" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def test_nan_stays_where_it_was_and_infinity_is_bounded(extension):
     assert torch.equal(out.isinf(), exact(z, noise_pred, **SCHEDULE, clip=1.0).isinf())
 
 
-def test_noise_is_not_read_when_eta_is_zero():
+def test_noise_is_not_read_when_eta_is_zero(engine):
     z, noise_pred, _ = latents((4, 5))
     nothing = torch.full_like(z, math.nan)
     for backend in ("reference", "cpu"):
@@ -136,7 +136,7 @@ def test_noise_is_not_read_when_eta_is_zero():
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_shape_and_strides(data):
+def test_any_shape_and_strides(extension, data):
     shape = data.draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 8, 17]), max_size=5).map(tuple))
     z, noise_pred, noise = (data.draw(any_layout(shape)) for _ in range(3))
     unconditional = data.draw(st.none() | any_layout(shape))
@@ -155,7 +155,7 @@ def test_any_shape_and_strides(data):
 
 @pytest.mark.parametrize(("alpha_bar_t", "alpha_bar_s"), [(0.9985, 0.9), (0.9999, 0.5), (1 - 1e-6, 0.5)])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_first_inversion_steps_do_not_cancel(alpha_bar_t, alpha_bar_s, backend):
+def test_first_inversion_steps_do_not_cancel(engine, alpha_bar_t, alpha_bar_s, backend):
     z, noise_pred, _ = latents((4, 33, 17))
     options = {"alpha_bar_t": alpha_bar_t, "alpha_bar_s": alpha_bar_s}
     with use_backend(backend):

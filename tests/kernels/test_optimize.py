@@ -160,8 +160,9 @@ WRAPPED = {
 @pytest.mark.parametrize("how", WRAPPED)
 def test_wrapped_models(how, monkeypatch):
     torch._dynamo.reset()
-    model = one_block_model()
-    x = torch.randn(1, 16, 8, 8)
+    where = "cuda" if "DataParallel" in how and torch.cuda.is_available() else "cpu"  # it moves inputs to its devices
+    model = one_block_model().to(where)
+    x = torch.randn(1, 16, 8, 8, device=where)
     expected = model(x)
     net = WRAPPED[how](model)
     assert_close(net(x), expected)  # compiled code exists before the swap

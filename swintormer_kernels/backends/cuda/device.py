@@ -23,7 +23,7 @@ EMULATOR: Path | None = Path(_asked) if _asked not in ("", "0") else None
 """The emulated device's library, or None: the kernels run on GPUs. Tests set it."""
 
 TIMED: Mapping[tuple[str, int, int], frozenset[int]] = {
-    # H200, bfloat16, windows of 16 (bench/results/cuda_h200.csv): 0.48 ms beside 1.27, 0.41 beside 1.15.
+    # A first version on an H200, windows of 16 (bench/results/cuda_h200.csv): 0.48 ms beside 1.27, 0.41 beside 1.15.
     ("swda_block", 9, 0): frozenset({48}),
     ("swda_attention", 9, 0): frozenset({48}),
 }

@@ -127,8 +127,9 @@ def test_bands_of_one_window_and_a_part_of_the_inputs(monkeypatch):
     monkeypatch.setattr(attention_gradients, "BAND_BYTES", 1)
     bands = gradients("triton", sk.swda_attention, arguments, grad)
     truth = gradients("reference", sk.swda_attention, double(arguments), grad)
-    assert torch.equal(whole[0], bands[0])
-    for value, plain, true in zip(bands[1:], whole[1:], truth[1:], strict=True):
+    if DEVICE == "cpu":  # a GPU's library chooses another way to multiply smaller matrices
+        assert torch.equal(whole[0], bands[0])
+    for value, plain, true in zip(bands, whole, truth, strict=True):
         assert_as_good(value, plain, true)
 
     leaf = arguments[1].qkv.clone().requires_grad_()
