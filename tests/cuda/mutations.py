@@ -88,7 +88,7 @@ def of(file: str, cases: str, *rows: tuple[str, ...]) -> list[Mutation]:
 HEAD = of(
     "head.cuh",
     "block",
-    ("numbers", "A: registers swapped", "n[m][2 * i + h] = gpu::pack", "n[m][i + 2 * h] = gpu::pack"),
+    ("numbers", "A: registers swapped", "tokens[m][2 * i + h] = gpu::pack", "tokens[m][i + 2 * h] = gpu::pack"),
     ("numbers", "taps turned round", "w[3 * dy + d + 3]", "w[5 - 3 * dy - d]", "2"),
     ("numbers|Race:", "a column beyond the window", "column + d - 1 < kSide;", "column + d - 1 <= kSide;"),
     ("numbers|Race:", "a row beyond the window", "source < kLast || row < kSide;", "source < kLast || row <= kSide;"),

@@ -17,7 +17,7 @@ template <class T, int kD, int kSide, int kM>
 struct ChannelHalf : Head<T, kD, kSide, kM> {
     using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::g, H::t, H::window_token;
-    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kWindowTokens, H::kWindows, H::kWarps, H::kSquares;
+    using H::kDeep16, H::kDeep8, H::kStride, H::kWide, H::kWindowTokens, H::kWindows, H::kWarps, H::kSquares;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr int kJobs = (kD + 15) / 16;                // tiles of rows c of a window
@@ -39,11 +39,12 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
         apply(o, v);
     }
 
-    // 1 / norm of the i-th of (windows of the block, 2, d) over the tokens of its window, to scratch behind the squares.
+    // 1 / norm over its window's tokens of the i-th of (windows of the block, 2, d), to scratch behind the squares.
     GPU_FN void invert_norm(int i) const {
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWindowWarps; ++w) sum += scratch[(i / (2 * kD) * kWindowWarps + w) * 2 * kD + i % (2 * kD)];
+        for (int w = 0; w < kWindowWarps; ++w)
+            sum += scratch[(i / (2 * kD) * kWindowWarps + w) * 2 * kD + i % (2 * kD)];
         scratch[kSquares + i] = gpu::reciprocal_sqrt(gpu::maximum(sum, 1e-24f));
     }
     GPU_FN float inverse_norm(int window, int which, int channel) const {

@@ -1,13 +1,13 @@
 // What both halves of swda_attention begin with, for 256 tokens (one window of 16x16, or four of 8x8) and one head:
 //
 //   n = (x - mean) / sqrt(variance + 1e-5) over the channels   (LayerNorm; weight and bias folded into W and b)
-//   y = W n + b, 3d channels: q, k, v                          product on tensor cores, A from global memory
+//   y = W n + b, 3d channels: q, k, v                          as (W x - mean sum(W)) / sqrt(...) + b, on tensor cores
 //   u = depth-wise 3x3 of y in the window, zero outside, + bias   product with diagonal matrices, on tensor cores
 //
 // Layout. A warp has kM tiles of 16 tokens: a row of a window of 16, two rows of a window of 8. y lies in shared memory
 // as `rows`: 256 x 3d of the 16-bit type, at an odd stride of 16 bytes; before that the space holds two stages of W.
 // Sums of the convolution stay in registers, in the layout of A fragments, for whoever comes next.
-// Bytes of a block: 256 C x (read once from memory, again from L2 by the other heads and halves), 6 d C of W.
+// Bytes of a block: 512 C of x (once from memory, from L2 for the other heads and halves), 6 d C of W from L2.
 // MACs of a block: 256 (3 d C + 27 d).
 #pragma once
 #include "fragments.cuh"
@@ -18,7 +18,7 @@ struct AttentionArgs {
     const uint16_t* x;          // (B, H, W, C)
     const uint16_t* qkv;        // (heads, 2, ceil(C / 48), 3D, 48): W with the norm's weight, in fragments.cuh's order
     const float* qkv_affine;    // (heads, 2, 3D, 2): sum of W's row, and W times the norm's bias, + bias
-    const uint32_t* conv;       // (heads, 2, 3D / 8, 288): B fragments (8 x 8) of diag(taps): taps 0 to 3 of each lane, 4 to 7, 8
+    const uint32_t* conv;       // (heads, 2, 3D / 8, 288): B fragments of diag(taps): a lane's taps 0 to 3, 4 to 7, 8
     const float* conv_bias;     // (heads, 2, 3D)
     const float* table;         // (heads, (2w-1)^2): 16 sigmoid(.) log2(e)
     const float* scale;         // (heads): exp(min(logit_scale, ln 100)) log2(e)
@@ -98,10 +98,8 @@ struct Head {
         }
     }
 
-    // y of the warp's tokens to `rows`, which is whole after the next barrier. The norm comes behind the product, by the sums
-    // of W's rows, so that A is x as it lies in memory. A token's sum is one column more of the product; its squares are
-    // those of the differences from channel 0, which lies at most sqrt(C) standard deviations from the mean, so that at most
-    // C roundings are lost.
+    // y of the warp's tokens to `rows`, which is whole after the next barrier. The norm comes behind the product, so
+    // that A is x as it lies in memory. A token's sum is one column more of the product.
     GPU_FN void project() const {
         uint32_t place[kM][2];  // of the lane's channels; an image has fewer than 2^32 elements
         float pivot[kM][2], squares[kM][2], sum[kM][1][4], y[kM][kTiles][4];
@@ -131,7 +129,7 @@ struct Head {
 #pragma unroll 1
             for (int k = 0; k < end; k += 16) {
                 const bool there = k + 4 * t < end;  // else C is odd in units of 8, and the channels are zeros
-                uint32_t n[kM][4];
+                uint32_t tokens[kM][4];
 #pragma unroll
                 for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -143,18 +141,25 @@ struct Head {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
                             const float low = gpu::low<T>(v.w[i]), high = gpu::high<T>(v.w[i]);
-                            n[m][2 * i + h] = gpu::pack<T>(low, high);  // v.w[i], where a fragment needs it
+                            tokens[m][2 * i + h] = gpu::pack<T>(low, high);  // v.w[i], where a fragment needs it
                             squares[m][h] += (low - from) * (low - from);
                             squares[m][h] += (high - from) * (high - from);
                         }
                     }
-                multiply16<T, kWeightStride>(y, n, weights + k);
+                multiply16<T, kWeightStride>(y, tokens, weights + k);
                 const uint32_t ones = gpu::pack<T>(1.0f, 1.0f);
 #pragma unroll
-                for (int m = 0; m < kM; ++m) gpu::mma_k16<T>(sum[m][0], n[m], ones, ones);
+                for (int m = 0; m < kM; ++m) gpu::mma_k16<T>(sum[m][0], tokens[m], ones, ones);
             }
         }
         gpu::block_sync();  // all weights are used up
+        write_normed(y, sum, squares, pivot);
+    }
+
+    // (y - mean sum(W)) / sqrt(variance + 1e-5) + b, with y = W x, to `rows`. Squares are those of the differences from
+    // the pivot, channel 0, which lies at most sqrt(C) standard deviations from the mean: at most C roundings are lost.
+    GPU_FN void write_normed(const float (&y)[kM][kTiles][4], const float (&sum)[kM][1][4],
+                             const float (&squares)[kM][2], const float (&pivot)[kM][2]) const {
         const float share = 1.0f / static_cast<float>(a.channels);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -165,12 +170,15 @@ struct Head {
                 const float scale = gpu::reciprocal_sqrt(gpu::maximum(variance, 0.0f) + 1e-5f);
 #pragma unroll
                 for (int j = 0; j < kTiles; ++j) {
-                    const gpu::Words4 v = *reinterpret_cast<const gpu::Words4*>(a.qkv_affine + 2 * (part(0) + 8 * j + 2 * t));
-                    float* at = &y[m][j][2 * h];
+                    const float* affine = a.qkv_affine + 2 * (part(0) + 8 * j + 2 * t);
+                    const gpu::Words4 v = *reinterpret_cast<const gpu::Words4*>(affine);
+                    float normed[2];
 #pragma unroll
-                    for (int i = 0; i < 2; ++i)
-                        at[i] = (at[i] - mean * gpu::as_float(v.w[2 * i])) * scale + gpu::as_float(v.w[2 * i + 1]);
-                    store2(row_of(m, h) + 8 * j + 2 * t, gpu::pack<T>(at[0], at[1]));
+                    for (int i = 0; i < 2; ++i) {
+                        const float centred = y[m][j][2 * h + i] - mean * gpu::as_float(v.w[2 * i]);
+                        normed[i] = centred * scale + gpu::as_float(v.w[2 * i + 1]);
+                    }
+                    store2(row_of(m, h) + 8 * j + 2 * t, gpu::pack<T>(normed[0], normed[1]));
                 }
             }
     }

@@ -34,14 +34,13 @@ _MOST_LOG_SCALE = math.log(100)
 _LOG2_E = math.log2(math.e)
 
 
-@functools.lru_cache
-def channel_order(channels: int) -> Tensor:
+def channel_order(channels: int, device: torch.device | None = None) -> Tensor:
     """Channel at each position: within 16, 2t+i has channel 4t+i and 8+2t+i has 4t+2+i; a last 8 are as they are."""
-    t, i = torch.arange(4).repeat_interleave(2), torch.arange(2).repeat(4)
+    t, i = torch.arange(4, device=device).repeat_interleave(2), torch.arange(2, device=device).repeat(4)
     group = torch.cat([4 * t + i, 4 * t + 2 + i])
     whole = channels // 16 * 16
-    order = (torch.arange(0, whole, 16)[:, None] + group).flatten()
-    return torch.cat([order, torch.arange(whole, channels)])
+    order = (torch.arange(0, whole, 16, device=device)[:, None] + group).flatten()
+    return torch.cat([order, torch.arange(whole, channels, device=device)])
 
 
 def attention_parts(weights: AttentionWeights, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -99,9 +98,9 @@ def _parts(sources: Sequence[Tensor], key: Hashable, sizes: tuple[int, ...], mak
 
 
 @functools.lru_cache
-def _spaced(sizes: tuple[int, ...]) -> list[int]:
+def _spaced(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Each size, and the bytes from there to the next multiple of the alignment."""
-    return [part for size in sizes for part in (size, -size % _ALIGNMENT)]
+    return tuple(part for size in sizes for part in (size, -size % _ALIGNMENT))
 
 
 def _joined(tensors: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
@@ -121,7 +120,7 @@ def _attention(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
     conv_bias = matrix.new_zeros(3 * channels) if weights.dwconv_bias is None else weights.dwconv_bias.detach().float()
     wide = -(-channels // CHUNK) * CHUNK
     # The columns of the last 16 are permuted like those of all others, with zeros behind the last channel.
-    matrix = F.pad(matrix, (0, wide - channels))[:, channel_order(wide).to(matrix.device)]
+    matrix = F.pad(matrix, (0, wide - channels))[:, channel_order(wide, matrix.device)]
     qkv, qkv_bias, taps, conv_bias = (_by_heads(tensor, heads) for tensor in (matrix, biases, taps, conv_bias))
     qkv = qkv.to(dtype)
     affine = torch.stack((qkv.float().sum(-1), qkv_bias), dim=-1)
@@ -140,7 +139,7 @@ def _by_heads(rows: Tensor, heads: int) -> Tensor:
     padded = -(-head // 8) * 8
     split = rows.unflatten(0, (2, 3, heads, head)).movedim(2, 0)  # heads, 2, 3, head, ...
     split = F.pad(split, (0, 0) * (rows.ndim - 1) + (0, padded - head)).clone()
-    order = channel_order(padded).to(rows.device)
+    order = channel_order(padded, rows.device)
     split[:, 0, 2] = split[:, 0, 2][:, order]
     split[:, 1, 0] = split[:, 1, 0][:, order]
     return split.flatten(2, 3)
@@ -161,7 +160,7 @@ def _diagonals(taps: Tensor) -> Tensor:
 
 def _projection(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
     channels = weights.proj.shape[0]
-    order = channel_order(channels).to(weights.proj.device)
+    order = channel_order(channels, weights.proj.device)
     matrix = weights.proj.detach().flatten(1)[order]
     if channels not in WIDE:
         matrix = matrix[:, order]
@@ -171,7 +170,7 @@ def _projection(weights: AttentionWeights, dtype: torch.dtype) -> list[Tensor]:
 
 def _ffn(weights: FFNWeights, chunk: int, dtype: torch.dtype) -> list[Tensor]:
     channels, hidden = weights.project_out.shape[:2]
-    order = channel_order(channels).to(weights.project_out.device)
+    order = channel_order(channels, weights.project_out.device)
     more = -hidden % chunk
     matrix, biases = _folded(weights.project_in, weights.project_in_bias, weights.norm_weight, weights.norm_bias)
     halves = F.pad(matrix[:, order].unflatten(0, (2, hidden)), (0, 0, 0, more))
