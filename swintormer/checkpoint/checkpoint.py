@@ -180,13 +180,13 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
     return _describe(path, *read_tensors(path), window_size)
 
 
-def default_weights(preset: Literal["small", "small-prior"] = "small") -> Path:
-    """The weights that ship with the package: of a preset, "small-prior" with its prior in the same file.
+def default_weights(name: Literal["small", "strong", "small-prior"] = "small") -> Path:
+    """The weights that ship with the package; "strong" is of the preset "small", "small-prior" has its prior in it.
 
     Raises:
         SwintormerError: this installation does not have them.
     """
-    path = Path(__file__).parents[1] / "assets" / f"{preset}.safetensors"
+    path = Path(__file__).parents[1] / "assets" / f"{name}.safetensors"
     if not path.is_file():
         raise SwintormerError(
             f"The weights that ship with swintormer are missing ({path}): reinstall it, or name a file with --weights."

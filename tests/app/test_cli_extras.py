@@ -96,11 +96,19 @@ def test_who_insists_gets_it_restored(run, install, weights):
 def test_models_by_name(run, install, weights):
     install(None)
     text = run("models").stdout
-    for words in ("small\n", "small-prior\n", "for      tests", "size     ", "megapixels/s", "licence  Apache-2.0"):
+    for words in (
+        "small\n",
+        "strong\n",
+        "small-prior\n",
+        "for      tests",
+        "size     ",
+        "megapixels/s",
+        "licence  Apache-2.0",
+    ):
         assert words in text
     photo("a.png")
     words = ("deblur", "a.png", "-o", "out", "--model")
-    assert "There is no model 'huge': choose one of small, small-prior" in run(*words, "huge", code=1).stderr
+    assert "There is no model 'huge': choose one of small, strong, small-prior" in run(*words, "huge", code=1).stderr
     both = run(*words, "small", "--weights", weights, code=1)
     assert both.stderr == "Error: --model and --weights both name a network: leave one of them out.\n"
     assert files() == {"a.png"}

@@ -142,11 +142,11 @@ def test_a_network_of_the_released_window_has_the_released_keys(tmp_path: Path) 
     net.load_state_dict(load_file(tmp_path / "a"), strict=True)
 
 
-@pytest.mark.parametrize("name", ["small", "small-prior"])
-def test_the_shipped_weights_name_their_window(name: str) -> None:
+@pytest.mark.parametrize(("name", "preset"), [("small", "small"), ("strong", "small"), ("small-prior", "small-prior")])
+def test_the_shipped_weights_name_their_window(name: str, preset: str) -> None:
     with safe_open(default_weights(name), "pt") as file:
-        assert file.get_tensor(WINDOW).item() == PRESETS[name].window_size
-    assert checkpoint_info(default_weights(name)).config == PRESETS[name]
+        assert file.get_tensor(WINDOW).item() == PRESETS[preset].window_size
+    assert checkpoint_info(default_weights(name)).config == PRESETS[preset]
 
 
 # --- foreign files -------------------------------------------------------------------------------------------------
