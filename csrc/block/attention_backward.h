@@ -7,39 +7,52 @@
 #pragma once
 
 #include "attention.h"
+#include "weight_gradients.h"
 
 namespace swk::SWK_ISA {
 
-// Scratch of HeadGradient in addition to that of Head.
+// Scratch of HeadGradient in addition to that of HeadOf. Words of bfloat16 are copies beside the float32 numbers.
+template <class Word>
 struct GradientShape {
     int64_t keys;  // N in whole panels
-    int64_t grads, out, transposed, panel, square, planes, scales, floats;
+    int64_t grads, out, factors, turned, panel, panel_words, square, planes, scales, floats;
 
     explicit GradientShape(const HeadShape& shape) {
         keys = shape.panels * kPanel;
-        grads = 3 * shape.size * shape.pitch;           // gradient of q, k and v
-        out = shape.size * shape.pitch;                 // gradient of the head's output
-        transposed = filled(shape.tokens * shape.padded_size, 16);  // one of q, k, out: [token][padded_size]
-        panel = filled(shape.tokens * kPanel, 16);                  // [key][query]
-        square = kPanel * keys;                                            // [query][key]
+        grads = 3 * shape.size * shape.pitch;                                    // gradient of q, k and v
+        out = shape.size * shape.pitch;                                          // gradient of the head's output
+        factors = second_copy(words<Word>(shape.size) * shape.pitch);            // one of q, k, v, out
+        turned = filled(words<Word>(shape.tokens) * shape.padded_size, 16);      // one of q, k, out
+        panel = filled(shape.tokens * kPanel, 16);                               // [key][query]
+        panel_words = second_copy(filled(words<Word>(shape.tokens) * kPanel, 16));
+        square = kPanel / kDepth<Word> * keys;                                   // [word of queries][key]
         planes = shape.plane;
         scales = filled(shape.size > shape.pitch ? shape.size : shape.pitch, 16);  // of channels, or of tokens
-        floats = grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
+        floats = grads + out + 4 * factors + 3 * turned + panel + panel_words + 2 * square + planes + 2 * scales;
         // The channel half takes four d x d matrices from the two squares.
         const int64_t matrices = 4 * filled(shape.size * shape.padded_size, 16);
         if (matrices > 2 * square) floats += matrices - 2 * square;
     }
+
+    static constexpr int64_t second_copy(int64_t floats) { return kDepth<Word> == 1 ? 0 : floats; }
 };
 
-class HeadGradient : public Head {
+template <class Word>
+class HeadGradient : public HeadOf<Word> {
 public:
-    HeadGradient(const HeadShape& shape, const GradientShape& sizes, const AttentionWeights& weights, float* scratch)
-        : Head(shape, weights, scratch), sizes_(sizes) {
+    HeadGradient(const HeadShape& shape, const GradientShape<Word>& sizes, const AttentionWeights& weights,
+                 float* scratch)
+        : HeadOf<Word>(shape, weights, scratch), sizes_(sizes) {
         float* next = scratch + shape.scratch_floats;
         const auto take = [&next](int64_t floats) { return next += floats, next - floats; };
+        const auto take_words = [&take](int64_t words) { return reinterpret_cast<Word*>(take(words)); };
         grads_ = take(sizes.grads), out_ = take(sizes.out);
-        q_tokens_ = take(sizes.transposed), k_tokens_ = take(sizes.transposed), out_tokens_ = take(sizes.transposed);
+        q_factors_ = take_words(sizes.factors), k_factors_ = take_words(sizes.factors);
+        v_factors_ = take_words(sizes.factors), out_factors_ = take_words(sizes.factors);
+        q_tokens_ = take_words(sizes.turned), k_tokens_ = take_words(sizes.turned);
+        out_tokens_ = take_words(sizes.turned);
         logit_grads_ = take(sizes.panel), plane_ = take(sizes.planes);
+        key_words_ = kDepth<Word> == 1 ? reinterpret_cast<Word*>(logit_grads_) : take_words(sizes.panel_words);
         q_scales_ = take(sizes.scales), k_scales_ = take(sizes.scales);
         squares_ = next;  // last, because the channel half may need more than 2 squares
         for (int64_t i = 0; i < sizes.planes; ++i) plane_[i] = 0.0f;
@@ -48,12 +61,13 @@ public:
     // [d][pitch], zeros after the last token. Input: the gradient of the head's output.
     float* out() { return out_; }
 
-    // rows [3d][pitch] = the head's qkv of normed [panel][C][kPanel], before the depth-wise convolution.
-    void make_rows(const float* normed, int64_t unit, float* rows) const {
-        const int64_t channels = shape_.channels, first = unit * shape_.rows;
-        multiply_panels(weights_.qkv.weight + first * channels, 3 * shape_.size, channels, normed, channels * kPanel,
-                        shape_.panels, [&](const Tile& tile, int64_t row, int64_t panel) {
-            store_rows(tile, weights_.qkv.bias + first + row, row, panel, rows);
+    // rows [3d][pitch] = the head's qkv of normed [panel][word of C][kPanel], before the depth-wise convolution.
+    void make_rows(const Word* normed, int64_t unit, float* rows) const {
+        const int64_t depth = words<Word>(shape_.channels), first = unit * shape_.rows;
+        const Word* weight = weight_words<Word>(weights_.qkv) + first * depth;
+        multiply_panels(weight, 3 * shape_.size, depth, normed, depth * kPanel, shape_.panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            this->store_rows(tile, weights_.qkv.bias + first + row, row, panel, rows);
         });
     }
 
@@ -61,9 +75,9 @@ public:
     // head's channels in [panel][C][kPanel].
     void forward(const float* rows, const Regions& regions, int half, int64_t head, float* attended) {
         make_qkv(rows, half * shape_.heads + head);
-        if (half) return channel_half(attended);
-        if (regions.several) return window_half<true>(regions.of_token, head, attended);
-        window_half<false>(regions.of_token, head, attended);
+        if (half) return this->channel_half(attended);
+        if (regions.several) return this->template window_half<true>(regions.of_token, head, attended);
+        this->template window_half<false>(regions.of_token, head, attended);
     }
 
     // Replaces `rows`, as in `forward`, by their gradient, zeros after the last token. Adds to dwconv [3d][10][kLanes]; the
@@ -84,9 +98,21 @@ public:
     }
 
 private:
-    const GradientShape& sizes_;
-    float *grads_, *out_, *q_tokens_, *k_tokens_, *out_tokens_, *logit_grads_, *squares_, *plane_;
+    using HeadOf<Word>::shape_;
+    using HeadOf<Word>::weights_;
+    using HeadOf<Word>::planes_;
+    using HeadOf<Word>::qkv_;
+    using HeadOf<Word>::logits_;
+    using HeadOf<Word>::q;
+    using HeadOf<Word>::k;
+    using HeadOf<Word>::v;
+
+    const GradientShape<Word>& sizes_;
+    float *grads_, *out_, *logit_grads_, *squares_, *plane_;
     float *q_scales_, *k_scales_;
+    Word *q_factors_, *k_factors_, *v_factors_, *out_factors_;  // of pairs only: [word of d][pitch]
+    Word *q_tokens_, *k_tokens_, *out_tokens_;                  // [word of tokens][padded_size]
+    Word* key_words_;                                           // logit_grads_ as [word of keys][query]
 
     // Gradient of q, k or v after the convolution: [d][pitch].
     float* grad(int part) { return grads_ + part * shape_.size * shape_.pitch; }
@@ -107,10 +133,10 @@ private:
     void convolve_row(const float* from, const F32 (&tap)[9], float bias, float* to) {
         if (shape_.whole_rows) {
             for (int64_t t = 0; t < shape_.tokens; t += kLanes) store(to + t, load(from + t));
-            convolve_rows(tap, bias, to);
+            this->convolve_rows(tap, bias, to);
         } else {
             fill_plane(from, planes_);
-            convolve(planes_, tap, bias, to);
+            this->convolve(planes_, tap, bias, to);
         }
     }
 
@@ -205,29 +231,32 @@ private:
 
     template <bool Masked>
     void window_half_backward(const float* region, int64_t head, float* bias) {
-        normalise_tokens(q(), weights_.scale[head], q_scales_);
-        normalise_tokens(k(), 1.0f, k_scales_);
-        transpose_rows(q(), shape_.tokens, q_tokens_), transpose_rows(k(), shape_.tokens, k_tokens_);
-        transpose_rows(out_, shape_.tokens, out_tokens_);
+        this->template normalise_tokens<float>(q(), weights_.scale[head], q_scales_);
+        this->template normalise_tokens<float>(k(), 1.0f, k_scales_);
+        const Word* q_factors = this->channel_words(q(), q_factors_);
+        const Word* k_factors = this->channel_words(k(), k_factors_);
+        const Word* v_factors = this->channel_words(v(), v_factors_);
+        const Word* out_factors = this->channel_words(out_, out_factors_);
+        this->turn_tokens(q(), q_tokens_), this->turn_tokens(k(), k_tokens_), this->turn_tokens(out_, out_tokens_);
         for (int64_t i = 0; i < 2 * shape_.size * shape_.pitch; ++i) grad(1)[i] = 0.0f;
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
-            make_logits<Masked>(region, head, panel, highest);
-            differentiate_panel(panel, highest);
+            this->template make_logits<Masked>(q_factors, k_factors, region, head, panel, highest);
+            differentiate_panel(v_factors, out_factors + panel * kPanel, highest);
             add_bias_gradient(panel, bias);
             sum_over_keys(panel);
             sum_over_queries(panel);
         }
     }
 
-    // For a panel of queries: replaces logits_ by P and writes dl to logit_grads_.
-    void differentiate_panel(int64_t panel, const F32 (&highest)[kPanelVectors]) {
+    // For a panel of queries: replaces logits_ by P and writes dl to logit_grads_ and key_words_. `out`: out's factors.
+    void differentiate_panel(const Word* values, const Word* out, const F32 (&highest)[kPanelVectors]) {
         F32 inverse[kPanelVectors], ties[kPanelVectors], delta[kPanelVectors] = {};
         for (int v = 0; v < kPanelVectors; ++v) {
             inverse[v] = 1.0f / (exponentiate_marking(logits_ + v * kLanes, highest[v], ties[v]) + 1.0f);
         }
         for (int64_t first = 0; first < shape_.tokens; first += kTileRows) {
-            const Tile g = multiply(shape_.size, this->v() + first, shape_.pitch, out_ + panel * kPanel, shape_.pitch);
+            const Tile g = multiply(words<Word>(shape_.size), values + first, shape_.pitch, out, shape_.pitch);
             for (int r = 0; r < kTileRows && first + r < shape_.tokens; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
                     const int64_t at = (first + r) * kPanel + v * kLanes;
@@ -240,11 +269,17 @@ private:
         }
         for (int v = 0; v < kPanelVectors; ++v) {
             const F32 to_maximum = delta[v] * inverse[v] / ties[v];
-            for (int64_t at = v * kLanes; at < shape_.tokens * kPanel; at += kPanel) {
-                const F32 marked = load(logits_ + at), probability = maximum(marked, -marked);
-                const F32 extra = marked < F32{} ? to_maximum : F32{};
-                store(logits_ + at, probability);
-                store(logit_grads_ + at, probability * (load(logit_grads_ + at) - delta[v]) - extra);
+            for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
+                F32 grad[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
+                    const int64_t at = (key + i) * kPanel + v * kLanes;
+                    const F32 marked = load(logits_ + at), probability = maximum(marked, -marked);
+                    const F32 extra = marked < F32{} ? to_maximum : F32{};
+                    store(logits_ + at, probability);
+                    grad[i] = probability * (load(logit_grads_ + at) - delta[v]) - extra;
+                    store(logit_grads_ + at, grad[i]);
+                }
+                if constexpr (kDepth<Word> == 2) store_depth(key_words_ + v * kLanes, kPanel, key, grad);
             }
         }
     }
@@ -296,18 +331,20 @@ private:
     // Gradient of q of the panel, [d][query].
     void sum_over_keys(int64_t panel) {
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const Tile tile = multiply(shape_.tokens, k_tokens_ + c, shape_.padded_size, logit_grads_, kPanel);
+            const Tile tile =
+                multiply(words<Word>(shape_.tokens), k_tokens_ + c, shape_.padded_size, key_words_, kPanel);
             store_tile(tile, grad(0) + c * shape_.pitch + panel * kPanel, shape_.pitch, shape_.size - c);
         }
     }
 
     // Adds the contribution of the panel's queries to the gradients of k and v, [d][key].
     void sum_over_queries(int64_t panel) {
-        float *p = squares_, *dl = squares_ + sizes_.square;
-        transpose_panel(logits_, p), transpose_panel(logit_grads_, dl);
-        const int64_t first = panel * kPanel, left = shape_.tokens - first, depth = left < kPanel ? left : kPanel;
+        Word *p = reinterpret_cast<Word*>(squares_), *dl = p + sizes_.square;
+        turn_panel(logits_, p), turn_panel(logit_grads_, dl);
+        const int64_t first = panel * kPanel, left = shape_.tokens - first;
+        const int64_t depth = words<Word>(left < kPanel ? left : kPanel);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const int64_t at = first * shape_.padded_size + c;
+            const int64_t at = words<Word>(first) * shape_.padded_size + c;
             for (int64_t key = 0; key < sizes_.keys; key += kPanel) {
                 const int64_t place = c * shape_.pitch + key, rows = shape_.size - c;
                 const Tile of_k = multiply(depth, q_tokens_ + at, shape_.padded_size, dl + key, sizes_.keys);
@@ -318,16 +355,20 @@ private:
         }
     }
 
-    // [key][query] -> [query][keys], zeros after the last key.
-    void transpose_panel(const float* from, float* to) {
+    // [key][query] -> [word of queries][keys], zeros after the last key.
+    void turn_panel(const float* from, Word* to) const {
+        float* out = reinterpret_cast<float*>(to);
         for (int64_t key = 0; key < sizes_.keys; key += kLanes) {
-            for (int64_t query = 0; query < kPanel; query += kLanes) {
+            for (int64_t word = 0; word < kPanelWords<Word>; word += kLanes) {
                 F32 block[kLanes];
                 for (int i = 0; i < kLanes; ++i) {
-                    block[i] = key + i < shape_.tokens ? load(from + (key + i) * kPanel + query) : F32{};
+                    const float* row = from + (key + i) * kPanel + word;
+                    if (key + i >= shape_.tokens) block[i] = F32{};
+                    else if constexpr (kDepth<Word> == 1) block[i] = load(row);
+                    else block[i] = (F32)neighbours(load(row), load(row + kLanes));
                 }
                 transpose(block);
-                for (int i = 0; i < kLanes; ++i) store(to + (query + i) * sizes_.keys + key, block[i]);
+                for (int i = 0; i < kLanes; ++i) store(out + (word + i) * sizes_.keys + key, block[i]);
             }
         }
     }
@@ -339,11 +380,11 @@ private:
         // p and dl are [channel of k][channel of q]; the last two are their transposes.
         float *p = squares_, *dl = p + matrix, *p_turned = dl + matrix, *dl_turned = p_turned + matrix;
         for (int64_t i = 0; i < 4 * matrix; ++i) p[i] = 0.0f;
-        normalise_channels(q(), q_scales_), normalise_channels(k(), k_scales_);
+        this->normalise_channels(q(), q_scales_), this->normalise_channels(k(), k_scales_);
         for (int64_t a = 0; a < d; a += kGramSide) {
             for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, p), gram(out_, v(), a, b, dl);
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one(p + a, stride, left_lanes(d - a));
+        for (int64_t a = 0; a < d; a += kLanes) this->template softmax_one<float>(p + a, stride, left_lanes(d - a));
         for (int64_t a = 0; a < d; ++a) differentiate_channel(p + a, dl + a);
         for (int64_t a = 0; a < d; ++a) {
             for (int64_t b = 0; b < d; ++b) {

@@ -21,7 +21,8 @@
 
 namespace swk {
 
-// Transposed weights of 1x1 convolutions in tiles of tile_rows rows: [tile][column][row], zeros after the last row.
+// Transposed weights of 1x1 convolutions in tiles of tile_rows rows: [tile][column][row], zeros after the last row; for
+// products of bfloat16 [tile][pair of columns][row]. The columns of `in` are paired in each half of hidden ones.
 struct TransposedWeights {
     const float* qkv;   // rows: C; columns: for each (half, head), d of q, d of k, d of v
     const float* proj;  // rows: C of `attended`; columns: C
@@ -29,7 +30,7 @@ struct TransposedWeights {
     const float* out;   // rows: hidden; columns: C
 };
 
-// Sums of one chunk; [chunks] of them lie one after the other. columns(n) is n in whole panels, lanes is kLanes.
+// Sums of one chunk; [chunks] of them lie one after the other. columns(n) is n in whole vectors, lanes is kLanes.
 // nullptr where the gradient is not wanted, or there is no such weight; norm, dwconv, bias and log_scale always exist.
 struct AttentionGradients {
     float* norm;       // [2][C][lanes]: weight, bias; the caller adds the lanes, here and below
@@ -62,6 +63,7 @@ struct SwdaBackwardArgs {
 
 struct SwdaBackwardLayoutArgs {
     int64_t channels, heads, window, hidden;
+    bool bfloat16;            // as in SwdaBlockArgs
     int64_t* scratch_floats;  // for each thread
     int64_t* lanes;
     int64_t* columns;         // columns(C)

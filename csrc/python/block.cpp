@@ -20,9 +20,9 @@ struct BackwardLayout {
     int64_t scratch_floats = 0, lanes = 0, columns = 0;
 };
 
-BackwardLayout backward_layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+BackwardLayout backward_layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden, bool bfloat16) {
     BackwardLayout layout;
-    kernels().swda_backward_layout({channels, heads, window, hidden, &layout.scratch_floats, &layout.lanes,
+    kernels().swda_backward_layout({channels, heads, window, hidden, bfloat16, &layout.scratch_floats, &layout.lanes,
                                     &layout.columns});
     return layout;
 }
@@ -143,8 +143,9 @@ struct AttentionSums {
     void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
         const int64_t channels = args.forward.channels, heads = args.forward.heads, chunks = args.chunks;
         const int64_t side = 2 * args.forward.window - 1, rows = filled(channels, tile_rows);
-        args.transposed.qkv = qkv_transposed.exactly(rows * 3 * channels, "qkv_transposed");
-        args.transposed.proj = proj_transposed.exactly(rows * channels, "proj_transposed");
+        const bool bfloat16 = args.forward.bfloat16;
+        args.transposed.qkv = qkv_transposed.exactly(rows * words(3 * channels, bfloat16), "qkv_transposed");
+        args.transposed.proj = proj_transposed.exactly(rows * words(channels, bfloat16), "proj_transposed");
         AttentionGradients& to = args.attention;
         to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
         to.qkv = qkv.exactly_or_none(chunks * 3 * channels * layout.columns, "qkv");
@@ -162,8 +163,10 @@ struct FfnSums {
 
     void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
         const int64_t channels = args.forward.channels, hidden = args.forward.ffn.hidden, chunks = args.chunks;
-        args.transposed.in = in_transposed.exactly(filled(channels, tile_rows) * 2 * hidden, "in_transposed");
-        args.transposed.out = out_transposed.exactly(filled(hidden, tile_rows) * channels, "out_transposed");
+        const int64_t in_floats = filled(channels, tile_rows) * 2 * words(hidden, args.forward.bfloat16);
+        const int64_t out_floats = filled(hidden, tile_rows) * words(channels, args.forward.bfloat16);
+        args.transposed.in = in_transposed.exactly(in_floats, "in_transposed");
+        args.transposed.out = out_transposed.exactly(out_floats, "out_transposed");
         FfnGradients& to = args.ffn;
         to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
         to.in = in.exactly_or_none(chunks * 2 * hidden * layout.columns, "in");
@@ -175,18 +178,19 @@ struct FfnSums {
 
 // Gradients of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
 void swda_backward(const Image& grad_x, const Image& grad, const Image& x, const Attention* attention, const Ffn* ffn,
-                   const AttentionSums* attention_sums, const FfnSums* ffn_sums, int64_t shift, int64_t chunks,
-                   const Buffer& scratch, int threads) {
+                   const AttentionSums* attention_sums, const FfnSums* ffn_sums, int64_t shift, bool bfloat16,
+                   int64_t chunks, const Buffer& scratch, int threads) {
     expect(attention || ffn, "one of attention and ffn must be given");
     expect(!attention == !attention_sums && !ffn == !ffn_sums, "sums and weights go together");
     expect(attention || shift == 0, "the shift must be 0 without attention");
     expect(chunks >= 1, "chunks must be at least 1");
     SwdaBackwardArgs args{};
-    args.forward = block_args(grad_x, x, attention, ffn, shift, false, threads);
+    args.forward = block_args(grad_x, x, attention, ffn, shift, bfloat16, threads);
     expect_same_shape(grad.view, x.view);
     args.grad = image(grad), args.chunks = chunks;
     const SwdaBlockArgs& of = args.forward;
-    const BackwardLayout layout = backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden);
+    const BackwardLayout layout =
+        backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden, bfloat16);
     const int64_t tile_rows = layout_of(of.channels, of.heads, of.window, of.ffn.hidden).tile_rows;
     if (attention) attention_sums->fill(args, layout, tile_rows);
     if (ffn) ffn_sums->fill(args, layout, tile_rows);
@@ -208,15 +212,15 @@ void bind_gradients(py::module_& module) {
              py::arg("project_in_bias"), py::arg("project_out"), py::arg("project_out_bias"));
     module.def("swda_backward", &swda_backward, py::kw_only(), py::arg("grad_x"), py::arg("grad"), py::arg("x"),
                py::arg("attention").none(true), py::arg("ffn").none(true), py::arg("attention_sums").none(true),
-               py::arg("ffn_sums").none(true), py::arg("shift"), py::arg("chunks"), py::arg("scratch"),
-               py::arg("threads"), "csrc/block/swda_backward.h");
+               py::arg("ffn_sums").none(true), py::arg("shift"), py::arg("bfloat16"), py::arg("chunks"),
+               py::arg("scratch"), py::arg("threads"), "csrc/block/swda_backward.h");
     module.def(
         "swda_backward_layout",
-        [](int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
-            const BackwardLayout layout = backward_layout_of(channels, heads, window, hidden);
+        [](int64_t channels, int64_t heads, int64_t window, int64_t hidden, bool bfloat16) {
+            const BackwardLayout layout = backward_layout_of(channels, heads, window, hidden, bfloat16);
             return std::make_tuple(layout.scratch_floats, layout.lanes, layout.columns);
         },
-        py::arg("channels"), py::arg("heads"), py::arg("window"), py::arg("hidden"),
+        py::arg("channels"), py::arg("heads"), py::arg("window"), py::arg("hidden"), py::arg("bfloat16"),
         "(scratch floats a thread, lanes, columns of the sums of C channels)");
 }
 

@@ -1,4 +1,4 @@
-"""Gradients of the block on the CPU, in csrc/block/swda_backward.cpp: products of float32, any strides.
+"""Gradients of the block on the CPU, in csrc/block/swda_backward.cpp: products of float32 or bfloat16, any strides.
 
 The kernel divides the windows into chunks and sums the gradients of the weights in each; the chunks are added here, in
 order, so that the result does not depend on the number of threads. Formulas, bytes moved and MACs:
@@ -36,14 +36,21 @@ _MOST_CHUNKS = 32
 
 
 def block_gradients(
-    grad: Tensor, x: Tensor, attention: AttentionWeights | None, ffn: FFNWeights | None, window: int, shift: int
+    grad: Tensor,
+    x: Tensor,
+    attention: AttentionWeights | None,
+    ffn: FFNWeights | None,
+    window: int,
+    shift: int,
+    bfloat16: bool,
 ) -> list[Tensor]:
     """Gradients of swda_block, of swda_attention (`ffn` None) or of gated_ffn (`attention` None), for those inputs that
-    require one, in order."""
+    require one, in order. With `bfloat16`, products multiply bfloat16, those of the forward pass as well, which is
+    computed again."""
     channels = x.shape[1]
     heads = attention.logit_scale.shape[0] if attention else 0
     hidden = ffn.project_out.shape[1] if ffn else 0
-    scratch, lanes, columns = native.extension().swda_backward_layout(channels, heads, window, hidden)
+    scratch, lanes, columns = native.extension().swda_backward_layout(channels, heads, window, hidden, bfloat16)
     shapes = _attention_sums(attention, window, lanes, columns) if attention else {}
     ffn_shapes = _ffn_sums(ffn, lanes, columns) if ffn else {}
     chunks = _chunks(x, window, [*shapes.values(), *ffn_shapes.values()])
@@ -55,11 +62,14 @@ def block_gradients(
             grad_x=image(grad_x),
             grad=image(grad),
             x=image(x),
-            attention=pack_attention(attention, window, hidden) if attention else None,
-            ffn=pack_ffn(ffn) if ffn else None,
-            attention_sums=_buffers("AttentionSums", sums, transposed_attention(attention)) if attention else None,
-            ffn_sums=_buffers("FfnSums", ffn_sums, transposed_ffn(ffn)) if ffn else None,
+            attention=pack_attention(attention, window, hidden, bfloat16=bfloat16) if attention else None,
+            ffn=pack_ffn(ffn, bfloat16=bfloat16) if ffn else None,
+            attention_sums=_buffers("AttentionSums", sums, transposed_attention(attention, bfloat16=bfloat16))
+            if attention
+            else None,
+            ffn_sums=_buffers("FfnSums", ffn_sums, transposed_ffn(ffn, bfloat16=bfloat16)) if ffn else None,
             shift=shift,
+            bfloat16=bfloat16,
             chunks=chunks,
             scratch=dense(_scratch(threads * scratch)),
             threads=threads,

@@ -63,23 +63,23 @@ def pack_ffn(weights: FFNWeights, *, bfloat16: bool = False) -> Any:
     )
 
 
-def transposed_attention(weights: AttentionWeights) -> dict[str, Buffer]:
-    """The attention's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+def transposed_attention(weights: AttentionWeights, *, bfloat16: bool = False) -> dict[str, Buffer]:
+    """The attention's part of `TransposedWeights` of csrc/block/swda_backward.h; `bfloat16` as in `pack_attention`."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, 1, 0)
     return {
-        "qkv_transposed": _cached(weights.qkv, _head_columns, (channels, heads, tile)),
-        "proj_transposed": _cached(weights.proj, _columns, (tile,)),
+        "qkv_transposed": _cached(weights.qkv, _head_columns, (channels, heads, tile, bfloat16)),
+        "proj_transposed": _cached(weights.proj, _columns, (tile, 1, bfloat16)),
     }
 
 
-def transposed_ffn(weights: FFNWeights) -> dict[str, Buffer]:
-    """The FFN's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+def transposed_ffn(weights: FFNWeights, *, bfloat16: bool = False) -> dict[str, Buffer]:
+    """The FFN's part of `TransposedWeights` of csrc/block/swda_backward.h; `bfloat16` as in `pack_attention`."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     return {
-        "in_transposed": _cached(weights.project_in, _columns, (tile,)),
-        "out_transposed": _cached(weights.project_out, _columns, (tile,)),
+        "in_transposed": _cached(weights.project_in, _columns, (tile, 2, bfloat16)),
+        "out_transposed": _cached(weights.project_out, _columns, (tile, 1, bfloat16)),
     }
 
 
@@ -138,13 +138,17 @@ def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int, bfloat16: 
     return _pairs(tiles) if bfloat16 else tiles
 
 
-def _columns(matrix: Tensor, tile: int) -> Tensor:
-    """The columns of a 1x1 convolution's weight in tiles: (tiles, rows, tile)."""
-    return _tiles(matrix.flatten(1).T, tile, 1, False)
+def _columns(matrix: Tensor, tile: int, parts: int, bfloat16: bool) -> Tensor:
+    """The columns of a 1x1 convolution's weight in tiles: (tiles, parts, rows / parts, tile).
+
+    With `bfloat16`, the rows of each of the equal parts are in pairs.
+    """
+    halves = [_tiles(part.T, tile, 1, bfloat16) for part in matrix.flatten(1).chunk(parts)]
+    return torch.stack(halves, dim=1)
 
 
-def _head_columns(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    return _columns(by_head(matrix, channels, heads).flatten(0, 1), tile)
+def _head_columns(matrix: Tensor, channels: int, heads: int, tile: int, bfloat16: bool) -> Tensor:
+    return _columns(by_head(matrix, channels, heads).flatten(0, 1), tile, 1, bfloat16)
 
 
 def _scale(logit_scale: Tensor) -> Tensor:
