@@ -12,6 +12,7 @@
 
 #include "../base/parallel.h"
 #include "attention_backward.h"
+#include "chunk_sums.h"
 #include "ffn_backward.h"
 #include "window.h"
 
@@ -58,37 +59,6 @@ struct Workspace {
         take(kTileRows * kPanel);  // add_product reads past the last row of a map
     }
 };
-
-// ---- the sums of a chunk -------------------------------------------------------------------------------------------
-
-// The sums of chunk `chunk`, set to 0; nullptr stays nullptr.
-float* of_chunk(float* sums, int64_t floats, int64_t chunk) {
-    if (!sums) return nullptr;
-    sums += chunk * floats;
-    for (int64_t i = 0; i < floats; ++i) sums[i] = 0.0f;
-    return sums;
-}
-
-AttentionGradients of_chunk(const AttentionGradients& sums, const HeadShape& shape, int64_t chunk) {
-    const int64_t channels = shape.channels, columns = turned_columns(channels), side = 2 * shape.window - 1;
-    return {of_chunk(sums.norm, 2 * channels * kLanes, chunk),
-            of_chunk(sums.qkv, 3 * channels * columns, chunk),
-            of_chunk(sums.qkv_bias, 3 * channels * kLanes, chunk),
-            of_chunk(sums.dwconv, 3 * channels * 10 * kLanes, chunk),
-            of_chunk(sums.proj, channels * columns, chunk),
-            of_chunk(sums.proj_bias, channels * kLanes, chunk),
-            of_chunk(sums.bias, shape.heads * side * side, chunk),
-            of_chunk(sums.log_scale, shape.heads, chunk)};
-}
-
-FfnGradients of_chunk(const FfnGradients& sums, int64_t channels, int64_t hidden, int64_t chunk) {
-    const int64_t columns = turned_columns(channels);
-    return {of_chunk(sums.norm, 2 * channels * kLanes, chunk),
-            of_chunk(sums.in, 2 * hidden * columns, chunk),
-            of_chunk(sums.in_bias, 2 * hidden * kLanes, chunk),
-            of_chunk(sums.out, hidden * columns, chunk),
-            of_chunk(sums.out_bias, channels * kLanes, chunk)};
-}
 
 // ---- one window ----------------------------------------------------------------------------------------------------
 
@@ -258,13 +228,14 @@ void each_chunk(const SwdaBackwardArgs& args, int64_t scratch_floats, const Work
 }
 
 template <class Word>
-void windows_backward(const SwdaBackwardArgs& args, const Workspace<Word>& space) {
+void windows_backward(const SwdaBackwardArgs& args, const Workspace<Word>& space, const ChunkSums& all_sums) {
     const SwdaBlockArgs& forward = args.forward;
     const int64_t windows = forward.batch * (forward.height / forward.window) * (forward.width / forward.window);
     each_chunk(args, space.floats, [&](int64_t chunk, float* scratch) {
         BlockGradient<Word> gradient(args, space, scratch);
-        const AttentionGradients sums = of_chunk(args.attention, space.head, chunk);
-        const FfnGradients ffn_sums = of_chunk(args.ffn, forward.channels, forward.ffn.hidden, chunk);
+        AttentionGradients sums{};
+        FfnGradients ffn_sums{};
+        all_sums.begin(args.sums + chunk * all_sums.floats(), sums, ffn_sums);
         const int64_t last = windows * (chunk + 1) / args.chunks;
         for (int64_t index = windows * chunk / args.chunks; index < last; ++index) {
             gradient.window(index, sums, ffn_sums);
@@ -274,13 +245,15 @@ void windows_backward(const SwdaBackwardArgs& args, const Workspace<Word>& space
 
 // Panels of consecutive pixels, kFfnPanels at a time.
 template <class Word>
-void pixels_backward(const SwdaBackwardArgs& args, const Workspace<Word>& space) {
+void pixels_backward(const SwdaBackwardArgs& args, const Workspace<Word>& space, const ChunkSums& all_sums) {
     const SwdaBlockArgs& forward = args.forward;
     const int64_t channels = forward.channels, floats = channels * kPanel;
     const int64_t panels = filled(forward.batch * forward.height * forward.width, kPanel) / kPanel;
     each_chunk(args, space.floats, [&](int64_t chunk, float* scratch) {
         const FfnGradient<Word> gradient(space.ffn, forward.ffn, args.transposed, scratch + space.ffn_at);
-        const FfnGradients sums = of_chunk(args.ffn, channels, forward.ffn.hidden, chunk);
+        AttentionGradients none{};
+        FfnGradients sums{};
+        all_sums.begin(args.sums + chunk * all_sums.floats(), none, sums);
         float *tokens = scratch + space.tokens, *grad = scratch + space.grad;
         const int64_t last = panels * (chunk + 1) / args.chunks;
         for (int64_t first = panels * chunk / args.chunks; first < last; first += kFfnPanels) {
@@ -301,8 +274,10 @@ template <class Word>
 void backward_in(const SwdaBackwardArgs& args) {
     const SwdaBlockArgs& forward = args.forward;
     const Workspace<Word> space(forward.channels, forward.heads, forward.window, forward.ffn.hidden);
-    if (forward.heads) windows_backward(args, space);
-    else pixels_backward(args, space);
+    const ChunkSums sums(forward.channels, forward.heads, forward.window, forward.ffn.hidden, args.attention, args.ffn);
+    if (forward.heads) windows_backward(args, space, sums);
+    else pixels_backward(args, space, sums);
+    sums.add_up(args.sums, args.chunks, forward.threads);
 }
 
 template <class Word>
@@ -319,8 +294,7 @@ void swda_backward(const SwdaBackwardArgs& args) {
 
 void swda_backward_layout(const SwdaBackwardLayoutArgs& args) {
     *args.scratch_floats = args.bfloat16 ? scratch_floats<Pair>(args) : scratch_floats<float>(args);
-    *args.lanes = kLanes;
-    *args.columns = turned_columns(args.channels);
+    *args.sums_floats = ChunkSums(args.channels, args.heads, args.window, args.hidden, {}, {}).floats();
 }
 
 }  // namespace swk::SWK_ISA

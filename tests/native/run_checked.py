@@ -54,10 +54,10 @@ def run_in_bfloat16(op, args):
 
 def run_ops(most):
     import swintormer_kernels as sk
-    from swintormer_kernels.backends.cpu import denoiser
+    from swintormer_kernels.backends.cpu import block_backward, denoiser
     from swintormer_kernels.testing.cases import CASES, cases_of
 
-    denoiser.Scratch = ExactScratch
+    block_backward.Scratch = denoiser.Scratch = ExactScratch
     calls = 0
     for name in CASES:
         op = getattr(sk, name)
