@@ -240,8 +240,11 @@ protected:
             F32 highest[kPanelVectors];
             make_logits<Masked>(factors(q()), factors(k()), region, head, panel, highest);
             F32 sum[kPanelVectors];
-            for (int v = 0; v < kPanelVectors; ++v) sum[v] = exponentiate(logits_ + v * kLanes, highest[v]);
-            mix_values(sum, to + panel * shape_.channels * kPanel);
+            Word* powers = factors(logits_);
+            for (int v = 0; v < kPanelVectors; ++v) {
+                sum[v] = exponentiate(logits_ + v * kLanes, highest[v], powers + v * kLanes);
+            }
+            mix_values(powers, sum, to + panel * shape_.channels * kPanel);
         }
     }
 
@@ -303,8 +306,9 @@ protected:
         }
     }
 
-    // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
-    F32 exponentiate(float* column, F32 highest) {
+    // to = exp(column - highest) over the tokens, as factors of a product over them; it may be the same memory. Returns the
+    // sum.
+    F32 exponentiate(const float* column, F32 highest, Word* to) const {
         F32 sum[4] = {};
         for (int64_t first = 0; first < shape_.tokens; first += 4) {
             // Unrolled, so that the sums are in registers.
@@ -314,19 +318,19 @@ protected:
                     value[i] = exponential(load(column + (first + part + i) * kPanel) - highest);
                     sum[part + i] += value[i];
                 }
-                store_depth(factors(column), kPanel, first + part, value);
+                store_depth(to, kPanel, first + part, value);
             }
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 
     // to [d][kPanel] = attended values of the panel's queries.
-    void mix_values(const F32 (&sum)[kPanelVectors], float* to) {
+    void mix_values(const Word* powers, const F32 (&sum)[kPanelVectors], float* to) const {
         F32 inverse[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
             const Tile tile = multiply(words<Word>(shape_.tokens), factors(values_) + c, shape_.padded_size,
-                                       factors(logits_), kPanel);
+                                       powers, kPanel);
             const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
             for (int r = 0; r < kTileRows && r < valid; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
@@ -338,25 +342,33 @@ protected:
 
     // softmax_one over the channels of k of (q k^T over the tokens), times v.
     void channel_half(float* to) {
-        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         normalise_channels(q()), normalise_channels(k());
-        Word *q_turned = factors(values_), *k_turned = q_turned + depth * shape_.padded_size;
+        Word *q_turned = factors(values_), *k_turned = q_turned + words<Word>(shape_.tokens) * shape_.padded_size;
         turn_tokens(q(), q_turned), turn_tokens(k(), k_turned);
-        float* weight = logits_;  // [channel of k][channel of q]
+        float* weight = logits_;
+        multiply_channels(k_turned, q_turned, weight);
+        for (int64_t a = 0; a < shape_.size; a += kLanes) softmax_one(weight + a, shape_.weight_stride, kLanes);
+        mix_channels(factors(weight), channel_words(v(), factors(v())), to);
+    }
+
+    // to [channel of left][weight_stride] = left right^T, both turned.
+    void multiply_channels(const Word* left, const Word* right, float* to) const {
+        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         for (int64_t b = 0; b < d; b += kTileRows) {
-            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel of q makes unused columns
-                const Tile tile =
-                    multiply(depth, k_turned + b, shape_.padded_size, q_turned + a, shape_.padded_size);
-                store_tile(tile, weight + b * stride + a, stride, d - b);
+            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel makes unused columns
+                const Tile tile = multiply(depth, left + b, shape_.padded_size, right + a, shape_.padded_size);
+                store_tile(tile, to + b * stride + a, stride, d - b);
             }
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, kLanes);
-        const Word* values = channel_words(v(), factors(v()));
+    }
+
+    // to [panel][C][kPanel]: its d channels = weight^T values, over [word of d][weight_stride] and [word of d][pitch].
+    void mix_channels(const Word* weight, const Word* values, float* to) const {
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-            for (int64_t c = 0; c < d; c += kTileRows) {
-                const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, values + panel * kPanel,
-                                           shape_.pitch);
-                store_tile(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
+            for (int64_t c = 0; c < shape_.size; c += kTileRows) {
+                const Tile tile = multiply(words<Word>(shape_.size), weight + c, shape_.weight_stride,
+                                           values + panel * kPanel, shape_.pitch);
+                store_tile(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, shape_.size - c);
             }
         }
     }

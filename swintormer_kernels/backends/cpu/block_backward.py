@@ -143,8 +143,7 @@ def _of_attention(weights: AttentionWeights | None, grads: Grads) -> list[Tensor
     """Gradients of the fields of `weights`, in order; None for those that are not wanted."""
     if weights is None:
         return []
-    norm, dwconv, bias, log_scale = (grads[name] for name in ("norm", "dwconv", "bias", "log_scale"))
-    assert norm is not None and dwconv is not None and bias is not None and log_scale is not None
+    norm, dwconv, bias, log_scale = (_given(grads[name]) for name in ("norm", "dwconv", "bias", "log_scale"))
     sigmoid = torch.sigmoid(weights.bias_table.float())
     return [
         *(part.clone() for part in norm),  # outputs of an op must not share memory
@@ -163,7 +162,10 @@ def _of_ffn(weights: FFNWeights | None, grads: Grads) -> list[Tensor | None]:
     """Gradients of the fields of `weights`, in order; None for those that are not wanted."""
     if weights is None:
         return []
-    norm = grads["norm"]
-    assert norm is not None
     names = ("project_in", "project_out", "project_in_bias", "project_out_bias")
-    return [*(part.clone() for part in norm), *(grads[name] for name in names)]
+    return [*(part.clone() for part in _given(grads["norm"])), *(grads[name] for name in names)]
+
+
+def _given(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad
