@@ -1,4 +1,7 @@
 // Bindings of the block: swda_block, its halves, and their gradients.
+#include <algorithm>
+
+#include "../block/pack.h"
 #include "../dispatch/dispatch.h"
 #include "arguments.h"
 
@@ -225,6 +228,33 @@ void bind_gradients(py::module_& module) {
         "(scratch floats a thread, floats of the sums of a chunk)");
 }
 
+TileOrder tile_order(std::vector<int64_t> rows, std::vector<int64_t> columns, int64_t tile) {
+    expect(tile >= 1 && !rows.empty() && rows.size() % tile == 0, "the tile must divide the rows");
+    expect(!columns.empty(), "there must be a column");
+    return {std::move(rows), std::move(columns), tile};
+}
+
+int64_t packed_floats(const TileOrder& order, bool bfloat16) {
+    return order.rows.size() * words(order.columns.size(), bfloat16);
+}
+
+void pack(const Buffer& to, const Buffer& source, const TileOrder& order, bool bfloat16) {
+    const int64_t last = *std::max_element(order.rows.begin(), order.rows.end()) +
+                         *std::max_element(order.columns.begin(), order.columns.end());
+    const float* from = source.at_least(last + 1, "source");
+    float* packed = to.exactly(packed_floats(order, bfloat16), "to");
+    py::gil_scoped_release unlocked;
+    pack_tiles(order, from, bfloat16, packed);
+}
+
+void bind_packing(py::module_& module) {
+    py::class_<TileOrder>(module, "TileOrder", "csrc/block/pack.h")
+        .def(py::init(&tile_order), py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("tile"))
+        .def("floats", &packed_floats, py::arg("bfloat16"), "Of a weight in this order.");
+    module.def("pack", &pack, py::kw_only(), py::arg("to"), py::arg("source"), py::arg("order"), py::arg("bfloat16"),
+               "csrc/block/pack.h");
+}
+
 void bind_weights(py::module_& module) {
     py::class_<Attention>(module, "Attention", "AttentionWeights of csrc/block/swda_block.h.")
         .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, int64_t,
@@ -241,6 +271,7 @@ void bind_weights(py::module_& module) {
 }  // namespace
 
 void bind_block(py::module_& module) {
+    bind_packing(module);
     bind_weights(module);
     bind_gradients(module);
     module.def("swda_block", &swda_block, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),
