@@ -1,7 +1,7 @@
 // Bindings of the block: swda_block, its halves, and their gradients.
 #include <algorithm>
 
-#include "../block/pack.h"
+#include "../base/pack.h"
 #include "../dispatch/dispatch.h"
 #include "arguments.h"
 
@@ -248,11 +248,11 @@ void pack(const Buffer& to, const Buffer& source, const TileOrder& order, bool b
 }
 
 void bind_packing(py::module_& module) {
-    py::class_<TileOrder>(module, "TileOrder", "csrc/block/pack.h")
+    py::class_<TileOrder>(module, "TileOrder", "csrc/base/pack.h")
         .def(py::init(&tile_order), py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("tile"))
         .def("floats", &packed_floats, py::arg("bfloat16"), "Of a weight in this order.");
     module.def("pack", &pack, py::kw_only(), py::arg("to"), py::arg("source"), py::arg("order"), py::arg("bfloat16"),
-               "csrc/block/pack.h");
+               "csrc/base/pack.h");
 }
 
 void bind_weights(py::module_& module) {

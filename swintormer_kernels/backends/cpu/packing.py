@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
 
 Order = Any
-"""`TileOrder` of csrc/block/pack.h: offsets in the weight of the rows and columns of its packed copy."""
+"""`TileOrder` of csrc/base/pack.h: offsets in the weight of the rows and columns of its packed copy."""
 
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
