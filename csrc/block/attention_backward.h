@@ -359,6 +359,7 @@ private:
     }
 
     void add_bias_gradient(int64_t panel, float* bias) {
+        if (shape_.whole_rows && !shape_.in_table) return add_bias_of_half_rows(panel, bias);
         const int64_t w = shape_.window, side = 2 * w - 1;
         for (int64_t t = 0; t < kPanel; t += kLanes) {
             const int64_t query = panel * kPanel + t;
@@ -372,19 +373,36 @@ private:
                         store(to, load(to) + load(dl));
                         continue;
                     }
-                    if (shape_.whole_rows) {  // two rows of queries, each one row of the table
-                        for (int64_t row = 0; row < 2; ++row) {
-                            float* to = bias + (query / w + row - y + w - 1) * side - x + w - 1;
-                            const F32 sum = load(to, 1, kLanes / 2) + load(dl + row * w, 1, kLanes / 2);
-                            store(to, 1, kLanes / 2, sum);
-                        }
-                        continue;
-                    }
                     for (int lane = 0; lane < kLanes && query + lane < shape_.tokens; ++lane) {
                         const int64_t i = query + lane;
                         bias[(i / w - y + w - 1) * side + i % w - x + w - 1] += dl[lane];
                     }
                 }
+            }
+        }
+    }
+
+    // The same where a vector is two rows of queries. Vector t of the panel and key row y add their lower half to row
+    // 2t - y of the table, counted from the panel's first row of queries, and their upper half to the next one. So rows are
+    // summed before they are added to the table.
+    void add_bias_of_half_rows(int64_t panel, float* bias) {
+        constexpr int kWindow = kLanes / 2;
+        const int64_t side = 2 * kWindow - 1, row = panel * 2 * kPanelVectors;
+        const int64_t rows = kWindow - row < 2 * kPanelVectors ? kWindow - row : 2 * kPanelVectors;
+        for (int64_t x = 0; x < kWindow; ++x) {
+            const float* dl = logit_grads_ + x * kPanel;
+            F32 before = {};
+            for (int64_t difference = 1 - kWindow; difference < rows; ++difference) {
+                F32 sum = {};
+                for (int64_t t = 0; 2 * t < rows; ++t) {
+                    const int64_t y = 2 * t - difference;
+                    if (y >= 0 && y < kWindow) sum += load(dl + y * kWindow * kPanel + t * kLanes);
+                }
+                const F32 halves = middle(before, sum, Lanes{});
+                const F32 both = halves + middle(halves, halves, Lanes{});
+                float* to = bias + (row + difference + kWindow - 1) * side + kWindow - 1 - x;
+                store_low(to, load_low(to) + both);
+                before = sum;
             }
         }
     }
