@@ -2,8 +2,10 @@
 //
 // The forward pass is computed again from the head's 3d channels of qkv. The window half proceeds by panels of queries:
 //   l, P and g of a panel are [key][query]; dq sums over keys; dv and dk sum over queries and need the transpose.
-//   5 d N^2 multiply-accumulates (l, g, dq, dk, dv), N^2 exponentials, two transpositions of N^2 elements.
-// Channel half: 5 d^2 N multiply-accumulates. Convolution: 3 * 27 d N (forward, gradients of input and of weights).
+//   6 d N^2 multiply-accumulates (l, P v, g, dq, dk, dv), 2 N^2 exponentials, two transpositions of N^2 elements.
+// Channel half: 6 d^2 N multiply-accumulates. Convolution: 3 * 27 d N (forward, gradients of input and of weights).
+// The gradients of all heads begin after the forward passes of all. Heads of small windows keep q, k, v and l until then;
+// those of large ones compute them twice.
 #pragma once
 
 #include "attention.h"

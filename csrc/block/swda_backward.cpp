@@ -6,8 +6,8 @@
 // window of dx. Between the projections a head's tokens are rows [channel][pitch]. Weights, their transposes and the
 // sums of their gradients come from L2 or L3 for each window.
 // MACs and bytes per pixel: swda_backward.h.
-// Scratch of a worker at window 8 with AVX-512: 239, 346, 553 and 964 KiB at C = 24, 48, 96 and 192; at window 16 up to
-// 7.0 MiB (C = 384).
+// Scratch of a worker at window 8 with AVX-512: at most 310, 461, 792 and 1012 KiB at C = 24, 48, 96 and 192; at window 16
+// up to 7.4 MiB (C = 384).
 #include "swda_backward.h"
 
 #include "../base/parallel.h"

@@ -11,7 +11,8 @@
 //   dl_ij = P_ij (gP_ij - Delta_i) - [l_ij is the maximum] Delta_i / D_i     (equal maxima share the last term)
 //
 // Multiply-accumulates per pixel: 3 (4 C^2 + 3 C hidden) for the projections (once to compute them again, twice for
-// the gradients; less where weights need none), 108 C + 3.5 (C N + C d) for the core.
+// the gradients; less where weights need none), 81 C + 3 (C N + C d) for the core, and 27 C + (C N + C d) / 2 more where the
+// heads of a window need too much memory to keep what their forward passes made (attention_backward.h).
 // Memory: 12 C bytes per pixel (x and g read, dx written) and the sums of the weights' gradients: one set for each
 // chunk of windows. Chunks depend on the shapes alone and are added in order, so the result does not depend on the
 // number of threads.
