@@ -1,6 +1,7 @@
 """Times a step of a diffusion denoiser: `pytest bench/bench_denoiser.py`; whole samples: `python -m bench.prior`.
 
 diffusers' UNet2DModel as it comes (contiguous), the same in channels_last, and that one after `sk.optimize`, in turn.
+`both` is a pass with the gradients of all weights, as in the prior's training; measured where it takes seconds.
 `reference` in a row is the faster of diffusers' two layouts for `ldm-sr`, and the contiguous one, in which diffusers
 loads a model, for `compact`; the other is printed.
 """
@@ -8,6 +9,7 @@ loads a model, for `compact`; the other is printed.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -35,6 +37,9 @@ DENOISERS = {
     "ldm-sr, latent 128": (LDM_SR, 128, 3, "channels_last"),
 }
 
+TRAINED = {"compact, latent 32": 20, "compact, latent 64": 10, "ldm-sr, latent 32": 3}
+"""Rounds of forward and backward."""
+
 Denoisers = dict[str, torch.nn.Module]
 
 
@@ -54,6 +59,10 @@ def step(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return net(x, 501).sample
 
 
+def gradients(net: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(net(x, 501).sample.square().mean(), list(net.parameters())))
+
+
 @pytest.mark.parametrize("name", DENOISERS)
 def bench_step(name, rows):
     sizes, side, rounds, reference = DENOISERS[name]
@@ -62,7 +71,12 @@ def bench_step(name, rows):
     errors = errors_of(nets, x, reference)
     assert errors[0] <= 2 * errors[1], f"relative error {errors[0]:.3g}, diffusers' own {errors[1]:.3g}; not timed"
     turns = {kind: lambda kind=kind: step(nets[kind], inputs[kind]) for kind in nets}
-    rows.append(row(name, nets, turns, rounds, reference, errors))
+    both = (math.nan, math.nan)
+    if name in TRAINED:
+        passes = {kind: lambda kind=kind: gradients(nets[kind], inputs[kind]) for kind in ("optimised", reference)}
+        seconds = in_turn(passes, TRAINED[name])
+        both = (median(seconds["optimised"]), median(seconds[reference]))
+    rows.append(row(name, nets, turns, rounds, reference, errors, both))
 
 
 def errors_of(nets: Denoisers, x: torch.Tensor, reference: str) -> tuple[float, float]:
@@ -78,6 +92,7 @@ def row(
     rounds: int,
     reference: str,
     errors: tuple[float, ...],
+    both: tuple[float, float],
 ) -> Row:
     """Time `turns`, and print what fits in no row."""
     with FlopCounterMode(display=False) as counter:
@@ -100,6 +115,7 @@ def row(
         rounds=rounds,
         forward=own,
         reference=eager,
+        both=both,
         macs=macs,
         peak_bytes=1e6 * peaks["optimised"],
         errors=errors,

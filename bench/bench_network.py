@@ -5,7 +5,8 @@ share of the best of those, `fma_share` that of multiply-adds between registers;
 during the pass, without input, output and weights, `packed_mb` the packed weights, which stay.
 
 Training steps, in float32 and under bfloat16 autocast, run as automatic selection chooses, in turn with the reference
-in the same precision. Their `forward_ms` is that of a pass with gradients; their errors are those of all gradients.
+in the same precision. Every step finds changed weights, as in training. Their `forward_ms` is that of a pass with
+gradients; their errors are those of all gradients.
 """
 
 from __future__ import annotations
@@ -113,8 +114,12 @@ def bench_training(preset, precision, rows, notes):
         with sk.use_backend(backend) if backend else nullcontext(), autocast:
             return net(x).float().square().mean()
 
+    parameters = list(net.parameters())
+
     def step(backend: str | None) -> list[torch.Tensor]:
-        return list(torch.autograd.grad(loss(backend), list(net.parameters())))
+        with torch.no_grad():  # as after an optimizer's step: what was derived from the weights is made again
+            torch._foreach_add_(parameters, 0.0)
+        return list(torch.autograd.grad(loss(backend), parameters))
 
     found = [torch.cat([part.flatten() for part in step(backend)]) for backend in (None, "reference")]
     with sk.use_backend("reference"):

@@ -101,4 +101,5 @@ def generation() -> int:
 
 def _without_autocast(source: Tensor) -> AbstractContextManager[object]:
     kind = source.device.type  # ahead-of-time compilation calls this with "meta" tensors, which have no autocast
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()

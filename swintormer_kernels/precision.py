@@ -1,8 +1,9 @@
 """Whether the products of the block's ops multiply float32 or bfloat16 on the CPU: this module decides for every call.
 
 bfloat16 is taken for tensors of bfloat16 and under `torch.autocast("cpu", torch.bfloat16)`, where the CPU multiplies it
-(AVX512_BF16; not under a lower SWINTORMER_ISA). Sums, norms, softmax and residuals are float32 either way. Where the
-CPU has no such instruction, the same calls multiply float32, which is faster there than imitating bfloat16.
+(AVX512_BF16; not under a lower SWINTORMER_ISA). Sums, norms, softmax and residuals are float32 either way. The gradient
+multiplies as its forward pass did. Where the CPU has no such instruction, the same calls multiply float32, which is
+faster there than imitating bfloat16.
 """
 
 from __future__ import annotations

@@ -193,8 +193,7 @@ class Op:
         """
         if backend not in self._implementations:
             name, _, precision = backend.partition(":")
-            function = getattr(self._module(name), self.name)
-            self._implementations[backend] = functools.partial(function, **{precision: True}) if precision else function
+            self._implementations[backend] = _in_precision(getattr(self._module(name), self.name), precision)
         return self._implementations[backend]
 
     def backward_of(self, backend: str, *args: Any) -> str:
@@ -206,11 +205,18 @@ class Op:
 
     def own_backward(self, backend: str) -> Callable[..., Any] | None:
         """The function `<op>_backward` of the backend, or None if its gradients are computed with the reference."""
-        return getattr(self._module(backend.partition(":")[0]), f"{self.name}_backward", None)
+        name, _, precision = backend.partition(":")
+        function = getattr(self._module(name), f"{self.name}_backward", None)
+        return None if function is None else _in_precision(function, precision)
 
     def _module(self, backend: str) -> ModuleType:
         module = MODULES.get(backend, {}).get(self.name, self.name)
         return importlib.import_module(f"swintormer_kernels.backends.{backend}.{module}")
+
+
+def _in_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """`function` with the keyword `precision` set, or as it is if that is empty."""
+    return functools.partial(function, **{precision: True}) if precision else function
 
 
 def _serves_everything(*args: Any, **kwargs: Any) -> None:

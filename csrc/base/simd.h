@@ -76,6 +76,15 @@ static inline void store_halves(float* low, float* high, F32 value, LaneList<Lan
 
 static inline void store_halves(float* low, float* high, F32 value) { store_halves(low, high, value, Lanes{}); }
 
+// The lower kLanes / 2 lanes alone; the upper ones of what is loaded are 0.
+static inline F32 load_low(const float* from) {
+    F32 value = {};
+    __builtin_memcpy(&value, from, sizeof value / 2);
+    return value;
+}
+
+static inline void store_low(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value / 2); }
+
 // Number of lanes in use if `left` elements remain.
 static inline int left_lanes(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 

@@ -63,17 +63,10 @@ constexpr int64_t words(int64_t depth) {
     return (depth + kDepth<Word> - 1) / kDepth<Word>;
 }
 
-// tile[r][t] = sum over k of a[k * a_step + r] * b[k * b_step + t], summed in the order of k; `depth` in words.
+// tile[r][t] += sum over k of a[k * a_step + r] * b[k * b_step + t], summed in the order of k; `depth` in words.
 template <class Word>
-__attribute__((always_inline)) static inline Tile multiply(int64_t depth, const Word* a, int64_t a_step, const Word* b,
-                                                           int64_t b_step) {
-    // `Tile tile{}` would zero memory and load it: 7 % of the time of products of depth 24.
-    Tile tile;
-#pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kPanelVectors; ++v) tile.row[r][v] = F32{};
-    }
+__attribute__((always_inline)) static inline void multiply_onto(Tile& tile, int64_t depth, const Word* a,
+                                                                int64_t a_step, const Word* b, int64_t b_step) {
     for (int64_t k = 0; k < depth; ++k) {
         decltype(load(b)) right[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) right[v] = load(b + v * kLanes);
@@ -85,6 +78,20 @@ __attribute__((always_inline)) static inline Tile multiply(int64_t depth, const 
         a += a_step;
         b += b_step;
     }
+}
+
+// The same from 0.
+template <class Word>
+__attribute__((always_inline)) static inline Tile multiply(int64_t depth, const Word* a, int64_t a_step, const Word* b,
+                                                           int64_t b_step) {
+    // `Tile tile{}` would zero memory and load it: 7 % of the time of products of depth 24.
+    Tile tile;
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kPanelVectors; ++v) tile.row[r][v] = F32{};
+    }
+    multiply_onto(tile, depth, a, a_step, b, b_step);
     return tile;
 }
 
@@ -120,18 +127,36 @@ static inline void store_depth(Pair* to, int64_t step, int64_t first, const F32 
     }
 }
 
-// A panel [channel][kPanel] as factors of a product, in the same memory.
-static inline const float* to_factors(float* panel, int64_t, const float*) { return panel; }
+// Panels [channel][kPanel] as factors of a product over the channels, [word][kPanel]: what is there, or pairs in `to`,
+// which may be the same memory.
+static inline const float* channel_factors(const float* from, int64_t, float*) { return from; }
 
-static inline const Pair* to_factors(float* panel, int64_t channels, const Pair*) {
-    Pair* to = reinterpret_cast<Pair*>(panel);
-    for (int64_t c = 0; c < channels; c += 2, to += kPanel) {
+static inline const Pair* channel_factors(const float* from, int64_t channels, Pair* to) {
+    for (int64_t c = 0; c < channels; c += 2) {
         for (int lane = 0; lane < kPanel; lane += kLanes) {
-            const F32 first = load(panel + c * kPanel + lane);
-            store(to + lane, paired(first, c + 1 < channels ? load(panel + (c + 1) * kPanel + lane) : F32{}));
+            const F32 first = load(from + c * kPanel + lane);
+            const F32 second = c + 1 < channels ? load(from + (c + 1) * kPanel + lane) : F32{};
+            store(to + c / 2 * kPanel + lane, paired(first, second));
         }
     }
-    return to - words<Pair>(channels) * kPanel;
+    return to;
+}
+
+// A row of kPanel tokens as factors of a product over the tokens.
+static inline void store_tokens(float* to, const F32 (&row)[kPanelVectors]) {
+    for (int v = 0; v < kPanelVectors; ++v) store(to + v * kLanes, row[v]);
+}
+
+static inline void store_tokens(Pair* to, const F32 (&row)[kPanelVectors]) { store(to, neighbours(row[0], row[1])); }
+
+// Rows of kPanel tokens as factors of a product over the tokens, [row][word]: what is there, or pairs in `to`.
+static inline const float* token_factors(const float* from, int64_t, float*) { return from; }
+
+static inline const Pair* token_factors(const float* from, int64_t rows, Pair* to) {
+    for (int64_t r = 0; r < rows; ++r, from += kPanel) {
+        store_tokens(to + r * kLanes, {load(from), load(from + kLanes)});
+    }
+    return to;
 }
 
 }  // namespace swk::SWK_ISA

@@ -193,6 +193,7 @@ protected:
 
     // rows[c][t] *= factor / max(norm over c, 1e-12), as factors of a product over c, [word][pitch]. The quotients are
     // stored in `scales` [t] unless it is null.
+    template <class To = Word>
     void normalise_tokens(float* rows, float factor, float* scales = nullptr) {
         for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
             F32 square[2] = {};
@@ -204,37 +205,29 @@ protected:
             }
             const F32 scale = factor / maximum(square_root(square[0] + square[1]), broadcast(kLeastNorm));
             if (scales) store(scales + t, scale);
-            for (int64_t c = 0; c < shape_.size; c += kDepth<Word>) {
-                F32 scaled[kDepth<Word>] = {};
-                for (int i = 0; i < kDepth<Word> && c + i < shape_.size; ++i) {
+            for (int64_t c = 0; c < shape_.size; c += kDepth<To>) {
+                F32 scaled[kDepth<To>] = {};
+                for (int i = 0; i < kDepth<To> && c + i < shape_.size; ++i) {
                     scaled[i] = load(rows + (c + i) * shape_.pitch + t) * scale;
                 }
-                store_depth(factors(rows) + t, shape_.pitch, c, scaled);
+                store_depth(reinterpret_cast<To*>(rows) + t, shape_.pitch, c, scaled);
             }
         }
     }
 
-    // Replaces rows [c][pitch] by the factors of a product over the tokens: pairs of neighbours, in the same rows.
-    void pair_tokens(float* rows) {
-        if constexpr (kDepth<Word> == 2) {
-            for (int64_t c = 0; c < shape_.size; ++c, rows += shape_.pitch) {
-                for (int64_t t = 0; t < shape_.panels * kPanel; t += 2 * kLanes) {
-                    store(factors(rows) + t / 2, neighbours(load(rows + t), load(rows + t + kLanes)));
-                }
-            }
-        }
-    }
-
-    // Replaces rows [c][pitch] by the factors of a product over the channels, [word][pitch].
-    void pair_channels(float* rows) {
-        if constexpr (kDepth<Word> == 2) {
+    // Rows [c][pitch] as factors of a product over the channels, [word][pitch]: what is there, or pairs in `to`, which may
+    // be the same memory.
+    const Word* channel_words(const float* rows, Word* to) const {
+        if constexpr (kDepth<Word> == 1) return rows;
+        else {
             for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
                 for (int64_t c = 0; c < shape_.size; c += 2) {
                     const float* row = rows + c * shape_.pitch + t;
                     const F32 second = c + 1 < shape_.size ? load(row + shape_.pitch) : F32{};
-                    store(factors(rows) + c / 2 * shape_.pitch + t, paired(load(row), second));
+                    store(to + c / 2 * shape_.pitch + t, paired(load(row), second));
                 }
             }
+            return to;
         }
     }
 
@@ -242,36 +235,45 @@ protected:
     void window_half(const float* region, int64_t head, float* to) {
         normalise_tokens(q(), weights_.scale[head]);
         normalise_tokens(k(), 1.0f);
-        pair_tokens(v());
-        transpose_rows(v(), words<Word>(shape_.tokens), values_);
+        turn_tokens(v(), factors(values_));
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
             F32 highest[kPanelVectors];
-            make_logits<Masked>(region, head, panel, highest);
+            make_logits<Masked>(factors(q()), factors(k()), region, head, panel, highest);
             F32 sum[kPanelVectors];
-            for (int v = 0; v < kPanelVectors; ++v) sum[v] = exponentiate(logits_ + v * kLanes, highest[v]);
-            mix_values(sum, to + panel * shape_.channels * kPanel);
+            Word* powers = factors(logits_);
+            for (int v = 0; v < kPanelVectors; ++v) {
+                sum[v] = exponentiate(logits_ + v * kLanes, highest[v], powers + v * kLanes);
+            }
+            mix_values(powers, sum, to + panel * shape_.channels * kPanel);
         }
     }
 
-    // to [length][padded_size] = rows [d][pitch] transposed, floats or pairs. The padding only affects output rows that
-    // are not read.
-    void transpose_rows(const float* rows, int64_t length, float* to) {
-        const int64_t d = shape_.size;
-        for (int64_t t = 0; t < length; t += kLanes) {
-            const int64_t count = length - t < kLanes ? length - t : kLanes;
+    // to [word of tokens][padded_size] = rows [d][pitch], factors of a product over the tokens. The padding only affects
+    // output rows that are not read.
+    void turn_tokens(const float* rows, Word* to) const {
+        const int64_t d = shape_.size, length = words<Word>(shape_.tokens);
+        float* out = reinterpret_cast<float*>(to);
+        for (int64_t word = 0; word < length; word += kLanes) {
+            const int64_t count = length - word < kLanes ? length - word : kLanes;
             for (int64_t c = 0; c < shape_.padded_size; c += kLanes) {
                 const int width = left_lanes(shape_.padded_size - c);
                 F32 block[kLanes];
-                for (int i = 0; i < kLanes; ++i) block[i] = c + i < d ? load(rows + (c + i) * shape_.pitch + t) : F32{};
+                for (int i = 0; i < kLanes; ++i) {
+                    const float* row = rows + (c + i) * shape_.pitch + word * kDepth<Word>;
+                    if (c + i >= d) block[i] = F32{};
+                    else if constexpr (kDepth<Word> == 1) block[i] = load(row);
+                    else block[i] = (F32)neighbours(load(row), load(row + kLanes));
+                }
                 transpose(block);
-                for (int i = 0; i < count; ++i) store(to + (t + i) * shape_.padded_size + c, 1, width, block[i]);
+                for (int i = 0; i < count; ++i) store(out + (word + i) * shape_.padded_size + c, 1, width, block[i]);
             }
         }
     }
 
     // Computes logits_ [key][query] of one panel of queries, and the maximum of each query.
     template <bool Masked>
-    void make_logits(const float* region, int64_t head, int64_t panel, F32 (&highest)[kPanelVectors]) {
+    void make_logits(const Word* queries, const Word* keys, const float* region, int64_t head, int64_t panel,
+                     F32 (&highest)[kPanelVectors]) {
         const int64_t w = shape_.window, tokens = shape_.tokens, query = panel * kPanel;
         const float* bias[kPanelVectors];
         F32 own_region[kPanelVectors];
@@ -286,8 +288,8 @@ protected:
             highest[v] = broadcast(-__builtin_inff());
         }
         for (int64_t first = 0; first < tokens; first += kTileRows) {
-            const Tile tile = multiply(words<Word>(shape_.size), factors(k()) + first, shape_.pitch,
-                                       factors(q()) + query, shape_.pitch);
+            const Tile tile =
+                multiply(words<Word>(shape_.size), keys + first, shape_.pitch, queries + query, shape_.pitch);
             const int valid = tokens - first < kTileRows ? static_cast<int>(tokens - first) : kTileRows;
             for (int r = 0; r < kTileRows && r < valid; ++r) {
                 const int64_t key = first + r;
@@ -304,8 +306,9 @@ protected:
         }
     }
 
-    // Replaces column by exp(column - highest) over the tokens, as factors of a product over them, and returns the sum.
-    F32 exponentiate(float* column, F32 highest) {
+    // to = exp(column - highest) over the tokens, as factors of a product over them; it may be the same memory. Returns the
+    // sum.
+    F32 exponentiate(const float* column, F32 highest, Word* to) const {
         F32 sum[4] = {};
         for (int64_t first = 0; first < shape_.tokens; first += 4) {
             // Unrolled, so that the sums are in registers.
@@ -315,19 +318,19 @@ protected:
                     value[i] = exponential(load(column + (first + part + i) * kPanel) - highest);
                     sum[part + i] += value[i];
                 }
-                store_depth(factors(column), kPanel, first + part, value);
+                store_depth(to, kPanel, first + part, value);
             }
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 
     // to [d][kPanel] = attended values of the panel's queries.
-    void mix_values(const F32 (&sum)[kPanelVectors], float* to) {
+    void mix_values(const Word* powers, const F32 (&sum)[kPanelVectors], float* to) const {
         F32 inverse[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) inverse[v] = 1.0f / (sum[v] + 1.0f);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
             const Tile tile = multiply(words<Word>(shape_.tokens), factors(values_) + c, shape_.padded_size,
-                                       factors(logits_), kPanel);
+                                       powers, kPanel);
             const int valid = shape_.size - c < kTileRows ? static_cast<int>(shape_.size - c) : kTileRows;
             for (int r = 0; r < kTileRows && r < valid; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
@@ -339,26 +342,33 @@ protected:
 
     // softmax_one over the channels of k of (q k^T over the tokens), times v.
     void channel_half(float* to) {
-        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         normalise_channels(q()), normalise_channels(k());
-        pair_tokens(q()), pair_tokens(k());
-        float *q_turned = values_, *k_turned = q_turned + depth * shape_.padded_size;
-        transpose_rows(q(), depth, q_turned), transpose_rows(k(), depth, k_turned);
-        float* weight = logits_;  // [channel of k][channel of q]
+        Word *q_turned = factors(values_), *k_turned = q_turned + words<Word>(shape_.tokens) * shape_.padded_size;
+        turn_tokens(q(), q_turned), turn_tokens(k(), k_turned);
+        float* weight = logits_;
+        multiply_channels(k_turned, q_turned, weight);
+        for (int64_t a = 0; a < shape_.size; a += kLanes) softmax_one(weight + a, shape_.weight_stride, kLanes);
+        mix_channels(factors(weight), channel_words(v(), factors(v())), to);
+    }
+
+    // to [channel of left][weight_stride] = left right^T, both turned.
+    void multiply_channels(const Word* left, const Word* right, float* to) const {
+        const int64_t d = shape_.size, stride = shape_.weight_stride, depth = words<Word>(shape_.tokens);
         for (int64_t b = 0; b < d; b += kTileRows) {
-            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel of q makes unused columns
-                const Tile tile = multiply(depth, factors(k_turned) + b, shape_.padded_size, factors(q_turned) + a,
-                                           shape_.padded_size);
-                store_tile(tile, weight + b * stride + a, stride, d - b);
+            for (int64_t a = 0; a < d; a += kPanel) {  // what is read after the last channel makes unused columns
+                const Tile tile = multiply(depth, left + b, shape_.padded_size, right + a, shape_.padded_size);
+                store_tile(tile, to + b * stride + a, stride, d - b);
             }
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one(weight + a, stride, kLanes);
-        pair_channels(v());
+    }
+
+    // to [panel][C][kPanel]: its d channels = weight^T values, over [word of d][weight_stride] and [word of d][pitch].
+    void mix_channels(const Word* weight, const Word* values, float* to) const {
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-            for (int64_t c = 0; c < d; c += kTileRows) {
-                const Tile tile = multiply(words<Word>(d), factors(weight) + c, stride, factors(v()) + panel * kPanel,
-                                           shape_.pitch);
-                store_tile(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, d - c);
+            for (int64_t c = 0; c < shape_.size; c += kTileRows) {
+                const Tile tile = multiply(words<Word>(shape_.size), weight + c, shape_.weight_stride,
+                                           values + panel * kPanel, shape_.pitch);
+                store_tile(tile, to + panel * shape_.channels * kPanel + c * kPanel, kPanel, shape_.size - c);
             }
         }
     }
@@ -383,6 +393,7 @@ protected:
     }
 
     // In place down each of `count` columns of d elements, as factors of a product over the d. Pairs need all lanes.
+    template <class To = Word>
     void softmax_one(float* columns, int64_t stride, int count) {
         F32 highest = load(columns, 1, count), sum = {};
         for (int64_t b = 1; b < shape_.size; ++b) highest = maximum(load(columns + b * stride, 1, count), highest);
@@ -391,17 +402,15 @@ protected:
             store(columns + b * stride, 1, count, value);
             sum += value;
         }
-        for (int64_t b = 0; b < shape_.size; b += kDepth<Word>) {
-            F32 value[kDepth<Word>] = {};
-            for (int i = 0; i < kDepth<Word> && b + i < shape_.size; ++i) {
+        for (int64_t b = 0; b < shape_.size; b += kDepth<To>) {
+            F32 value[kDepth<To>] = {};
+            for (int i = 0; i < kDepth<To> && b + i < shape_.size; ++i) {
                 value[i] = load(columns + (b + i) * stride, 1, count) / (sum + 1.0f);
             }
-            if (count == kLanes) store_depth(factors(columns), stride, b, value);
+            if (count == kLanes) store_depth(reinterpret_cast<To*>(columns), stride, b, value);
             else store(columns + b * stride, 1, count, value[0]);
         }
     }
 };
-
-using Head = HeadOf<float>;
 
 }  // namespace swk::SWK_ISA

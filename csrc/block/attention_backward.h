@@ -2,76 +2,102 @@
 //
 // The forward pass is computed again from the head's 3d channels of qkv. The window half proceeds by panels of queries:
 //   l, P and g of a panel are [key][query]; dq sums over keys; dv and dk sum over queries and need the transpose.
-//   5 d N^2 multiply-accumulates (l, g, dq, dk, dv), N^2 exponentials, two transpositions of N^2 elements.
-// Channel half: 5 d^2 N multiply-accumulates. Convolution: 3 * 27 d N (forward, gradients of input and of weights).
+//   6 d N^2 multiply-accumulates (l, P v, g, dq, dk, dv), 2 N^2 exponentials, two transpositions of N^2 elements.
+// Channel half: 6 d^2 N multiply-accumulates. Convolution: 3 * 27 d N (forward, gradients of input and of weights).
+// The gradients of all heads begin after the forward passes of all. Heads of small windows keep q, k, v and l until then;
+// those of large ones compute them twice.
 #pragma once
 
 #include "attention.h"
+#include "weight_gradients.h"
 
 namespace swk::SWK_ISA {
 
-// Scratch of HeadGradient in addition to that of Head.
+// Scratch of HeadGradient in addition to that of HeadOf. Words of bfloat16 are copies beside the float32 numbers.
+template <class Word>
 struct GradientShape {
     int64_t keys;  // N in whole panels
-    int64_t grads, out, transposed, panel, square, planes, scales, floats;
+    int64_t grads, out, factors, turned, panel, panel_words, square, matrix, planes, scales, floats;
+    // What a head keeps from its forward pass for its gradient: q, k and v, their scales, and logits or P.
+    int64_t kept_logits, kept_floats;
+    bool keeps;  // whether every head keeps its own; else only the last one's is there, and is computed again
 
     explicit GradientShape(const HeadShape& shape) {
         keys = shape.panels * kPanel;
-        grads = 3 * shape.size * shape.pitch;           // gradient of q, k and v
-        out = shape.size * shape.pitch;                 // gradient of the head's output
-        transposed = filled(shape.tokens * shape.padded_size, 16);  // one of q, k, out: [token][padded_size]
-        panel = filled(shape.tokens * kPanel, 16);                  // [key][query]
-        square = kPanel * keys;                                            // [query][key]
+        grads = 3 * shape.size * shape.pitch;                                // gradient of q, k and v
+        out = shape.size * shape.pitch;                                      // gradient of the head's output
+        factors = second_copy(words<Word>(shape.size) * shape.pitch);        // one of q, k, v, out
+        turned = filled(words<Word>(shape.tokens) * shape.padded_size + kPanel, 16);  // one of q, k, v, out
+        panel = filled(shape.tokens * kPanel, 16);                           // [key][query]
+        panel_words = filled(words<Word>(shape.tokens) * kPanel, 16);        // [word of keys][query]
+        square = kPanel / kDepth<Word> * keys;                               // [word of queries][key]
+        matrix = filled(filled(shape.size, kTileRows) * shape.weight_stride, 16);  // of the channel half
         planes = shape.plane;
         scales = filled(shape.size > shape.pitch ? shape.size : shape.pitch, 16);  // of channels, or of tokens
-        floats = grads + out + 3 * transposed + panel + 2 * square + planes + 2 * scales;
-        // The channel half takes four d x d matrices from the two squares.
-        const int64_t matrices = 4 * filled(shape.size * shape.padded_size, 16);
-        if (matrices > 2 * square) floats += matrices - 2 * square;
+        floats = grads + out + 4 * factors + 3 * turned + panel + panel_words + second_copy(panel_words) + planes;
+        // The channel half takes four matrices from the two squares.
+        floats += 2 * square > 4 * matrix ? 2 * square : 4 * matrix;
+        const int64_t logits = shape.panels * panel;
+        kept_logits = logits > matrix ? logits : matrix;
+        kept_floats = grads + kept_logits + 2 * scales + keys;
+        keeps = 2 * shape.heads * kept_floats <= kMostKept;
+        floats += (keeps ? 2 * shape.heads : 1) * kept_floats;
     }
+
+    static constexpr int64_t kMostKept = 65536;  // floats: 256 KiB, beside the rest in an L2 cache of 1 MiB
+
+    static constexpr int64_t second_copy(int64_t floats) { return kDepth<Word> == 1 ? 0 : floats; }
 };
 
-class HeadGradient : public Head {
+template <class Word>
+class HeadGradient : public HeadOf<Word> {
 public:
-    HeadGradient(const HeadShape& shape, const GradientShape& sizes, const AttentionWeights& weights, float* scratch)
-        : Head(shape, weights, scratch), sizes_(sizes) {
+    HeadGradient(const HeadShape& shape, const GradientShape<Word>& sizes, const AttentionWeights& weights,
+                 float* scratch)
+        : HeadOf<Word>(shape, weights, scratch), sizes_(sizes) {
         float* next = scratch + shape.scratch_floats;
         const auto take = [&next](int64_t floats) { return next += floats, next - floats; };
+        const auto take_words = [&take](int64_t words) { return reinterpret_cast<Word*>(take(words)); };
         grads_ = take(sizes.grads), out_ = take(sizes.out);
-        q_tokens_ = take(sizes.transposed), k_tokens_ = take(sizes.transposed), out_tokens_ = take(sizes.transposed);
-        logit_grads_ = take(sizes.panel), plane_ = take(sizes.planes);
-        q_scales_ = take(sizes.scales), k_scales_ = take(sizes.scales);
-        squares_ = next;  // last, because the channel half may need more than 2 squares
+        q_factors_ = take_words(sizes.factors), k_factors_ = take_words(sizes.factors);
+        v_factors_ = take_words(sizes.factors), out_factors_ = take_words(sizes.factors);
+        q_tokens_ = take_words(sizes.turned), k_tokens_ = take_words(sizes.turned);
+        out_tokens_ = take_words(sizes.turned);
+        logit_grads_ = take(sizes.panel), powers_ = take_words(sizes.panel_words), plane_ = take(sizes.planes);
+        key_words_ = kDepth<Word> == 1 ? reinterpret_cast<Word*>(logit_grads_) : take_words(sizes.panel_words);
+        kept_ = take((sizes.keeps ? 2 * shape.heads : 1) * sizes.kept_floats);
+        squares_ = next;
         for (int64_t i = 0; i < sizes.planes; ++i) plane_[i] = 0.0f;
     }
 
     // [d][pitch], zeros after the last token. Input: the gradient of the head's output.
     float* out() { return out_; }
 
-    // rows [3d][pitch] = the head's qkv of normed [panel][C][kPanel], before the depth-wise convolution.
-    void make_rows(const float* normed, int64_t unit, float* rows) const {
-        const int64_t channels = shape_.channels, first = unit * shape_.rows;
-        multiply_panels(weights_.qkv.weight + first * channels, 3 * shape_.size, channels, normed, channels * kPanel,
-                        shape_.panels, [&](const Tile& tile, int64_t row, int64_t panel) {
-            store_rows(tile, weights_.qkv.bias + first + row, row, panel, rows);
+    // rows [3d][pitch] = the head's qkv of normed [panel][word of C][kPanel], before the depth-wise convolution.
+    void make_rows(const Word* normed, int64_t unit, float* rows) const {
+        const int64_t depth = words<Word>(shape_.channels), first = unit * shape_.rows;
+        const Word* weight = weight_words<Word>(weights_.qkv) + first * depth;
+        multiply_panels(weight, 3 * shape_.size, depth, normed, depth * kPanel, shape_.panels,
+                        [&](const Tile& tile, int64_t row, int64_t panel) {
+            this->store_rows(tile, weights_.qkv.bias + first + row, row, panel, rows);
         });
     }
 
     // Computes the head's output from `rows` [3d][pitch], its qkv before the depth-wise convolution. `attended`: the
     // head's channels in [panel][C][kPanel].
     void forward(const float* rows, const Regions& regions, int half, int64_t head, float* attended) {
-        make_qkv(rows, half * shape_.heads + head);
-        if (half) return channel_half(attended);
-        if (regions.several) return window_half<true>(regions.of_token, head, attended);
-        window_half<false>(regions.of_token, head, attended);
+        prepare(rows, half, head);
+        if (half) channel_half_forward(attended);
+        else if (regions.several) window_half_forward<true>(regions.of_token, head, attended);
+        else window_half_forward<false>(regions.of_token, head, attended);
     }
 
     // Replaces `rows`, as in `forward`, by their gradient, zeros after the last token. Adds to dwconv [3d][10][kLanes]; the
     // window half also to bias [(2w-1)^2] and log_scale [1].
     void backward(float* rows, const Regions& regions, int half, int64_t head, float* dwconv, float* bias,
                   float* log_scale) {
-        const int64_t unit = half * shape_.heads + head;
-        make_qkv(rows, unit);
+        if (sizes_.keeps) select(half, head);
+        else prepare(rows, half, head);
         if (half) {
             channel_half_backward();
         } else {
@@ -80,13 +106,48 @@ public:
             *log_scale += normalise_tokens_backward(q(), grad(0), q_scales_, weights_.scale[head]);
             normalise_tokens_backward(k(), grad(1), k_scales_, 1.0f);
         }
-        convolve_backward(rows, unit, dwconv);
+        convolve_backward(rows, half * shape_.heads + head, dwconv);
     }
 
 private:
-    const GradientShape& sizes_;
-    float *grads_, *out_, *q_tokens_, *k_tokens_, *out_tokens_, *logit_grads_, *squares_, *plane_;
-    float *q_scales_, *k_scales_;
+    using HeadOf<Word>::shape_;
+    using HeadOf<Word>::weights_;
+    using HeadOf<Word>::planes_;
+    using HeadOf<Word>::qkv_;
+    using HeadOf<Word>::logits_;
+    using HeadOf<Word>::values_;
+    using HeadOf<Word>::q;
+    using HeadOf<Word>::k;
+    using HeadOf<Word>::v;
+
+    const GradientShape<Word>& sizes_;
+    float *grads_, *out_, *logit_grads_, *squares_, *plane_, *kept_;
+    Word *q_factors_, *k_factors_, *v_factors_, *out_factors_;  // of pairs only: [word of d][pitch]
+    Word *q_tokens_, *k_tokens_, *out_tokens_;                  // [word of tokens][padded_size]
+    Word* powers_;                                              // exp(logits) as [word of keys][query]
+    Word* key_words_;                                           // logit_grads_ as [word of keys][query]
+    // What is kept of the head at hand, beside qkv_.
+    float *kept_logits_, *q_scales_, *k_scales_, *highest_;
+
+    // The head's place of what is kept.
+    void select(int half, int64_t head) {
+        float* at = kept_ + (sizes_.keeps ? half * shape_.heads + head : 0) * sizes_.kept_floats;
+        qkv_ = at, kept_logits_ = at + sizes_.grads;
+        q_scales_ = kept_logits_ + sizes_.kept_logits, k_scales_ = q_scales_ + sizes_.scales;
+        highest_ = k_scales_ + sizes_.scales;
+    }
+
+    // q, k and v of `rows`, q and k normalised.
+    void prepare(const float* rows, int half, int64_t head) {
+        select(half, head);
+        make_qkv(rows, half * shape_.heads + head);
+        if (half) {
+            this->normalise_channels(q(), q_scales_), this->normalise_channels(k(), k_scales_);
+        } else {
+            this->template normalise_tokens<float>(q(), weights_.scale[head], q_scales_);
+            this->template normalise_tokens<float>(k(), 1.0f, k_scales_);
+        }
+    }
 
     // Gradient of q, k or v after the convolution: [d][pitch].
     float* grad(int part) { return grads_ + part * shape_.size * shape_.pitch; }
@@ -107,10 +168,10 @@ private:
     void convolve_row(const float* from, const F32 (&tap)[9], float bias, float* to) {
         if (shape_.whole_rows) {
             for (int64_t t = 0; t < shape_.tokens; t += kLanes) store(to + t, load(from + t));
-            convolve_rows(tap, bias, to);
+            this->convolve_rows(tap, bias, to);
         } else {
             fill_plane(from, planes_);
-            convolve(planes_, tap, bias, to);
+            this->convolve(planes_, tap, bias, to);
         }
     }
 
@@ -204,30 +265,61 @@ private:
     // ---- window half ----------------------------------------------------------------------------------------------
 
     template <bool Masked>
+    void window_half_forward(const float* region, int64_t head, float* to) {
+        const Word* queries = this->channel_words(q(), q_factors_);
+        const Word* keys = this->channel_words(k(), k_factors_);
+        this->turn_tokens(v(), this->factors(values_));
+        for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+            F32 sum[kPanelVectors];
+            make_panel_logits<Masked>(queries, keys, region, head, panel);
+            for (int v = 0; v < kPanelVectors; ++v) {
+                const F32 highest = load(highest_ + panel * kPanel + v * kLanes);
+                sum[v] = this->exponentiate(logits_ + v * kLanes, highest, powers_ + v * kLanes);
+            }
+            this->mix_values(powers_, sum, to + panel * shape_.channels * kPanel);
+        }
+    }
+
+    // logits_ and highest_ of a panel of queries, where they are kept.
+    template <bool Masked>
+    void make_panel_logits(const Word* queries, const Word* keys, const float* region, int64_t head, int64_t panel) {
+        F32 highest[kPanelVectors];
+        logits_ = kept_logits_ + panel * sizes_.panel;
+        this->template make_logits<Masked>(queries, keys, region, head, panel, highest);
+        for (int v = 0; v < kPanelVectors; ++v) store(highest_ + panel * kPanel + v * kLanes, highest[v]);
+    }
+
+    template <bool Masked>
     void window_half_backward(const float* region, int64_t head, float* bias) {
-        normalise_tokens(q(), weights_.scale[head], q_scales_);
-        normalise_tokens(k(), 1.0f, k_scales_);
-        transpose_rows(q(), shape_.tokens, q_tokens_), transpose_rows(k(), shape_.tokens, k_tokens_);
-        transpose_rows(out_, shape_.tokens, out_tokens_);
+        const Word* values = this->channel_words(v(), v_factors_);
+        const Word* out = this->channel_words(out_, out_factors_);
+        if (!sizes_.keeps) {
+            const Word* queries = this->channel_words(q(), q_factors_);
+            const Word* keys = this->channel_words(k(), k_factors_);
+            for (int64_t panel = 0; panel < shape_.panels; ++panel) {
+                make_panel_logits<Masked>(queries, keys, region, head, panel);
+            }
+        }
+        this->turn_tokens(q(), q_tokens_), this->turn_tokens(k(), k_tokens_), this->turn_tokens(out_, out_tokens_);
         for (int64_t i = 0; i < 2 * shape_.size * shape_.pitch; ++i) grad(1)[i] = 0.0f;
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-            F32 highest[kPanelVectors];
-            make_logits<Masked>(region, head, panel, highest);
-            differentiate_panel(panel, highest);
+            logits_ = kept_logits_ + panel * sizes_.panel;
+            differentiate_panel(values, out + panel * kPanel, highest_ + panel * kPanel);
             add_bias_gradient(panel, bias);
             sum_over_keys(panel);
             sum_over_queries(panel);
         }
     }
 
-    // For a panel of queries: replaces logits_ by P and writes dl to logit_grads_.
-    void differentiate_panel(int64_t panel, const F32 (&highest)[kPanelVectors]) {
+    // For a panel of queries: replaces logits_ by P and writes dl to logit_grads_ and key_words_. `out`: out's factors.
+    void differentiate_panel(const Word* values, const Word* out, const float* highest) {
         F32 inverse[kPanelVectors], ties[kPanelVectors], delta[kPanelVectors] = {};
         for (int v = 0; v < kPanelVectors; ++v) {
-            inverse[v] = 1.0f / (exponentiate_marking(logits_ + v * kLanes, highest[v], ties[v]) + 1.0f);
+            const F32 largest = load(highest + v * kLanes);
+            inverse[v] = 1.0f / (exponentiate_marking(logits_ + v * kLanes, largest, ties[v]) + 1.0f);
         }
         for (int64_t first = 0; first < shape_.tokens; first += kTileRows) {
-            const Tile g = multiply(shape_.size, this->v() + first, shape_.pitch, out_ + panel * kPanel, shape_.pitch);
+            const Tile g = multiply(words<Word>(shape_.size), values + first, shape_.pitch, out, shape_.pitch);
             for (int r = 0; r < kTileRows && first + r < shape_.tokens; ++r) {
                 for (int v = 0; v < kPanelVectors; ++v) {
                     const int64_t at = (first + r) * kPanel + v * kLanes;
@@ -240,11 +332,17 @@ private:
         }
         for (int v = 0; v < kPanelVectors; ++v) {
             const F32 to_maximum = delta[v] * inverse[v] / ties[v];
-            for (int64_t at = v * kLanes; at < shape_.tokens * kPanel; at += kPanel) {
-                const F32 marked = load(logits_ + at), probability = maximum(marked, -marked);
-                const F32 extra = marked < F32{} ? to_maximum : F32{};
-                store(logits_ + at, probability);
-                store(logit_grads_ + at, probability * (load(logit_grads_ + at) - delta[v]) - extra);
+            for (int64_t key = 0; key < shape_.tokens; key += kDepth<Word>) {
+                F32 grad[kDepth<Word>] = {};
+                for (int i = 0; i < kDepth<Word> && key + i < shape_.tokens; ++i) {
+                    const int64_t at = (key + i) * kPanel + v * kLanes;
+                    const F32 marked = load(logits_ + at), probability = maximum(marked, -marked);
+                    const F32 extra = marked < F32{} ? to_maximum : F32{};
+                    store(logits_ + at, probability);
+                    grad[i] = probability * (load(logit_grads_ + at) - delta[v]) - extra;
+                    store(logit_grads_ + at, grad[i]);
+                }
+                if constexpr (kDepth<Word> == 2) store_depth(key_words_ + v * kLanes, kPanel, key, grad);
             }
         }
     }
@@ -263,6 +361,7 @@ private:
     }
 
     void add_bias_gradient(int64_t panel, float* bias) {
+        if (shape_.whole_rows && !shape_.in_table) return add_bias_of_half_rows(panel, bias);
         const int64_t w = shape_.window, side = 2 * w - 1;
         for (int64_t t = 0; t < kPanel; t += kLanes) {
             const int64_t query = panel * kPanel + t;
@@ -276,14 +375,6 @@ private:
                         store(to, load(to) + load(dl));
                         continue;
                     }
-                    if (shape_.whole_rows) {  // two rows of queries, each one row of the table
-                        for (int64_t row = 0; row < 2; ++row) {
-                            float* to = bias + (query / w + row - y + w - 1) * side - x + w - 1;
-                            const F32 sum = load(to, 1, kLanes / 2) + load(dl + row * w, 1, kLanes / 2);
-                            store(to, 1, kLanes / 2, sum);
-                        }
-                        continue;
-                    }
                     for (int lane = 0; lane < kLanes && query + lane < shape_.tokens; ++lane) {
                         const int64_t i = query + lane;
                         bias[(i / w - y + w - 1) * side + i % w - x + w - 1] += dl[lane];
@@ -293,21 +384,48 @@ private:
         }
     }
 
+    // The same where a vector is two rows of queries. Vector t of the panel and key row y add their lower half to row
+    // 2t - y of the table, counted from the panel's first row of queries, and their upper half to the next one. So rows are
+    // summed before they are added to the table.
+    void add_bias_of_half_rows(int64_t panel, float* bias) {
+        constexpr int kWindow = kLanes / 2;
+        const int64_t side = 2 * kWindow - 1, row = panel * 2 * kPanelVectors;
+        const int64_t rows = kWindow - row < 2 * kPanelVectors ? kWindow - row : 2 * kPanelVectors;
+        for (int64_t x = 0; x < kWindow; ++x) {
+            const float* dl = logit_grads_ + x * kPanel;
+            F32 before = {};
+            for (int64_t difference = 1 - kWindow; difference < rows; ++difference) {
+                F32 sum = {};
+                for (int64_t t = 0; 2 * t < rows; ++t) {
+                    const int64_t y = 2 * t - difference;
+                    if (y >= 0 && y < kWindow) sum += load(dl + y * kWindow * kPanel + t * kLanes);
+                }
+                const F32 halves = middle(before, sum, Lanes{});
+                const F32 both = halves + middle(halves, halves, Lanes{});
+                float* to = bias + (row + difference + kWindow - 1) * side + kWindow - 1 - x;
+                store_low(to, load_low(to) + both);
+                before = sum;
+            }
+        }
+    }
+
     // Gradient of q of the panel, [d][query].
     void sum_over_keys(int64_t panel) {
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const Tile tile = multiply(shape_.tokens, k_tokens_ + c, shape_.padded_size, logit_grads_, kPanel);
+            const Tile tile =
+                multiply(words<Word>(shape_.tokens), k_tokens_ + c, shape_.padded_size, key_words_, kPanel);
             store_tile(tile, grad(0) + c * shape_.pitch + panel * kPanel, shape_.pitch, shape_.size - c);
         }
     }
 
     // Adds the contribution of the panel's queries to the gradients of k and v, [d][key].
     void sum_over_queries(int64_t panel) {
-        float *p = squares_, *dl = squares_ + sizes_.square;
-        transpose_panel(logits_, p), transpose_panel(logit_grads_, dl);
-        const int64_t first = panel * kPanel, left = shape_.tokens - first, depth = left < kPanel ? left : kPanel;
+        Word *p = reinterpret_cast<Word*>(squares_), *dl = p + sizes_.square;
+        turn_panel(logits_, p), turn_panel(logit_grads_, dl);
+        const int64_t first = panel * kPanel, left = shape_.tokens - first;
+        const int64_t depth = words<Word>(left < kPanel ? left : kPanel);
         for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-            const int64_t at = first * shape_.padded_size + c;
+            const int64_t at = words<Word>(first) * shape_.padded_size + c;
             for (int64_t key = 0; key < sizes_.keys; key += kPanel) {
                 const int64_t place = c * shape_.pitch + key, rows = shape_.size - c;
                 const Tile of_k = multiply(depth, q_tokens_ + at, shape_.padded_size, dl + key, sizes_.keys);
@@ -318,88 +436,100 @@ private:
         }
     }
 
-    // [key][query] -> [query][keys], zeros after the last key.
-    void transpose_panel(const float* from, float* to) {
+    // [key][query] -> [word of queries][keys], zeros after the last key.
+    void turn_panel(const float* from, Word* to) const {
+        float* out = reinterpret_cast<float*>(to);
         for (int64_t key = 0; key < sizes_.keys; key += kLanes) {
-            for (int64_t query = 0; query < kPanel; query += kLanes) {
+            for (int64_t word = 0; word < kPanelWords<Word>; word += kLanes) {
                 F32 block[kLanes];
                 for (int i = 0; i < kLanes; ++i) {
-                    block[i] = key + i < shape_.tokens ? load(from + (key + i) * kPanel + query) : F32{};
+                    const float* row = from + (key + i) * kPanel + word;
+                    if (key + i >= shape_.tokens) block[i] = F32{};
+                    else if constexpr (kDepth<Word> == 1) block[i] = load(row);
+                    else block[i] = (F32)neighbours(load(row), load(row + kLanes));
                 }
                 transpose(block);
-                for (int i = 0; i < kLanes; ++i) store(to + (query + i) * sizes_.keys + key, block[i]);
+                for (int i = 0; i < kLanes; ++i) store(out + (word + i) * sizes_.keys + key, block[i]);
             }
         }
     }
 
     // ---- channel half ---------------------------------------------------------------------------------------------
 
-    void channel_half_backward() {
-        const int64_t d = shape_.size, stride = shape_.padded_size, matrix = filled(d * stride, 16);
-        // p and dl are [channel of k][channel of q]; the last two are their transposes.
-        float *p = squares_, *dl = p + matrix, *p_turned = dl + matrix, *dl_turned = p_turned + matrix;
-        for (int64_t i = 0; i < 4 * matrix; ++i) p[i] = 0.0f;
-        normalise_channels(q(), q_scales_), normalise_channels(k(), k_scales_);
-        for (int64_t a = 0; a < d; a += kGramSide) {
-            for (int64_t b = 0; b < d; b += kGramSide) gram(q(), k(), a, b, p), gram(out_, v(), a, b, dl);
+    void channel_half_forward(float* to) {
+        make_channel_weights();
+        this->mix_channels(row_pairs(kept_logits_, squares_), this->channel_words(v(), v_factors_), to);
+    }
+
+    // kept_logits_ = P [channel of k][channel of q].
+    void make_channel_weights() {
+        this->turn_tokens(q(), q_tokens_), this->turn_tokens(k(), k_tokens_);
+        this->multiply_channels(k_tokens_, q_tokens_, kept_logits_);
+        for (int64_t a = 0; a < shape_.size; a += kLanes) {
+            this->template softmax_one<float>(kept_logits_ + a, shape_.weight_stride, kLanes);
         }
-        for (int64_t a = 0; a < d; a += kLanes) softmax_one(p + a, stride, left_lanes(d - a));
-        for (int64_t a = 0; a < d; ++a) differentiate_channel(p + a, dl + a);
+    }
+
+    // A matrix [d][weight_stride] as factors of a product over its rows: itself, or pairs in `to`.
+    const Word* row_pairs(const float* matrix, float* to) const {
+        if constexpr (kDepth<Word> == 1) return matrix;
+        else {
+            const int64_t d = shape_.size, stride = shape_.weight_stride;
+            Word* pairs = reinterpret_cast<Word*>(to);
+            for (int64_t row = 0; row < d; row += 2) {
+                for (int64_t a = 0; a < d; a += kLanes) {
+                    const F32 second = row + 1 < d ? load(matrix + (row + 1) * stride + a) : F32{};
+                    store(pairs + row / 2 * stride + a, paired(load(matrix + row * stride + a), second));
+                }
+            }
+            return pairs;
+        }
+    }
+
+    void channel_half_backward() {
+        const int64_t d = shape_.size, stride = shape_.weight_stride, matrix = sizes_.matrix;
+        if (!sizes_.keeps) make_channel_weights();
+        // dl is [channel of k][channel of q]; the next two are transposes; the last holds pairs.
+        float *dl = squares_, *p_turned = dl + matrix, *dl_turned = p_turned + matrix, *pairs = dl_turned + matrix;
+        const float* p = kept_logits_;
+        this->turn_tokens(v(), k_tokens_), this->turn_tokens(out_, out_tokens_);
+        this->multiply_channels(k_tokens_, out_tokens_, dl);
+        for (int64_t a = 0; a < d; a += kLanes) differentiate_channels(p + a, dl + a);
         for (int64_t a = 0; a < d; ++a) {
             for (int64_t b = 0; b < d; ++b) {
                 p_turned[a * stride + b] = p[b * stride + a], dl_turned[a * stride + b] = dl[b * stride + a];
             }
         }
-        combine(dl, k(), grad(0)), combine(dl_turned, q(), grad(1)), combine(p_turned, out_, grad(2));
+        combine(row_pairs(dl, pairs), this->channel_words(k(), k_factors_), grad(0));
+        combine(row_pairs(dl_turned, pairs), this->channel_words(q(), q_factors_), grad(1));
+        combine(row_pairs(p_turned, pairs), this->channel_words(out_, out_factors_), grad(2));
         normalise_channels_backward(q(), grad(0), q_scales_), normalise_channels_backward(k(), grad(1), k_scales_);
     }
 
-    // 3x3 channels take 9 accumulators and 6 operands: they fit the 16 registers of AVX2, and 3 divides d = 24 and 48.
-    static constexpr int kGramSide = 3;
-
-    // product[b][a] = rows[a] . columns[b] for kGramSide channels each, starting at a and b; [d][padded_size].
-    void gram(const float* rows, const float* columns, int64_t a, int64_t b, float* product) {
-        const int64_t last = shape_.size - 1, stride = shape_.padded_size;
-        const float *left[kGramSide], *right[kGramSide];
-        for (int i = 0; i < kGramSide; ++i) {  // after the last channel: the last one again
-            left[i] = rows + (a + i < last ? a + i : last) * shape_.pitch;
-            right[i] = columns + (b + i < last ? b + i : last) * shape_.pitch;
+    // As differentiate_panel, for kLanes channels of q: p is P; dl is g on entry and dl on return.
+    void differentiate_channels(const float* p, float* dl) const {
+        const int64_t d = shape_.size, stride = shape_.weight_stride;
+        F32 delta = {}, highest = {}, ties = {};
+        for (int64_t at = 0; at < d * stride; at += stride) {
+            delta = madd(load(p + at), load(dl + at), delta);
+            highest = maximum(load(p + at), highest);
         }
-        F32 sum[kGramSide][kGramSide] = {};
-        for (int64_t t = 0; t < shape_.panels * kPanel; t += kLanes) {
-            F32 x[kGramSide], y[kGramSide];
-            for (int i = 0; i < kGramSide; ++i) x[i] = load(left[i] + t), y[i] = load(right[i] + t);
-            for (int i = 0; i < kGramSide; ++i) {
-                for (int j = 0; j < kGramSide; ++j) sum[i][j] = madd(x[i], y[j], sum[i][j]);
-            }
+        for (int64_t at = 0; at < d * stride; at += stride) {
+            ties += load(p + at) == highest ? broadcast(1.0f) : F32{};
         }
-        for (int i = 0; i < kGramSide && a + i <= last; ++i) {
-            for (int j = 0; j < kGramSide && b + j <= last; ++j) {
-                product[(b + j) * stride + a + i] = sum_of_lanes(sum[i][j]);
-            }
-        }
-    }
-
-    // As differentiate_panel, for one channel of q: p is P; dl is g on entry and dl on return.
-    void differentiate_channel(const float* p, float* dl) {
-        const int64_t stride = shape_.padded_size;
-        float delta = 0.0f, highest = 0.0f, ties = 0.0f;
-        for (int64_t b = 0; b < shape_.size; ++b) {
-            delta += p[b * stride] * dl[b * stride];
-            if (p[b * stride] > highest) highest = p[b * stride];
-        }
-        for (int64_t b = 0; b < shape_.size; ++b) ties += p[b * stride] == highest;
-        for (int64_t b = 0; b < shape_.size; ++b) {
-            const float extra = p[b * stride] == highest ? delta * highest / ties : 0.0f;
-            dl[b * stride] = p[b * stride] * (dl[b * stride] - delta) - extra;
+        const F32 to_maximum = delta * highest / ties;
+        for (int64_t at = 0; at < d * stride; at += stride) {
+            const F32 probability = load(p + at), extra = probability == highest ? to_maximum : F32{};
+            store(dl + at, probability * (load(dl + at) - delta) - extra);
         }
     }
 
     // to[a] = sum over b of weight[b][a] from[b], [d][pitch].
-    void combine(const float* weight, const float* from, float* to) {
+    void combine(const Word* weight, const Word* from, float* to) const {
         for (int64_t token = 0; token < sizes_.keys; token += kPanel) {
             for (int64_t c = 0; c < shape_.size; c += kTileRows) {
-                const Tile tile = multiply(shape_.size, weight + c, shape_.padded_size, from + token, shape_.pitch);
+                const Tile tile = multiply(words<Word>(shape_.size), weight + c, shape_.weight_stride, from + token,
+                                           shape_.pitch);
                 store_tile(tile, to + c * shape_.pitch + token, shape_.pitch, shape_.size - c);
             }
         }

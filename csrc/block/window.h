@@ -30,7 +30,7 @@ struct WindowBuffers {
         normed = reinterpret_cast<Word*>(region + shape.panels * kPanel);
     }
 
-    WindowBuffers(float* tokens, float* normed, float* attended, float* region)
+    WindowBuffers(float* tokens, Word* normed, float* attended, float* region)
         : tokens(tokens), attended(attended), normed(normed), region(region) {}
 };
 
@@ -102,10 +102,10 @@ public:
         const int64_t channels = shape_.channels, floats = channels * kPanel;
         const float* bias = args_.attention.proj.bias;
         float* attended = at_.attended + first * floats;
-        const Word* factors = nullptr;
-        for (int64_t p = panels - 1; p >= 0; --p) {
-            factors = to_factors(attended + p * floats, channels, factors);
+        for (int64_t p = 0; p < panels; ++p) {
+            channel_factors(attended + p * floats, channels, reinterpret_cast<Word*>(attended + p * floats));
         }
+        const Word* factors = reinterpret_cast<const Word*>(attended);
         const Word* weight = weight_words<Word>(args_.attention.proj);
         multiply_panels(weight, channels, words<Word>(channels), factors, floats, panels,
                         [&](const Tile& tile, int64_t row, int64_t panel) {

@@ -21,6 +21,8 @@
 #define SWK_FOR_EACH_BFLOAT16_OP(X)           \
     X(gated_ffn, SwdaBlockArgs)               \
     X(swda_attention, SwdaBlockArgs)          \
+    X(swda_backward, SwdaBackwardArgs)        \
+    X(swda_backward_layout, SwdaBackwardLayoutArgs) \
     X(swda_block, SwdaBlockArgs)              \
     X(swda_layout, SwdaLayoutArgs)
 
@@ -34,8 +36,6 @@
     X(norm_projection, NormProjectionArgs)    \
     X(norm_silu_conv3x3, NormSiluConv3x3Args) \
     X(res_block, ResBlockArgs)                \
-    X(swda_backward, SwdaBackwardArgs)        \
-    X(swda_backward_layout, SwdaBackwardLayoutArgs) \
     X(upsample_conv3x3, UpsampleConv3x3Args)
 
 #define SWK_FOR_EACH_OP(X) SWK_FOR_EACH_BFLOAT16_OP(X) SWK_FOR_EACH_FLOAT32_OP(X)

@@ -1,4 +1,7 @@
 // Bindings of the block: swda_block, its halves, and their gradients.
+#include <algorithm>
+
+#include "../base/pack.h"
 #include "../dispatch/dispatch.h"
 #include "arguments.h"
 
@@ -17,13 +20,13 @@ Layout layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden
 }
 
 struct BackwardLayout {
-    int64_t scratch_floats = 0, lanes = 0, columns = 0;
+    int64_t scratch_floats = 0, sums_floats = 0;
 };
 
-BackwardLayout backward_layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
+BackwardLayout backward_layout_of(int64_t channels, int64_t heads, int64_t window, int64_t hidden, bool bfloat16) {
     BackwardLayout layout;
-    kernels().swda_backward_layout({channels, heads, window, hidden, &layout.scratch_floats, &layout.lanes,
-                                    &layout.columns});
+    kernels().swda_backward_layout({channels, heads, window, hidden, bfloat16, &layout.scratch_floats,
+                                    &layout.sums_floats});
     return layout;
 }
 
@@ -135,61 +138,66 @@ void gated_ffn(const Image& out, const Image& x, const Ffn& ffn, bool bfloat16, 
     run(&Kernels::gated_ffn, out, x, nullptr, &ffn, 0, bfloat16, scratch, threads);
 }
 
-// Sums of the gradients of the weights, one set for each chunk, and the transposed weights: AttentionGradients,
-// FfnGradients and TransposedWeights of csrc/block/swda_backward.h.
-struct AttentionSums {
+// Where the gradients of the weights go, and the transposed weights: AttentionGradients, FfnGradients and
+// TransposedWeights of csrc/block/swda_backward.h.
+struct AttentionGrads {
     Buffer qkv_transposed, proj_transposed, norm, qkv, qkv_bias, dwconv, proj, proj_bias, bias, log_scale;
 
-    void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
-        const int64_t channels = args.forward.channels, heads = args.forward.heads, chunks = args.chunks;
-        const int64_t side = 2 * args.forward.window - 1, rows = filled(channels, tile_rows);
-        args.transposed.qkv = qkv_transposed.exactly(rows * 3 * channels, "qkv_transposed");
-        args.transposed.proj = proj_transposed.exactly(rows * channels, "proj_transposed");
+    void fill(SwdaBackwardArgs& args, int64_t tile_rows) const {
+        const int64_t channels = args.forward.channels, heads = args.forward.heads, side = 2 * args.forward.window - 1;
+        const int64_t rows = filled(channels, tile_rows);
+        const bool bfloat16 = args.forward.bfloat16;
+        args.transposed.qkv = qkv_transposed.exactly(rows * words(3 * channels, bfloat16), "qkv_transposed");
+        args.transposed.proj = proj_transposed.exactly(rows * words(channels, bfloat16), "proj_transposed");
         AttentionGradients& to = args.attention;
-        to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
-        to.qkv = qkv.exactly_or_none(chunks * 3 * channels * layout.columns, "qkv");
-        to.qkv_bias = qkv_bias.exactly_or_none(chunks * 3 * channels * layout.lanes, "qkv_bias");
-        to.dwconv = dwconv.exactly(chunks * 3 * channels * 10 * layout.lanes, "dwconv");
-        to.proj = proj.exactly_or_none(chunks * channels * layout.columns, "proj");
-        to.proj_bias = proj_bias.exactly_or_none(chunks * channels * layout.lanes, "proj_bias");
-        to.bias = bias.exactly(chunks * heads * side * side, "bias");
-        to.log_scale = log_scale.exactly(chunks * heads, "log_scale");
+        to.norm = norm.exactly(2 * channels, "norm");
+        to.qkv = qkv.exactly_or_none(3 * channels * channels, "qkv");
+        to.qkv_bias = qkv_bias.exactly_or_none(3 * channels, "qkv_bias");
+        to.dwconv = dwconv.exactly(3 * channels * 10, "dwconv");
+        to.proj = proj.exactly_or_none(channels * channels, "proj");
+        to.proj_bias = proj_bias.exactly_or_none(channels, "proj_bias");
+        to.bias = bias.exactly(heads * side * side, "bias");
+        to.log_scale = log_scale.exactly(heads, "log_scale");
     }
 };
 
-struct FfnSums {
+struct FfnGrads {
     Buffer in_transposed, out_transposed, norm, in, in_bias, out, out_bias;
 
-    void fill(SwdaBackwardArgs& args, const BackwardLayout& layout, int64_t tile_rows) const {
-        const int64_t channels = args.forward.channels, hidden = args.forward.ffn.hidden, chunks = args.chunks;
-        args.transposed.in = in_transposed.exactly(filled(channels, tile_rows) * 2 * hidden, "in_transposed");
-        args.transposed.out = out_transposed.exactly(filled(hidden, tile_rows) * channels, "out_transposed");
+    void fill(SwdaBackwardArgs& args, int64_t tile_rows) const {
+        const int64_t channels = args.forward.channels, hidden = args.forward.ffn.hidden;
+        const int64_t in_floats = filled(channels, tile_rows) * 2 * words(hidden, args.forward.bfloat16);
+        const int64_t out_floats = filled(hidden, tile_rows) * words(channels, args.forward.bfloat16);
+        args.transposed.in = in_transposed.exactly(in_floats, "in_transposed");
+        args.transposed.out = out_transposed.exactly(out_floats, "out_transposed");
         FfnGradients& to = args.ffn;
-        to.norm = norm.exactly(chunks * 2 * channels * layout.lanes, "norm");
-        to.in = in.exactly_or_none(chunks * 2 * hidden * layout.columns, "in");
-        to.in_bias = in_bias.exactly_or_none(chunks * 2 * hidden * layout.lanes, "in_bias");
-        to.out = out.exactly_or_none(chunks * hidden * layout.columns, "out");
-        to.out_bias = out_bias.exactly_or_none(chunks * channels * layout.lanes, "out_bias");
+        to.norm = norm.exactly(2 * channels, "norm");
+        to.in = in.exactly_or_none(2 * hidden * channels, "in");
+        to.in_bias = in_bias.exactly_or_none(2 * hidden, "in_bias");
+        to.out = out.exactly_or_none(channels * hidden, "out");
+        to.out_bias = out_bias.exactly_or_none(channels, "out_bias");
     }
 };
 
 // Gradients of swda_block, of swda_attention (no ffn) or of gated_ffn (no attention).
 void swda_backward(const Image& grad_x, const Image& grad, const Image& x, const Attention* attention, const Ffn* ffn,
-                   const AttentionSums* attention_sums, const FfnSums* ffn_sums, int64_t shift, int64_t chunks,
-                   const Buffer& scratch, int threads) {
+                   const AttentionGrads* attention_grads, const FfnGrads* ffn_grads, int64_t shift, bool bfloat16,
+                   int64_t chunks, const Buffer& sums, const Buffer& scratch, int threads) {
     expect(attention || ffn, "one of attention and ffn must be given");
-    expect(!attention == !attention_sums && !ffn == !ffn_sums, "sums and weights go together");
+    expect(!attention == !attention_grads && !ffn == !ffn_grads, "gradients and weights go together");
     expect(attention || shift == 0, "the shift must be 0 without attention");
     expect(chunks >= 1, "chunks must be at least 1");
     SwdaBackwardArgs args{};
-    args.forward = block_args(grad_x, x, attention, ffn, shift, false, threads);
+    args.forward = block_args(grad_x, x, attention, ffn, shift, bfloat16, threads);
     expect_same_shape(grad.view, x.view);
     args.grad = image(grad), args.chunks = chunks;
     const SwdaBlockArgs& of = args.forward;
-    const BackwardLayout layout = backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden);
+    const BackwardLayout layout =
+        backward_layout_of(of.channels, of.heads, of.window, of.ffn.hidden, bfloat16);
     const int64_t tile_rows = layout_of(of.channels, of.heads, of.window, of.ffn.hidden).tile_rows;
-    if (attention) attention_sums->fill(args, layout, tile_rows);
-    if (ffn) ffn_sums->fill(args, layout, tile_rows);
+    if (attention) attention_grads->fill(args, tile_rows);
+    if (ffn) ffn_grads->fill(args, tile_rows);
+    args.sums = sums.at_least(chunks * layout.sums_floats, "sums");
     args.forward.scratch = scratch.at_least(threads * layout.scratch_floats, "scratch");
     const Kernels& chosen = kernels();
     py::gil_scoped_release unlocked;
@@ -197,27 +205,54 @@ void swda_backward(const Image& grad_x, const Image& grad, const Image& x, const
 }
 
 void bind_gradients(py::module_& module) {
-    py::class_<AttentionSums>(module, "AttentionSums", "AttentionGradients of csrc/block/swda_backward.h, and weights.")
+    py::class_<AttentionGrads>(module, "AttentionGrads", "AttentionGradients of csrc/block/swda_backward.h, and weights.")
         .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer>(), py::kw_only(),
              py::arg("qkv_transposed"), py::arg("proj_transposed"), py::arg("norm"), py::arg("qkv"),
              py::arg("qkv_bias"), py::arg("dwconv"), py::arg("proj"), py::arg("proj_bias"), py::arg("bias"),
              py::arg("log_scale"));
-    py::class_<FfnSums>(module, "FfnSums", "FfnGradients of csrc/block/swda_backward.h, and weights.")
+    py::class_<FfnGrads>(module, "FfnGrads", "FfnGradients of csrc/block/swda_backward.h, and weights.")
         .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer, Buffer>(), py::kw_only(),
              py::arg("in_transposed"), py::arg("out_transposed"), py::arg("norm"), py::arg("project_in"),
              py::arg("project_in_bias"), py::arg("project_out"), py::arg("project_out_bias"));
     module.def("swda_backward", &swda_backward, py::kw_only(), py::arg("grad_x"), py::arg("grad"), py::arg("x"),
-               py::arg("attention").none(true), py::arg("ffn").none(true), py::arg("attention_sums").none(true),
-               py::arg("ffn_sums").none(true), py::arg("shift"), py::arg("chunks"), py::arg("scratch"),
-               py::arg("threads"), "csrc/block/swda_backward.h");
+               py::arg("attention").none(true), py::arg("ffn").none(true), py::arg("attention_grads").none(true),
+               py::arg("ffn_grads").none(true), py::arg("shift"), py::arg("bfloat16"), py::arg("chunks"), py::arg("sums"),
+               py::arg("scratch"), py::arg("threads"), "csrc/block/swda_backward.h");
     module.def(
         "swda_backward_layout",
-        [](int64_t channels, int64_t heads, int64_t window, int64_t hidden) {
-            const BackwardLayout layout = backward_layout_of(channels, heads, window, hidden);
-            return std::make_tuple(layout.scratch_floats, layout.lanes, layout.columns);
+        [](int64_t channels, int64_t heads, int64_t window, int64_t hidden, bool bfloat16) {
+            const BackwardLayout layout = backward_layout_of(channels, heads, window, hidden, bfloat16);
+            return std::make_tuple(layout.scratch_floats, layout.sums_floats);
         },
-        py::arg("channels"), py::arg("heads"), py::arg("window"), py::arg("hidden"),
-        "(scratch floats a thread, lanes, columns of the sums of C channels)");
+        py::arg("channels"), py::arg("heads"), py::arg("window"), py::arg("hidden"), py::arg("bfloat16"),
+        "(scratch floats a thread, floats of the sums of a chunk)");
+}
+
+TileOrder tile_order(std::vector<int64_t> rows, std::vector<int64_t> columns, int64_t tile) {
+    expect(tile >= 1 && !rows.empty() && rows.size() % tile == 0, "the tile must divide the rows");
+    expect(!columns.empty(), "there must be a column");
+    return {std::move(rows), std::move(columns), tile};
+}
+
+int64_t packed_floats(const TileOrder& order, bool bfloat16) {
+    return order.rows.size() * words(order.columns.size(), bfloat16);
+}
+
+void pack(const Buffer& to, const Buffer& source, const TileOrder& order, bool bfloat16) {
+    const int64_t last = *std::max_element(order.rows.begin(), order.rows.end()) +
+                         *std::max_element(order.columns.begin(), order.columns.end());
+    const float* from = source.at_least(last + 1, "source");
+    float* packed = to.exactly(packed_floats(order, bfloat16), "to");
+    py::gil_scoped_release unlocked;
+    pack_tiles(order, from, bfloat16, packed);
+}
+
+void bind_packing(py::module_& module) {
+    py::class_<TileOrder>(module, "TileOrder", "csrc/base/pack.h")
+        .def(py::init(&tile_order), py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("tile"))
+        .def("floats", &packed_floats, py::arg("bfloat16"), "Of a weight in this order.");
+    module.def("pack", &pack, py::kw_only(), py::arg("to"), py::arg("source"), py::arg("order"), py::arg("bfloat16"),
+               "csrc/base/pack.h");
 }
 
 void bind_weights(py::module_& module) {
@@ -236,6 +271,7 @@ void bind_weights(py::module_& module) {
 }  // namespace
 
 void bind_block(py::module_& module) {
+    bind_packing(module);
     bind_weights(module);
     bind_gradients(module);
     module.def("swda_block", &swda_block, py::kw_only(), py::arg("out"), py::arg("x"), py::arg("attention"),

@@ -179,7 +179,9 @@ class Swintormer(nn.Module):
         del level1
         y = self.decoder_level1(self._fused("decoder_level1", y, prior))
         y = self.refinement(y)
-        return self.output(self.skip_conv(embedded).add_(y))
+        skip = self.skip_conv(embedded)
+        # Under autocast the convolution's result is bfloat16 and y float32, and torch has no vectorised sum of the two.
+        return self.output(skip.to(y.dtype).add_(y))
 
     def _fused(self, stage: str, y: Tensor, prior: Tensor | None) -> Tensor:
         return y if prior is None or self.prior_fusion is None else self.prior_fusion(stage, y, prior)

@@ -8,10 +8,10 @@ from ops import BLOCK_OPS, MODULES, gradients, on, public
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
-from swintormer_kernels.backends.cpu.layout import view
+from swintormer_kernels.backends.cpu.layout import dense, view
 from swintormer_kernels.testing.cases import case_of
 
-WEIGHTS = ("Norm", "Conv", "Linear", "Attention", "Ffn")
+WEIGHTS = ("Norm", "Conv", "Linear", "Attention", "Ffn", "AttentionGrads", "FfnGrads")
 CASES = {name: "window 8, C 16" if name in BLOCK_OPS else "modulated, batch 3" for name in MODULES}
 CASES |= dict.fromkeys(("conv3x3_shuffle", "upsample_conv3x3"), "batch 3, odd sizes")
 
@@ -160,3 +160,19 @@ def test_calls_of_another_kind(calls, recorder):
             if is_buffer(value):
                 with pytest.raises(TypeError, match="incompatible"):
                     entry(**others, **{key: value[0]})
+
+
+def test_packing_stays_inside_its_source(extension):
+    order = extension.TileOrder(rows=[0, 3, -1, -1], columns=[0, 1, 2], tile=2)
+    source, to = torch.arange(6.0), torch.empty(order.floats(False))
+    extension.pack(to=dense(to), source=dense(source), order=order, bfloat16=False)
+    assert to.tolist() == [0, 3, 1, 4, 2, 5] + [0] * 6
+    pairs = torch.empty(order.floats(True))
+    extension.pack(to=dense(pairs), source=dense(source), order=order, bfloat16=True)
+    assert pairs.view(torch.bfloat16).tolist() == [0, 1, 3, 4, 2, 0, 5, 0] + [0] * 8
+    with pytest.raises(ValueError, match="source must hold at least 6 floats, found 5"):
+        extension.pack(to=dense(to), source=dense(source[:5]), order=order, bfloat16=False)
+    with pytest.raises(ValueError, match="to must hold 12 floats, found 11"):
+        extension.pack(to=dense(to[:11]), source=dense(source), order=order, bfloat16=False)
+    with pytest.raises(ValueError, match="the tile must divide the rows"):
+        extension.TileOrder(rows=[0, 3, -1], columns=[0], tile=2)

@@ -22,12 +22,17 @@ def small(op: str = "swda_block"):
 
 
 @pytest.mark.parametrize("op", BLOCK_OPS)
-def test_backward_inside_an_autocast_region(op, extension):
-    arguments = small(op)
-    grad = torch.randn(arguments[0].shape)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = gradients("cpu", public(op), arguments, grad)
-    assert all(map(torch.equal, found, gradients("cpu", public(op), arguments, grad)))
+@pytest.mark.parametrize("forward", [True, False])
+def test_the_forward_decides_the_precision_of_the_gradient(op, forward, extension):
+    """Not the autocast region in which the backward runs."""
+    leaves, tensors = leaves_of(small(op))
+    grad, found = torch.randn(leaves[0].shape), []
+    for backward in (False, True):
+        with sk.use_backend("cpu"), torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            y = public(op)(*leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            found.append(torch.autograd.grad(y, tensors, grad))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("how", [lambda c: torch.randn(2 * c)[::2], lambda c: torch.ones(1).expand(c)])

@@ -1,4 +1,4 @@
-"""The block's ops with products of bfloat16, by the CPU's instruction or emulated, and on tensors of bfloat16."""
+"""The block's ops and their gradients with products of bfloat16, by the CPU's instruction or emulated."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from ops import BLOCK_OPS, EPS, ISAS, assert_as_good, double, error, gradients, mapped, on, public
-from test_swda_block import CASES, SMALL, SMALL_CASES, block_and_input, shapes
+from test_swda_block import CASES, GRADIENT_CASES, SMALL, SMALL_CASES, block_and_input, shapes
 from torch import Tensor
 
 import swintormer_kernels as sk
 from swintormer_kernels import native
 from swintormer_kernels.precision import emulated_bfloat16, multiplies_bfloat16, with_precision
+from swintormer_kernels.records import AttentionWeights
 from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
 from swintormer_kernels.testing.cases import case_of
 
@@ -195,12 +196,114 @@ def test_half_precision_tensors_beside_others_go_to_the_reference(extension):
     assert "takes bfloat16 beside an input of bfloat16, found torch.float32" in explanation.reasons["cpu"]
 
 
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+CHAIN = 8  # products, with two rounded factors each, on the longest way from the gradient of y to that of a weight
+
+
+def gradients_under_autocast(backend, op, arguments, grad):
+    with torch.autocast("cpu", torch.bfloat16):
+        return gradients(backend, op, arguments, grad)
+
+
+@functools.lru_cache(maxsize=2)
+def gradient_case(op, case):
+    """Arguments, y's gradient, and those of the inputs from the reference: under autocast and in float64."""
+    arguments, _ = case.make(0)
+    grad = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1))
+    plain = gradients_under_autocast("reference", op, arguments, grad)
+    return arguments, grad, plain, gradients("reference", op, double(arguments), grad)
+
+
+def of_scale(op, i):
+    """Whether gradient i is that of logit_scale: a number for each head, in which nearly everything cancels."""
+    return op is not sk.gated_ffn and i == 1 + AttentionWeights._fields.index("logit_scale")
+
+
+def assert_gradients_as_exact(op, found, plain, truth):
+    """Each at most twice the reference's error under autocast, and all together no worse than that."""
+    for i, (value, rounded, true) in enumerate(zip(found, plain, truth, strict=True)):
+        assert not value.isnan().any()
+        if not of_scale(op, i) and true.norm():
+            assert error(value, true) <= 2 * error(rounded, true) + CHAIN * HALF_ULP, i
+    flat = [torch.cat([part.double().flatten() for part in parts]) for parts in (found, plain, truth)]
+    assert error(flat[0], flat[2]) <= 2 * error(flat[1], flat[2])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("op", "case"), GRADIENT_CASES)
+def test_gradients_under_autocast(op, case, isa, engine, emulated):
+    engine.use_isa(isa)
+    arguments, grad, plain, truth = gradient_case(op, case)
+    found = gradients_under_autocast("cpu", op, arguments, grad)
+    assert_gradients_as_exact(op, found, plain, truth)
+    if grad.numel():  # and they did multiply bfloat16
+        assert error(found[0], truth[0]) > 4 * error(gradients("cpu", op, arguments, grad)[0], truth[0])
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(shapes())
+def test_gradients_for_any_shape_and_strides(shape):
+    if native.why_absent():
+        pytest.skip(native.why_absent())
+    attention = attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+    ffn = ffn_weights(shape.channels, shape.hidden, shape.bias)
+    arguments = (shape.image(), attention, ffn, shape.window, shape.shift)
+    extension, grad = native.extension(), torch.randn(shape.image().shape)
+    before, truth = extension.isa(), gradients("reference", sk.swda_block, double(arguments), grad)
+    plain = gradients_under_autocast("reference", sk.swda_block, arguments, grad)
+    try:
+        with emulated_bfloat16():
+            for isa in ISAS:
+                extension.use_isa(isa)
+                found = gradients_under_autocast("cpu", sk.swda_block, arguments, grad)
+                flat = [torch.cat([part.double().flatten() for part in parts]) for parts in (found, plain, truth)]
+                assert error(flat[0], flat[2]) <= 2 * error(flat[1], flat[2]) + CHAIN * HALF_ULP
+    finally:
+        extension.use_isa(before)
+
+
+@pytest.mark.parametrize(("op", "case"), SMALL_CASES)
+def test_gradients_by_the_instruction_and_its_emulation_have_the_same_bits(op, case, engine, emulated):
+    if "avx512bf16" not in ISAS:
+        pytest.skip("this CPU has no AVX512_BF16")
+    arguments, _ = case.make(0)
+    grad, found = torch.randn(arguments[0].shape), []
+    for isa in ("avx512bf16", "avx512"):
+        engine.use_isa(isa)
+        found.append(gradients_under_autocast("cpu", op, arguments, grad))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("isa", FIRST_AND_LAST)
+def test_same_bits_of_gradients_for_any_thread_count(isa, engine, emulated):
+    engine.use_isa(isa)
+    arguments, _ = case_of("swda_block", "window 8, C 16").make(0)
+    grad, found = torch.randn(arguments[0].shape), []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        found.append(gradients_under_autocast("cpu", sk.swda_block, arguments, grad))
+    engine.use_own_threads(True)
+    found.append(gradients_under_autocast("cpu", sk.swda_block, arguments, grad))
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(other, found[0], strict=True))
+
+
 @pytest.mark.parametrize("name", BLOCK_OPS)
-@pytest.mark.parametrize("multiplied", [True, False])
-def test_gradients_of_bfloat16_tensors(name, multiplied, engine, request):
+def test_gradients_of_bfloat16_tensors(name, extension, emulated):
+    """They are those of the rounded numbers under autocast, rounded once more."""
+    arguments, _ = case_of(name, "window 8, C 16").make(0)
+    arguments = halved(arguments)
+    grad = torch.randn(arguments[0].shape).bfloat16()
+    found = gradients("cpu", public(name), arguments, grad)
+    wide = gradients_under_autocast("cpu", public(name), mapped(Tensor.float, arguments), grad.float())
+    assert all(value.dtype == torch.bfloat16 for value in found)
+    assert all(torch.equal(value, true.bfloat16()) for value, true in zip(found, wide, strict=True))
+
+
+@pytest.mark.parametrize("name", BLOCK_OPS)
+def test_gradients_of_bfloat16_tensors_where_products_are_of_float32(name, engine):
     """They are computed in float32 from the rounded numbers and rounded once."""
-    if multiplied:
-        request.getfixturevalue("emulated")
+    engine.use_isa(ISAS[-1])
     arguments, _ = case_of(name, "window 8, C 16").make(0)
     arguments = halved(arguments)
     grad = torch.randn(arguments[0].shape).bfloat16()

@@ -35,6 +35,10 @@ class ExactScratch:
         self.buffers = [dense(torch.empty(size)) for size in floats]
 
 
+def with_gradients(args):
+    return tree_map(lambda leaf: leaf.clone().requires_grad_() if isinstance(leaf, torch.Tensor) else leaf, args)
+
+
 def run_in_bfloat16(op, args):
     """Products of bfloat16, by the instruction or emulated, and products of float32 on tensors of bfloat16."""
     from swintormer_kernels.precision import emulated_bfloat16
@@ -45,14 +49,15 @@ def run_in_bfloat16(op, args):
         op(*halved)
         with torch.autocast("cpu", torch.bfloat16):
             op(*args)
+            op(*with_gradients(args)).sum().backward()
 
 
 def run_ops(most):
     import swintormer_kernels as sk
-    from swintormer_kernels.backends.cpu import denoiser
+    from swintormer_kernels.backends.cpu import block_backward, denoiser
     from swintormer_kernels.testing.cases import CASES, cases_of
 
-    denoiser.Scratch = ExactScratch
+    block_backward.Scratch = denoiser.Scratch = ExactScratch
     calls = 0
     for name in CASES:
         op = getattr(sk, name)

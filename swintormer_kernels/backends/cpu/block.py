@@ -56,22 +56,29 @@ def gated_ffn(x: Tensor, weights: FFNWeights, *, bfloat16: bool = False) -> Tens
 
 
 def swda_block_backward(
-    grad: Tensor, x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int
+    grad: Tensor,
+    x: Tensor,
+    attention: AttentionWeights,
+    ffn: FFNWeights,
+    window: int,
+    shift: int,
+    *,
+    bfloat16: bool = False,
 ) -> list[Tensor]:
     """Gradients of those tensors among the arguments that require one, in order."""
-    return block_gradients(grad, x, attention, ffn, window, shift)
+    return block_gradients(grad, x, attention, ffn, window, shift, bfloat16)
 
 
 def swda_attention_backward(
-    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int
+    grad: Tensor, x: Tensor, weights: AttentionWeights, window: int, shift: int, *, bfloat16: bool = False
 ) -> list[Tensor]:
     """Gradients of those tensors among the arguments that require one, in order."""
-    return block_gradients(grad, x, weights, None, window, shift)
+    return block_gradients(grad, x, weights, None, window, shift, bfloat16)
 
 
-def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights) -> list[Tensor]:
+def gated_ffn_backward(grad: Tensor, x: Tensor, weights: FFNWeights, *, bfloat16: bool = False) -> list[Tensor]:
     """Gradients of those tensors among the arguments that require one, in order."""
-    return block_gradients(grad, x, None, weights, window=0, shift=0)
+    return block_gradients(grad, x, None, weights, window=0, shift=0, bfloat16=bfloat16)
 
 
 def _run(op: str, x: Tensor, **arguments: Any) -> Tensor:

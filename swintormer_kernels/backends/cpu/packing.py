@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swintormer_kernels import native
@@ -17,6 +16,9 @@ from swintormer_kernels.packed import packed_weight
 
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
+
+Order = Any
+"""`TileOrder` of csrc/base/pack.h: offsets in the weight of the rows and columns of its packed copy."""
 
 MAX_LOG_SCALE = math.log(1 / 0.01)  # logit scale at most 100
 
@@ -28,20 +30,19 @@ def pack_attention(weights: AttentionWeights, window: int, hidden: int, *, bfloa
     """
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, window, hidden)
-    units = (channels, heads, tile)
     rows = 2 * heads * _in_tiles(3 * (channels // 2 // heads), tile)
-    projection = (tile, 1)
+    units = (channels, heads, tile)
     return native.extension().Attention(
         norm_weight=_float32(weights.norm_weight),
         norm_bias=_float32(weights.norm_bias),
-        qkv=_cached(weights.qkv, _head_tiles, (*units, bfloat16)),
-        qkv_bias=_cached(weights.qkv_bias, _head_rows, units, missing=rows),
-        dwconv=_cached(weights.dwconv, _head_rows, units),
-        dwconv_bias=_cached(weights.dwconv_bias, _head_rows, units, missing=rows),
-        proj=_cached(weights.proj, _tiles, (*projection, bfloat16)),
-        proj_bias=_cached(weights.proj_bias, _padded, projection, missing=_in_tiles(channels, tile)),
-        scale=_cached(weights.logit_scale, _scale, ()),
-        bias=_cached(weights.bias_table, _bias, (channels, heads, window, native.extension().isa())),
+        qkv=_packed(weights.qkv, _head_tiles, (*units, channels), bfloat16),
+        qkv_bias=_packed(weights.qkv_bias, _head_tiles, (*units, 1), missing=rows),
+        dwconv=_packed(weights.dwconv, _head_rows, (*units, 9)),
+        dwconv_bias=_packed(weights.dwconv_bias, _head_tiles, (*units, 1), missing=rows),
+        proj=_packed(weights.proj, _tiles, (channels, channels, tile, 1), bfloat16),
+        proj_bias=_packed(weights.proj_bias, _tiles, (channels, 1, tile, 1), missing=_in_tiles(channels, tile)),
+        scale=_made(weights.logit_scale, _scale),
+        bias=_made(weights.bias_table, _bias, channels, heads, window, native.extension().isa()),
         heads=heads,
         window=window,
     )
@@ -51,46 +52,65 @@ def pack_ffn(weights: FFNWeights, *, bfloat16: bool = False) -> Any:
     """`FfnWeights` of csrc/block/swda_block.h, packed; `bfloat16` as in `pack_attention`."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
-    halves, whole = (tile // 2, 2), (tile, 1)
+    in_rows, out_rows = 2 * _in_tiles(hidden, tile // 2), _in_tiles(channels, tile)
     return native.extension().Ffn(
         norm_weight=_float32(weights.norm_weight),
         norm_bias=_float32(weights.norm_bias),
-        project_in=_cached(weights.project_in, _tiles, (*halves, bfloat16)),
-        project_in_bias=_cached(weights.project_in_bias, _padded, halves, missing=2 * _in_tiles(hidden, tile // 2)),
-        project_out=_cached(weights.project_out, _tiles, (*whole, bfloat16)),
-        project_out_bias=_cached(weights.project_out_bias, _padded, whole, missing=_in_tiles(channels, tile)),
+        project_in=_packed(weights.project_in, _tiles, (2 * hidden, channels, tile, 2), bfloat16),
+        project_in_bias=_packed(weights.project_in_bias, _tiles, (2 * hidden, 1, tile, 2), missing=in_rows),
+        project_out=_packed(weights.project_out, _tiles, (channels, hidden, tile, 1), bfloat16),
+        project_out_bias=_packed(weights.project_out_bias, _tiles, (channels, 1, tile, 1), missing=out_rows),
         hidden=hidden,
     )
 
 
-def transposed_attention(weights: AttentionWeights) -> dict[str, Buffer]:
-    """The attention's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+def transposed_attention(weights: AttentionWeights, *, bfloat16: bool = False) -> dict[str, Buffer]:
+    """The attention's part of `TransposedWeights` of csrc/block/swda_backward.h; `bfloat16` as in `pack_attention`."""
     channels, heads = weights.proj.shape[0], weights.logit_scale.shape[0]
     tile, _, _ = native.extension().swda_layout(channels, heads, 1, 0)
     return {
-        "qkv_transposed": _cached(weights.qkv, _head_columns, (channels, heads, tile)),
-        "proj_transposed": _cached(weights.proj, _columns, (tile,)),
+        "qkv_transposed": _packed(weights.qkv, _head_columns, (channels, heads, tile), bfloat16),
+        "proj_transposed": _packed(weights.proj, _columns, (channels, channels, tile, 1), bfloat16),
     }
 
 
-def transposed_ffn(weights: FFNWeights) -> dict[str, Buffer]:
-    """The FFN's part of `TransposedWeights` of csrc/block/swda_backward.h."""
+def transposed_ffn(weights: FFNWeights, *, bfloat16: bool = False) -> dict[str, Buffer]:
+    """The FFN's part of `TransposedWeights` of csrc/block/swda_backward.h; `bfloat16` as in `pack_attention`."""
     channels, hidden = weights.project_out.shape[:2]
     tile, _, _ = native.extension().swda_layout(channels, 0, 0, hidden)
     return {
-        "in_transposed": _cached(weights.project_in, _columns, (tile,)),
-        "out_transposed": _cached(weights.project_out, _columns, (tile,)),
+        "in_transposed": _packed(weights.project_in, _columns, (2 * hidden, channels, tile, 2), bfloat16),
+        "out_transposed": _packed(weights.project_out, _columns, (channels, hidden, tile, 1), bfloat16),
     }
 
 
-def _cached(source: Tensor | None, how: Callable[..., Tensor], sizes: tuple[Hashable, ...], missing: int = 0) -> Buffer:
+def _packed(
+    source: Tensor | None,
+    order: Callable[..., Order],
+    sizes: tuple[int, ...],
+    bfloat16: bool = False,
+    missing: int = 0,
+) -> Buffer:
+    """`source` in `order(*sizes, bfloat16)`, cached; `missing` zeros for None."""
     if source is None:
         return dense(_zeros(missing))
-    return dense(packed_weight([source], (how, sizes), lambda: how(source.float(), *sizes).contiguous()))
+    return dense(
+        packed_weight([source], (order, sizes, bfloat16), lambda: _pack(source, order(*sizes, bfloat16), bfloat16))
+    )
+
+
+def _pack(source: Tensor, order: Order, bfloat16: bool) -> Tensor:
+    out = torch.empty(order.floats(bfloat16), dtype=torch.float32, device="cpu")
+    native.extension().pack(to=dense(out), source=dense(source.float()), order=order, bfloat16=bfloat16)
+    return out
+
+
+def _made(source: Tensor, how: Callable[..., Tensor], *arguments: Any) -> Buffer:
+    return dense(packed_weight([source], (how, arguments), lambda: how(source.float(), *arguments).contiguous()))
 
 
 def _float32(vector: Tensor) -> Buffer:
-    return dense(vector) if vector.dtype is torch.float32 else _cached(vector, torch.Tensor.flatten, ())
+    return dense(vector) if vector.dtype is torch.float32 else _made(vector, torch.Tensor.flatten)
 
 
 @functools.lru_cache(maxsize=64)
@@ -102,49 +122,71 @@ def _in_tiles(rows: int, tile: int) -> int:
     return -(-rows // tile) * tile
 
 
-def _padded(matrix: Tensor, tile: int, parts: int) -> Tensor:
-    """(parts * rows, ...) -> (tiles * parts * tile, k): per tile its rows of the first part, then of the second."""
-    rows = matrix.reshape(parts, matrix.shape[0] // parts, -1)
-    rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % tile))
-    return rows.unflatten(1, (-1, tile)).transpose(0, 1).reshape(-1, rows.shape[-1])
+# ---- orders of packed weights ----------------------------------------------------------------------------------------
+
+_order = functools.lru_cache(maxsize=1024)
 
 
-def _tiles(matrix: Tensor, tile: int, parts: int, bfloat16: bool) -> Tensor:
-    """The rows of `_padded` in tiles: (tiles, k, parts * tile), or (tiles, k in pairs, parts * tile)."""
-    tiles = _padded(matrix, tile, parts).unflatten(0, (-1, parts * tile)).transpose(1, 2)
-    return _pairs(tiles) if bfloat16 else tiles
+def _tile_order(rows: Iterable[int], columns: Iterable[int], tile: int) -> Order:
+    return native.extension().TileOrder(rows=list(rows), columns=list(columns), tile=tile)
 
 
-def _pairs(tiles: Tensor) -> Tensor:
-    """(tiles, k, rows) -> (tiles, ceil(k / 2), rows): words of two bfloat16, the first in the lower half."""
-    pairs = F.pad(tiles, (0, 0, 0, tiles.shape[1] % 2)).bfloat16().unflatten(1, (-1, 2))
-    return pairs.transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
+def _filled(indices: list[int], unit: int) -> list[int]:
+    """`indices`, with -1 after them, up to a multiple of `unit`."""
+    return indices + [-1] * (-len(indices) % unit)
 
 
-def by_head(matrix: Tensor, channels: int, heads: int) -> Tensor:
-    """(3C, ...) -> (2 halves * heads, 3d, k); the released weights order 3C as half, (q, k, v), head, d."""
+def _times(indices: list[int], step: int) -> list[int]:
+    return [index * step if index >= 0 else -1 for index in indices]
+
+
+@_order
+def _tiles(rows: int, columns: int, tile: int, parts: int, bfloat16: bool) -> Order:
+    """Of a matrix (rows, columns): a tile has tile / parts rows of each of the equal parts."""
+    count, share = rows // parts, tile // parts
+    each = [_filled(list(range(part * count, (part + 1) * count)), share) for part in range(parts)]
+    chosen = [row for first in range(0, len(each[0]), share) for part in each for row in part[first : first + share]]
+    return _tile_order(_times(chosen, columns), range(columns), tile)
+
+
+@_order
+def _columns(rows: int, columns: int, tile: int, parts: int, bfloat16: bool) -> Order:
+    """Of the transpose of a matrix (rows, columns), whose rows are paired in each of the equal parts."""
+    count = rows // parts
+    each = [_filled(list(range(part * count, (part + 1) * count)), 2 if bfloat16 else 1) for part in range(parts)]
+    depth = _times([row for part in each for row in part], columns)
+    return _tile_order(_filled(list(range(columns)), tile), depth, tile)
+
+
+def _by_head(channels: int, heads: int) -> list[list[int]]:
+    """Rows of a (3C, ...) weight, in the order half, part (q, k, v), head, d, for each half and head: q, k, v."""
     size = channels // 2 // heads
-    return matrix.reshape(2, 3, heads, size, -1).transpose(1, 2).reshape(2 * heads, 3 * size, -1)
+    return [
+        [((half * 3 + part) * heads + head) * size + i for part in range(3) for i in range(size)]
+        for half in range(2)
+        for head in range(heads)
+    ]
 
 
-def _head_rows(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    """(3C, ...) -> (2 halves * heads * padded 3d, k)."""
-    rows = by_head(matrix, channels, heads)
-    return F.pad(rows, (0, 0, 0, -rows.shape[1] % tile)).flatten(0, 1)
+@_order
+def _head_tiles(channels: int, heads: int, tile: int, columns: int, bfloat16: bool) -> Order:
+    """Of a (3C, columns) matrix: tiles of each half and head."""
+    rows = [row for unit in _by_head(channels, heads) for row in _filled(unit, tile)]
+    return _tile_order(_times(rows, columns), range(columns), tile)
 
 
-def _head_tiles(matrix: Tensor, channels: int, heads: int, tile: int, bfloat16: bool) -> Tensor:
-    tiles = _head_rows(matrix, channels, heads, tile).unflatten(0, (-1, tile)).transpose(1, 2)
-    return _pairs(tiles) if bfloat16 else tiles
+@_order
+def _head_rows(channels: int, heads: int, tile: int, columns: int, bfloat16: bool) -> Order:
+    """The rows of `_head_tiles` one after the other."""
+    rows = [row for unit in _by_head(channels, heads) for row in _filled(unit, tile)]
+    return _tile_order(_times(rows, columns), range(columns), 1)
 
 
-def _columns(matrix: Tensor, tile: int) -> Tensor:
-    """The columns of a 1x1 convolution's weight in tiles: (tiles, rows, tile)."""
-    return _tiles(matrix.flatten(1).T, tile, 1, False)
-
-
-def _head_columns(matrix: Tensor, channels: int, heads: int, tile: int) -> Tensor:
-    return _columns(by_head(matrix, channels, heads).flatten(0, 1), tile)
+@_order
+def _head_columns(channels: int, heads: int, tile: int, bfloat16: bool) -> Order:
+    """Of the transpose of a (3C, C) matrix, its columns in the order of halves and heads."""
+    depth = [row * channels for unit in _by_head(channels, heads) for row in unit]
+    return _tile_order(_filled(list(range(channels)), tile), depth, tile)
 
 
 def _scale(logit_scale: Tensor) -> Tensor:
