@@ -54,7 +54,7 @@ class Scratch:
 def release_scratch() -> int:
     """Free the scratch memory that the calling thread keeps between calls of the cpu backend's ops; returns its bytes.
 
-    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3 and the gradients of the block's ops
+    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3 and gradients of the block's ops
     use it. From the second call with the same shapes and thread count on, they allocate only their result and copies of
     inputs in unsupported memory layouts. Scratch of more than 64 MiB is not kept.
     """
