@@ -37,10 +37,13 @@ struct GradientShape {
         floats = grads + out + 4 * factors + 3 * turned + panel + panel_words + second_copy(panel_words) + planes;
         // The channel half takes four matrices from the two squares.
         floats += 2 * square > 4 * matrix ? 2 * square : 4 * matrix;
-        const int64_t logits = shape.panels * panel;
-        kept_logits = logits > matrix ? logits : matrix;
-        kept_floats = grads + kept_logits + 2 * scales + keys;
+        const auto keep = [&](int64_t logits) {
+            kept_logits = logits > matrix ? logits : matrix;
+            kept_floats = grads + kept_logits + 2 * scales + keys;
+        };
+        keep(shape.panels * panel);
         keeps = 2 * shape.heads * kept_floats <= kMostKept;
+        if (!keeps) keep(panel);
         floats += (keeps ? 2 * shape.heads : 1) * kept_floats;
     }
 
@@ -280,11 +283,14 @@ private:
         }
     }
 
+    // The place of a panel's logits: its own if they are kept.
+    void select_logits(int64_t panel) { logits_ = kept_logits_ + (sizes_.keeps ? panel * sizes_.panel : 0); }
+
     // logits_ and highest_ of a panel of queries, where they are kept.
     template <bool Masked>
     void make_panel_logits(const Word* queries, const Word* keys, const float* region, int64_t head, int64_t panel) {
         F32 highest[kPanelVectors];
-        logits_ = kept_logits_ + panel * sizes_.panel;
+        select_logits(panel);
         this->template make_logits<Masked>(queries, keys, region, head, panel, highest);
         for (int v = 0; v < kPanelVectors; ++v) store(highest_ + panel * kPanel + v * kLanes, highest[v]);
     }
@@ -293,17 +299,13 @@ private:
     void window_half_backward(const float* region, int64_t head, float* bias) {
         const Word* values = this->channel_words(v(), v_factors_);
         const Word* out = this->channel_words(out_, out_factors_);
-        if (!sizes_.keeps) {
-            const Word* queries = this->channel_words(q(), q_factors_);
-            const Word* keys = this->channel_words(k(), k_factors_);
-            for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-                make_panel_logits<Masked>(queries, keys, region, head, panel);
-            }
-        }
+        const Word* queries = sizes_.keeps ? nullptr : this->channel_words(q(), q_factors_);
+        const Word* keys = sizes_.keeps ? nullptr : this->channel_words(k(), k_factors_);
         this->turn_tokens(q(), q_tokens_), this->turn_tokens(k(), k_tokens_), this->turn_tokens(out_, out_tokens_);
         for (int64_t i = 0; i < 2 * shape_.size * shape_.pitch; ++i) grad(1)[i] = 0.0f;
         for (int64_t panel = 0; panel < shape_.panels; ++panel) {
-            logits_ = kept_logits_ + panel * sizes_.panel;
+            if (sizes_.keeps) select_logits(panel);
+            else make_panel_logits<Masked>(queries, keys, region, head, panel);
             differentiate_panel(values, out + panel * kPanel, highest_ + panel * kPanel);
             add_bias_gradient(panel, bias);
             sum_over_keys(panel);

@@ -19,7 +19,7 @@
 namespace swk::SWK_ISA {
 namespace {
 
-// Panels of gated_ffn that are processed together: 128 tokens, because the weights and their sums, 48 C hidden bytes, are
+// Panels of the FFN that are processed together: 128 tokens, because the weights and their sums, 48 C hidden bytes, are
 // read or written once for them (18 MB at C = 384).
 constexpr int64_t kFfnPanels = 128 / kPanel;
 
@@ -40,7 +40,7 @@ struct Workspace {
           panels(heads ? filled(window * window, kPanel) / kPanel : kFfnPanels),
           head(heads ? HeadShape(channels, heads, window) : HeadShape(2, 1, 1)),
           head_gradient(head),
-          ffn(channels, hidden ? hidden : 1, panels) {
+          ffn(channels, hidden ? hidden : 1, panels < kFfnPanels ? panels : kFfnPanels) {
         const auto take = [this](int64_t wanted) { return floats += filled(wanted, 16), floats - filled(wanted, 16); };
         const int64_t map = panels * channels * kPanel;
         grad = take(map), tokens = take(map);
@@ -88,7 +88,10 @@ public:
             float* y = at_ + space_.y;
             __builtin_memcpy(y, buffers_.tokens, shape_.panels * map_panel() * sizeof(float));
             window.project(0, shape_.panels, y);
-            ffn_.backward(y, shape_.panels, grad(), ffn_sums);
+            for (int64_t first = 0; first < shape_.panels; first += kFfnPanels) {
+                const int64_t left = shape_.panels - first, count = left < kFfnPanels ? left : kFfnPanels;
+                ffn_.backward(y + first * map_panel(), count, grad() + first * map_panel(), ffn_sums);
+            }
         }
         attention_backward(attended, regions, sums);
         window.write(grad());

@@ -52,8 +52,8 @@ def _cpu_slower(x: Tensor, weights: FFNWeights) -> str | None:
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if x.shape[1] >= 128 and pixels < 32:
         return f"{pixels} pixels fill too little of the cpu backend's vectors at {x.shape[1]} channels"
-    # Forward and backward in bench/results/gated_ffn.csv (two Zen 4 cores): 1.5 times as fast as the reference at C 48,
-    # 1.2 to 1.4 at C 96, 1.08 at C 192, 0.93 at C 384.
+    # Forward and backward in bench/results/gated_ffn.csv (one Zen 4 core): 2.2 times as fast as the reference at C 48,
+    # 1.4 to 2.0 at C 96, 1.06 at C 192, 0.91 at C 384.
     if x.shape[1] >= 256 and gradients_wanted(x, *weights):
         return f"its gradient reads and writes too many weights at {x.shape[1]} channels"
     return None

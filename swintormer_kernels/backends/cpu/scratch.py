@@ -1,8 +1,8 @@
-"""Scratch memory of the denoiser's ops, kept between calls.
+"""Scratch memory of the denoiser's ops and of the block's gradients, kept between calls.
 
-A sampler calls the same ops with the same shapes in every step. The allocator would return scratch to the operating
-system and fetch it again page by page. Instead each thread keeps one block of memory, which grows to the largest
-scratch of its calls and is freed when the thread ends or calls `release_scratch`.
+A sampler or a training run calls the same ops with the same shapes in every step. The allocator would return scratch to
+the operating system and fetch it again page by page. Instead each thread keeps one block of memory, which grows to the
+largest scratch of its calls and is freed when the thread ends or calls `release_scratch`.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Scratch:
 def release_scratch() -> int:
     """Free the scratch memory that the calling thread keeps between calls of the cpu backend's ops; returns its bytes.
 
-    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block and upsample_conv3x3 use it. From the second call
-    with the same shapes and thread count on, they allocate only their result and copies of inputs in unsupported memory
-    layouts. Scratch of more than 64 MiB is not kept.
+    group_norm_silu, norm_projection, norm_silu_conv3x3, res_block, upsample_conv3x3 and gradients of the block's ops
+    use it. From the second call with the same shapes and thread count on, they allocate only their result and copies of
+    inputs in unsupported memory layouts. Scratch of more than 64 MiB is not kept.
     """
     memory, _kept.memory = _kept.memory, None
     return 0 if memory is None else 4 * memory.numel()
