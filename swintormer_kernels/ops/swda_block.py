@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
-from swintormer_kernels.backends.cuda.limits import attention_lacks
+from swintormer_kernels.backends.cuda.limits import attention_lacks, attention_slower
 from swintormer_kernels.backends.reference.blocks import swda_block as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import gated_ffn, swda_attention
@@ -35,10 +35,14 @@ def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
     return swda_attention.cpu_slower(x, window)
 
 
+def _cuda_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    return attention_slower("swda_block", x, attention, window)
+
+
 OP = Op(
     "swda_block",
     serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
-    slower={"cpu": _cpu_slower},
+    slower={"cpu": _cpu_slower, "cuda": _cuda_slower},
 )
 
 

@@ -25,6 +25,12 @@ def attention_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | 
     return tail_lacks(x)
 
 
+def attention_slower(op: str, x: Tensor, weights: AttentionWeights, window: int) -> str | None:
+    """`slower` predicate of the ops with attention: None at the sizes at which the kernels were timed and faster."""
+    head = x.shape[1] // 2 // weights.logit_scale.shape[0]
+    return device.why_slower(op, x, device.Size(x.shape[1], head, window))
+
+
 def tail_lacks(x: Tensor) -> str | None:
     """Sizes of `gated_ffn` and of the second half of a block."""
     if x.shape[1] not in CHANNELS:
