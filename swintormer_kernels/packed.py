@@ -2,7 +2,8 @@
 
 A packed tensor is freed with its first source. It is computed again when the version counter or the storage of a source
 has changed, so in-place updates are seen and results do not depend on the cache. Tensors made in inference mode have no
-version counter; nothing is cached for them.
+version counter; nothing is cached for them, nor while a CUDA graph is captured. On a GPU a packed tensor is made on the
+stream of the call that needs it first: let another stream wait for that one before its first call, as for the weights.
 Writing through `parameter.data` (`p.data.mul_(0.99)`) does not raise the counter: write under `torch.no_grad()` instead
 (`p.mul_(0.99)`), or call `forget` afterwards.
 """
@@ -64,12 +65,26 @@ def packed_weight(sources: Sequence[Tensor], key: Hashable, make: Callable[[], T
     with _lock:
         kept = _kept.setdefault(sources[0], {})
     found = kept.get(key)
-    if found is None or not all(state.still(source) for state, source in zip(found[0], sources, strict=True)):
+    if found is None or not _still(found[0], sources):
+        if capturing(sources[0]):
+            # The values exist only once the graph is replayed, so nobody else may find them; each replay makes them.
+            with torch.no_grad(), _without_autocast(sources[0]):
+                return make()
         states = [_State.of(source) for source in sources]
         # Outside inference mode, so that it serves there too.
         with torch.inference_mode(False), torch.no_grad(), _without_autocast(sources[0]):
             found = kept[key] = (states, make())
     return found[1]
+
+
+def _still(states: Sequence[_State], sources: Sequence[Tensor]) -> bool:
+    # Of two calls with the same first source one may have an optional source more.
+    return len(states) == len(sources) and all(state.still(s) for state, s in zip(states, sources, strict=True))
+
+
+def capturing(source: Tensor) -> bool:
+    """Whether the work on the source's device is being captured in a CUDA graph."""
+    return source.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def kept_bytes(sources: Iterable[Tensor]) -> int:
