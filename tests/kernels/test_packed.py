@@ -1,5 +1,7 @@
 """Packed weights: when they are made anew, and what `forget` means for those who hold them by address."""
 
+from types import SimpleNamespace
+
 import torch
 
 import swintormer_kernels as sk
@@ -31,3 +33,15 @@ def test_what_is_made_while_a_graph_is_captured_is_nobody_elses(monkeypatch):
     assert torch.equal(kept, torch.full((2,), 2.0))
     monkeypatch.setattr(packed, "capturing", lambda source: True)
     assert packed.packed_weight([source], "twice", lambda: 3 * source) is kept, "a graph takes what there was before"
+
+
+def test_another_stream_than_that_of_the_packing_waits(monkeypatch):
+    told, source = [], torch.ones(2)
+    monkeypatch.setattr(packed, "_made_now", lambda tensor: packed._Made(7, "event"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, on: told.append(on), raising=False)
+    other = SimpleNamespace(wait_event=told.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: other)
+    for stream, expected in ((7, []), (8, ["event", other])):
+        monkeypatch.setattr(packed, "_raw_stream", lambda tensor, stream=stream: stream)
+        packed.packed_weight([source], "twice", lambda: 2 * source)
+        assert told == expected
