@@ -29,6 +29,7 @@ from swintormer_kernels.torch_op import (
     define_block_op,
     element_bytes,
     float32_bfloat16_or_autocast,
+    gradients_wanted,
 )
 
 
@@ -73,7 +74,7 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
 
 
 def _cuda_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
-    return attention_slower("swda_attention", x, weights, window)
+    return attention_slower("swda_attention", x, weights, window, gradients_wanted(x, *weights))
 
 
 OP = Op(

@@ -15,7 +15,13 @@ from swintormer_kernels.ops import gated_ffn, swda_attention
 from swintormer_kernels.precision import with_precision
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_bfloat16_or_autocast
+from swintormer_kernels.torch_op import (
+    Cost,
+    Signature,
+    define_block_op,
+    float32_bfloat16_or_autocast,
+    gradients_wanted,
+)
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
@@ -36,7 +42,7 @@ def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
 
 
 def _cuda_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
-    return attention_slower("swda_block", x, attention, window)
+    return attention_slower("swda_block", x, attention, window, gradients_wanted(x, *attention, *ffn))
 
 
 OP = Op(
