@@ -2,7 +2,8 @@
 
 A packed tensor is freed with its first source. It is computed again when the version counter or the storage of a source
 has changed, so in-place updates are seen and results do not depend on the cache. Tensors made in inference mode have no
-version counter; nothing is cached for them.
+version counter; nothing is cached for them, nor while a CUDA graph is captured. On a GPU a packed tensor is made on the
+stream of the call that needs it first; calls on other streams wait for that.
 Writing through `parameter.data` (`p.data.mul_(0.99)`) does not raise the counter: write under `torch.no_grad()` instead
 (`p.mul_(0.99)`), or call `forget` afterwards.
 """
@@ -41,7 +42,29 @@ class _State(NamedTuple):
         return same and self.offset == source.storage_offset() and self.storage.cdata == source.untyped_storage()._cdata
 
 
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: (sources' states, packed tensor)}
+class _Made(NamedTuple):
+    """The stream on which a tensor of a GPU was made, as a number, and the event behind its kernels."""
+
+    stream: int
+    event: torch.cuda.Event
+
+
+class _Packed(NamedTuple):
+    states: list[_State]
+    tensor: Tensor
+    made: _Made | None  # None on other devices
+
+    def on_this_stream(self) -> Tensor:
+        """The tensor, for kernels of the current stream."""
+        if self.made is not None and self.made.stream != _raw_stream(self.tensor) and not capturing(self.tensor):
+            # A capture begins with a synchronisation, and may not wait for what is outside of it.
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.made.event)
+            self.tensor.record_stream(stream)  # its memory is not given away before this stream has read it
+        return self.tensor
+
+
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first source -> {key: _Packed}
 _lock = threading.Lock()
 _generation = [0]  # calls of `forget`; a list because it is written from a function
 
@@ -64,18 +87,53 @@ def packed_weight(sources: Sequence[Tensor], key: Hashable, make: Callable[[], T
     with _lock:
         kept = _kept.setdefault(sources[0], {})
     found = kept.get(key)
-    if found is None or not all(state.still(source) for state, source in zip(found[0], sources, strict=True)):
+    if found is None or not _still(found.states, sources):
+        if capturing(sources[0]):
+            # The values exist only once the graph is replayed, so nobody else may find them; each replay makes them.
+            with torch.no_grad(), _without_autocast(sources[0]):
+                return make()
         states = [_State.of(source) for source in sources]
         # Outside inference mode, so that it serves there too.
         with torch.inference_mode(False), torch.no_grad(), _without_autocast(sources[0]):
-            found = kept[key] = (states, make())
-    return found[1]
+            made = make()
+            found = kept[key] = _Packed(states, made, _made_now(made))
+    return found.on_this_stream()
+
+
+def _still(states: Sequence[_State], sources: Sequence[Tensor]) -> bool:
+    # Of two calls with the same first source one may have an optional source more.
+    return len(states) == len(sources) and all(state.still(s) for state, s in zip(states, sources, strict=True))
+
+
+def capturing(source: Tensor) -> bool:
+    """Whether the work on the source's device is being captured in a CUDA graph."""
+    return source.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _made_now(tensor: Tensor) -> _Made | None:
+    if not tensor.is_cuda or not torch.cuda.is_available():
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tensor.device))
+    return _Made(_raw_stream(tensor), event)
+
+
+def _raw_stream(tensor: Tensor) -> int:
+    return _raw_stream_of(tensor.device.index)
+
+
+def _stream_of(ordinal: int) -> int:
+    return torch.cuda.current_stream(ordinal).cuda_stream
+
+
+# torch's own function for generated code makes no Stream object and takes a tenth of the time.
+_raw_stream_of: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
 def kept_bytes(sources: Iterable[Tensor]) -> int:
     """Bytes of the packed weights cached for `sources`, for example a model's parameters; shared memory counts once."""
     with _lock:
-        kept = [tensor for source in sources for _, tensor in _kept.get(source, {}).values()]
+        kept = [packed.tensor for source in sources for packed in _kept.get(source, {}).values()]
     return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}.values())
 
 

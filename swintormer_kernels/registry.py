@@ -160,8 +160,8 @@ class Op:
     def why_slower(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """None, or the reason why automatic selection does not take `backend` although it can serve."""
         reason = triton_tensors.only_for_tests() if backend == "triton" else None
-        if backend == "cuda" and args and isinstance(args[0], torch.Tensor):
-            reason = cuda_device.why_slower(self.name, args[0])
+        if backend == "cuda" and "cuda" not in self.slower and args and isinstance(args[0], torch.Tensor):
+            reason = cuda_device.why_slower(self.name, args[0], None)
         if reason is not None:
             return reason
         reason = self.slower[backend](*args, **kwargs) if backend in self.slower else None

@@ -27,6 +27,9 @@ from torch import Tensor
 CHECKED = ("cuda", "triton")
 """Backends that must pass the check before automatic selection uses them."""
 
+HALVES = (torch.bfloat16, torch.float16)
+"""The dtypes of the cuda backend; float32 is converted by autocast before its kernels see it, and never checked."""
+
 NOT_CHECKED = (
     "its kernels have not been checked on this device, and no check can run while a call is traced or captured; "
     "call swintormer_kernels.selfcheck() first"
@@ -45,11 +48,17 @@ def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
     """
     if backend not in CHECKED or not isinstance(x, Tensor):
         return None
-    if torch.compiler.is_compiling():
-        return _recorded_while_compiling(op, backend, x.device, x.dtype)
-    dtypes = {x.dtype}
+    dtypes = [x.dtype]
     if torch.is_autocast_enabled(x.device.type):
-        dtypes.add(torch.get_autocast_dtype(x.device.type))  # each op decides in which of the two it computes
+        dtypes.append(torch.get_autocast_dtype(x.device.type))  # each op decides in which of the two it computes
+    if backend == "cuda":
+        dtypes = [dtype for dtype in dtypes if dtype in HALVES]
+    if torch.compiler.is_compiling():
+        for dtype in dtypes:
+            reason = _recorded_while_compiling(op, backend, x.device, dtype)
+            if reason is not None:
+                return reason
+        return None
     for dtype in dtypes:
         found = _known.get((op, backend, str(x.device), dtype))
         if found is None:

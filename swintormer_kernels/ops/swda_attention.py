@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
-from swintormer_kernels.backends.cuda.limits import attention_lacks
+from swintormer_kernels.backends.cuda.limits import attention_lacks, attention_slower
 from swintormer_kernels.backends.reference.blocks import swda_attention as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.precision import with_precision
@@ -29,6 +29,7 @@ from swintormer_kernels.torch_op import (
     define_block_op,
     element_bytes,
     float32_bfloat16_or_autocast,
+    gradients_wanted,
 )
 
 
@@ -72,10 +73,14 @@ def _cpu_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -
     return cpu_slower(x, window)
 
 
+def _cuda_slower(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> str | None:
+    return attention_slower("swda_attention", x, weights, window, gradients_wanted(x, *weights))
+
+
 OP = Op(
     "swda_attention",
     serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
-    slower={"cpu": _cpu_slower},
+    slower={"cpu": _cpu_slower, "cuda": _cuda_slower},
 )
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from swintormer_kernels.backends.cuda.layout import half_rows_on_gpu
-from swintormer_kernels.backends.cuda.limits import attention_lacks
+from swintormer_kernels.backends.cuda.limits import attention_lacks, attention_slower
 from swintormer_kernels.backends.reference.blocks import swda_block as _reference
 from swintormer_kernels.backends.triton.layout import dense_on_gpu
 from swintormer_kernels.ops import gated_ffn, swda_attention
 from swintormer_kernels.precision import with_precision
 from swintormer_kernels.records import AttentionWeights, FFNWeights
 from swintormer_kernels.registry import Op
-from swintormer_kernels.torch_op import Cost, Signature, define_block_op, float32_bfloat16_or_autocast
+from swintormer_kernels.torch_op import (
+    Cost,
+    Signature,
+    define_block_op,
+    float32_bfloat16_or_autocast,
+    gradients_wanted,
+)
 
 
 def _cpu_serves(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
@@ -35,10 +41,14 @@ def _cpu_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window:
     return swda_attention.cpu_slower(x, window)
 
 
+def _cuda_slower(x: Tensor, attention: AttentionWeights, ffn: FFNWeights, window: int, shift: int) -> str | None:
+    return attention_slower("swda_block", x, attention, window, gradients_wanted(x, *attention, *ffn))
+
+
 OP = Op(
     "swda_block",
     serves={"cpu": _cpu_serves, "triton": _triton_serves, "cuda": _cuda_serves},
-    slower={"cpu": _cpu_slower},
+    slower={"cpu": _cpu_slower, "cuda": _cuda_slower},
 )
 
 

@@ -88,8 +88,10 @@ def test_an_older_nvcc_and_a_narrower_list(cmake, tmp_path):
         folder = cmake(tmp_path, SWINTORMER_NVCC=nvcc, SWINTORMER_CUDA="", SWINTORMER_CUDA_ARCHS=archs)
         found = read(folder)
         assert (found.nvcc, (found.architectures, found.ptx)) == ((12, 4), expected)
-    folder = cmake(tmp_path, SWINTORMER_NVCC=nvcc, SWINTORMER_CUDA="", SWINTORMER_CUDA_ARCHS="120")
-    assert "nvcc 12.4 knows none of the architectures" in read(folder).why_absent
+    told = "nvcc 12.4 knows none of the architectures of the kernels, 80, 90, 100, 120, "
+    for archs, wanted in (("120", "(120)"), ("86 89", "(86, 89)")):
+        folder = cmake(tmp_path, SWINTORMER_NVCC=nvcc, SWINTORMER_CUDA="", SWINTORMER_CUDA_ARCHS=archs)
+        assert read(folder).why_absent == f"{told}that SWINTORMER_CUDA_ARCHS asks for {wanted}"
 
 
 def test_a_kernel_that_does_not_compile_is_noted_and_the_others_are_built(cmake, tmp_path, capfd):

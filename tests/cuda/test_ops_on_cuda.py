@@ -19,7 +19,7 @@ from swintormer.model import network
 from swintormer_kernels.backends.cuda import built as build_facts
 from swintormer_kernels.backends.cuda import device, emulator
 from swintormer_kernels.registry import BackendError, explain, use_backend
-from swintormer_kernels.testing.block_cases import ffn_weights
+from swintormer_kernels.testing.block_cases import attention_weights, ffn_weights
 from swintormer_kernels.testing.cases import CASES, case_of, cases_of
 from swintormer_kernels.testing.denoiser_cases import conv_weights, norm_weights
 
@@ -249,11 +249,39 @@ def test_a_machine_that_lacks_nothing(monkeypatch, forgotten):
     assert device.image_lacks("tail") == "the CUDA kernels of tail were not built: its fatbin is missing"
     untimed = "has not been timed on this kind of GPU"
     x = SimpleNamespace(device=gpu, ndim=4, shape=(1, 48, 16, 16))
-    assert device.why_slower("ddim_step", x) == f"{untimed}; ask for it by name"
-    monkeypatch.setattr(device, "TIMED", {("gated_ffn", 9, 0): frozenset({48})})
-    assert device.why_slower("gated_ffn", x) is None
-    x.shape = (1, 96, 16, 16)
-    assert device.why_slower("gated_ffn", x) == f"{untimed} with 96 channels; ask for it by name"
+    assert device.why_slower("ddim_step", x, None) == f"{untimed}; ask for it by name"
+    monkeypatch.setattr(device, "TIMED", {("gated_ffn", 9, 0): frozenset({device.Size(48)})})
+    assert device.why_slower("gated_ffn", x, device.Size(48)) is None
+    assert device.why_slower("gated_ffn", x, device.Size(96)) == f"{untimed} with 96 channels; ask for it by name"
+
+
+@pytest.mark.parametrize(("heads", "window", "reason"), [(1, 16, None), (2, 16, "heads of 12"), (1, 8, "windows of 8")])
+def test_only_what_was_timed_is_taken_automatically(monkeypatch, forgotten, heads, window, reason):
+    on_a_gpu(monkeypatch)
+    x = SimpleNamespace(device=torch.device("cuda", 0), shape=(1, 48, 16, 16), requires_grad=False)
+    weights = attention_weights(48, heads, window)
+    ffn = ffn_weights(48, 63)
+
+    def slower():
+        given = {"swda_attention": (x, weights), "swda_block": (x, weights, ffn)}
+        return [getattr(sk, op).op.slower["cuda"](*arguments, window, 0) for op, arguments in given.items()]
+
+    assert all(told is None if reason is None else reason in told for told in slower())
+    x.requires_grad = True
+    assert all("with gradients" in told for told in slower())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    with torch.no_grad():
+        assert all("under autocast" in told for told in slower())
+
+
+def test_the_self_check_runs_every_instance_that_is_taken_automatically():
+    for op in {name for name, _, _ in device.TIMED}:
+        sizes = set()
+        for case in (selfcheck.CASES[op], *selfcheck.OTHER_INSTANCES[op, "cuda"]):
+            x, weights, *rest = case.arguments()[0]
+            window = rest[-2]
+            sizes.add(device.Size(x.shape[1], x.shape[1] // 2 // weights.logit_scale.shape[0], window))
+        assert sizes >= set().union(*(timed for (name, *_), timed in device.TIMED.items() if name == op))
 
 
 @pytest.mark.parametrize(

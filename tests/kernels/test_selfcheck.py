@@ -215,6 +215,19 @@ def test_compiled_code_runs_no_check_and_takes_what_is_known(checks):
     assert len(checks) == 1
 
 
+def test_autocast_of_float32_needs_the_verdict_of_its_dtype_alone_for_a_backend_without_float32(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        trust, "_checks", [lambda op, backend, dtype, device: asked.append(dtype) or module.Row(op, backend, dtype)]
+    )
+    x = torch.zeros(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert trust.why_not_trusted("gated_ffn", "cuda", x) is None
+        assert asked == [torch.bfloat16]
+        assert trust.why_not_trusted("gated_ffn", "triton", x) is None
+    assert asked == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
 def test_the_table_lists_every_op_and_backend():
     report = sk.selfcheck(ops=["ddim_step", "res_block"], dtypes=[torch.float32])
     rows = {(row.op, row.backend): row for row in report.rows}

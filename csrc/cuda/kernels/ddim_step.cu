@@ -65,9 +65,11 @@ struct DdimStep {
             store_vector(a.out + place, narrow<T>(out));
             return;
         }
-        for (int i = place; i < a.count && i < place + kVector; ++i) {
-            const float out = one(load_one(a.z, i), load_one(a.pred, i), load_one(a.unconditional, i), load_one(a.fresh, i));
-            a.out[i] = narrow<T>(out);
+        const int there = a.count - place < kVector ? a.count - place : kVector;  // place + kVector may exceed an int
+        for (int i = 0; i < there; ++i) {
+            const int at = place + i;
+            const float out = one(load_one(a.z, at), load_one(a.pred, at), load_one(a.unconditional, at), load_one(a.fresh, at));
+            a.out[at] = narrow<T>(out);
         }
     }
 };

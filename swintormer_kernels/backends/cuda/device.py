@@ -22,13 +22,22 @@ _asked = os.environ.get("SWINTORMER_CUDA_EMULATE", "")
 EMULATOR: Path | None = Path(_asked) if _asked not in ("", "0") else None
 """The emulated device's library, or None: the kernels run on GPUs. Tests set it."""
 
-TIMED: Mapping[tuple[str, int, int], frozenset[int]] = {
-    # A first version on an H200, windows of 16 (bench/results/cuda_h200.csv): 0.48 ms beside 1.27, 0.41 beside 1.15.
-    ("swda_block", 9, 0): frozenset({48}),
-    ("swda_attention", 9, 0): frozenset({48}),
+
+class Size(NamedTuple):
+    """What the choice of an instance depends on: channels of x, and for attention those of a head, and the window."""
+
+    channels: int
+    head: int | None = None
+    window: int | None = None
+
+
+TIMED: Mapping[tuple[str, int, int], frozenset[Size]] = {
+    # A first version on an H200 (bench/results/cuda_h200.csv): 0.48 ms beside 1.27, 0.41 beside 1.15.
+    ("swda_block", 9, 0): frozenset({Size(48, 24, 16)}),
+    ("swda_attention", 9, 0): frozenset({Size(48, 24, 16)}),
 }
-"""(op, major, minor) -> channels for which the CUDA kernels were faster than Triton's on a GPU of that capability. The
-other sizes have not been measured, or lost."""
+"""(op, major, minor) -> sizes at which the CUDA kernels were faster than Triton's on a GPU of that capability. Others
+have not been measured, or lost."""
 
 
 class Facts(NamedTuple):
@@ -101,20 +110,32 @@ def _facts(ordinal: int) -> Facts:
     return Facts(*native.extension().cuda_device_facts(ordinal))
 
 
-def why_slower(op: str, x: Tensor) -> str | None:
-    """Why automatic selection does not take the CUDA kernels of `op` for x; None where it does."""
+def why_slower(op: str, x: Tensor, size: Size | None) -> str | None:
+    """Why automatic selection does not take the CUDA kernels of `op` for x; None where it does.
+
+    Args:
+        op: name of the op.
+        x: its first tensor.
+        size: what was or was not timed; None for an op of which no size was.
+    """
     if EMULATOR is not None:
         return "SWINTORMER_CUDA_EMULATE is set: the kernels run on the emulated device, which is for tests"
     if x.device.type != "cuda":
         return None
     timed = _timed(op, x.device)
-    if x.ndim == 4 and x.shape[1] in timed:
+    if size is not None and size in timed:
         return None
-    sizes = f" with {x.shape[1]} channels" if timed else ""
-    return f"has not been timed on this kind of GPU{sizes}; ask for it by name"
+    return f"has not been timed on this kind of GPU{_with(size) if timed else ''}; ask for it by name"
+
+
+def _with(size: Size | None) -> str:
+    if size is None:
+        return ""
+    heads = "" if size.head is None else f", heads of {size.head} and windows of {size.window}"
+    return f" with {size.channels} channels{heads}"
 
 
 @torch.compiler.assume_constant_result
-def _timed(op: str, where: torch.device) -> tuple[int, ...]:
+def _timed(op: str, where: torch.device) -> tuple[Size, ...]:
     found = facts(where)
     return tuple(TIMED.get((op, found.major, found.minor), ()))

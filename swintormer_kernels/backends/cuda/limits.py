@@ -25,6 +25,18 @@ def attention_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | 
     return tail_lacks(x)
 
 
+def attention_slower(op: str, x: Tensor, weights: AttentionWeights, window: int, gradients: bool) -> str | None:
+    """`slower` predicate of the ops with attention: None at the sizes at which the kernels were timed and faster.
+
+    Weights are packed again whenever they change, in some dozens of launches, and that was not timed: each step of a
+    training changes them, and autocast converts them in each call.
+    """
+    if device.EMULATOR is None and (gradients or torch.is_autocast_enabled(x.device.type)):
+        return f"has not been timed {'with gradients' if gradients else 'under autocast'}; ask for it by name"
+    head = x.shape[1] // 2 // weights.logit_scale.shape[0]
+    return device.why_slower(op, x, device.Size(x.shape[1], head, window))
+
+
 def tail_lacks(x: Tensor) -> str | None:
     """Sizes of `gated_ffn` and of the second half of a block."""
     if x.shape[1] not in CHANNELS:
