@@ -67,6 +67,8 @@ def pretrained_file(place: str | Path, **download: Any) -> Path:
         if not found.is_file():
             raise SwintormerError(f"The folder {place} holds no {WEIGHTS}: save_pretrained writes such folders.")
         return found
+    if _is_path(place):
+        raise SwintormerError(f"There is no folder {place}: name one of save_pretrained, or a repository, owner/name.")
     hub = _hub()
     try:
         return Path(hub.hf_hub_download(str(place), WEIGHTS, library_name="swintormer", **download))
@@ -78,6 +80,12 @@ def pretrained_file(place: str | Path, **download: Any) -> Path:
         raise SwintormerError(
             f"{place} is no folder here, and the hub gives no {WEIGHTS}: {first_line(error)}."
         ) from error
+
+
+def _is_path(place: str | Path) -> bool:
+    """Whether it can only be meant as a folder, so that the hub must not be asked."""
+    name = str(place)
+    return isinstance(place, Path) or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def save_pretrained(net: Swintormer | Checkpoint, folder: str | Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from swintormer.prior.model import Sampler
 
 DEBLUR = (
-    "Sharpen blurred photographs: PNG, TIFF, JPEG, WebP and AVIF; HEIC, JPEG XL and BMP with the extra [formats].\n\n"
+    "Sharpen blurred photographs: PNG, TIFF, JPEG, WebP and AVIF; HEIC, JPEG XL and BMP with the extra 'formats'.\n\n"
     "Bit depth, transparency, colour profile, EXIF data and orientation are kept. If a photograph cannot be restored, "
     "the others are, and the failure is reported at the end."
 )
@@ -48,7 +48,7 @@ def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) 
 
 
 # The order of the parameters is the order of the help: common options first, rare ones last.
-_MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, slightly better", "Rarely needed"
+_MAIN, _PRIOR, _RARE = "Options", "Diffusion prior: slower, for research", "Rarely needed"
 PREVIEW_SIDE = 512  # pixels
 WHOLE = (1, 1)  # the only shard of one
 
@@ -83,7 +83,14 @@ def deblur(
         bool, _option(_MAIN, "Skip pictures that have a result: continues a run.", "--skip-existing")
     ] = False,
     shard: Annotated[str, _option(_MAIN, "Only share K of N of the pictures.", metavar="K/N")] = "",
-    model: Annotated[str, _option(_MAIN, "By name, or OWNER/NAME of the hub.", metavar="NAME")] = "",
+    model: Annotated[
+        str,
+        _option(
+            _MAIN,
+            "small, strong (restores more, errs more) or small-prior; a folder, or OWNER/NAME of the hub.",
+            metavar="NAME",
+        ),
+    ] = "",
     memory: Annotated[str, _option(_MAIN, "Limit such as 500M, besides photograph and network.", metavar="SIZE")] = "",
     device: Annotated[str, _option(_MAIN, "cpu, cuda, cuda:1, mps or auto (default).", metavar="NAME")] = "auto",
     quiet: Annotated[bool, _option(_MAIN, "Print errors only.", "--quiet", "-q")] = False,
@@ -253,7 +260,7 @@ class Settings:
 
     Attributes:
         weights: checkpoint file; None for an installed one.
-        model: name of the installed one, or a folder or repository of the hub with a / in its name; empty for the
+        model: name of the installed one, or a folder, or a repository of the hub; empty for the
             default.
         memory: bytes of working memory, in addition to the picture and the network.
         window: size of the attention windows, for weights that do not store it.
@@ -435,9 +442,17 @@ def _page(path: Path | None) -> AbstractContextManager[Page | None]:
 
 def _alone(settings: Settings) -> float | None:
     """The change in dB from which a picture needs nothing: known of installed networks at full strength."""
-    if settings.weights is not None or "/" in settings.model or settings.strength != 1:
+    if settings.weights is not None or _elsewhere(settings.model) or settings.strength != 1:
         return None
     return installed(settings).alone
+
+
+def _elsewhere(model: str) -> bool:
+    """Whether --model names a folder, or a repository of the hub, and no installed network."""
+    from swintormer.cli.models import MODELS
+    from swintormer.images.files import is_folder
+
+    return "/" in model or (bool(model) and model not in MODELS and is_folder(Path(model)))
 
 
 def installed(settings: Settings) -> Model:
@@ -486,7 +501,7 @@ def weights_of(settings: Settings) -> Path:
     """The file of the network that the settings name; one of the hub is fetched, since they say so."""
     if settings.weights is not None and not settings.model:
         return settings.weights
-    if settings.weights is None and "/" in settings.model:
+    if settings.weights is None and _elsewhere(settings.model):
         from swintormer.checkpoint.hub import pretrained_file
 
         return pretrained_file(settings.model)

@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
         ),
         Model(
             "small-prior",
-            "the same with the diffusion prior (--prior): slower, slightly better",
+            "an earlier network with the diffusion prior (--prior), for research: slower, restores less than small",
             "Apache-2.0",
             alone=50.0,
         ),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEB = (
     "Restore photographs on a page in the browser: drop them, compare before and after, download.\n\n"
     "Pictures stay on this machine: the page is served from here, asks nobody else, and all files are removed when it "
-    "ends (Ctrl-C). It needs the extra [web]."
+    "ends (Ctrl-C). It needs the extra 'web'."
 )
 WEB_EXAMPLES = "Examples:\n\nswintormer web\n\nswintormer web --host 0.0.0.0 --port 8000 --no-browser"
 PORT, OTHER_PORTS = 8321, 20

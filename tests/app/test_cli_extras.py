@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from cli_files import default_signals, files, make_bad, photo
 from PIL import Image as Pillow
 
 from swintormer import Deblurrer, load_checkpoint, read_checkpoint
 from swintormer.checkpoint import checkpoint
 from swintormer.cli import models
+from swintormer.cli.app import app
 from swintormer.images import page
 from swintormer.images.compare import CAPTION, change
 from swintormer.images.formats import reads
@@ -112,6 +114,13 @@ def test_models_by_name(run, install, weights):
     both = run(*words, "small", "--weights", weights, code=1)
     assert both.stderr == "Error: --model and --weights both name a network: leave one of them out.\n"
     assert files() == {"a.png"}
+
+
+def test_no_help_loses_words_in_brackets():
+    """Typer takes [word] for markup and leaves it out."""
+    for name, command in typer.main.get_command(app).commands.items():
+        texts = [command.help, command.epilog, *(getattr(one, "help", "") for one in command.params)]
+        assert not re.search(r"\[[a-z]", " ".join(filter(None, texts))), name
 
 
 def test_every_model_is_installed():

@@ -122,6 +122,10 @@ def test_from_the_hub(net, tmp_path, monkeypatch, run):
     np.testing.assert_array_equal(read_image("hub.png").pixels, read_image("file.png").pixels)
     net.save_pretrained("folder")
     run("deblur", "in.png", "-o", "folder.png", "--model", "./folder", "--tile", 32)
+    run("deblur", "in.png", "-o", "bare.png", "--model", "folder", "--tile", 32)
+    assert Path("bare.png").read_bytes() == Path("folder.png").read_bytes()
+    gone = run("deblur", "in.png", "-o", "x.png", "--model", "./gone", code=1)
+    assert gone.stderr.startswith("Error: There is no folder ./gone: name one of save_pretrained")
     assert len(asked) == 2
     save_file(Swintormer(TINY, window_size=16).state_dict(), "folder/model.safetensors")  # without metadata
     noted = run("deblur", "in.png", "-o", "noted.png", "--model", "./folder", "--tile", 256)

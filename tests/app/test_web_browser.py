@@ -20,6 +20,7 @@ from cli_program import PATIENCE, PROGRAM
 
 from bench.browser import Window, browser, why_absent
 from swintormer import Deblurrer, read_checkpoint
+from swintormer.cli.models import MODELS
 from swintormer.data.degrade.light import light_to_srgb, srgb_to_light
 from swintormer.images.picture import Samples
 from swintormer.images.reading import read_image
@@ -88,7 +89,7 @@ def window(kept, address) -> Iterator[Window]:  # type: ignore[no-untyped-def]
 def show(window: Window, address: str) -> None:
     window.size(1000, 700)
     window.open(address)
-    window.wait("return document.querySelectorAll('#model option').length == 3")
+    window.wait("return document.querySelectorAll('#model option').length == arguments[0]", 1 + len(MODELS))
 
 
 def seen(window: Window, left: int, top: int) -> Samples:
@@ -210,8 +211,12 @@ def test_every_control_has_a_name(window, tmp_path):
     """As a screen reader tells it; and everything can be reached by the Tab key."""
     window.drop(photo(tmp_path / "a.png"))
     window.wait(DONE, 1)
+    assert window.run("return purpose.textContent").startswith(window.run("return model.value") + ": ")
     window.click("#help")
     assert window.run("return keys.open")
+    assert (
+        window.run("return document.activeElement.id") == "keys-title"
+    )  # not "End the program", for who presses Enter
     window.click("#keys form button")
     assert not window.run("return keys.open")
     nodes = window.devtools("Accessibility.getFullAXTree")["nodes"]

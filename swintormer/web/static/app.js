@@ -317,7 +317,8 @@ function renderShown() {
   $("strength").value = of(picture.id).strength;
   $("strength-value").textContent = `${of(picture.id).strength} %`;
   if ($("model").value !== picture.model && picture.model) $("model").value = picture.model;
-  $("model").title = program.models.find((model) => model.name === picture.model)?.purpose ?? "";
+  const purpose = program.models.find((model) => model.name === picture.model)?.purpose ?? "";
+  $("purpose").textContent = purpose && `${picture.model}: ${purpose}.`;
   $("for-all").hidden = pictures.length < 2;
   // It keeps its place: the slider must not move under the pointer.
   $("for-all").style.visibility = pictures.some((other) => differs(other, picture)) ? "" : "hidden";
