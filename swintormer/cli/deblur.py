@@ -87,7 +87,7 @@ def deblur(
         str,
         _option(
             _MAIN,
-            "small, strong (restores more, errs more) or small-prior; a folder, or OWNER/NAME of the hub.",
+            "small, strong (errs more), small-prior, a folder, or OWNER/NAME of the hub.",
             metavar="NAME",
         ),
     ] = "",
