@@ -142,7 +142,8 @@ class Ablation:
     def config(self, trained: Trained) -> RestorationConfig | JointConfig:
         """The configuration of a run."""
         kind = JointConfig if trained.changes.get("stage") == "joint" else RestorationConfig
-        values = self.base.model_dump() | {"out": self.out / trained.name} | trained.changes
+        shared = {name: value for name, value in self.base.model_dump().items() if name in kind.model_fields}
+        values = shared | {"out": self.out / trained.name} | trained.changes
         try:
             return kind.model_validate(values)
         except ValidationError as error:
