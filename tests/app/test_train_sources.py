@@ -135,5 +135,5 @@ def test_configurations_for_photographs(request, name):
     config = read_config(request.config.rootpath / "configs" / f"{name}.toml")
     assert config.data.degradation == "camera"
     assert config.data.scenes_share == 0.1
-    assert config.crop == 128
+    assert config.crop == (256 if name == "gpu" else 128)
     assert (config.initial is None) == (name == "photos")
