@@ -84,6 +84,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread_everywhere(one_thread: None) -> Iterator[None]:
+    """`one_thread`, and the same for processes that a test starts, which inherit the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture
 def engine(extension):  # type: ignore[no-untyped-def]  # a module
     """The extension; instruction set, thread source and thread count are put back after the test."""

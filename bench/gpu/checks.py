@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 import swintormer_kernels as sk
 from bench.gpu.parts import on, relative, wide
+from bench.gpu.rows import append_line
 from swintormer.execution.cuda_graph import capture_graph
 from swintormer_kernels.testing.cases import cases_of
 
@@ -37,13 +38,7 @@ class Check:
 
 def append(out: Path, check: Check) -> None:
     """A line more in checks.csv, at once."""
-    file = out / "checks.csv"
-    new = not file.exists()
-    with file.open("a", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Check)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in asdict(check).items()})
+    append_line(out / "checks.csv", asdict(check), 3)
     print(*asdict(check).values(), sep=", ", flush=True)
 
 

@@ -6,6 +6,7 @@ import csv
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,18 @@ class Row:
 
 def append(out: Path, row: Row) -> None:
     """A line more in gpu.csv, at once: a part that is stopped later has told what it measured."""
-    file = out / "gpu.csv"
+    append_line(out / "gpu.csv", asdict(row), 4)
+    print(", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values()), flush=True)
+
+
+def append_line(file: Path, values: dict[str, Any], digits: int) -> None:
+    """A line more in a CSV file, whose first line is the names; numbers with so many digits."""
     new = not file.exists()
     with file.open("a", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(lines, list(values), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
-    print(", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values()), flush=True)
+        writer.writerow({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in values.items()})
 
 
 def read_rows(out: Path) -> list[Row]:

@@ -26,16 +26,7 @@ from swintormer.images.reading import read_image
 from swintormer.model.config import PRESETS
 from swintormer_kernels import BackendError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads gain nothing on these sizes and cost much on a busy machine; processes inherit the variable."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_everywhere")
 
 
 # Results

@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-import torch
 from cli_files import default_signals, make_bad, photo
 from cli_program import PATIENCE, PROGRAM
 
@@ -44,15 +43,8 @@ ONE, TWO = "1" * 16, "2" * 16  # windows
 OWN = {"x-swintormer": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads gain nothing on these sizes, and the last bit of a mix depends on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+# The last bit of a mix depends on the number of threads.
+pytestmark = pytest.mark.usefixtures("one_thread_everywhere")
 
 
 class Page:

@@ -27,20 +27,13 @@ from swintormer.images.reading import read_image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-pytestmark = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
+pytestmark = [
+    pytest.mark.skipif(bool(why_absent()), reason=why_absent()),
+    pytest.mark.usefixtures("one_thread_everywhere"),
+]
 
 DONE = "return document.querySelectorAll('.card.done').length == arguments[0]"
 SIDE = 141, 240
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

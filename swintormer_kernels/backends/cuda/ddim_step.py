@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels.backends.cuda.runtime import kernels, launch
-from swintormer_kernels.backends.reference.ddim_step import coefficients
+from swintormer_kernels.backends.reference.ddim_step import coefficients, with_strides_of
 from swintormer_kernels.records import Prediction
 
 
@@ -30,15 +30,8 @@ def ddim_step(
         "ddim_step",
         choice,
         -(-z.numel() // choice[3]),
-        [*(_with_strides_of(out, tensor) for tensor in tensors), out],
+        [*(with_strides_of(out, tensor) for tensor in tensors), out],
         [z.numel(), clip is not None],
         [*numbers, guidance],
     )
     return out
-
-
-def _with_strides_of(out: Tensor, tensor: Tensor | None) -> Tensor | None:
-    """The tensor, or a copy with the strides of `out`, which is contiguous in some order of dimensions."""
-    if tensor is None or tensor.stride() == out.stride():
-        return tensor
-    return torch.empty_like(out).copy_(tensor)

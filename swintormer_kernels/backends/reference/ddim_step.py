@@ -135,3 +135,13 @@ def coefficients(kind: str, alpha_bar_t: float, alpha_bar_s: float, eta: float, 
         out = signal_s * signal + from_noise * spread, from_noise * signal - signal_s * spread
     bound = math.inf if clip is None else clip
     return Coefficients(*x0, signal_s - keep * signal, out[0] if clip is None else keep, out[1], sigma, bound)
+
+
+def with_strides_of(out: Tensor, tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy with the strides of `out`, which is contiguous in some order of dimensions.
+
+    For backends that process a latent in the order of its memory.
+    """
+    if tensor is None or tensor.stride() == out.stride():
+        return tensor
+    return torch.empty_like(out, dtype=tensor.dtype).copy_(tensor)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swintormer_kernels.backends.reference.ddim_step import coefficients
+from swintormer_kernels.backends.reference.ddim_step import coefficients, with_strides_of
 from swintormer_kernels.backends.triton.runtime import launch, narrow, widen
 from swintormer_kernels.records import Prediction
 
@@ -40,28 +40,18 @@ def ddim_step(
     """See `swintormer_kernels.ops.ddim_step`."""
     out = torch.empty_like(z)
     kind, unconditional, guidance = prediction
-    tensors = (z, noise_pred, noise if eta > 0 else None, unconditional)
+    given = (z, noise_pred, noise if eta > 0 else None, unconditional)
+    tensors = tuple(with_strides_of(out, tensor) for tensor in given)
     x0_from_z, x0_from_pred, *rest, bound = coefficients(kind, alpha_bar_t, alpha_bar_s, eta, clip)
     launch(
         step,
         (triton.cdiv(z.numel(), BLOCK),),
-        *(_with_strides_of(out, tensors), out, (x0_from_z, x0_from_pred, bound), (*rest, guidance), z.numel()),
+        *(tensors, out, (x0_from_z, x0_from_pred, bound), (*rest, guidance), z.numel()),
         BOUNDED=clip is not None,
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
     return out
-
-
-def _with_strides_of(out: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The tensors, or copies with the strides of `out`, which is contiguous in some order of dimensions."""
-
-    def converted(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or tensor.stride() == out.stride():
-            return tensor
-        return torch.empty_like(out, dtype=tensor.dtype).copy_(tensor)
-
-    return tuple(converted(tensor) for tensor in tensors)
 
 
 @triton.jit(do_not_specialize=["n"])
