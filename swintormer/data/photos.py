@@ -12,9 +12,8 @@ What a window may look like is drawn so that the network meets what people have:
   walls and fur are met as well.
 - Soft and faint truths: without them a network takes a wall that is soft by nature for a blurred one and loses 9 dB.
   Soft is a picture by a lens (Gaussian), because it was enlarged, or because its surface has little fine detail
-  (a steeper spectrum). After 64,000 windows of 256 with Gaussians alone, power-law textures came back within 34 dB of
-  themselves and enlarged pictures within 31; 480 steps of 8 with all three kinds brought them to 41 and 37. The wall
-  stayed at 29: it looks like thin lines out of focus.
+  (a steeper spectrum). A network trained long with Gaussians alone (`strong`: MODEL_CARD.md) sharpens the other two.
+  No kind helps for a wall whose wide soft bands look like thin lines out of focus.
 - Gray ones: some of a folder in colour are made gray.
 """
 

@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs: one launch in place of thousands.
 
-The step of `small` on an H200 took 115 ms as single launches, for 4 pairs of 192x192 as for 16: the processor could not
-launch faster. A graph repeats the kernels and addresses of one step, so everything that changes from step to step is a
+A step of a small network takes as long for four pairs as for sixteen where the processor launches one kernel after
+another (bench/results/h200.md). A graph repeats the kernels and addresses of one step, so everything that changes from step to step is a
 tensor on the device: the pairs, the learning rate, the optimiser's counters.
 """
 
