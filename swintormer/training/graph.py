@@ -1,8 +1,8 @@
 """Training steps as CUDA graphs: one launch in place of thousands.
 
 A step of a small network takes as long for four pairs as for sixteen where the processor launches one kernel after
-another (bench/results/h200.md). A graph repeats the kernels and addresses of one step, so everything that changes from step to step is a
-tensor on the device: the pairs, the learning rate, the optimiser's counters.
+another (bench/results/h200.md). A graph repeats the kernels and addresses of one step, so everything that changes from
+step to step is a tensor on the device: the pairs, the learning rate, the optimiser's counters.
 """
 
 from __future__ import annotations
