@@ -12,6 +12,11 @@ trained once, for all rows:
 | tile | trained on crops as large as the tiles of inference, or half as large (four times as many), or tiles twice as large |
 | stride | nothing is trained: tile and stride of inference with `--weights` |
 | views | trained on dual-pixel pairs (six channels) or on one view; measured on pairs of the validation stream; with the degradation "camera" where `[data]` has "simple", which makes no views |
+| width, blocks, refinement, window, loss, batch, rate, precision, data | the recipe: one setting (`RECIPE`) |
+
+With `--paced` the minutes are those of one core of this machine that nobody else uses: the time of a step is measured
+for every network before its training (the fastest of `PACE_STEPS` steps), and decides the number of steps. So a busy
+machine takes longer and trains the same.
 
 The measure is the gain in PSNR over the input, for two views, too, over the picture of one. Of every photograph it is the mean over the ten held-out faults; the
 standard error is over photographs (over pairs for `views`), and that of a difference over differences picture by
@@ -25,18 +30,21 @@ import hashlib
 import math
 import statistics
 import sys
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from swintormer.checkpoint.checkpoint import Checkpoint, default_weights, read_checkpoint
+from swintormer.cli.macs import count_macs
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
@@ -49,10 +57,27 @@ from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
 from swintormer.training.config import JointConfig, RestorationConfig, read_config
 from swintormer.training.data import validation_source
-from swintormer.training.loop import train
+from swintormer.training.loop import make_run, pick_device, train
 from swintormer.training.run import right_first
 
-ROWS = ("prior", "shift", "tile", "stride", "views")
+RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "width": [("D 16", {"network": {"dim": 16}}), ("D 32", {"network": {"dim": 32}})],
+    "blocks": [
+        ("blocks 1, 1, 2, 2", {"network": {"num_blocks": (1, 1, 2, 2)}}),
+        ("blocks 2, 3, 4, 4", {"network": {"num_blocks": (2, 3, 4, 4)}}),
+    ],
+    "refinement": [("no refinement", {"network": {"num_refinement_blocks": 0}})],
+    "window": [("windows of 16", {"network": {"window_size": 16}})],
+    "loss": [("L1 and 0.1 Fourier", {"fourier": 0.1})],
+    "batch": [("batch 2", {"batch": 2}), ("batch 8", {"batch": 8})],
+    "rate": [("rate 3e-4", {"lr": 3e-4}), ("rate 1.4e-3", {"lr": 1.4e-3})],
+    "precision": [("float32", {"dtype": "float32"})],
+    "data": [("half photographs", {"data": {"scenes": 0.5, "photos_share": 0.5}})],
+}
+"""Rows of the recipe: what is said of each variant, and its changes of the configuration, sizes and data by name."""
+ROWS = ("prior", "shift", "tile", "stride", "views", *RECIPE)
+PACE_STEPS = 8
+TILE = 256  # side of the picture whose multiplications are counted
 FAULTS = heldout.DEGRADATIONS
 INTERRUPTED = 130
 Gains = dict[str, float]
@@ -94,10 +119,15 @@ class Ablation:
     prior_weights: Path
     photographs: int
     side: int
+    photos: Path | None = None
+    paced: float | None = None  # minutes
 
     def variants(self, row: str) -> list[Variant]:
         crop = self.base.crop
         base = Trained()
+        if row in RECIPE:
+            others = [Variant(text, crop, None, self._changed(text, changes)) for text, changes in RECIPE[row]]
+            return [Variant("base", crop, None, base), *others]
         if row == "prior":
             with_prior = Trained("prior", self._joint())
             return [Variant("without z_0", crop, None, base), Variant("with z_0", crop, None, with_prior)]
@@ -132,6 +162,17 @@ class Ablation:
             )
         ]
 
+    def _changed(self, text: str, changes: dict[str, Any]) -> Trained:
+        """A network whose configuration has other settings, those of `network` and `data` by name."""
+        changes = dict(changes)
+        if "network" in changes:
+            changes["network"] = self.base.network.model_dump() | changes["network"]
+        if "data" in changes:
+            if self.photos is None:
+                raise SwintormerError("The row data needs a folder of sharp photographs: name it with --photos.")
+            changes["data"] = self.base.data.model_dump() | {"photos": self.photos} | changes["data"]
+        return Trained(text.replace(",", "").replace(" ", "_"), changes)
+
     def _joint(self) -> dict[str, Any]:
         """Changes that make a run of stage `joint`, as in configs/prior_joint.toml."""
         prior = config_of(load_prior(self.prior_weights))
@@ -145,10 +186,36 @@ class Ablation:
         shared = {name: value for name, value in self.base.model_dump().items() if name in kind.model_fields}
         values = shared | {"out": self.out / trained.name} | trained.changes
         try:
-            return kind.model_validate(values)
+            config = kind.model_validate(values)
+            return config if self.paced is None else self._in_minutes(config, self.paced)
         except ValidationError as error:
             fault = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SwintormerError(f"The run {trained.name} cannot be made of this configuration: {fault}.") from error
+
+    def _in_minutes(self, config: RestorationConfig | JointConfig, minutes: float) -> RestorationConfig | JointConfig:
+        """The configuration with the steps of so many minutes, measured once and kept in `out`."""
+        path = config.out / "seconds_a_step.txt"
+        if not path.exists():
+            print(f"Measuring a step of {config.out.name}.", file=sys.stderr, flush=True)
+            with TemporaryDirectory() as folder:
+                seconds = seconds_a_step(config.model_copy(update={"out": Path(folder)}))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{seconds:.4f}\n")
+        steps = max(1, round(60 * minutes / float(path.read_text())))
+        return type(config).model_validate(config.model_dump() | {"steps": steps, "minutes": math.inf})
+
+
+def seconds_a_step(config: RestorationConfig | JointConfig) -> float:
+    """Of the fastest of some steps, its pairs made in this process."""
+    few = {"workers": 0, "steps": PACE_STEPS, "minutes": math.inf}
+    run = make_run(config.model_copy(update=few), pick_device(config.device))
+    batches = run.batches(0)
+    times = []
+    for _ in range(PACE_STEPS):
+        start = time.perf_counter()
+        run.train_step(*next(batches))
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 @contextmanager
@@ -244,7 +311,7 @@ def with_error(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-COLUMNS = ("row", "variant", "pictures", "gain, dB", "against the first, dB", "steps", "minutes")
+COLUMNS = ("row", "variant", "GMACs", "pictures", "gain, dB", "against the first, dB", "steps", "minutes")
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|---|---|" + "---:|" * (len(COLUMNS) - 2)
 
 
@@ -256,7 +323,8 @@ def lines(ablation: Ablation, row: str) -> Iterator[str]:
         differences = "" if first is None else with_error([found[key] - first[key] for key in found if key in first])
         first = first or found
         card = checkpoint.card if variant.trained is not None else {}
-        cells = [row, variant.text, str(len(found)), with_error(list(found.values())), differences]
+        cost = count_macs(checkpoint.net.config, TILE, TILE).total / 1e9
+        cells = [row, variant.text, f"{cost:.2f}", str(len(found)), with_error(list(found.values())), differences]
         yield "| " + " | ".join([*cells, card.get("steps", ""), card.get("minutes", "")]) + " |"
 
 
@@ -265,7 +333,9 @@ def parse(arguments: Sequence[str]) -> tuple[Ablation, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, default=Path("configs/small.toml"), help="of stage restoration")
     parser.add_argument("--minutes", type=float, help="of training for each network (default: of the configuration)")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--paced", action="store_true", help="minutes of an idle core, see above")
+    parser.add_argument("--photos", type=Path, help="folder of sharp photographs, for the row data")
+    parser.add_argument("--rows", default=",".join(ROWS[:5]), help=f"some of {','.join(ROWS)}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the scores and table.md")
     parser.add_argument("--weights", type=Path, help="for the row stride (default: the installed ones)")
     parser.add_argument("--prior-weights", type=Path, help="of a trained prior (default: the installed one)")
@@ -278,11 +348,15 @@ def parse(arguments: Sequence[str]) -> tuple[Ablation, list[str]]:
     base = read_config(words.config)
     if not isinstance(base, RestorationConfig):
         raise SwintormerError(f"{words.config} is of stage {base.stage}: the ablation needs one of stage restoration.")
-    if words.minutes is not None:
+    if words.paced and words.minutes is None:
+        raise SwintormerError("--paced needs --minutes.")
+    if words.minutes is not None and not words.paced:
         base = RestorationConfig.model_validate(base.model_dump() | {"minutes": words.minutes})
     weights = words.weights or default_weights("small")
     prior_weights = words.prior_weights or default_weights("small-prior")
-    return Ablation(base, words.out, weights, prior_weights, words.photographs, words.side), rows
+    places = words.out, weights, prior_weights
+    paced = words.minutes if words.paced else None
+    return Ablation(base, *places, words.photographs, words.side, words.photos, paced), rows
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -59,13 +59,13 @@ def test_rows_are_trained_and_measured(run):
         ["tile", "trained on 32, tile 64"],
         *(["stride", f"tile {t}, stride {s}"] for t, s in ((32, 28), (32, 32), (32, 16), (16, 14), (64, 55))),
     ]
-    assert all(line[2] == "2" for line in lines)
-    assert lines[0][3] == lines[2][3]  # the same network with the same tile
-    assert [line[5] for line in lines[:5]] == ["2"] * 5
-    assert [line[5] for line in lines[5:]] == [""] * 5
+    assert all(line[3] == "2" for line in lines)
+    assert lines[0][4] == lines[2][4]  # the same network with the same tile
+    assert [line[6] for line in lines[:5]] == ["2"] * 5
+    assert [line[6] for line in lines[5:]] == [""] * 5
     for first in (0, 2, 5):
-        assert lines[first][4] == ""
-        assert "±" in lines[first + 1][4]
+        assert lines[first][5] == ""
+        assert "±" in lines[first + 1][5]
     assert (Path("out") / "table.md").read_text().count("\n") == 2 + len(lines)
 
 
@@ -110,8 +110,8 @@ def test_views(run):
     """Dual-pixel pairs need the degradation of a camera: both networks are trained with it."""
     lines = run("--rows", "views")
     assert [line[1] for line in lines] == ["one view", "two views"]
-    assert [line[2] for line in lines] == ["2", "2"]
-    assert "±" in lines[1][4]
+    assert [line[3] for line in lines] == ["2", "2"]
+    assert "±" in lines[1][5]
     assert read_checkpoint("out/views/weights.safetensors").net.config.in_channels == 6
     text = Path("run.toml").read_text()
     Path("run.toml").write_text(text.replace("[network]", '[data]\ndegradation = "camera"\n[network]'))
@@ -133,6 +133,37 @@ def test_gains_of_views_are_over_the_picture_of_one_view(run):
         before, after = (psnr(image.numpy(), truth[0].numpy()) for image in (picture[0], views[0, 3:]))
         rounding = 2 * torch.finfo(torch.float32).eps  # of a value on its way through the network, and what it alters
         assert gain == pytest.approx(after - before, abs=20 / math.log(10) * rounding * 10 ** (after / 20))
+
+
+def test_rows_of_the_recipe(run):
+    lines = run("--rows", "loss,width")
+    assert [line[1] for line in lines] == ["base", "L1 and 0.1 Fourier", "base", "D 16", "D 32"]
+    assert read_checkpoint("out/D_16/weights.safetensors").net.config.dim == 16
+    assert json.loads(read_checkpoint("out/L1_and_0.1_Fourier/weights.safetensors").card["recipe"])["fourier"] == 0.1
+    assert float(lines[4][2]) > float(lines[3][2]) > 0
+
+
+def test_a_budget_of_minutes_is_a_number_of_steps(run, monkeypatch):
+    monkeypatch.setattr(ablation, "seconds_a_step", lambda config: 15 if config.network.dim == 16 else 20)
+    paced = ["--rows", "width", "--paced", "--minutes", "1"]
+    lines = run(*paced)
+    assert [line[6] for line in lines] == ["3", "4", "3"]
+    monkeypatch.setattr(ablation, "seconds_a_step", lambda _: pytest.fail("measured again"))
+    assert run(*paced) == lines
+    assert "--paced needs --minutes" in run("--paced", code=1)
+
+
+def test_a_step_is_measured(run):
+    asked, _ = ablation.parse(["--config", "run.toml", "--out", "out"])
+    assert 0 < ablation.seconds_a_step(asked.config(ablation.Trained())) < math.inf
+    assert not Path("out").exists()
+
+
+def test_photographs_need_a_folder(run):
+    assert "--photos" in run("--rows", "data", code=1)
+    asked, _ = ablation.parse(["--config", "run.toml", "--out", "out", "--photos", "some"])
+    data = asked.config(asked.variants("data")[1].trained).data
+    assert (data.photos, data.photos_share, data.scenes) == ((Path("some"),), 0.5, 0.5)
 
 
 def test_what_cannot_be_asked_for(run):
