@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -120,6 +120,10 @@ def deblur(
     ] = None,
     blend: Annotated[str, _option(_RARE, "Tiles meet by feather (default) or uniform.", metavar="NAME")] = "",
     batch: Annotated[int | None, _option(_RARE, "Tiles processed at once.", metavar="N")] = None,
+    scales: Annotated[
+        str,
+        _option(_RARE, "Resolutions, 1 to 4, or auto (default).", metavar="N"),
+    ] = "",
     window: Annotated[
         int | None,
         _option(_RARE, "Attention windows, where weights lack it.", min=1, metavar="PIXELS"),
@@ -155,6 +159,7 @@ def deblur(
         seed=seed,
         deterministic=deterministic,
         strength=strength,
+        scales=parse_scales(scales),
         max_pixels=max_pixels,
     )
     extras = Extras(force, report, Saving(quality, lossless or None))
@@ -244,6 +249,15 @@ def parse_tile(text: str) -> int | str | None:
     return int(text)
 
 
+def parse_scales(text: str) -> int | Literal["auto"] | None:
+    """A number of scales, or "auto"; None for an empty text."""
+    if text == "auto":
+        return "auto"
+    if text and not re.fullmatch(r"[1-4]", text):
+        raise SwintormerError(f"--scales takes 1 to 4 or auto, found {text!r}.")
+    return int(text) if text else None
+
+
 def parse_memory(text: str) -> int | None:
     """Bytes of 500M, 1.5G, 2 GB or 2GiB, all of them powers of 1024; None for an empty text."""
     if not text:
@@ -269,6 +283,7 @@ class Settings:
         prior: whether the prior is used; None uses the prior of the weights, if they contain one.
         steps, seed, deterministic: of the prior's sampler.
         strength: share of the restoration in the result.
+        scales: of `Deblurrer`; None for those of the model.
         max_pixels: width times height of the largest picture that is read.
     """
 
@@ -288,6 +303,7 @@ class Settings:
     seed: int | None = None
     deterministic: bool = False
     strength: float = 1.0
+    scales: int | Literal["auto"] | None = None
     max_pixels: int | None = None
 
 
@@ -447,6 +463,11 @@ def _alone(settings: Settings) -> float | None:
     return installed(settings).alone
 
 
+def _scales(settings: Settings) -> int | Literal["auto"]:
+    """Of the installed model; 1 for other weights."""
+    return 1 if settings.weights is not None or _elsewhere(settings.model) else installed(settings).scales
+
+
 def _elsewhere(model: str) -> bool:
     """Whether --model names a folder, or a repository of the hub, and no installed network."""
     from swintormer.cli.models import MODELS
@@ -522,6 +543,7 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
         raise SwintormerError(f"--tile {settings.tile} is too small for this network: use {smallest} or more.")
     names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
+    chosen["scales"] = settings.scales or _scales(settings)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 

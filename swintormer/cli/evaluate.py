@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swintormer.cli.deblur import Settings, parse_tile, window_note
+from swintormer.cli.deblur import Settings, parse_scales, parse_tile, window_note
 from swintormer.cli.messages import FAILED, SIGNALLED, complain
 from swintormer.errors import SwintormerError
 from swintormer.signals import stoppable
@@ -105,6 +105,14 @@ def evaluate(
     stride: Annotated[
         int | None, _option(_RARE, "Distance between tiles (default: the paper's share, 220 of 256).", metavar="PIXELS")
     ] = None,
+    scales: Annotated[
+        str,
+        _option(
+            _RARE,
+            "2: at half size first; 3: a quarter; auto, as deblur does (default for the installed one).",
+            metavar="N",
+        ),
+    ] = "",
     window: Annotated[
         int | None,
         _option(_RARE, "Attention window size, for weights that do not store it.", min=1, metavar="PIXELS"),
@@ -114,7 +122,7 @@ def evaluate(
     ] = 0,
 ) -> None:
     """Check which of the four measurements is meant, and print its tables."""
-    from swintormer.checkpoint.checkpoint import default_weights
+    from swintormer.cli.models import DEFAULT, MODELS, WITH_PRIOR
 
     kind = _kind(dataset, root, blurred, sharp, right)
     if prior and weights is not None:
@@ -125,10 +133,12 @@ def evaluate(
         )
     if skip_rows and kind not in ("dataset", "pairs"):
         raise SwintormerError("--skip-rows is for pairs of pictures: leave it out.")
+    model = MODELS[WITH_PRIOR if prior else DEFAULT]
     settings = Settings(
-        weights or default_weights("small-prior" if prior else "small"),
+        weights or model.path(),
         tile=parse_tile(tile),
         stride=stride,
+        scales=parse_scales(scales) or (None if weights else model.scales),
         window=window,
         device=device,
     )
@@ -191,7 +201,7 @@ class _Run:
 
         In float32, so that figures do not depend on what the CPU can multiply.
         """
-        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "device")}
+        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "device")}
         return {"precision": "float32"} | defaults | {name: value for name, value in given.items() if value is not None}
 
     def load(self) -> Checkpoint:
@@ -213,7 +223,9 @@ class _Run:
 
         digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
         words = [f"{self.weights.name} {digest}", *what]
-        words += [f"{name} {v}" for name in ("tile", "stride", "window") if (v := getattr(self.settings, name))]
+        words += [
+            f"{name} {v}" for name in ("tile", "stride", "scales", "window") if (v := getattr(self.settings, name))
+        ]
         record = Record(self.csv, ", ".join(words))
         if record.known:
             complain(f"{len(record.known)} scores stand in {self.csv} already and are not computed again.")

@@ -19,33 +19,47 @@ class Model:
 
     Attributes:
         purpose: what it is for, in a few words.
+        file: name of its weights.
         alone: a picture that the network changes by less than this (`images.compare.change`, dB; more is less change)
             needs nothing; None where it was not measured. `python -m bench.leave_alone` measures it: MODEL_CARD.md.
+        scales: at how many resolutions a picture is restored, see `Deblurrer`.
     """
 
-    name: Literal["small", "strong", "small-prior"]
+    name: str
+    file: Literal["small", "strong", "small-prior"]
     purpose: str
     licence: str
     alone: float | None = None
+    scales: int | Literal["auto"] = 1
 
     def path(self) -> Path:
         """The file. Raises SwintormerError if this installation does not have it."""
         from swintormer.checkpoint.checkpoint import default_weights
 
-        return default_weights(self.name)
+        return default_weights(self.file)
 
 
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=48.0),
         Model(
+            "small",
+            "small",
+            "mild defocus, Gaussian and motion blur; the default",
+            "Apache-2.0",
+            alone=48.0,
+            scales="auto",
+        ),
+        Model(
+            "strong",
             "strong",
             "restores more, and now and then sharpens what is soft by nature: look at the result",
             "Apache-2.0",
             alone=47.0,
+            scales="auto",
         ),
         Model(
+            "small-prior",
             "small-prior",
             "an earlier network with the diffusion prior (--prior), for research: slower, restores less than small",
             "Apache-2.0",
@@ -70,11 +84,11 @@ def models() -> None:
         print(model.name)
         print(f"  for      {model.purpose}")
         print(f"  size     {path.stat().st_size / 1e6:.1f} MB")
-        print(f"  speed    {_speed(path)}")
+        print(f"  speed    {_speed(path, model.scales)}")
         print(f"  licence  {model.licence}")
 
 
-def _speed(path: Path) -> str:
+def _speed(path: Path, scales: int | Literal["auto"]) -> str:
     """Megapixels a second, of two restorations the faster one: the first packs weights."""
     import numpy as np
     import torch
@@ -83,7 +97,7 @@ def _speed(path: Path) -> str:
     from swintormer.inference.deblurrer import Deblurrer
 
     try:
-        deblurrer = Deblurrer(read_checkpoint(path), device="auto")
+        deblurrer = Deblurrer(read_checkpoint(path), device="auto", scales=scales)
     except PriorError as error:
         return str(error)
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)

@@ -35,6 +35,7 @@ from swintormer.inference.memory import (
     resident_bytes,
 )
 from swintormer.inference.precision import Chosen, Precision
+from swintormer.inference.scales import MOST_SCALES, ImageCut, ImagePart, Scale, added, coarser_share, doubled
 from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
@@ -107,6 +108,9 @@ class Deblurrer:
         strength: 0 to 1: the share of the restoration in the result; the rest is the image as it came. They are mixed
             in linear light (sRGB's curve), as if the light of both fell on one sensor. 1 is the restoration bit for
             bit, and 0 the image.
+        scales: 2 for wide blur, 10 pixels and more: the image is restored at half size first; 3 begins at a quarter.
+            "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
+            a network of two views it is 1.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -114,7 +118,7 @@ class Deblurrer:
 
     Raises:
         InputError: neither network nor checkpoint, a size or budget that is no whole number of at least one, an
-            unknown blend or precision, a strength outside 0 to 1.
+            unknown blend or precision, a strength outside 0 to 1, several scales for a network of two views.
         SwintormerError: a device that is not there, or a prior that does not fit the network.
     """
 
@@ -131,6 +135,7 @@ class Deblurrer:
         prior: bool | Sampler = True,
         precision: Precision = "auto",
         strength: float = 1.0,
+        scales: int | Literal["auto"] = 1,
     ) -> None:
         checkpoint = checkpoint_of(net)
         self._may_stretch = not isinstance(tile, int) and stride is None
@@ -138,9 +143,10 @@ class Deblurrer:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
             raise InputError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
-        sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory}
+        sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory, "number of scales": scales}
+        automatic = {"tile", "number of scales"}
         for name, value in sizes.items():
-            if value is None or (name == "tile" and value == "auto"):
+            if value is None or (name in automatic and value == "auto"):
                 continue
             if not isinstance(value, Integral):
                 raise InputError(f"The {name} must be a whole number, found {described(value)}.")
@@ -150,7 +156,10 @@ class Deblurrer:
             raise InputError(f"The prior must be True, False or a Sampler, found {described(prior)}.")
         if not 0 <= strength <= 1:
             raise InputError(f"The strength must be 0 (the picture as it came) to 1, found {strength}.")
-        self.strength = strength
+        one_view = checkpoint.net.config.in_channels == checkpoint.net.config.out_channels
+        if scales not in ("auto", 1) and not one_view:
+            raise InputError("Several scales are for networks of one view: leave scales at 1.")
+        self.strength, self.scales = strength, scales if one_view else 1
         largest = LARGEST_AUTO_TILE if isinstance(tile, str) else tile
         check_tiling(largest, default_stride(largest) if stride is None else stride, blend)
         self.tile, self.stride, self.blend, self.batch, self.memory = tile, stride, blend, batch, memory
@@ -218,7 +227,7 @@ class Deblurrer:
             finished = mixed(finished, lambda: cut(index, rows, columns)[:restored], self.strength)
             output[index, :, rows, columns] = finished
 
-        self._run(self.plan(height, width), count, _Ends(cut, emit, image.device), progress)
+        self._run(height, width, count, _Ends(cut, emit, image.device), progress)
         return output
 
     def restore_array(self, pixels: Samples, right: Samples | None = None, progress: Progress | None = None) -> Samples:
@@ -273,7 +282,7 @@ class Deblurrer:
         def emit(_: int, rows: slice, columns: slice, finished: Tensor) -> None:
             take(rows, columns, finished if channels == 3 else finished.mean(0, keepdim=True))
 
-        self._run(self.plan(height, width), 1, _Ends(cut, emit, torch.device("cpu")), progress)
+        self._run(height, width, 1, _Ends(cut, emit, torch.device("cpu")), progress)
 
     def _views(self, pixels: Samples, right: Samples | None) -> list[Samples]:
         """The views in the order of the network's channels, checked."""
@@ -302,8 +311,44 @@ class Deblurrer:
             )
         return [right, pixels]
 
-    def _run(self, plan: Plan, images: int, ends: _Ends, progress: Progress | None = None) -> None:
-        """Run every tile of every image through the network, in the band's order; `ends.emit` gets finished parts."""
+    def _run(self, height: int, width: int, images: int, ends: _Ends, progress: Progress | None) -> None:
+        """Restore images at every scale, from the coarsest on; `ends.emit` gets finished parts of the finest."""
+        scales = [Scale(height, width, ends.cut)]
+        while len(scales) < self._scales_of(height, width):
+            scales.append(scales[-1].half())
+        plans = [self.plan(scale.height, scale.width) for scale in scales]
+        total, done = images * sum(len(plan.grid) for plan in plans), 0
+        coarser: ImageCut | None = None
+        for plan, scale in reversed([*zip(plans, scales, strict=True)]):
+            cut, emit = scale.cut, ends.emit
+            if coarser is not None and self.scales != "auto":
+                cut, coarser = added(cut, coarser), None
+            if scale is not scales[0]:
+                kind = torch.promote_types(self.dtype, torch.float32)
+                size = images, self.net.config.out_channels, scale.height, scale.width
+                change = torch.empty(size, dtype=kind, device=ends.device)
+                emit = scale.keep_change(change)
+            later = None if progress is None else partial(_later, progress, done, total)
+            self._run_tiles(plan, images, _Ends(cut, emit, ends.device), coarser, later)
+            if scale is not scales[0]:
+                coarser = doubled(change)
+            done += images * len(plan.grid)
+
+    def _scales_of(self, height: int, width: int) -> int:
+        """For an image; the coarsest automatic one is not smaller than what the network pads every tile to."""
+        if self.scales != "auto":
+            return self.scales
+        halvings = math.log2(max(min(height, width) / self.net.config.stride, 1))
+        return 1 + min(int(halvings), MOST_SCALES - 1)
+
+    def _run_tiles(
+        self, plan: Plan, images: int, ends: _Ends, coarser: ImageCut | None, progress: Progress | None
+    ) -> None:
+        """Run every tile of every image through the network, in the band's order; `ends.emit` gets finished parts.
+
+        Args:
+            coarser: the change that the scale below makes, which is taken where it is the larger one; None for none.
+        """
         grid = plan.grid
         band = Band(grid, self.net.config.out_channels, torch.promote_types(self.dtype, torch.float32), ends.device)
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
@@ -316,11 +361,16 @@ class Deblurrer:
                 cuts = [ends.cut(*span).to(self.dtype) for span in spans]
                 cut = torch.stack(cuts).to(self.device, memory_format=self._layout)
                 sampled = None if progress is None else partial(progress, done, total)
-                if self.sampler is None:
-                    restored = self.forward(cut).to(band.pixels)
-                else:
+                z = None
+                if self.sampler is not None:
                     z = self._crops(spans, partial(self._latent, ends, grid, sampled), latents)
-                    restored = self.forward(cut, z, settings=(self.sampler.prior.factor,)).to(band.pixels)
+                restored = self._forward(cut, z).to(band.pixels)
+                if coarser is not None:
+                    changes = torch.stack([coarser(*span) for span in spans]).to(self.device)
+                    share = coarser_share(changes, restored - cut).to(band.pixels)
+                    if share.any():
+                        again = self._forward((cut + changes).to(cut), z).to(band.pixels)
+                        restored = torch.lerp(restored, again, share)
                 # A sum tells it in one pass: it is finite only if every term is.
                 if not restored.sum().isfinite():
                     raise SwintormerError(
@@ -333,6 +383,12 @@ class Deblurrer:
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)
+
+    def _forward(self, tiles: Tensor, z: Tensor | None) -> Tensor:
+        if z is None:
+            return self.forward(tiles)
+        assert self.sampler is not None
+        return self.forward(tiles, z, settings=(self.sampler.prior.factor,))
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
@@ -441,9 +497,14 @@ class _Ends:
         emit: takes (image, rows, columns, (C_out, rows, columns)); the tensor is only valid during the call.
     """
 
-    cut: Callable[[int, slice, slice], Tensor]
-    emit: Callable[[int, slice, slice, Tensor], None]
+    cut: ImageCut
+    emit: ImagePart
     device: torch.device
+
+
+def _later(progress: Progress, first: int, total: int, done: int, _: int) -> None:
+    """Progress of tiles that come after `first` others."""
+    progress(first + done, total)
 
 
 def _check_range(image: Tensor) -> None:

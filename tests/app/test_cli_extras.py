@@ -33,7 +33,7 @@ def install(weights, monkeypatch):
 
     def as_model(alone: float | None) -> None:
         monkeypatch.setattr(checkpoint, "default_weights", lambda name: weights)
-        monkeypatch.setitem(models.MODELS, "small", models.Model("small", "tests", "none", alone))
+        monkeypatch.setitem(models.MODELS, "small", models.Model("small", "small", "tests", "none", alone))
 
     return as_model
 

@@ -1,0 +1,140 @@
+"""Coarse to fine: several resolutions of a picture against the formula on whole pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cli_files import photo
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swintormer.checkpoint.checkpoint import read_checkpoint
+from swintormer.cli.deblur import Settings, make_deblurrer
+from swintormer.errors import InputError
+from swintormer.images.reading import read_image
+from swintormer.inference.deblurrer import Deblurrer
+from swintormer.inference.scales import coarser_share
+from swintormer.model.config import NetworkConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TILE = 16  # small enough that every scale of the pictures below takes several
+
+
+class Curve(nn.Module):
+    """Stands for a network whose result at a pixel depends on that pixel alone, so that tiles change nothing."""
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.config = NetworkConfig(in_channels=in_channels, dim=8, window_size=2)
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**2
+
+
+def restored(picture: Tensor, scales: int) -> Tensor:
+    """The formula of `inference.scales`, for whole pictures (B, 3, H, W)."""
+    if scales == 1:
+        return picture**2
+    height, width = picture.shape[2:]
+    even = F.pad(picture, (0, width % 2, 0, height % 2), mode="replicate")
+    half = F.interpolate(even, (even.shape[2] // 2, even.shape[3] // 2), mode="bicubic", antialias=True)
+    change = F.interpolate(restored(half, scales - 1) - half, scale_factor=2, mode="bicubic")
+    return (picture + change[..., :height, :width]) ** 2
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 37), (61, 50), (64, 33)])
+def test_scales_are_those_of_the_formula(size, scales):
+    picture = torch.rand(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[int, int]] = []
+    deblur = Deblurrer(Curve(), tile=TILE, stride=12, scales=scales)  # type: ignore[arg-type]
+    found = deblur(picture, progress=lambda done, total: seen.append((done, total)))
+    # The weights with which tiles are blended are of float32; the square doubles an error, at every scale once more.
+    bound = 2**scales * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(found, restored(picture, scales), rtol=0, atol=bound)
+    done, total = zip(*seen, strict=True)
+    assert list(done) == sorted(set(done))
+    assert set(total) == {done[-1]}
+
+
+class Sharpener(Curve):
+    """Changes what is smooth and above `grain` in scale: a wave of `period` pixels is made stronger, others hardly."""
+
+    def __init__(self, period: float) -> None:
+        super().__init__()
+        self.period = period
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequency = torch.fft.fftfreq(x.shape[-1], dtype=x.dtype).abs() * self.period
+        gain = 1 + torch.exp(-((frequency.clamp_min(1e-9).log2() * 2) ** 2))
+        return torch.fft.ifft(torch.fft.fft(x) * gain).real
+
+
+def wave(period: float, side: int = 128) -> Tensor:
+    x = torch.arange(side, dtype=torch.float64)
+    return (0.5 + 0.2 * torch.cos(2 * torch.pi * x / period)).expand(1, 3, side, side)
+
+
+@pytest.mark.parametrize(("period", "taken"), [(8, 1), (16, 2), (32, 3)])
+def test_the_scale_that_finds_most_to_change_is_taken(period, taken):
+    """A network that sharpens waves of eight pixels finds one of 16 at half size, and one of 32 at a quarter."""
+    network = Sharpener(8)
+    automatic = Deblurrer(network, tile=128, scales="auto")(wave(period))  # type: ignore[arg-type]
+    fixed = [Deblurrer(network, tile=128, scales=scales)(wave(period)) for scales in (1, 2, 3)]  # type: ignore[arg-type]
+    distances = [float((automatic - other).abs().max()) for other in fixed]
+    assert distances[taken - 1] < 0.1 * min(other for number, other in enumerate(distances, 1) if number != taken)
+
+
+def test_pictures_whose_half_would_be_all_padding_have_one_scale():
+    seen: list[int] = []
+    stride = NetworkConfig(in_channels=3, dim=8, window_size=2).stride
+    for side in (2 * stride - 1, 2 * stride, 4 * stride, 16 * stride):
+        picture = torch.rand(1, 3, side, 16 * stride, dtype=torch.float64)
+        Deblurrer(Curve(), tile=1024, scales="auto")(picture, lambda _, total: seen.append(total))  # type: ignore[arg-type]
+    assert [seen[0], *seen[1:3:2], seen[3], seen[-1]] == [1, 2, 3, 3]
+
+
+def test_the_share_of_the_coarser_scale_rises_gradually():
+    change = torch.full((1, 3, 4, 4), 0.1)
+    shares = [float(coarser_share(change, change / ratio**0.5)) for ratio in torch.linspace(1, 6, 26)]
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert max(np.diff(shares)) < 0.2
+    assert min(np.diff(shares)) >= 0
+    assert float(coarser_share(change / 100, change * 0)) == 0  # too little to matter
+    assert float(coarser_share(change, change * 0)) == 1
+
+
+def test_a_share_of_the_restoration_is_mixed_with_the_picture_itself():
+    picture = torch.rand(1, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Deblurrer(Curve(), scales=2, strength=0.0)(picture), picture)  # type: ignore[arg-type]
+
+
+def test_a_network_of_two_views_has_one_scale():
+    with pytest.raises(InputError, match="networks of one view"):
+        Deblurrer(Curve(in_channels=6), scales=2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="number of scales must be at least 1"):
+        Deblurrer(Curve(), scales=0)  # type: ignore[arg-type]
+
+
+def test_the_command_line_takes_scales(run, weights, monkeypatch):
+    source = read_image(photo("in.png", side=(50, 70))).pixels
+    one, two = (Deblurrer(read_checkpoint(weights), scales=scales).restore_array(source) for scales in (1, 2))
+    assert not np.array_equal(one, two)
+    for words, expected in (((), one), (("--scales", "2"), two), (("--scales", "auto"), one)):
+        run("deblur", "in.png", "-o", "out.png", "--weights", weights, *words)
+        np.testing.assert_array_equal(read_image("out.png").pixels, expected)
+    assert (
+        "--scales takes 1 to 4 or auto, found '0'"
+        in run("deblur", "in.png", "-o", "b.png", "--scales", "0", code=1).stderr
+    )
+
+
+def test_installed_models_choose_their_scales(weights, monkeypatch):
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
+    assert make_deblurrer(Settings()).scales == "auto"
+    assert make_deblurrer(Settings(model="strong")).scales == "auto"
+    assert make_deblurrer(Settings(scales=1)).scales == 1
+    assert make_deblurrer(Settings(weights=weights)).scales == 1
