@@ -113,7 +113,7 @@ def deblur(
     weights: Annotated[Path | None, _option(_RARE, "Another network (.safetensors, .pth).", metavar="FILE")] = None,
     right: Annotated[Path | None, _option(_RARE, "Right dual-pixel view, or a folder.", metavar="PATH")] = None,
     ray: Annotated[str, _option(_RARE, "A Ray cluster: local, auto or address.", metavar="WHERE")] = "",
-    tile: Annotated[str, _option(_RARE, "Side of the tiles restored in turn, or auto.", metavar="PIXELS")] = "",
+    tile: Annotated[str, _option(_RARE, "Side of the tiles, or auto.", metavar="PIXELS")] = "",
     stride: Annotated[
         int | None,
         _option(_RARE, "Distance between tiles.", metavar="PIXELS"),
