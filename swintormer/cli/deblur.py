@@ -463,11 +463,6 @@ def _alone(settings: Settings) -> float | None:
     return installed(settings).alone
 
 
-def _scales(settings: Settings) -> int | Literal["auto"]:
-    """Of the installed model; 1 for other weights."""
-    return 1 if settings.weights is not None or _elsewhere(settings.model) else installed(settings).scales
-
-
 def _elsewhere(model: str) -> bool:
     """Whether --model names a folder, or a repository of the hub, and no installed network."""
     from swintormer.cli.models import MODELS
@@ -543,7 +538,9 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
         raise SwintormerError(f"--tile {settings.tile} is too small for this network: use {smallest} or more.")
     names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
-    chosen["scales"] = settings.scales or _scales(settings)
+    if settings.weights is None and not _elsewhere(settings.model):
+        chosen |= installed(settings).settings()
+    chosen["scales"] = settings.scales or chosen.get("scales")
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 

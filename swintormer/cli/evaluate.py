@@ -21,6 +21,7 @@ from swintormer.signals import stoppable
 
 if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import Checkpoint
+    from swintormer.cli.models import Model
     from swintormer.data.datasets import PairFiles
     from swintormer.evaluation.record import Record
     from swintormer.evaluation.scores import Score
@@ -58,6 +59,9 @@ def evaluate(
     weights: Annotated[
         Path | None, _option(_MAIN, "Network to measure (default: the installed one).", metavar="FILE")
     ] = None,
+    model: Annotated[
+        str, _option(_MAIN, "Another installed network by name, as deblur restores with it.", metavar="NAME")
+    ] = "",
     csv: Annotated[
         Path | None,
         _option(_MAIN, "Also write every score here; the same command continues from it.", metavar="FILE"),
@@ -122,9 +126,11 @@ def evaluate(
     ] = 0,
 ) -> None:
     """Check which of the four measurements is meant, and print its tables."""
-    from swintormer.cli.models import DEFAULT, MODELS, WITH_PRIOR
+    from swintormer.cli.models import DEFAULT, WITH_PRIOR, named
 
     kind = _kind(dataset, root, blurred, sharp, right)
+    if model and (prior or weights is not None):
+        raise SwintormerError("--model, --prior and --weights each name a network: leave the others out.")
     if prior and weights is not None:
         raise SwintormerError("--prior selects installed weights: leave it out; a prior in --weights is used anyway.")
     if kind != "held-out" and (side is not None or network_only or photos is not None):
@@ -133,16 +139,16 @@ def evaluate(
         )
     if skip_rows and kind not in ("dataset", "pairs"):
         raise SwintormerError("--skip-rows is for pairs of pictures: leave it out.")
-    model = MODELS[WITH_PRIOR if prior else DEFAULT]
+    installed = named(model or (WITH_PRIOR if prior else DEFAULT))
     settings = Settings(
-        weights or model.path(),
+        weights or installed.path(),
         tile=parse_tile(tile),
         stride=stride,
-        scales=parse_scales(scales) or (None if weights else model.scales),
+        scales=parse_scales(scales),
         window=window,
         device=device,
     )
-    run = _Run(settings, csv, limit)
+    run = _Run(settings, csv, limit, None if weights is not None else installed)
     if kind == "held-out":
         print(_heldout(run, photos, side, network_only))
     elif kind == "sharp":
@@ -183,12 +189,14 @@ def _kind(dataset: str, root: Path | None, blurred: Path | None, sharp: Path | N
 class _Run:
     """What the measurements share: the settings, where scores are kept, and how many pictures are wanted.
 
-    `failures` takes a sentence for each of one's own pictures that cannot be measured.
+    `installed` is the network where it was not given as weights. `failures` takes a sentence for each of one's own
+    pictures that cannot be measured.
     """
 
     settings: Settings
     csv: Path | None
     limit: int | None
+    installed: Model | None = None
     failures: list[str] = field(default_factory=list)
 
     def check(self, found: Sequence[Score]) -> None:
@@ -202,7 +210,9 @@ class _Run:
         In float32, so that figures do not depend on what the CPU can multiply.
         """
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "device")}
-        return {"precision": "float32"} | defaults | {name: value for name, value in given.items() if value is not None}
+        own = {} if self.installed is None else self.installed.settings()
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"precision": "float32"} | own | defaults | given
 
     def load(self) -> Checkpoint:
         from swintormer.checkpoint.checkpoint import read_checkpoint

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from swintormer.errors import PriorError, SwintormerError
 
@@ -23,6 +23,7 @@ class Model:
         alone: a picture that the network changes by less than this (`images.compare.change`, dB; more is less change)
             needs nothing; None where it was not measured. `python -m bench.leave_alone` measures it: MODEL_CARD.md.
         scales: at how many resolutions a picture is restored, see `Deblurrer`.
+        guard: name of the weights of a second network, see `Deblurrer`.
     """
 
     name: str
@@ -31,12 +32,20 @@ class Model:
     licence: str
     alone: float | None = None
     scales: int | Literal["auto"] = 1
+    guard: Literal["small", ""] = ""
 
     def path(self) -> Path:
         """The file. Raises SwintormerError if this installation does not have it."""
         from swintormer.checkpoint.checkpoint import default_weights
 
         return default_weights(self.file)
+
+    def settings(self) -> dict[str, Any]:
+        """Of `Deblurrer`, beside the weights. Raises SwintormerError if this installation lacks the guard's weights."""
+        from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
+
+        guard = read_checkpoint(default_weights(self.guard)).net if self.guard else None
+        return {"scales": self.scales, "guard": guard}
 
 
 MODELS: dict[str, Model] = {
@@ -53,10 +62,11 @@ MODELS: dict[str, Model] = {
         Model(
             "strong",
             "strong",
-            "restores more, and now and then sharpens what is soft by nature: look at the result",
+            "restores more, in twice the time, and sharpens now and then what is soft by nature: look at the result",
             "Apache-2.0",
             alone=47.0,
             scales="auto",
+            guard="small",
         ),
         Model(
             "small-prior",
@@ -84,11 +94,11 @@ def models() -> None:
         print(model.name)
         print(f"  for      {model.purpose}")
         print(f"  size     {path.stat().st_size / 1e6:.1f} MB")
-        print(f"  speed    {_speed(path, model.scales)}")
+        print(f"  speed    {_speed(model)}")
         print(f"  licence  {model.licence}")
 
 
-def _speed(path: Path, scales: int | Literal["auto"]) -> str:
+def _speed(model: Model) -> str:
     """Megapixels a second, of two restorations the faster one: the first packs weights."""
     import numpy as np
     import torch
@@ -97,7 +107,7 @@ def _speed(path: Path, scales: int | Literal["auto"]) -> str:
     from swintormer.inference.deblurrer import Deblurrer
 
     try:
-        deblurrer = Deblurrer(read_checkpoint(path), device="auto", scales=scales)
+        deblurrer = Deblurrer(read_checkpoint(model.path()), device="auto", **model.settings())
     except PriorError as error:
         return str(error)
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)

@@ -26,6 +26,7 @@ from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
+from swintormer.inference.choice import coarser_share, guard_share
 from swintormer.inference.kept import Samples, mixed, write_part
 from swintormer.inference.memory import (
     available_bytes,
@@ -35,7 +36,7 @@ from swintormer.inference.memory import (
     resident_bytes,
 )
 from swintormer.inference.precision import Chosen, Precision
-from swintormer.inference.scales import MOST_SCALES, ImageCut, ImagePart, Scale, added, coarser_share, doubled
+from swintormer.inference.scales import MOST_SCALES, ImageCut, ImagePart, Scale, added, doubled
 from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
@@ -111,6 +112,8 @@ class Deblurrer:
         scales: 2 for wide blur, 10 pixels and more: the image is restored at half size first; 3 begins at a quarter.
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
+        guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
+            does, the guard's result is taken (choice.py). It takes as long as `net` again.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -136,6 +139,7 @@ class Deblurrer:
         precision: Precision = "auto",
         strength: float = 1.0,
         scales: int | Literal["auto"] = 1,
+        guard: Swintormer | None = None,
     ) -> None:
         checkpoint = checkpoint_of(net)
         self._may_stretch = not isinstance(tile, int) and stride is None
@@ -171,6 +175,8 @@ class Deblurrer:
         if self.device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
+        self.guard = None if guard is None else _guard(guard, self.net, device)
+        self._guarded = None if self.guard is None else GraphedForward(self.guard)
         self._precision = Chosen(precision, self.net)
         if isinstance(prior, bool):
             self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
@@ -354,7 +360,7 @@ class Deblurrer:
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
         total, done = images * len(grid), 0
         latents: dict[int, ImageLatent] = {}
-        with torch.inference_mode(), _evaluating(self.net), self._precision.scope():
+        with torch.inference_mode(), _evaluating(self.net, self.guard), self._precision.scope():
             while batch := list(islice(tiles, plan.batch)):
                 spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
                 # Converted first: under autocast to bfloat16, stack does not take float16.
@@ -364,12 +370,13 @@ class Deblurrer:
                 z = None
                 if self.sampler is not None:
                     z = self._crops(spans, partial(self._latent, ends, grid, sampled), latents)
-                restored = self._forward(cut, z).to(band.pixels)
+                restored = self._forward(cut, z, band.pixels)
                 if coarser is not None:
                     changes = torch.stack([coarser(*span) for span in spans]).to(self.device)
                     share = coarser_share(changes, restored - cut).to(band.pixels)
                     if share.any():
-                        again = self._forward((cut + changes).to(cut), z).to(band.pixels)
+                        restored = restored.clone()  # the numbers of a CUDA graph last until its next replay
+                        again = self._forward((cut + changes).to(cut), z, band.pixels)
                         restored = torch.lerp(restored, again, share)
                 # A sum tells it in one pass: it is finite only if every term is.
                 if not restored.sum().isfinite():
@@ -384,11 +391,19 @@ class Deblurrer:
                 if progress is not None:
                     progress(done, total)
 
-    def _forward(self, tiles: Tensor, z: Tensor | None) -> Tensor:
+    def _forward(self, tiles: Tensor, z: Tensor | None, like: Tensor) -> Tensor:
+        """The network's results in the dtype of `like`; the guard's where the network goes much further."""
         if z is None:
-            return self.forward(tiles)
-        assert self.sampler is not None
-        return self.forward(tiles, z, settings=(self.sampler.prior.factor,))
+            restored = self.forward(tiles).to(like)
+        else:
+            assert self.sampler is not None
+            restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(like)
+        if self._guarded is None:
+            return restored
+        careful = self._guarded(tiles).to(like)
+        base = tiles[:, : restored.shape[1]]
+        share = guard_share(restored - base, careful - base)
+        return torch.lerp(restored, careful, share.to(like))
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
@@ -468,7 +483,8 @@ class Deblurrer:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return 0
         denoiser = () if self.sampler is None else self.sampler.prior.denoiser.parameters()
-        return packed_bytes(self.net.config) + packed_convolution_bytes(denoiser)
+        guard = 0 if self.guard is None else packed_bytes(self.guard.config)
+        return packed_bytes(self.net.config) + guard + packed_convolution_bytes(denoiser)
 
     def _most_tiles(self, tile: int) -> int:
         """Tiles of an automatic batch that still pay off; see `CPU_BATCH_PIXELS`."""
@@ -534,15 +550,30 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
         raise SwintormerError(f"Cannot use the device {device}: {first_line(error)}.") from error
 
 
+def _guard(guard: Swintormer, net: Swintormer, device: str | torch.device | None) -> Swintormer:
+    """The second network, on the device and in the memory layout of the first. Raises InputError if it does not fit."""
+    one, other = (checkpoint_of(each).net for each in (net, guard))
+    channels = [(each.config.in_channels, each.config.out_channels) for each in (one, other)]
+    if channels[0] != channels[1] or other.config.prior_channels:
+        raise InputError("The guard must be a network of the same channels as the first and without a prior.")
+    weight = next(net.parameters())
+    guard = _moved(guard, device).to(weight.device, weight.dtype)
+    if weight.device.type == "cuda":
+        guard.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return guard
+
+
 @contextmanager
-def _evaluating(net: Swintormer) -> Iterator[None]:
+def _evaluating(*nets: Swintormer | None) -> Iterator[None]:
     """Evaluation mode inside; a network in training goes back to it, also after an interrupt."""
-    training = net.training
-    net.eval()
+    modes = [(net, net.training) for net in nets if net is not None]
+    for net, _ in modes:
+        net.eval()
     try:
         yield
     finally:
-        net.train(training)
+        for net, training in modes:
+            net.train(training)
 
 
 def _described(pixels: Samples) -> str:

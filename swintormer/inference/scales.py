@@ -6,7 +6,7 @@ With x the picture, h(x) its half, d the doubling of a picture and f the network
 
 and more scales put the same sum in place of f(h(x)). A mild blur is restored better by f alone: at half size it is
 nearly gone, and the network sharpens what is sharp. An automatic choice makes both in every tile and takes the sum
-where the half-size picture's change is much larger (`coarser_share`).
+where the half-size picture's change is much larger (`choice.coarser_share`).
 
 Both resamplings are torch's cubic ones (the halving over twice the width), and made of a region alone, so that no
 picture but the change at half size is held: 12 bytes for four pixels of colour.
@@ -27,10 +27,6 @@ ImageCut: TypeAlias = Callable[[int, slice, slice], Tensor]
 ImagePart: TypeAlias = Callable[[int, slice, slice, Tensor], None]
 """Takes number, rows, columns and (C, rows, columns) of an image."""
 MOST_SCALES = 3  # of an automatic choice
-# Of fifteen faults on twenty training photographs (crops of 256, `small`), the half-size picture's change was more than
-# 2.6 times the full-size one's (mean squares) in 17 of 300: all 17 gained by it, 1.2 dB on average. Below, most lose.
-_RATIO = 2.6, 4.0
-_ENOUGH = 10**-4.8, 10**-4.4  # mean square of a change of 1 to 1.6 of 255: what a sharp picture changes by is below
 _HALVING_REACH = 4  # rows at half size: twice as many pixels, more than the cubic kernel of eight takes
 _DOUBLING_REACH = 2
 
@@ -91,24 +87,6 @@ def doubled(pictures: Tensor) -> ImageCut:
 def added(one: ImageCut, other: ImageCut) -> ImageCut:
     """The sum of two images."""
     return lambda *region: one(*region) + other(*region)
-
-
-def coarser_share(coarser: Tensor, finer: Tensor) -> Tensor:
-    """How much of a tile is restored from the coarser scale, 0 to 1: where that changes more than the finer one.
-
-    Args:
-        coarser, finer: (B, C, H, W), the changes that the two scales make.
-
-    Returns:
-        (B, 1, 1, 1). It rises gradually, so that rounding does not decide between two pictures.
-    """
-    low, high = (change.float().square().mean((1, 2, 3), keepdim=True) for change in (coarser, finer))
-    ratio = low / high.clamp_min(torch.finfo(low.dtype).tiny)
-    return _ramp(ratio, *_RATIO) * _ramp(low, *_ENOUGH)
-
-
-def _ramp(values: Tensor, first: float, last: float) -> Tensor:
-    return ((values - first) / (last - first)).clamp(0, 1)
 
 
 def _shifted(picture: Tensor, rows: slice, columns: slice, top: int, left: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Coarse to fine: several resolutions of a picture against the formula on whole pictures."""
+"""Several resolutions of a picture against the formula on whole pictures; a second network as a guard."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from swintormer.checkpoint.checkpoint import read_checkpoint
 from swintormer.cli.deblur import Settings, make_deblurrer
 from swintormer.errors import InputError
 from swintormer.images.reading import read_image
+from swintormer.inference.choice import coarser_share
 from swintormer.inference.deblurrer import Deblurrer
-from swintormer.inference.scales import coarser_share
 from swintormer.model.config import NetworkConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,6 +107,47 @@ def test_the_share_of_the_coarser_scale_rises_gradually():
     assert float(coarser_share(change, change * 0)) == 1
 
 
+class Graphed(Sharpener):
+    """As a CUDA graph does, gives its result in the same memory every time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = super().forward(x)
+        if not hasattr(self, "kept") or self.kept.shape != result.shape:
+            self.kept = result
+        return self.kept.copy_(result)
+
+
+def test_results_that_last_until_the_next_run():
+    picture = wave(18) + 0.1 * wave(8)  # a share of the coarser scale
+    found = [Deblurrer(net(8), tile=128, scales="auto")(picture) for net in (Sharpener, Graphed)]  # type: ignore[arg-type]
+    assert torch.equal(*found)
+
+
+class Gain(Curve):
+    """Adds so many times the picture."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.gain)
+
+
+@pytest.mark.parametrize(("gain", "taken"), [(0.1, 0.1), (0.15, 0.15), (0.25, 0.1)])
+def test_a_guard_decides_where_the_network_goes_much_further(gain, taken):
+    picture = torch.rand(1, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Deblurrer(Gain(gain), guard=Gain(0.1), tile=TILE)(picture)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, picture * (1 + taken), rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_a_guard_fits_its_network():
+    with pytest.raises(InputError, match="guard must be a network of the same channels"):
+        Deblurrer(Curve(), guard=Curve(in_channels=6))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Expected a Swintormer"):
+        Deblurrer(Curve(), guard=nn.Identity())  # type: ignore[arg-type]
+
+
 def test_a_share_of_the_restoration_is_mixed_with_the_picture_itself():
     picture = torch.rand(1, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Deblurrer(Curve(), scales=2, strength=0.0)(picture), picture)  # type: ignore[arg-type]
@@ -135,6 +176,10 @@ def test_the_command_line_takes_scales(run, weights, monkeypatch):
 def test_installed_models_choose_their_scales(weights, monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
     assert make_deblurrer(Settings()).scales == "auto"
-    assert make_deblurrer(Settings(model="strong")).scales == "auto"
+    strong = make_deblurrer(Settings(model="strong"))
+    assert strong.scales == "auto"
+    assert strong.guard is not None
+    assert strong.guard is not strong.net
+    assert make_deblurrer(Settings()).guard is None
     assert make_deblurrer(Settings(scales=1)).scales == 1
     assert make_deblurrer(Settings(weights=weights)).scales == 1
