@@ -233,9 +233,10 @@ class _Run:
 
         digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
         words = [f"{self.weights.name} {digest}", *what]
-        words += [
-            f"{name} {v}" for name in ("tile", "stride", "scales", "window") if (v := getattr(self.settings, name))
-        ]
+        own = {} if self.installed is None else {"scales": self.installed.scales, "guard": self.installed.guard}
+        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "window")}
+        used = own | {name: value for name, value in given.items() if value}
+        words += [f"{name} {value}" for name, value in used.items() if value]
         record = Record(self.csv, ", ".join(words))
         if record.known:
             complain(f"{len(record.known)} scores stand in {self.csv} already and are not computed again.")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cli_files import TINY
 from swintormer import Deblurrer, Swintormer, load_checkpoint, save_checkpoint
 from swintormer.cli import evaluate as command
 from swintormer.data.datasets import PairFiles
-from swintormer.evaluation import lpips, metrics
+from swintormer.evaluation import lpips, metrics, scores
 from swintormer.evaluation.pairs import DPDD_INDOOR, DPDD_TEST, named_pairs, with_rooms
 from swintormer.evaluation.published import PUBLISHED, published_table
 from swintormer.images.picture import wrap
@@ -62,6 +63,28 @@ def own_pairs(count: int = 2) -> tuple[str, ...]:
         picture(f"blurred/{number}.png", number)
         picture(f"sharp/{number}.png", 100 + number)
     return "--blurred", "blurred", "--sharp", "sharp"
+
+
+def test_an_installed_network_is_measured_as_deblur_restores_with_it(run, identity, monkeypatch):
+    seen: list[dict[str, Any]] = []
+    methods = scores.network_methods
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        seen.append(settings)
+        return methods(*arguments, **settings)
+
+    monkeypatch.setattr(scores, "network_methods", watched)
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: identity)
+    pairs = own_pairs(1)
+    run(*pairs, "--model", "strong", "--csv", "rows.csv")
+    run(*pairs, "--model", "small", "--scales", "1")
+    run(*pairs, "--weights", identity)
+    assert [settings.get("scales", 1) for settings in seen] == ["auto", 1, 1]
+    assert [settings.get("guard") is None for settings in seen] == [False, True, True]
+    other = run(*pairs, "--model", "small", "--csv", "rows.csv", code=1).stderr
+    assert "scales auto, guard small; this one is" in other
+    assert "--model, --prior and --weights" in run(*pairs, "--model", "strong", "--prior", code=1).stderr
+    assert "There is no model 'huge'" in run(*pairs, "--model", "huge", code=1).stderr
 
 
 # One's own pairs
