@@ -87,7 +87,7 @@ def deblur(
         str,
         _option(
             _MAIN,
-            "small, strong (errs more), small-prior, a folder, or OWNER/NAME of the hub.",
+            "small, strong, wide, small-prior, a folder, or OWNER/NAME of the hub.",
             metavar="NAME",
         ),
     ] = "",
@@ -122,7 +122,7 @@ def deblur(
     batch: Annotated[int | None, _option(_RARE, "Tiles processed at once.", metavar="N")] = None,
     scales: Annotated[
         str,
-        _option(_RARE, "Resolutions, 1 to 4, or auto (default).", metavar="N"),
+        _option(_RARE, "Resolutions: 1 (default) to 4, or auto.", metavar="N"),
     ] = "",
     window: Annotated[
         int | None,

@@ -113,7 +113,7 @@ def evaluate(
         str,
         _option(
             _RARE,
-            "2: at half size first; 3: a quarter; auto, as deblur does (default for the installed one).",
+            "2: at half size first; 3: a quarter; auto: where it finds more to change (default: 1).",
             metavar="N",
         ),
     ] = "",

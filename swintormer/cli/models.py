@@ -51,22 +51,21 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model(
-            "small",
-            "small",
-            "mild defocus, Gaussian and motion blur; the default",
-            "Apache-2.0",
-            alone=48.0,
-            scales="auto",
-        ),
+        Model("small", "small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=48.0),
         Model(
             "strong",
             "strong",
             "restores more, in twice the time, and sharpens now and then what is soft by nature: look at the result",
             "Apache-2.0",
             alone=47.0,
-            scales="auto",
             guard="small",
+        ),
+        Model(
+            "wide",
+            "small",
+            "also wide blur, of ten pixels and more, and with it backgrounds that are meant to be out of focus",
+            "Apache-2.0",
+            scales="auto",
         ),
         Model(
             "small-prior",

@@ -101,6 +101,7 @@ def test_models_by_name(run, install, weights):
     for words in (
         "small\n",
         "strong\n",
+        "wide\n",
         "small-prior\n",
         "for      tests",
         "size     ",
@@ -110,7 +111,9 @@ def test_models_by_name(run, install, weights):
         assert words in text
     photo("a.png")
     words = ("deblur", "a.png", "-o", "out", "--model")
-    assert "There is no model 'huge': choose one of small, strong, small-prior" in run(*words, "huge", code=1).stderr
+    assert (
+        "There is no model 'huge': choose one of small, strong, wide, small-prior" in run(*words, "huge", code=1).stderr
+    )
     both = run(*words, "small", "--weights", weights, code=1)
     assert both.stderr == "Error: --model and --weights both name a network: leave one of them out.\n"
     assert files() == {"a.png"}

@@ -77,12 +77,12 @@ def test_an_installed_network_is_measured_as_deblur_restores_with_it(run, identi
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: identity)
     pairs = own_pairs(1)
     run(*pairs, "--model", "strong", "--csv", "rows.csv")
-    run(*pairs, "--model", "small", "--scales", "1")
+    run(*pairs, "--model", "wide")
     run(*pairs, "--weights", identity)
-    assert [settings.get("scales", 1) for settings in seen] == ["auto", 1, 1]
+    assert [settings.get("scales", 1) for settings in seen] == [1, "auto", 1]
     assert [settings.get("guard") is None for settings in seen] == [False, True, True]
     other = run(*pairs, "--model", "small", "--csv", "rows.csv", code=1).stderr
-    assert "scales auto, guard small; this one is" in other
+    assert "scales 1, guard small; this one is" in other
     assert "--model, --prior and --weights" in run(*pairs, "--model", "strong", "--prior", code=1).stderr
     assert "There is no model 'huge'" in run(*pairs, "--model", "huge", code=1).stderr
 

@@ -173,13 +173,11 @@ def test_the_command_line_takes_scales(run, weights, monkeypatch):
     )
 
 
-def test_installed_models_choose_their_scales(weights, monkeypatch):
+def test_installed_models_have_their_scales_and_guards(weights, monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
-    assert make_deblurrer(Settings()).scales == "auto"
-    strong = make_deblurrer(Settings(model="strong"))
-    assert strong.scales == "auto"
-    assert strong.guard is not None
-    assert strong.guard is not strong.net
-    assert make_deblurrer(Settings()).guard is None
-    assert make_deblurrer(Settings(scales=1)).scales == 1
+    made = {name: make_deblurrer(Settings(model=name)) for name in ("small", "strong", "wide")}
+    assert {name: deblurrer.scales for name, deblurrer in made.items()} == {"small": 1, "strong": 1, "wide": "auto"}
+    assert {name for name, deblurrer in made.items() if deblurrer.guard is not None} == {"strong"}
+    assert made["strong"].guard is not made["strong"].net
+    assert make_deblurrer(Settings(model="wide", scales=2)).scales == 2
     assert make_deblurrer(Settings(weights=weights)).scales == 1
