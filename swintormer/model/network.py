@@ -72,11 +72,11 @@ class Swintormer(nn.Module):
 
         return read_pretrained(place, prior=False, **download).net
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write a folder that `from_pretrained` reads: see `swintormer.checkpoint.hub.save_pretrained`."""
         from swintormer.checkpoint.hub import save_pretrained
 
-        save_pretrained(self, folder)
+        save_pretrained(self, folder, license=license)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Write a repository on the hub: see `swintormer.checkpoint.hub.push_to_hub`."""
