@@ -148,7 +148,7 @@ def test_packed_weights_are_kept(pack):
 
 
 def test_devices(pack, comfy):
-    """On a GPU, ComfyUI's other networks make room; on a device that torch has and the network has not, the CPU works."""
+    """On a GPU, ComfyUI's other networks make room; for a device that the network does not know, the CPU works."""
     comfy.device = torch.device("xpu")
     (deblur,) = executed(pack.LoadSwintormer, model_name="mine.safetensors")
     assert deblur.device == torch.device("cpu")
