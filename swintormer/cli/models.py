@@ -18,7 +18,7 @@ class Model:
     """A network by name.
 
     Attributes:
-        purpose: what it is for, in a few words.
+        purpose: what it is for, in two or three words, and after a semicolon in some more.
         alone: a picture that the network changes by less than this (`images.compare.change`, dB; more is less change)
             needs nothing; None where it was not measured. `python -m bench.leave_alone` measures it: MODEL_CARD.md.
     """
@@ -38,16 +38,16 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=48.0),
+        Model("small", "mild blur; for pictures a little out of focus or moved, the default", "Apache-2.0", alone=48.0),
         Model(
             "strong",
-            "restores more, and now and then sharpens what is soft by nature: look at the result",
+            "more blur; now and then sharpens what is soft by nature: compare before and after",
             "Apache-2.0",
             alone=47.0,
         ),
         Model(
             "small-prior",
-            "an earlier network with the diffusion prior (--prior), for research: slower, restores less than small",
+            "research; an earlier network with the diffusion prior (--prior): slower, restores less than small",
             "Apache-2.0",
             alone=50.0,
         ),
