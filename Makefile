@@ -77,5 +77,5 @@ $(VENV)/.for_tests: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.for_docs: $(VENV)/.torch
-	$(PIP) "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	$(PIP) "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27" ruff numpy
 	touch $@

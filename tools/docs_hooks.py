@@ -11,9 +11,14 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ELSEWHERE = '<script src="https://unpkg.com/iframe-worker/shim"></script>'  # of the theme, for the search from a folder
+FRAME_WORKER = Path(__file__).with_name("frame_worker.js")
 INCLUDE = re.compile(r'^<!-- include (\S+?)(?: "(.+)")? -->$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LOADED = re.compile(
+    r'<(?:script|img|iframe)\b[^>]*\bsrc="https?:[^>]*>|<link\b[^>]*\brel="(?:stylesheet|icon)"[^>]*https?:[^>]*>'
+)
 PAGES = {  # files of the repository that are pages of the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -25,6 +30,14 @@ PAGES = {  # files of the repository that are pages of the site
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by MkDocs for every page."""
     return INCLUDE.sub(lambda found: section(found[1], found[2]), _relinked(markdown, "docs"))
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Called by MkDocs for every page as it is written: none may load anything from elsewhere."""
+    output = output.replace(ELSEWHERE, f"<script>\n{FRAME_WORKER.read_text(encoding='utf-8')}</script>")
+    if found := LOADED.search(output):
+        raise ValueError(f"the page loads something from elsewhere: {found[0]}")
+    return output
 
 
 def section(file: str, title: str | None) -> str:
