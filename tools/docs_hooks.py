@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = '<script src="https://unpkg.com/iframe-worker/shim"></script>'  # of the theme, for the search from a folder
@@ -16,6 +17,7 @@ FRAME_WORKER = Path(__file__).with_name("frame_worker.js")
 INCLUDE = re.compile(r'^<!-- include (\S+?)(?: "(.+)")? -->$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+FILES = {"bench/results/roofline_avx512bf16.png": "roofline.png"}  # others that the site takes
 LOADED = re.compile(
     r'<(?:script|img|iframe)\b[^>]*\bsrc="https?:[^>]*>|<link\b[^>]*\brel="(?:stylesheet|icon)"[^>]*https?:[^>]*>'
 )
@@ -25,6 +27,15 @@ PAGES = {  # files of the repository that are pages of the site
     "swintormer/assets/MODEL_CARD.md": "model-card.md",
     "comfyui/README.md": "programs.md",
 }
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Called by MkDocs with what the site is made of."""
+    from mkdocs.structure.files import File
+
+    for path, name in FILES.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -80,8 +91,9 @@ def _link(found: re.Match[str], folder: str) -> str:
     if "://" in target:
         return found[0]
     path = posixpath.normpath(posixpath.join(folder, target))
-    if path in PAGES:
-        return f"{mark}[{words}]({PAGES[path]}{anchor or ''})"
+    taken = PAGES | FILES
+    if path in taken:
+        return f"{mark}[{words}]({taken[path]}{anchor or ''})"
     if path.startswith("docs/"):
         return f"{mark}[{words}]({path.removeprefix('docs/')}{anchor or ''})"
     return f"*{words}* (`{path}`)"

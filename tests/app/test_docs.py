@@ -43,8 +43,10 @@ def test_pages(page, hooks):
     text = hooks.on_page_markdown(page.read_text())
     assert "<!-- include" not in text
     shown = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    taken = {name: ROOT / path for path, name in hooks.FILES.items()}
     for target in re.findall(r"\]\(([^)#\s]+)", shown):
-        assert "://" in target or (ROOT / "docs" / target).exists(), target
+        assert "://" in target or taken.get(target, ROOT / "docs" / target).exists(), target
+    assert not re.search(r"\n\*[^*\n]+\* \(`[^`]+\.(png|jpg|svg)`\)", text), "a picture that the site does not have"
 
 
 def test_a_section_that_is_gone(hooks):
