@@ -1,4 +1,4 @@
-"""The recipe for public runners against what it names: targets, versions, extras."""
+"""What names the project's targets, versions and extras: the recipe for public runners, and `swintormer info`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import yaml
+
+from swintormer.cli.info import EXTRAS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,3 +65,13 @@ def test_the_oldest_torch_is_tried_with_the_packages_of_the_tests():
     (given,) = (set(line) for line in commands() if "torch==2.6.*" in line)
     wanted = {re.split(r"[<>=!; ]", line)[0] for line in PROJECT["optional-dependencies"]["test"]}
     assert wanted - given == {"triton", "ruff", "mypy", "import-linter"}
+
+
+def test_info_knows_the_extras():
+    """All but those for tests and benches, and Triton, which is among the backends."""
+    extras = {
+        name: [re.split(r"[<>=!; ]", line)[0] for line in lines]
+        for name, lines in PROJECT["optional-dependencies"].items()
+        if name not in ("test", "plot", "triton")
+    }
+    assert {name: packages for name, (_, packages) in EXTRAS.items()} == extras
