@@ -92,14 +92,16 @@ def pretrained_file(place: str | Path, **download: Any) -> Path:
 
 
 def _why_unreachable(hub: Any, repository: str, download: dict[str, Any]) -> str | None:
-    """Why the hub gives no answer, or None if it does; what it answers does not matter.
+    """Why the hub gives no answer, or answers that it is out of order; None where it answers anything else.
 
     One request: hf_hub_download would repeat it for 25 seconds when it fails.
     """
     try:
         url = hub.hf_hub_url(repository, WEIGHTS, revision=download.get("revision"), endpoint=download.get("endpoint"))
         hub.get_hf_file_metadata(url, token=download.get("token"), timeout=PATIENCE)
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalTokenNotFoundError, ValueError):
+    except (hub.errors.HfHubHTTPError, hub.errors.LocalTokenNotFoundError, ValueError) as error:
+        if getattr(getattr(error, "response", None), "status_code", 0) >= 500:
+            return first_line(error)
         return None  # hf_hub_download fails in the same way, and at once
     except _faults(hub) as error:
         return first_line(error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -195,6 +197,33 @@ def test_a_hub_that_cannot_be_reached(net, tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
         with pytest.raises(SwintormerError, match=r"^Cannot write me/mine on the hub: .*refused.*\.$"):
             net.push_to_hub("me/mine", token="secret")
+
+
+def test_a_hub_out_of_order(tmp_path, monkeypatch):
+    """503 is told at once, too, and 404 is what the hub says of the name."""
+    status = [503]
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status[0])
+            self.send_header("X-Error-Code", "RepoNotFound" if status[0] == 404 else "Busy")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits for {seconds} seconds"))
+        with pytest.raises(SwintormerError, match=r"and the hub cannot be reached \(.*503"):
+            Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint)
+        status[0] = 404
+        with pytest.raises(
+            SwintormerError, match=r"^me/mine is no folder here, and the hub gives no model\.safetensors: "
+        ):
+            Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint)
+        server.shutdown()
 
 
 def test_the_prior_goes_along(tmp_path):
