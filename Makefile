@@ -72,10 +72,11 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.for_tests: $(VENV)/.installed
+# Not by way of .installed: every editable installation builds anew.
+$(VENV)/.for_tests: $(VENV)/.torch $(SOURCES)
 	$(PIP) --editable ".[test]"
-	touch $@
+	touch $(VENV)/.installed $@
 
 $(VENV)/.for_docs: $(VENV)/.torch
-	$(PIP) "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	$(PIP) "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27" ruff numpy
 	touch $@

@@ -11,22 +11,32 @@ import folder_paths
 import torch
 
 from swintormer import Deblurrer, read_checkpoint
-from swintormer.checkpoint.checkpoint import default_weights
+from swintormer.cli.models import MODELS
+from swintormer.inference.deblurrer import DEVICES
+from swintormer.inference.memory import resident_bytes
 
 FOLDER = "upscale_models"  # where ComfyUI keeps networks from picture to picture
-SHIPPED = {"small (comes with swintormer)": "small", "small-prior (comes with swintormer)": "small-prior"}
+SHIPPED = {f"{name} (comes with swintormer)": model for name, model in MODELS.items()}
+TILES = 4  # at once, that there must be room for
 
 
 def path_of(name: str) -> Path:
     """The file of a network by its name in the list."""
     if name in SHIPPED:
-        return default_weights(SHIPPED[name])
+        return SHIPPED[name].path()
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def device() -> torch.device:
+    """ComfyUI's; the CPU in place of one that the network does not run on, such as Intel's."""
+    chosen = torch.device(comfy.model_management.get_torch_device())
+    return chosen if chosen.type in DEVICES else torch.device("cpu")
 
 
 class LoadSwintormer:
     """A network that ships with swintormer, or a file of models/upscale_models."""
 
+    DESCRIPTION = "Load a deblurring network: one that comes with swintormer, or a file of models/upscale_models."
     CATEGORY = "image/deblur"
     RETURN_TYPES = ("SWINTORMER",)
     FUNCTION = "load"
@@ -34,20 +44,25 @@ class LoadSwintormer:
     @classmethod
     def INPUT_TYPES(cls):
         names = [*SHIPPED, *folder_paths.get_filename_list(FOLDER)]
-        return {"required": {"model_name": (names, {"tooltip": "Files lie in models/upscale_models."})}}
+        purposes = "\n".join(f"{name}: {model.purpose}." for name, model in MODELS.items())
+        return {"required": {"model_name": (names, {"tooltip": purposes})}}
 
     @classmethod
     def IS_CHANGED(cls, model_name):
         return path_of(model_name).stat().st_mtime_ns
 
     def load(self, model_name):
-        checkpoint = read_checkpoint(path_of(model_name))
-        return (Deblurrer(checkpoint, device=comfy.model_management.get_torch_device()),)
+        # ComfyUI runs nodes in inference mode. Weights made there have no versions, so kernels would pack them for
+        # every tile.
+        with torch.inference_mode(False):
+            settings = SHIPPED[model_name].settings() if model_name in SHIPPED else {}
+            return (Deblurrer(read_checkpoint(path_of(model_name)), device=device(), **settings),)
 
 
 class DeblurSwintormer:
     """Remove blur, tile by tile: memory does not grow with the picture."""
 
+    DESCRIPTION = "Remove defocus and motion blur from photographs, tile by tile."
     CATEGORY = "image/deblur"
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "deblur"
@@ -61,6 +76,9 @@ class DeblurSwintormer:
 
     def deblur(self, model, image, strength):
         """(B, H, W, 3 or 4) in [0, 1] -> the same; a fourth channel, transparency, stays as it is."""
+        if model.device.type != "cpu":  # half of what is free there is used: ComfyUI's other networks make room
+            room = 2 * resident_bytes(model.net.config, TILES * model.tile**2)
+            comfy.model_management.free_memory(room, model.device)
         bar = comfy.utils.ProgressBar(1)
 
         def progress(done, total):
@@ -68,7 +86,7 @@ class DeblurSwintormer:
             bar.update_absolute(done, total)
 
         deblur = copy.copy(model)  # shares the network
-        deblur.strength = strength
+        deblur.strength = min(max(strength, 0.0), 1.0)  # ComfyUI checks what is typed, not what another node sends
         pictures = image[..., :3].permute(0, 3, 1, 2).to(deblur.dtype)
         restored = deblur(pictures, progress).clamp_(0, 1).permute(0, 2, 3, 1).to(image)
         return (torch.cat([restored, image[..., 3:]], dim=-1),)

@@ -174,6 +174,9 @@ def log_spaced_coordinates(window: int, device: torch.device | None = None) -> T
 
     t = 8 r / (w - 1) for r = -(w-1) .. (w-1), then sign(t) log2(|t| + 1) / log2(8).
     """
+    place = torch.empty(0, device=device).device
+    if place.type == "meta":  # torch's arithmetic for it would import its compiler, which takes seconds
+        return torch.empty((2 * window - 1) ** 2, 2, dtype=torch.float32, device=place)
     t = 8 * torch.arange(-(window - 1), window, dtype=torch.float32, device=device) / (window - 1)
     t = torch.sign(t) * torch.log2(t.abs() + 1) / math.log2(8)
     return torch.cartesian_prod(t, t)

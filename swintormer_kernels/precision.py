@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels import native
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 _emulated = [False]  # a list because it is written from functions
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def multiplies_bfloat16() -> bool:
     """Whether calls of bfloat16 multiply bfloat16 on this machine: the CPU can, or `emulated_bfloat16` is active."""
     return _emulated[0] or (native.why_absent() is None and native.extension().has_bfloat16())

@@ -37,7 +37,7 @@ from swintormer_kernels import native, trust
 from swintormer_kernels.backends.cuda import built as cuda_build
 from swintormer_kernels.backends.cuda import device as cuda_device
 from swintormer_kernels.backends.triton import layout as triton_tensors
-from swintormer_kernels.transforms import transform_at_work
+from swintormer_kernels.transforms import constant_in_compiled_code, transform_at_work
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """All backends in order of preference. The reference serves every input for which the op is defined."""
@@ -99,7 +99,7 @@ def asked_backend() -> str | None:
     return _choice.name
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def machine_lacks(backend: str) -> str | None:
     """None if this machine can run `backend`, otherwise what is missing and how to get it."""
     if backend == "reference":

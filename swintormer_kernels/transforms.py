@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def constant_in_compiled_code(function: F) -> F:
+    """`torch.compiler.assume_constant_result`, which would import the compiler: half of the time to start a program.
+
+    It also leaves a folder for the compiler's cache among the temporary files.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def transform_at_work() -> str | None:
@@ -19,6 +33,6 @@ def transform_at_work() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace this call and guards on transforms by itself
+@constant_in_compiled_code  # torch.compile cannot trace this call and guards on transforms by itself
 def _inside_torch_func() -> bool:
     return torch._C._functorch.maybe_current_level() is not None

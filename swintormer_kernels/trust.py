@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swintormer_kernels.transforms import constant_in_compiled_code
+
 CHECKED = ("cuda", "triton")
 """Backends that must pass the check before automatic selection uses them."""
 
@@ -70,7 +72,7 @@ def why_not_trusted(op: str, backend: str, x: Any) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _recorded_while_compiling(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """As `_recorded`; warns once if there is no verdict, because the compiled code keeps the next backend."""
     reason = _recorded(op, backend, device, dtype)

@@ -9,11 +9,18 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ELSEWHERE = '<script src="https://unpkg.com/iframe-worker/shim"></script>'  # of the theme, for the search from a folder
+FRAME_WORKER = Path(__file__).with_name("frame_worker.js")
 INCLUDE = re.compile(r'^<!-- include (\S+?)(?: "(.+)")? -->$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+FILES = {"bench/results/roofline_avx512bf16.png": "roofline.png"}  # others that the site takes
+LOADED = re.compile(
+    r'<(?:script|img|iframe)\b[^>]*\bsrc="https?:[^>]*>|<link\b[^>]*\brel="(?:stylesheet|icon)"[^>]*https?:[^>]*>'
+)
 PAGES = {  # files of the repository that are pages of the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -22,9 +29,26 @@ PAGES = {  # files of the repository that are pages of the site
 }
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Called by MkDocs with what the site is made of."""
+    from mkdocs.structure.files import File
+
+    for path, name in FILES.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by MkDocs for every page."""
     return INCLUDE.sub(lambda found: section(found[1], found[2]), _relinked(markdown, "docs"))
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Called by MkDocs for every page as it is written: none may load anything from elsewhere."""
+    output = output.replace(ELSEWHERE, f"<script>\n{FRAME_WORKER.read_text(encoding='utf-8')}</script>")
+    if found := LOADED.search(output):
+        raise ValueError(f"the page loads something from elsewhere: {found[0]}")
+    return output
 
 
 def section(file: str, title: str | None) -> str:
@@ -67,8 +91,9 @@ def _link(found: re.Match[str], folder: str) -> str:
     if "://" in target:
         return found[0]
     path = posixpath.normpath(posixpath.join(folder, target))
-    if path in PAGES:
-        return f"{mark}[{words}]({PAGES[path]}{anchor or ''})"
+    taken = PAGES | FILES
+    if path in taken:
+        return f"{mark}[{words}]({taken[path]}{anchor or ''})"
     if path.startswith("docs/"):
         return f"{mark}[{words}]({path.removeprefix('docs/')}{anchor or ''})"
     return f"*{words}* (`{path}`)"

@@ -17,6 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # what pip itself uses
+    from pip._vendor import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = "2.17"
 CHECK = """
@@ -48,8 +53,9 @@ def build(python: str, folder: Path, out: Path) -> Path:
     kept = (
         ROOT / "build" / f"wheel-{hashlib.sha1(os.path.realpath(python).encode()).hexdigest()[:8]}"
     )  # for the next run
-    tools = environment(python, kept / "tools", *TOOLS)
-    (zig,) = (kept / "tools").glob("lib/python*/site-packages/ziglang/zig")  # pip's isolation hides the module
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    tools = environment(python, kept / "tools", *TOOLS, *requires)
+    (zig,) = (kept / "tools").glob("lib/python*/site-packages/ziglang/zig")
     environ = os.environ | {
         "CXX": f"{zig} c++ -target {platform.machine()}-linux-gnu.{GLIBC}",
         "CXXFLAGS": "-idirafter /usr/include",  # Debian's Python.h includes a file relative to it
@@ -61,7 +67,9 @@ def build(python: str, folder: Path, out: Path) -> Path:
     }
     for leftover in (ROOT / "build").glob("lib*"):  # setuptools would take modules from it that are gone
         shutil.rmtree(leftover)
-    run(tools, "-m", "pip", "wheel", ROOT, "--no-deps", "--wheel-dir", folder / "raw", env=environ)
+    # Isolated, pybind11 would be in another folder each time, and everything compiled again.
+    words = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder / "raw"]
+    run(tools, "-m", "pip", "wheel", ROOT, *words, env=environ)
     (raw,) = (folder / "raw").glob("*.whl")
     run(tools, "-m", "auditwheel", "repair", "--wheel-dir", folder / "good", raw, env=environ)
     (good,) = (folder / "good").glob("*.whl")

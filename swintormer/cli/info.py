@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from swintormer.checkpoint.checkpoint import CheckpointInfo
 
 
+# What each extra of the package is for, and the packages that it brings.
+EXTRAS = {
+    "web": ("the page of `swintormer web`", ["starlette", "uvicorn"]),
+    "formats": ("pictures in HEIC, JPEG XL and BMP", ["pillow", "pillow-heif", "pillow-jxl-plugin"]),
+    "prior": ("`deblur --prior`", ["diffusers"]),
+    "train": ("`train` and `evaluate`", ["scikit-image"]),
+    "perceptual": ("a perceptual loss for `train`, ST-LPIPS for `evaluate`", ["stlpips-pytorch"]),
+    "export": ("`export --format onnx`", ["onnx"]),
+    "hub": ("`--model OWNER/NAME`", ["huggingface_hub"]),
+    "ray": ("`deblur --ray`", ["ray"]),
+    "spandrel": ("ComfyUI's own nodes for upscalers", ["spandrel"]),
+}
+
+
 def info(
     weights: Annotated[Path | None, typer.Option(help="Describe this network instead of the installed one.")] = None,
     window: Annotated[
@@ -39,6 +53,7 @@ def describe(weights: Path | None, window: int | None = None) -> str:
         "Versions": _versions(),
         "Processor": _processor(),
         "Backends": _backends(),
+        "Extras": _extras(),
         "Weights": _weights(weights, window),
     }
     return "\n\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())
@@ -95,6 +110,16 @@ def _backends() -> list[str]:
     from swintormer_kernels import backends
 
     return str(backends()).splitlines()
+
+
+def _extras() -> list[str]:
+    lines = []
+    for extra, (purpose, packages) in EXTRAS.items():
+        if all(version(package) != "not installed" for package in packages):
+            lines.append(f"{extra:<11} {purpose}")
+        else:
+            lines.append(f"{extra:<11} {purpose}: not installed, pip install 'swintormer-kernels[{extra}]'")
+    return lines
 
 
 def _weights(path: Path | None, window: int | None) -> list[str]:

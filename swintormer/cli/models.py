@@ -18,8 +18,8 @@ class Model:
     """A network by name.
 
     Attributes:
-        purpose: what it is for, in a few words.
         file: name of its weights.
+        purpose: what it is for, in two or three words, and after a semicolon in some more.
         alone: a picture that the network changes by less than this (`images.compare.change`, dB; more is less change)
             needs nothing; None where it was not measured. `python -m bench.leave_alone` measures it: MODEL_CARD.md.
         scales: at how many resolutions a picture is restored, see `Deblurrer`.
@@ -51,11 +51,17 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("small", "small", "mild defocus, Gaussian and motion blur; the default", "Apache-2.0", alone=48.0),
+        Model(
+            "small",
+            "small",
+            "mild blur; for pictures a little out of focus or moved, the default",
+            "Apache-2.0",
+            alone=48.0,
+        ),
         Model(
             "strong",
             "strong",
-            "restores more, in twice the time, and sharpens now and then what is soft by nature: look at the result",
+            "more blur; in twice the time, and sharpens now and then what is soft by nature: compare before and after",
             "Apache-2.0",
             alone=47.0,
             guard="small",
@@ -63,14 +69,14 @@ MODELS: dict[str, Model] = {
         Model(
             "wide",
             "small",
-            "also wide blur, of ten pixels and more, and with it backgrounds that are meant to be out of focus",
+            "wide blur; of ten pixels and more, and with it backgrounds that are meant to be out of focus",
             "Apache-2.0",
             scales="auto",
         ),
         Model(
             "small-prior",
             "small-prior",
-            "an earlier network with the diffusion prior (--prior), for research: slower, restores less than small",
+            "research; an earlier network with the diffusion prior (--prior): slower, restores less than small",
             "Apache-2.0",
             alone=50.0,
         ),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from swintormer.checkpoint.infer import (
@@ -84,8 +85,10 @@ def _architecture() -> Any:
 
         def load(self, state_dict: Mapping[str, Tensor]) -> Any:
             config, state = network_of({bare_name(name): tensor for name, tensor in state_dict.items()})
+            with torch.inference_mode(False):  # ComfyUI loads in it; weights would have no versions: see packed.py
+                net = Swintormer(config).eval()
             return spandrel.ImageModelDescriptor(
-                Swintormer(config).eval(),
+                net,
                 state,
                 architecture=self,
                 purpose="Restoration",

@@ -21,6 +21,7 @@ from swintormer_kernels.ops.conv3x3_shuffle import OP as CONVOLUTION
 from swintormer_kernels.ops.conv3x3_shuffle import conv3x3_shuffle
 from swintormer_kernels.records import ShuffleWeights
 from swintormer_kernels.registry import asked_backend
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 
 class Swintormer(nn.Module):
@@ -72,11 +73,11 @@ class Swintormer(nn.Module):
 
         return read_pretrained(place, prior=False, **download).net
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write a folder that `from_pretrained` reads: see `swintormer.checkpoint.hub.save_pretrained`."""
         from swintormer.checkpoint.hub import save_pretrained
 
-        save_pretrained(self, folder)
+        save_pretrained(self, folder, license=license)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Write a repository on the hub: see `swintormer.checkpoint.hub.push_to_hub`."""
@@ -259,7 +260,7 @@ class ShuffledConv(nn.Sequential):
         return _convolved(self[0], x, shuffle=2)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _only_for_blocks() -> bool:
     """Whether `use_backend` names a backend that has no convolution, as Triton: it then serves the blocks alone."""
     return asked_backend() in CONVOLUTION.absent

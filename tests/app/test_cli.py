@@ -459,6 +459,16 @@ def test_info(run, weights):
     assert f"{sum(p.numel() for p in Swintormer(TINY).parameters()):,} parameters" in text
 
 
+def test_info_names_the_extras(run, monkeypatch):
+    from swintormer.cli import info
+
+    monkeypatch.setattr(info, "version", lambda package: "not installed" if package in ("uvicorn", "ray") else "1.0")
+    text = run("info").stdout
+    assert "  web         the page of `swintormer web`: not installed, pip install 'swintormer-kernels[web]'\n" in text
+    assert "  export      `export --format onnx`\n" in text
+    assert text.count("not installed, pip") == 2
+
+
 def test_macs(run, weights):
     text = run("macs", "--size", "1680x1120").stdout
     assert "refinement" in text

@@ -165,6 +165,31 @@ def test_diffusers_is_needed_for_the_prior_only(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_the_compiler_of_torch_is_not_imported(tmp_path):
+    """It takes half of the time to start, and leaves a folder among the temporary files."""
+    photo(tmp_path / "a.png", side=(32, 32))
+    (tmp_path / "temporary").mkdir()
+    script = """
+import sys
+from swintormer.cli.app import main
+try:
+    main()
+finally:
+    print("torch._dynamo" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, "deblur", "a.png", "-o", "out"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+    )
+    assert result.stdout.splitlines()[-1] == "False", result.stderr
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
 )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from bench.browser import browser, why_absent
 from swintormer.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +43,10 @@ def test_pages(page, hooks):
     text = hooks.on_page_markdown(page.read_text())
     assert "<!-- include" not in text
     shown = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    taken = {name: ROOT / path for path, name in hooks.FILES.items()}
     for target in re.findall(r"\]\(([^)#\s]+)", shown):
-        assert "://" in target or (ROOT / "docs" / target).exists(), target
+        assert "://" in target or taken.get(target, ROOT / "docs" / target).exists(), target
+    assert not re.search(r"\n\*[^*\n]+\* \(`[^`]+\.(png|jpg|svg)`\)", text), "a picture that the site does not have"
 
 
 def test_a_section_that_is_gone(hooks):
@@ -52,6 +55,36 @@ def test_a_section_that_is_gone(hooks):
     text = hooks.section("README.md", "Two commands")
     assert text.startswith("```\nmake demo     #"), "a comment in a shell is no heading"
     assert "## " not in text
+
+
+def test_pages_load_nothing_from_elsewhere(hooks):
+    page = f'<head>{hooks.ELSEWHERE}</head><body><a href="https://arxiv.org">x</a><img src="demo.png"></body>'
+    written = hooks.on_post_page(page)
+    assert "window.Worker = class" in written
+    assert "unpkg" not in written
+    for tag in (
+        '<script async src="https://x.y/z.js"></script>',
+        '<img alt="" src="http://x.y/z.png">',
+        '<link rel="stylesheet" href="https://fonts.x.y/css">',
+    ):
+        with pytest.raises(ValueError, match="loads something from elsewhere: <"):
+            hooks.on_post_page(page + tag)
+
+
+@pytest.mark.skipif(bool(why_absent()), reason=why_absent())
+def test_a_worker_in_a_page_from_a_folder(hooks, tmp_path):
+    """As the site's search is one; the browser itself refuses."""
+    (tmp_path / "worker.js").write_text("addEventListener('message', async (e) => postMessage(['got', e.data]))")
+    script = "const own = new Worker('worker.js'); own.addEventListener('message', (e) => (window.told = e.data));"
+    page = f"<!doctype html><head>{{}}</head><body><script>{script} own.postMessage({{{{a: 1}}}})</script></body>"
+    for name, head in (("with", hooks.on_post_page(hooks.ELSEWHERE)), ("without", "")):
+        (tmp_path / f"{name}.html").write_text(page.format(head))
+    with browser(tmp_path) as new:
+        window = new()
+        window.open((tmp_path / "with.html").as_uri())
+        assert window.wait("return window.told") == ["got", {"a": 1}]
+        window.open((tmp_path / "without.html").as_uri())
+        assert window.run("return window.told ?? null") is None
 
 
 def test_the_names_of_the_reference():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import re
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -72,6 +77,22 @@ def test_the_card_has_the_metadata_of_the_hub(net, tmp_path):
     assert huggingface_hub.ModelCard.load(tmp_path / "other/README.md").data.license is None, "nobody said it"
 
 
+def test_the_licence_of_own_weights(net, tmp_path):
+    net.save_pretrained(tmp_path / "mine", license="CC-BY-4.0")
+    made = huggingface_hub.ModelCard.load(tmp_path / "mine/README.md")
+    assert made.data.license == "cc-by-4.0"
+    assert "- licence: CC-BY-4.0\n" in made.content
+    assert hub.read_pretrained(tmp_path / "mine").card == {"licence": "CC-BY-4.0"}, "the file of weights tells it, too"
+    given = Checkpoint(net, card={"licence": "MIT", "data": "mine"})
+    hub.save_pretrained(given, tmp_path / "other", license="apache-2.0")
+    assert huggingface_hub.ModelCard.load(tmp_path / "other/README.md").data.license == "apache-2.0"
+    assert given.card["licence"] == "MIT"
+    for wrong in ("", "Apache 2.0", 3):
+        with pytest.raises(InputError, match=r"Expected a licence as the hub names it, such as apache-2\.0, found"):
+            net.save_pretrained(tmp_path / "wrong", license=wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_what_is_pushed(net, tmp_path, monkeypatch):
     """The last step before the network is an imitation: it gets the folder, and no file is there afterwards."""
     pushed = {}
@@ -85,13 +106,14 @@ def test_what_is_pushed(net, tmp_path, monkeypatch):
 
         def upload_folder(self, repo_id, folder_path, **_):
             pushed["files"] = sorted(path.name for path in Path(folder_path).iterdir())
+            pushed["licence"] = huggingface_hub.ModelCard.load(Path(folder_path) / "README.md").data.license
             pushed["net"] = read_checkpoint(Path(folder_path) / "model.safetensors").net
             return f"https://hub/{repo_id}/commit/1"
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
-    assert net.push_to_hub("me/mine", token="secret") == "https://hub/me/mine/commit/1"
+    assert net.push_to_hub("me/mine", token="secret", license="mit") == "https://hub/me/mine/commit/1"
     assert pushed["files"] == ["README.md", "config.json", "model.safetensors"]
-    assert pushed["token"] == "secret"
+    assert (pushed["token"], pushed["licence"]) == ("secret", "mit")
     assert same(pushed["net"], net)
 
     def refuse(*_: object, **__: object) -> None:
@@ -112,6 +134,7 @@ def test_from_the_hub(net, tmp_path, monkeypatch, run):
         return str(tmp_path / "cached.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)  # the hub answers
     assert same(Swintormer.from_pretrained("me/mine", revision="v1"), net)
     assert asked == [("me/mine", "model.safetensors", {"library_name": "swintormer", "revision": "v1"})]
     photo("in.png")
@@ -136,7 +159,7 @@ def test_from_the_hub(net, tmp_path, monkeypatch, run):
 
 def test_what_is_not_there(tmp_path, monkeypatch, net):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SwintormerError, match=r"^me/mine is no folder here, and the hub cannot be reached"):
+    with pytest.raises(SwintormerError, match=r"^me/mine is no folder here, .*, and the hub cannot be reached"):
         Swintormer.from_pretrained("me/mine", cache_dir=tmp_path)
     with pytest.raises(SwintormerError, match=r"a b is no folder here, and the hub gives no model\.safetensors: "):
         Swintormer.from_pretrained("a b")
@@ -149,6 +172,58 @@ def test_what_is_not_there(tmp_path, monkeypatch, net):
     for call in (lambda: Swintormer.from_pretrained("me/mine"), lambda: net.save_pretrained(tmp_path / "x")):
         with pytest.raises(SwintormerError, match=r"pip install 'swintormer-kernels\[hub\]'"):
             call()
+
+
+def test_a_hub_that_cannot_be_reached(net, tmp_path, monkeypatch):
+    """One request that nobody answers: no repetitions, which huggingface_hub waits between, and the cache is used."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen: connections are refused
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+
+        def sleep(seconds: float) -> None:
+            raise AssertionError(f"waits for {seconds} seconds")
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        with pytest.raises(SwintormerError) as told:
+            Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint)
+        words = "me/mine is no folder here, was not downloaded before, and the hub cannot be reached "
+        assert re.fullmatch(re.escape(words) + r"\([^()]*refused.*\)\.", str(told.value))
+        snapshot = tmp_path / "models--me--mine/snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        save_checkpoint(net, snapshot / "model.safetensors")
+        (tmp_path / "models--me--mine/refs").mkdir()
+        (tmp_path / "models--me--mine/refs/main").write_text("0" * 40)
+        assert same(Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint), net)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with pytest.raises(SwintormerError, match=r"^Cannot write me/mine on the hub: .*refused.*\.$"):
+            net.push_to_hub("me/mine", token="secret")
+
+
+def test_a_hub_out_of_order(tmp_path, monkeypatch):
+    """503 is told at once, too, and 404 is what the hub says of the name."""
+    status = [503]
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status[0])
+            self.send_header("X-Error-Code", "RepoNotFound" if status[0] == 404 else "Busy")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits for {seconds} seconds"))
+        with pytest.raises(SwintormerError, match=r"and the hub cannot be reached \(.*503"):
+            Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint)
+        status[0] = 404
+        with pytest.raises(
+            SwintormerError, match=r"^me/mine is no folder here, and the hub gives no model\.safetensors: "
+        ):
+            Swintormer.from_pretrained("me/mine", cache_dir=tmp_path, endpoint=endpoint)
+        server.shutdown()
 
 
 def test_the_prior_goes_along(tmp_path):

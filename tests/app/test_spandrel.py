@@ -84,6 +84,16 @@ def test_the_shipped_weights(loader, side):
     assert not found.model.training
 
 
+def test_weights_that_are_loaded_in_inference_mode(loader):
+    """As ComfyUI does; kernels keep packed weights only of those that have versions."""
+    with torch.inference_mode():
+        found = loader.load_from_state_dict(load_file(default_weights()))
+    assert not any(parameter.is_inference() for parameter in found.model.parameters())
+    x = torch.rand(1, 3, 40, 30)
+    with torch.inference_mode():
+        assert torch.equal(found(x), read_checkpoint(default_weights()).net(x).clamp(0, 1))
+
+
 def test_the_released_layout(loader, tmp_path):
     """A dict with `params`, keys with DataParallel's prefix, window 16."""
     net = Swintormer(TINY, window_size=16).eval()

@@ -165,6 +165,11 @@ def test_files_that_are_no_pictures(window, tmp_path, monkeypatch):
     texts = window.run("return [...document.querySelectorAll('.card.failed .state')].map(e => e.textContent)")
     assert sorted(texts)[0].startswith(f"{named.name} is not a picture in PNG, TIFF, JPEG or WebP although")
     assert sorted(texts)[1].startswith("truncated.png is damaged, cut short or of a rare kind")
+    bad = window.run("return document.querySelector('.card.failed').click() || unread.textContent")
+    assert bad in texts, "in place of the picture, without controls that would do nothing"
+    assert window.run("return [unread, controls, zoom].map(e => e.offsetHeight > 0)") == [True, False, False]
+    window.run("document.querySelector('.card.done').click()")
+    assert window.run("return [unread, controls, zoom].map(e => e.offsetHeight > 0)") == [False, True, True]
     window.click("#pictures li:nth-child(1) .close")
     window.wait("return document.querySelectorAll('.card').length == 2")
 
@@ -205,6 +210,8 @@ def test_every_control_has_a_name(window, tmp_path):
     window.drop(photo(tmp_path / "a.png"))
     window.wait(DONE, 1)
     assert window.run("return purpose.textContent").startswith(window.run("return model.value") + ": ")
+    briefs = [f"{name}: {model.purpose.partition(';')[0]}" for name, model in MODELS.items()]
+    assert window.run("return [...model.options].map(e => e.textContent)")[1:] == briefs, "after the file of --weights"
     window.click("#help")
     assert window.run("return keys.open")
     assert (
@@ -237,8 +244,9 @@ def test_nothing_is_wider_than_the_window(window, tmp_path):
     outside = """return [...document.querySelectorAll('button, select, input[type=range]')]
         .filter(e => e.offsetParent && !e.closest('#side')).map(e => e.getBoundingClientRect())
         .filter(b => b.left < 0 || b.right > innerWidth || b.bottom > innerHeight).length"""
-    for width in (360, 800, 2560):
-        window.size(width, 700)
+    for width, height in ((360, 700), (800, 700), (2560, 700), (740, 360)):
+        window.size(width, height)
         sides = window.run("const e = document.documentElement; return [e.scrollWidth, e.scrollHeight]")
-        assert sides == [width, 700]
-        assert window.run(outside) == 0
+        assert sides == [width, height]
+        assert window.run(outside.replace("|| b.bottom > innerHeight", "") if height < 700 else outside) == 0
+        assert window.run("return canvas.getBoundingClientRect().height") > height / 4

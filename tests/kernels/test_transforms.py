@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 import swintormer_kernels as sk
 from swintormer_kernels.registry import BackendError, explain, use_backend
 from swintormer_kernels.testing.cases import cases_of
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 pytestmark = pytest.mark.usefixtures("one_thread", "extension")
 
@@ -159,3 +160,17 @@ def test_a_block_follows_transforms_of_its_parameters(monkeypatch):
     with torch.no_grad():
         for transformed in (pushed, ensemble, by_forward_ad):
             torch.testing.assert_close(transformed(), on_reference(transformed))
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    """Ours does not import the compiler."""
+
+    def one() -> int:
+        return 1
+
+    def other() -> int:
+        return 1
+
+    marked, expected = constant_in_compiled_code(one), torch.compiler.assume_constant_result(other)
+    assert marked is one
+    assert vars(marked) == vars(expected) != {}

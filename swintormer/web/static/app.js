@@ -309,6 +309,10 @@ function renderShown() {
     strength,
   );
   if (!picture) return;
+  const unread = picture.state === "failed" && !picture.shown;
+  $("unread").hidden = !unread;
+  $("unread").textContent = unread ? picture.error : "";
+  $("controls").hidden = unread;
   const nothing = Boolean(result?.needs_nothing);
   $("force-control").hidden = !nothing;
   $("force").checked = of(picture.id).force;
@@ -344,7 +348,7 @@ let told = ""; // by the last download of the picture that is shown
 
 function renderNotes(picture, nothing) {
   const texts = [];
-  if (picture.state === "failed") texts.push(["bad", picture.error]);
+  if (picture.state === "failed" && picture.shown) texts.push(["bad", picture.error]);
   if (told.startsWith(`${picture.id} `)) texts.push(["bad", told.slice(picture.id.length + 1)]);
   if (nothing && !of(picture.id).force) texts.push(["", "This picture needs nothing: restoring it would hardly change it, so it is left as it came."]);
   for (const note of picture.notes) texts.push(["", note]);
@@ -362,6 +366,7 @@ function moved() {
   $("label-before").hidden = !picture || viewer.peek === "after" || (divided && viewer.divider < 0.02);
   $("label-after").hidden = !picture || viewer.after === null || viewer.peek === "before" || (divided && viewer.divider > 0.98);
   $("viewer").classList.toggle("whole", divided && !viewer.movable);
+  $("zoom").hidden = !picture;
   if (!picture) return;
   $("zoom-value").textContent = `${Math.round(100 * viewer.scale)} %`;
   const handle = $("handle").style;
@@ -594,7 +599,8 @@ const option = (value, text) => element("option", { value, textContent: text });
 
 try {
   program = await ask("GET", "/api/program");
-  $("model").append(...program.models.map(({ name, purpose }) => Object.assign(option(name, name), { title: purpose })));
+  const brief = ({ name, purpose }) => (purpose.includes(";") ? `${name}: ${purpose.split(";")[0]}` : name);
+  $("model").append(...program.models.map((model) => Object.assign(option(model.name, brief(model)), { title: model.purpose })));
   $("models").append(...program.models.flatMap(({ name, purpose }) => [element("dt", {}, name), element("dd", {}, purpose)]));
   $("format").append(option("", "As it came"), ...program.formats.map(({ name, title }) => option(name, title)));
 } catch (error) {

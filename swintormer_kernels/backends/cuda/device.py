@@ -17,6 +17,7 @@ from torch import Tensor
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cuda.built import built
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 _asked = os.environ.get("SWINTORMER_CUDA_EMULATE", "")
 EMULATOR: Path | None = Path(_asked) if _asked not in ("", "0") else None
@@ -135,7 +136,7 @@ def _with(size: Size | None) -> str:
     return f" with {size.channels} channels{heads}"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _timed(op: str, where: torch.device) -> tuple[Size, ...]:
     found = facts(where)
     return tuple(TIMED.get((op, found.major, found.minor), ()))

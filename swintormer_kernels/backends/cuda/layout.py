@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swintormer_kernels.backends.cuda import device
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 DTYPES = (torch.bfloat16, torch.float16)
 MOST_ELEMENTS = 2**31 - 1  # kernels count elements and pixels in 32 bits
@@ -41,7 +42,7 @@ def half_on_gpu(images: str, *tensors: Tensor | None, converted: bool = False) -
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _device_lacks(images: str, where: torch.device) -> str | None:
     for image in images.split():
         reason = device.image_lacks(image)

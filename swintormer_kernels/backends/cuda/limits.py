@@ -8,6 +8,7 @@ from torch import Tensor
 from swintormer_kernels import native
 from swintormer_kernels.backends.cuda import device
 from swintormer_kernels.records import AttentionWeights
+from swintormer_kernels.transforms import constant_in_compiled_code
 
 HEADS = (12, 16, 24, 48)  # channels of a head
 WINDOWS = (8, 16)
@@ -44,7 +45,7 @@ def tail_lacks(x: Tensor) -> str | None:
     return _shared_lacks(x.shape[1], x.device) if x.device.type == "cuda" else None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_compiled_code
 def _shared_lacks(channels: int, where: torch.device) -> str | None:
     smallest = native.extension().cuda_choose_tail(True, channels, True, 1, 1, 2**31 - 1)
     needed, limit = smallest[2], device.facts(where).shared_bytes
