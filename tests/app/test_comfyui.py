@@ -118,6 +118,10 @@ def test_files_of_the_folder_and_those_that_ship(pack, comfy):
     assert load.IS_CHANGED("mine.safetensors") != before, "ComfyUI loads a changed file again"
     (shipped,) = executed(load, model_name=names[0])
     assert shipped.net.config.window_size == 8
+    by_name = {name.split()[0]: name for name in names[:-1]}
+    (strong,), (wide,) = (executed(load, model_name=by_name[name]) for name in ("strong", "wide"))
+    assert strong.guard is not None
+    assert wide.scales == "auto"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
