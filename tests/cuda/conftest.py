@@ -15,6 +15,13 @@ from swintormer_kernels.backends.cuda import device, emulator
 KERNELS = sorted(set((CUDA / "kernels").glob("*.cu")) - {CUDA / "kernels" / "candidates.cu"})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take the device from `where` are a GPU's."""
+    for item in items:
+        if "where" in getattr(item, "fixturenames", ()):
+            item.add_marker("gpu")
+
+
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """(kind of build) -> CPU tensors go to the emulated device from now on, with the checks of that kind."""
