@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import SCHEDULES
+from emulator import schedules_of
 from ops import assert_forward, error, mapped, on
 from torch import Tensor
 from triton_samples import with_ffn
@@ -196,7 +196,7 @@ def test_masked_pairs_that_win(where, window, dtype):
 # ---- races -----------------------------------------------------------------------------------------------------------
 
 
-def assert_same_in_all_schedules(monkeypatch, run, schedules=SCHEDULES):
+def assert_same_in_all_schedules(monkeypatch, run, schedules):
     found = []
     for schedule in schedules:
         for late in (False, True):
@@ -206,12 +206,13 @@ def assert_same_in_all_schedules(monkeypatch, run, schedules=SCHEDULES):
     assert all(torch.equal(found[0], out) for out in found[1:])
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("window", [8, 16])
 @pytest.mark.parametrize("channels", [24, 32, 48, 96])  # of one head: d 12, 16, 24, 48
-def test_races_of_the_attention(emulated, monkeypatch, channels, window):
+def test_races_of_the_attention(emulated, monkeypatch, channels, window, dtype):
     emulated("race")
-    given = arguments(Shape(channels, 1, window, window, 3, window, bias=True), "cpu", torch.bfloat16)
-    assert_same_in_all_schedules(monkeypatch, lambda: attend(*given))
+    given = arguments(Shape(channels, 1, window, window, 3, window, bias=True), "cpu", dtype)
+    assert_same_in_all_schedules(monkeypatch, lambda: attend(*given), schedules_of(dtype))
 
 
 def on_one_multiprocessor(monkeypatch):
@@ -246,20 +247,20 @@ def test_the_tail_with_blocks_of_many_pixels(emulated, monkeypatch, channels, wi
     assert_forward("cuda", sk.gated_ffn, (rows(x[..., : 8 * windows - 3]), ffn))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("projects", [True, False], ids=["tail", "ffn"])
 @pytest.mark.parametrize(
     ("channels", "windows", "multiprocessors"),
     [(24, 1, 132), (48, 1, 132), (96, 1, 132), (192, 1, 132), (384, 1, 132), (192, 5, 1), (384, 1, 1), (384, 5, 1)],
 )
-def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiprocessors, projects):
+def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiprocessors, projects, dtype):
     emulated("race")
     if multiprocessors == 1:
         on_one_multiprocessor(monkeypatch)
     shape = Shape(channels, 1, 8, 8 * windows, 3, 8, bias=True)
-    x, weights, *rest = arguments(shape, "cpu", torch.bfloat16)
-    ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 130 if channels == 384 else 70))
-    tokens = torch.randn(windows, 64, channels).to(torch.bfloat16)
+    x, weights, *rest = arguments(shape, "cpu", dtype)
+    ffn = mapped(lambda t: t.to(dtype), ffn_weights(channels, 130 if channels == 384 else 70))
+    tokens = torch.randn(windows, 64, channels).to(dtype)
     attended = (tokens, weights, *rest) if projects else None
-    # Larger blocks of the same code have fewer schedules; the shadow memory's verdict does not depend on them.
-    schedules = SCHEDULES if multiprocessors > 1 else ("random",)
+    schedules = schedules_of(dtype) if multiprocessors > 1 else ("random",)  # larger blocks of the same code
     assert_same_in_all_schedules(monkeypatch, lambda: finish(x, attended, ffn), schedules)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from emulator import SCHEDULES
+from emulator import schedules_of
 from ops import assert_as_good, assert_forward, assert_gradients, mapped, on
 
 import swintormer_kernels as sk
@@ -136,13 +136,14 @@ RACES = {
 }
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", RACES)
-def test_no_schedule_of_threads_and_copies_changes_a_bit_or_shows_a_race(emulated, monkeypatch, case):
+def test_no_schedule_of_threads_and_copies_changes_a_bit_or_shows_a_race(emulated, monkeypatch, case, dtype):
     emulated("race")
     op, args, kwargs = RACES[case]()
-    function, given = called(op, moved((args, kwargs), "cpu", torch.bfloat16))
+    function, given = called(op, moved((args, kwargs), "cpu", dtype))
     found = []
-    for schedule in SCHEDULES:
+    for schedule in schedules_of(dtype):
         for late in (False, True):
             monkeypatch.setattr(emulator, "options", emulator.Options(schedule, late_copies=late))
             found.append(on("cuda", function, given))
