@@ -37,10 +37,14 @@ DENOISER = {
     "group_norm_silu": ("160x128x128, channels_last", "320x64x64, channels_last"),
     "ddim_step": ("tile 4x32x32, eta 1, clip", "100 MP image 4x1024x1536, eta 1, clip"),
 }
-# Each kernel once, for compute-sanitizer: heads of 12, 16, 24 and 48, and every number of channels of the tail.
+# For compute-sanitizer: every size of a head and every number of channels once.
 SMALLEST = {
     "d 12, w 8, C 24": Shape(24, 1, 8, 16, 3, window=8, bias=True),
     "d 24, w 16, C 48": Shape(48, 1, 16, 16, 5),
+    "d 16, w 8, C 32": Shape(32, 1, 8, 8, 1, window=8),
+    "d 32, w 16, C 64": Shape(64, 1, 16, 16, 5),
+    "d 32, w 8, C 128": Shape(128, 2, 8, 8, window=8),
+    "d 32, w 8, C 256": Shape(256, 4, 8, 8, 4, window=8),
     "d 48, w 8, C 96": Shape(96, 1, 8, 8, window=8),
     "d 16, w 8, C 192": Shape(192, 6, 8, 8, 4, window=8),
     "d 24, w 8, C 384": Shape(384, 8, 8, 8, 1, window=8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from types import SimpleNamespace
 
@@ -190,6 +191,20 @@ def test_predictions_are_of_what_is_timed():
     assert predicted("swda_block", "level1, C 48, shifted") == "0.22"
     assert predicted("released", "40 tiles of 256") == "7 to 8"
     assert predicted("swda_block", "small, level1, C 24") == "-"
+
+
+def test_the_documentation_has_the_predictions_and_what_was_measured():
+    """docs/cuda.md beside predictions.py and bench/results/cuda_h200.csv."""
+    with (ROOT / "bench" / "results" / "cuda_h200.csv").open(newline="") as lines:
+        found = {(row["what"], row["case"]): float(row["ms"]) for row in csv.DictReader(lines) if row["by"] == "cuda"}
+    text = (ROOT / "docs" / "cuda.md").read_text()
+    _, *table = (line.split(" | ") for line in text.split("## Predicted and measured")[1].splitlines() if " | " in line)
+    told = {(what.removeprefix("| "), case): (expected, ms) for what, case, _, expected, ms, _ in table}
+    assert {key for key, (expected, _) in told.items() if expected != "-"} == PREDICTED.keys()
+    assert {key for key, (_, ms) in told.items() if ms != "-"} == found.keys()
+    for key, (expected, ms) in told.items():
+        assert expected == predicted(*key)
+        assert ms == "-" or float(ms) == pytest.approx(found[key], rel=5e-3)
 
 
 # ---- what is timed ---------------------------------------------------------------------------------------------------

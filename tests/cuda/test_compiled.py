@@ -28,7 +28,10 @@ SPILLED = 64  # bytes of a thread, outside of the inner loops
 
 
 # Channels, a number of pixels for which one multiprocessor takes the instance, and its blocks of a multiprocessor.
-TAILS = ((24, 1, 2), (48, 1, 2), (96, 1, 1), (192, 1, 2), (192, 160, 1), (384, 1, 2), (384, 64, 1), (384, 80, 1))
+TAILS = (
+    *((24, 1, 2), (32, 1, 2), (48, 1, 2), (64, 1, 2), (96, 1, 1), (128, 1, 2), (128, 128, 1)),
+    *((192, 1, 2), (192, 160, 1), (256, 1, 2), (256, 80, 1), (384, 1, 2), (384, 64, 1), (384, 80, 1)),
+)
 
 
 class Instance(NamedTuple):
@@ -46,7 +49,7 @@ def instances(image):
     found = {}
     for bfloat16 in (True, False):
         if image == "attention":
-            for d, blocks in ((12, 2), (24, 2), (48, 1)):
+            for d, blocks in ((12, 2), (24, 2), (32, 1), (48, 1)):
                 for side in (8, 16):
                     name, threads, shared, _ = choose.cuda_choose_attention(bfloat16, d, side)
                     found[name] = Instance(name, threads, shared, blocks)
