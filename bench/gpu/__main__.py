@@ -9,14 +9,16 @@ Steps, each with a limit and in processes of its own; one that fails is noted an
     ops         blocks of the released network and of `small`, the denoiser's ops: eager, CUDA, Triton
     network     both networks for 40 tiles, as graphs, and a picture of 1680x1120 through `Deblurrer`
     sanitizer   compute-sanitizer's four tools on small cases, where it is installed
+    bits        results of the GPU beside those of the emulated device (bits.csv), where g++ is installed
     candidates  instances of the CUDA kernels that no table chooses yet, where they were built
     gradients   forward and backward of the blocks' ops, and a training step
     compile     blocks and the released network through torch.compile
     priors      the latent diffusion's denoisers
 
-DIR gets gpu.csv (a line for each time, at once), checks.csv, log.txt (all that was printed) and notes.md (machine,
-outcomes, times beside each other and beside what was predicted), which is written after each step. Rows are added to
-those that are there, so that a visit may follow another. --only names steps, and with "cuda" or "triton" the backends.
+DIR gets gpu.csv (a line for each time, at once), the other tables, log.txt (all that was printed) and notes.md
+(machine, outcomes, times beside each other and beside what was predicted), which is written after each step. Rows are
+added to those that are there, so that a visit may follow another. --only names steps, and with "cuda" or "triton" the
+backends.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ STEPS = {  # in their order -> share of the time that is left
     "ops": 0.3,
     "network": 0.4,
     "sanitizer": 0.35,
+    "bits": 0.25,
     "candidates": 0.25,
     "gradients": 0.4,
     "compile": 0.6,
@@ -53,6 +56,7 @@ TIMED = {  # step -> its module and function, which takes (out, device, backends
     "gradients": ("ops", "run_gradients"),
     "network": ("network", "run"),
     "compile": ("network", "run_compiled"),
+    "bits": ("bits", "run"),
     "candidates": ("candidates", "run"),
     "priors": ("priors", "run"),
 }
@@ -125,6 +129,8 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         # Without torch's cache each tensor is an allocation of its own, and what lies between them is out of bounds.
         start = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--error-exitcode", "9", "--tool"]
         return {name: [*start, name, *part("smallest")] for name in SANITIZERS}
+    if step == "bits" and (shutil.which("g++") is None or "cuda" not in backends):
+        return "needs g++" if "cuda" in backends else "is for the CUDA kernels"
     if step == "candidates" and "candidates" not in built().images:
         return "not built (CMake's SWINTORMER_CUDA_CANDIDATES)"
     return {step: part(step)}

@@ -94,7 +94,7 @@ def test_all_steps_share_the_time_that_is_given(ran, tmp_path, capsys):
     assert list(sanitized) == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert set(parts_of(sanitized)) == {"smallest"}
     assert [parts_of(commands) for commands in alone] == [
-        [step] for step in ("ops", "network", "candidates", "gradients", "compile", "priors")
+        [step] for step in ("ops", "network", "bits", "candidates", "gradients", "compile", "priors")
     ]
     assert "- priors: done" in (tmp_path / "notes.md").read_text()
     assert "- priors: done" in capsys.readouterr().out
@@ -119,6 +119,7 @@ def test_what_failed_or_could_not_run_is_told_and_the_rest_goes_on(ran, tmp_path
     lines = (tmp_path / "notes.md").read_text().splitlines()
     assert "- tests: failed (1)" in lines
     assert "- sanitizer: compute-sanitizer is not installed" in lines
+    assert "- bits: needs g++" in lines
     assert "- candidates: not built (CMake's SWINTORMER_CUDA_CANDIDATES)" in lines
     assert "- priors: failed (1)" in lines
     ran.steps.clear()

@@ -30,6 +30,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
+KERNEL_SOURCES = sorted(set((CUDA / "kernels").glob("*.cu")) - {CUDA / "kernels" / "candidates.cu"})
 # Debug lines, which reports and the traffic's table are written with: version 4, whose file names of inlined functions
 # addr2line reads right (binutils 2.40 takes wrong ones from version 5).
 FLAGS = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-strict-aliasing"]

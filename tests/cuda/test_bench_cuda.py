@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from bench.gpu import candidates, cases, checks, network, notes, ops, rows, timing
+from bench.gpu import bits, candidates, cases, checks, network, notes, ops, rows, timing
 from bench.gpu.meter import Meter
 from swintormer import NetworkConfig
 from swintormer_kernels.backends.triton.layout import INTERPRETED
@@ -58,6 +58,29 @@ def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_
 def test_every_kernel_has_a_smallest_case(emulated):
     emulated("plain")
     cases.run_smallest("cpu")
+
+
+def test_results_are_compared_bit_by_bit_with_the_emulated_device(emulated, tmp_path, monkeypatch):
+    """Here both are the emulated device; the first result gets another last bit."""
+    emulated("plain")
+    monkeypatch.setattr(bits, "CASES", (("ddim_step", "odd sizes, sliced"),))
+    calls, right = [], bits.on
+
+    def on(*given):
+        result = right(*given)
+        calls.append(result)
+        if len(calls) == 1:
+            flat = result.view(-1).view(torch.int16)
+            flat[3] += 3
+        return result
+
+    monkeypatch.setattr(bits, "on", on)
+    bits.run(tmp_path, "cpu", ("cuda",))
+    first, second = csv.DictReader((tmp_path / "bits.csv").open())
+    assert [first[name] for name in ("dtype", "different", "above_2", "most")] == ["bfloat16", "1", "1", "3"]
+    assert [second[name] for name in ("dtype", "different")] == ["float16", "0"]
+    a = torch.tensor([0.0, -0.0, 1.0, -1.0], dtype=torch.bfloat16)
+    assert bits.units_apart(a, -a).tolist() == [0, 0, 2 * 0x3F80, 2 * 0x3F80]
 
 
 def test_an_op_is_timed_beside_eager_and_triton(meter, tmp_path, monkeypatch):
