@@ -156,6 +156,8 @@ def test_a_cuda_forward_and_a_triton_backward_agree_with_the_reference(where):
     for op, (x, *rest) in {
         sk.group_norm_silu: (torch.randn(2, 16, 5, 6), norm_weights(2, 16, modulated=True), 4),
         sk.norm_silu_conv3x3: (*convolution("one pixel")[:3], 2),
+        sk.gated_ffn: (torch.randn(1, 24, 2, 4), ffn_weights(24, 32)),
+        sk.swda_attention: (torch.randn(1, 24, 8, 8), attention_weights(24, 1, 8), 8, 3),
     }.items():
         given = moved((in_rows(x), *rest), where, torch.bfloat16)
         assert op.op.backward_of("cuda", *given) == "triton"
