@@ -59,7 +59,7 @@ def time_op(
     exact = on("reference", op, *wide((first, keywords)))
     copies, eager_ms = rotated(arguments, meter.device, MOST_COPIES), NAN
     for by, backend in sides(backends):
-        reason = op.op.why_not(backend, *arguments, **keywords)  # type: ignore[attr-defined]
+        reason = cases.op_of(name).why_not(backend, *arguments, **keywords)
         reason = reason or (checks.raised(name, meter.out) if by == "cuda" else None)
         if reason is not None:
             print(f"{name}, {case}, {dtype}, by {by}: not timed: {reason}", flush=True)

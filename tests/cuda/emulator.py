@@ -87,10 +87,11 @@ def _version() -> str:
     return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def _made(folder: Path, name: str, command: Sequence[object]) -> Path:
+def made(folder: Path, name: str, command: Sequence[object], report: str | None = None) -> Path:
     """A file that a command makes, unless it is there: the command ends with its path.
 
-    One process makes it, and others wait for it; it appears whole or not at all.
+    One process makes it, and others wait for it; it appears whole or not at all. `report`: a file in the same folder
+    that gets what the command says.
     """
     made = folder / name
     if made.exists():
@@ -103,6 +104,8 @@ def _made(folder: Path, name: str, command: Sequence[object]) -> Path:
             done = subprocess.run([*map(str, command), part], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise BuildError(done.stderr)
+            if report is not None:
+                (folder / report).write_text(done.stderr)
             part.replace(made)
     return made
 
@@ -114,7 +117,7 @@ def _object(folder: Path, source: Path, flags: Sequence[str]) -> Path:
     name = f"{source.stem}_{_digest(texts, flags, _version())}.o"
     if (_kept() / name).exists():
         return _kept() / name
-    return _made(folder, name, [compiler(), *flags, f"-I{CUDA}", "-x", "c++", "-c", source, "-o"])
+    return made(folder, name, [compiler(), *flags, f"-I{CUDA}", "-x", "c++", "-c", source, "-o"])
 
 
 def _kept() -> Path:
@@ -141,7 +144,7 @@ def build(kind: str, sources: Sequence[Path], only: Sequence[str] = (), folder: 
         objects = list(pool.map(lambda job: _object(*job), jobs))
     links = KINDS["asan"] if kind == "asan" else []
     command = [compiler(), "-shared", "-Wl,--no-undefined", *links, *objects, "-ldl", "-o"]
-    return _made(folder, f"kernels_{_digest(kind, [o.name for o in objects])}.so", command)
+    return made(folder, f"kernels_{_digest(kind, [o.name for o in objects])}.so", command)
 
 
 def build_for_gpus(source: Path) -> Path:
@@ -152,7 +155,7 @@ def build_for_gpus(source: Path) -> Path:
     if not made.exists() and nvcc is None:
         pytest.skip(f"needs nvcc on PATH, or {made.name} that it made")
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
-    return _made(made.parent, made.name, [nvcc, "-std=c++17", "-fatbin", *codes, f"-I{CUDA}", source, "-o"])
+    return made(made.parent, made.name, [nvcc, "-std=c++17", "-fatbin", *codes, f"-I{CUDA}", source, "-o"])
 
 
 class _Buffer(ctypes.Structure):

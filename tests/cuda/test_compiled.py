@@ -10,13 +10,12 @@ import hashlib
 import re
 import shutil
 import subprocess
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from emulator import CUDA, ROOT
+from emulator import CUDA, ROOT, made
 
 from swintormer_kernels import native
 
@@ -72,28 +71,16 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled(image):
-    """Kept in build/, by all that it is made of."""
+    """Kept in build/, by all that it is made of; processes that want the same one wait for it."""
     parts = [CUDA / "gpu.h", *sorted((CUDA / "kernels").glob("*.*"))]
     digest = hashlib.sha256(subprocess.run([NVCC, "--version"], capture_output=True, check=True).stdout)
     for part in parts:
         digest.update(part.read_bytes())
-    folder = ROOT / "build" / "cubins" / digest.hexdigest()[:20]
-    folder.mkdir(parents=True, exist_ok=True)
-    cubin, told = folder / f"{image}.cubin", folder / f"{image}.txt"
-    if not told.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "cubin"
-            command = [NVCC, "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-o", made]
-            done = subprocess.run(
-                [*command, CUDA / "kernels" / f"{image}.cu"], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            made.replace(cubin)
-            report = Path(scratch) / "txt"
-            report.write_text(done.stderr)
-            report.replace(told)
+    folder, report = ROOT / "build" / "cubins" / digest.hexdigest()[:20], f"{image}.txt"
+    command = [NVCC, "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v"]
+    cubin = made(folder, f"{image}.cubin", [*command, CUDA / "kernels" / f"{image}.cu", "-o"], report)
     pattern = r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
-    found = re.findall(pattern, told.read_text(), re.DOTALL)
+    found = re.findall(pattern, (folder / report).read_text(), re.DOTALL)
     return Compiled(cubin, {name: (int(registers), int(spilled)) for name, spilled, registers in found})
 
 
