@@ -61,6 +61,7 @@ TIMED = {  # step -> its module and function, which takes (out, device, backends
     "priors": ("priors", "run"),
 }
 BACKENDS = ("cuda", "triton")
+OF_CUDA = ("sanitizer", "bits", "candidates")  # steps
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Those that compile for other GPUs or test the C++ engine: minutes, and no GPU.
 LEFT_OUT = ("test_compile.py", "test_swda_block.py")
@@ -122,15 +123,17 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         names = [f"check:{op}" for op in checks.OPS] if "cuda" in backends else []
         names += [f"warm:{case}" for case in cases.RELEASED] if "triton" in backends else []
         return {name: part(name) for name in [*names, *(["warm:others"] if "triton" in backends else [])]}
+    if step in OF_CUDA and "cuda" not in backends:
+        return "is for the CUDA kernels"
     if step == "sanitizer":
         tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-        if tool is None or "cuda" not in backends:
-            return "compute-sanitizer is not installed" if tool is None else "is for the CUDA kernels"
+        if tool is None:
+            return "compute-sanitizer is not installed"
         # Without torch's cache each tensor is an allocation of its own, and what lies between them is out of bounds.
         start = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--error-exitcode", "9", "--tool"]
         return {name: [*start, name, *part("smallest")] for name in SANITIZERS}
-    if step == "bits" and (shutil.which("g++") is None or "cuda" not in backends):
-        return "needs g++" if "cuda" in backends else "is for the CUDA kernels"
+    if step == "bits" and shutil.which("g++") is None:
+        return "needs g++"
     if step == "candidates" and "candidates" not in built().images:
         return "not built (CMake's SWINTORMER_CUDA_CANDIDATES)"
     return {step: part(step)}

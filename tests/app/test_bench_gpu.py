@@ -106,6 +106,12 @@ def test_a_short_visit_takes_some_steps_of_one_backend(ran, tmp_path):
     assert list(tests) == ["test_operations.py", "test_ops_on_cuda.py", "test_block_kernels.py"]
     (command,) = timed.values()
     assert command[command.index("--only") + 1] == "cuda"
+    ran.steps.clear()
+    main.main(["--out", str(tmp_path), "--only", "triton,sanitizer,checks,candidates"])
+    (checked,) = (commands for commands, _ in ran.steps)
+    assert parts_of(checked)[-1] == "warm:others"
+    assert all(part.startswith("warm:") for part in parts_of(checked))
+    assert "- candidates: is for the CUDA kernels" in (tmp_path / "notes.md").read_text()
     with pytest.raises(SystemExit):
         main.main(["--out", str(tmp_path), "--only", "cuda,netwrok"])
 
