@@ -144,27 +144,23 @@ def product_loops(code):
 
 
 @pytest.mark.parametrize("image", ["attention", "tail"])
-def test_tensor_cores_and_asynchronous_copies_are_used(image):
+def test_tensor_cores_and_asynchronous_copies_are_used_and_no_product_loop_touches_local_memory(image):
+    """One test, so that one process reads the machine code."""
     for name, code in machine_code(image).items():
         count = Counter(instruction.split(".")[0] for _, instruction, _ in code)
         for wanted in ("HMMA", "LDSM", "LDGSTS"):
             assert count[wanted], f"{name} has no {wanted}"
-
-
-@pytest.mark.parametrize("image", ["attention", "tail"])
-def test_no_product_loop_touches_local_memory(image):
-    for name, code in machine_code(image).items():
         loops = product_loops(code)
         assert loops, name
         allowed = 12 if name.endswith("_c48") else 0  # 128 registers, for two blocks of a multiprocessor
         assert all(loop["LDL"] + loop["STL"] <= allowed for loop in loops), name
 
 
-@pytest.mark.parametrize("side", [8, 16])
-def test_the_loops_over_keys_take_no_more_exponentials_than_they_have_logits(side):
+def test_the_loops_over_keys_take_no_more_exponentials_than_they_have_logits():
     """32 keys at once: 32 x 32 logits a warp, 32 a lane; online four more, one for each row of the sums."""
-    loops = product_loops(machine_code("attention")[f"attention_bf16_d24_w{side}"])
-    assert sorted(loop["MUFU"] for loop in loops if loop["MUFU"]) == [32, 32, 36, 36]
+    for side in (8, 16):
+        loops = product_loops(machine_code("attention")[f"attention_bf16_d24_w{side}"])
+        assert sorted(loop["MUFU"] for loop in loops if loop["MUFU"]) == [32, 32, 36, 36]
 
 
 # ---- the denoiser's kernels ------------------------------------------------------------------------------------------
