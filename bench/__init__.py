@@ -1,1 +1,1 @@
-"""Times of ops, networks and denoisers: `pytest bench/`, and on a GPU `python -m bench.gpu.main --out DIR`."""
+"""Times of ops, networks and denoisers: `pytest bench/`, and on a GPU `python -m bench.gpu --out DIR`."""

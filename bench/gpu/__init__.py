@@ -1,1 +1,1 @@
-"""What is to be known of the kernels on a GPU: `python -m bench.gpu.main --out DIR`."""
+"""All that is to be known of the kernels on a GPU, in one command: `python -m bench.gpu --out DIR`."""

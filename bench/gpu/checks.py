@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import swintormer_kernels as sk
-from bench.gpu.parts import on, relative, wide
+from bench.gpu.calls import on, on_device, relative, wide
 from bench.gpu.rows import append_line
 from swintormer.execution.cuda_graph import capture_graph
 from swintormer_kernels.testing.cases import cases_of
@@ -47,10 +46,7 @@ def check_op(name: str, out: Path, device: str) -> bool:
     op, right = getattr(sk, name), True
     for dtype in HALVES:
         for case in cases_of(name):
-            arguments, keywords = tree_map(
-                lambda t: t.to(device, dtype) if isinstance(t, Tensor) else t,  # noqa: B023
-                case.make(0),
-            )
+            arguments, keywords = on_device(case.make(0), device, dtype)
             if arguments[0].numel() > MOST or op.op.why_not("cuda", *arguments, **keywords) is not None:
                 continue
             told = {"what": name, "case": case.name, "dtype": str(dtype).removeprefix("torch.")}
@@ -78,9 +74,9 @@ def raised(name: str, out: Path) -> str | None:
 
 
 def _errors(op: Callable[..., Tensor], arguments: Any, keywords: Any) -> dict[str, float]:
-    exact = on("reference", op, *tree_map(wide, (arguments, keywords)))
+    exact = on("reference", op, *wide((arguments, keywords)))
     found = {backend: on(backend, op, arguments, keywords) for backend in ("cuda", "reference")}
-    return {backend: relative(y, exact) if y.numel() else 0.0 for backend, y in found.items()}
+    return {backend: relative(y, exact) for backend, y in found.items()}
 
 
 def _verdict(errors: dict[str, float], dtype: torch.dtype) -> str:

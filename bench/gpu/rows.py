@@ -18,7 +18,7 @@ class Row:
     case: str
     dtype: str
     passes: str  # "forward" or "both": forward and backward
-    by: str  # "eager", "triton", "cuda", "compile", "graph" (Triton's), "cuda graph"
+    by: str  # "eager", "cuda", "triton", "compile", or what a part compares
     ms: float
     ratio: float
     gmac: float  # forward and backward count as three times the forward
@@ -31,6 +31,7 @@ class Row:
     card: str = ""
     driver: str = ""
     clock_mhz: float = math.nan  # of the multiprocessors, right after the time was taken
+    launched: str = "plain"  # or "graph": a replay of a CUDA graph, whose launches cost next to nothing
 
 
 def append(out: Path, row: Row) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -111,39 +111,31 @@ def ffn_weights(channels: int, hidden: int, bias: bool = False) -> FFNWeights:
     )
 
 
-def _cases(build: Callable[[Shape], tuple[Any, ...]], names: Iterable[str] = BLOCK_SHAPES) -> list[Case]:
+def arguments_of(op: str, shape: Shape) -> tuple[Any, ...]:
+    """Arguments of "swda_attention", "gated_ffn" or "swda_block", random, on the CPU."""
+    if op == "gated_ffn":
+        return shape.image(), ffn_weights(shape.channels, shape.hidden, shape.bias)
+    weights: tuple[Any, ...] = (attention_weights(shape.channels, shape.heads, shape.window, shape.bias),)
+    if op == "swda_block":
+        weights += (ffn_weights(shape.channels, shape.hidden, shape.bias),)
+    return shape.image(), *weights, shape.window, shape.shift
+
+
+def _cases(op: str, names: Iterable[str] = BLOCK_SHAPES) -> list[Case]:
     shapes = {name: BLOCK_SHAPES[name] for name in names}
-    return [seeded(name, partial(build, shape), shape.timed, shape.tested) for name, shape in shapes.items()]
-
-
-def _attention_of(shape: Shape) -> AttentionWeights:
-    return attention_weights(shape.channels, shape.heads, shape.window, shape.bias)
+    return [seeded(name, partial(arguments_of, op, shape), shape.timed, shape.tested) for name, shape in shapes.items()]
 
 
 def swda_attention_cases() -> list[Case]:
     """The blocks' shapes of the released network at one 256x256 tile, and unusual ones."""
-
-    def build(shape: Shape) -> tuple[Any, ...]:
-        weights = _attention_of(shape)
-        return shape.image(), weights, shape.window, shape.shift
-
-    return _cases(build)
+    return _cases("swda_attention")
 
 
 def gated_ffn_cases() -> list[Case]:
     """The shapes of the released network at one 256x256 tile, and unusual ones."""
-
-    def build(shape: Shape) -> tuple[Any, ...]:
-        return shape.image(), ffn_weights(shape.channels, shape.hidden, shape.bias)
-
-    return _cases(build, (name for name in BLOCK_SHAPES if "shifted" not in name))
+    return _cases("gated_ffn", (name for name in BLOCK_SHAPES if "shifted" not in name))
 
 
 def swda_block_cases() -> list[Case]:
     """The blocks of the released network at one 256x256 tile, and unusual ones."""
-
-    def build(shape: Shape) -> tuple[Any, ...]:
-        weights = _attention_of(shape), ffn_weights(shape.channels, shape.hidden, shape.bias)
-        return shape.image(), *weights, shape.window, shape.shift
-
-    return _cases(build)
+    return _cases("swda_block")

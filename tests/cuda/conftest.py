@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import CUDA, build
+from emulator import KERNEL_SOURCES, build
 
 from swintormer_kernels import native
 from swintormer_kernels.backends.cuda import device, emulator
 
-KERNELS = sorted(set((CUDA / "kernels").glob("*.cu")) - {CUDA / "kernels" / "candidates.cu"})
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take the device from `where` are a GPU's."""
+    for item in items:
+        if "where" in getattr(item, "fixturenames", ()):
+            item.add_marker("gpu")
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
         pytest.skip(reason)
 
     def use(kind: str) -> Path:
-        library = build(kind, KERNELS)
+        library = build(kind, KERNEL_SOURCES)
         monkeypatch.setattr(device, "EMULATOR", library)
         monkeypatch.setattr(emulator, "options", emulator.Options(check=kind == "race"))
         return library

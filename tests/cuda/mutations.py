@@ -132,7 +132,7 @@ TAIL = of(
 WIDE = of(
     "tail_wide.cuh",
     "wide",
-    ("Race:", "sums and squares in one place", "share(squares, 1,", "share(squares, 0,"),
+    ("Race:", "sums and squares in one place", "mean), 1, row", "mean), 0, row"),
     ("numbers", "each warp makes the first channels", "slice++) + column * kSliceStride", "slice++)", "2"),
 )
 CONVOLUTION = of(

@@ -1,4 +1,4 @@
-"""bench/gpu/cuda.py on CPU tensors and the emulated device, small: every call that a GPU would get."""
+"""bench/gpu on CPU tensors and the emulated device, small: the calls of CUDA kernels that a GPU would get."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import csv
 import pytest
 import torch
 
-from bench.gpu import checks, cuda, parts, rows, timing
+from bench.gpu import bits, candidates, cases, checks, network, notes, ops, rows, timing
+from bench.gpu.meter import Meter
 from swintormer import NetworkConfig
+from swintormer_kernels.backends.cuda import limits
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 from swintormer_kernels.registry import backends
+from swintormer_kernels.testing.block_cases import Shape
 from swintormer_kernels.testing.cases import cases_of
 
 pytestmark = [
@@ -24,7 +27,7 @@ def meter(tmp_path, monkeypatch, emulated):
     emulated("plain")
     for name, value in (("WARM_UPS", 1), ("LEAST", 2), ("MOST", 2)):
         monkeypatch.setattr(timing, name, value)
-    return parts.Meter("part", tmp_path, "cpu", n=64)
+    return Meter("part", tmp_path, "cpu")
 
 
 def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_path, monkeypatch):
@@ -48,76 +51,88 @@ def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_
     assert last["verdict"] == "ZeroDivisionError: division by zero"
     assert checks.raised("ddim_step", tmp_path) == last["verdict"]
     assert checks.raised("swda_block", tmp_path) is None
-    cuda.write_notes(tmp_path, {"checks": "failed"})
+    notes.write_notes(tmp_path, {"checks": {"check:ddim_step": "failed (1)"}})
     # An empty result is right whatever its factor.
     assert "8 of 18 checks passed" in (tmp_path / "notes.md").read_text()
 
 
-def test_there_is_a_case_of_whatever_is_timed():
-    pairs = [(op, shape) for shape in cuda.SHAPES for op in cuda.BLOCKS]
-    pairs += [(op, case) for op, cases in cuda.DENOISER.items() for case in cases]
-    for op, case in pairs:
-        (x, *_), _ = cuda.given(op, case, "cpu")
-        assert x.dtype == torch.bfloat16
+def test_every_size_has_a_smallest_case_and_all_of_them_run(emulated, monkeypatch):
+    emulated("plain")
+    for case, shape in cases.SMALLEST.items():
+        arguments, keywords = cases.given("swda_block", case, "cpu")
+        assert cases.op_of("swda_block").why_not("cuda", *arguments, **keywords) is None, case
+        assert shape.height * shape.width <= 256
+    shapes = cases.SMALLEST.values()
+    assert {shape.channels for shape in shapes} == set(limits.CHANNELS)
+    assert {shape.channels // 2 // shape.heads for shape in shapes} == set(limits.HEADS)
+    first = next(iter(cases.SMALLEST))
+    monkeypatch.setattr(cases, "SMALLEST", {first: cases.SMALLEST[first]})
+    cases.run_smallest("cpu")
 
 
-def test_an_op_that_cannot_be_timed_is_told_and_the_next_one_follows(monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(cuda, "time_op", lambda meter, name, case, tiles: seen.append(name) or 1 / 0)
-    cuda.time_denoiser(None)
-    assert len(seen) == sum(map(len, cuda.DENOISER.values()))
-    assert "ZeroDivisionError" in capsys.readouterr().err
+def test_results_are_compared_bit_by_bit_with_the_emulated_device(emulated, tmp_path, monkeypatch):
+    """Here both are the emulated device; the first result gets another last bit."""
+    emulated("plain")
+    monkeypatch.setattr(bits, "CASES", (("ddim_step", "odd sizes, sliced"),))
+    calls, right = [], bits.on
+
+    def on(*given):
+        result = right(*given)
+        calls.append(result)
+        if len(calls) == 1:
+            flat = result.view(-1).view(torch.int16)
+            flat[3] += 3
+        return result
+
+    monkeypatch.setattr(bits, "on", on)
+    bits.run(tmp_path, "cpu", ("cuda",))
+    first, second = csv.DictReader((tmp_path / "bits.csv").open())
+    assert [first[name] for name in ("dtype", "different", "above_2", "most")] == ["bfloat16", "1", "1", "3"]
+    assert [second[name] for name in ("dtype", "different")] == ["float16", "0"]
+    a = torch.tensor([0.0, -0.0, 1.0, -1.0], dtype=torch.bfloat16)
+    assert bits.units_apart(a, -a).tolist() == [0, 0, 2 * 0x3F80, 2 * 0x3F80]
 
 
-def test_small_cases_run_on_every_op(meter):
-    cuda.run_small("cpu")
-
-
-def test_an_op_is_timed_beside_eager_and_triton(meter, tmp_path):
+def test_an_op_is_timed_beside_eager_and_triton(meter, tmp_path, monkeypatch):
     if backends()["triton"] is not None or not INTERPRETED:
         pytest.skip("on CPU tensors Triton kernels run in the interpreter only")
-    cuda.time_op(meter, "ddim_step", "odd sizes, sliced", 1)
-    cuda.time_op(meter, "group_norm_silu", "32x32x32, channels_last", 2)
+    monkeypatch.setitem(cases.SMALL, "tiny", Shape(24, 1, 8, 8, window=8))
+    ops.time_op(meter, "ddim_step", "odd sizes, sliced", 1, ("cuda", "triton"))
+    ops.time_op(meter, "gated_ffn", "tiny", 2, ("cuda", "triton"))
     found = rows.read_rows(tmp_path)
     assert [(row.what, row.by) for row in found] == [
-        (op, by) for op in ("ddim_step", "group_norm_silu") for by in ("eager", "cuda", "triton")
+        (op, by) for op in ("ddim_step", "gated_ffn") for by in ("eager", "cuda", "triton")
     ]
-    assert all(0 < row.error < 0.02 for row in found[3:])
+    assert all(0 < row.error < 0.02 for row in found)
     assert {row.card for row in found} == {"CPU"}
-    cuda.write_notes(tmp_path, {})
-    assert "| group_norm_silu | 32x32x32, channels_last | " in (tmp_path / "notes.md").read_text()
 
 
-def test_the_network_and_the_compiled_blocks_are_timed(meter, tmp_path, monkeypatch):
+def test_an_op_whose_check_raised_is_not_timed(meter, tmp_path, capsys):
+    checks.append(tmp_path, checks.Check(what="ddim_step", case="one", dtype="float16", verdict="RuntimeError: broken"))
+    ops.time_op(meter, "ddim_step", "odd sizes, sliced", 1, ("cuda",))
+    assert [row.by for row in rows.read_rows(tmp_path)] == ["eager"]
+    assert "not timed: RuntimeError: broken" in capsys.readouterr().out
+
+
+def test_a_network_is_timed_with_the_blocks_of_cuda(meter, tmp_path, monkeypatch):
     tiny = NetworkConfig(
-        in_channels=3, dim=4, num_blocks=(1, 1, 0, 0), num_refinement_blocks=0, heads=(1, 1, 1, 1), window_size=4
+        in_channels=3, dim=24, num_blocks=(1, 0, 0, 0), num_refinement_blocks=0, heads=(1, 2, 4, 8), window_size=8
     )
-    monkeypatch.setitem(cuda.PRESETS, "released", tiny)
-    monkeypatch.setattr(cuda, "COMPILED", ("latent, C 384, shifted",))
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    cuda.time_network(meter, tile=32, tiles=2)
-    cuda.time_compiled(meter, 1)
-    assert [row.by for row in rows.read_rows(tmp_path)] == ["eager", "compile"]
+    monkeypatch.setitem(network.PRESETS, "released", tiny)
+    for measure in ("median_ms", "peak_mb"):
+        monkeypatch.setattr(network, measure, lambda call, device: 1.0)
+    monkeypatch.setattr(network, "_graphed", lambda graph, x: graph.net)  # GraphedForward has tests of its own
+    network.time_network(meter, "released", torch.bfloat16, ("cuda",), tile=64, tiles=1)
+    found = rows.read_rows(tmp_path)
+    assert [(row.by, row.launched) for row in found] == [("eager", "plain"), ("cuda", "plain")]
+    assert found[1].error <= 2 * found[0].error
 
 
-def test_all_parts_share_the_time_that_is_given(tmp_path, monkeypatch):
-    ran = []
-
-    def run_together(commands, limit, log):
-        ran.append(([c[c.index("--part") + 1] if "--part" in c else c[2] for c in commands], limit))
-        return "done"
-
-    monkeypatch.setattr(cuda, "run_together", run_together)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "machine", lambda: "a machine")
-    cuda.main(["--out", str(tmp_path), "--seconds", "50"])
-    assert ran[0][0][0] == "check:swda_attention"
-    assert ran[0][1] == 20
-    alone = ["blocks", "network", "bench.gpu.candidates", "denoiser", "compile", "small"]
-    assert [parts for parts, _ in ran[1:]] == [[part] for part in alone]
-    assert all(limit < 50 for _, limit in ran)
-    assert "- small: done" in (tmp_path / "notes.md").read_text()
-    ran.clear()
-    cuda.main(["--out", str(tmp_path), "--warm"])
-    assert len(ran) == 1
-    assert all(part.startswith("warm:") for part in ran[0][0])
+def test_candidates_are_timed_beside_the_chosen_instance(tmp_path, meter, monkeypatch):
+    monkeypatch.setattr(candidates, "TURNS", 1)
+    monkeypatch.setattr(candidates, "ATTENTION", {})
+    tail = ("tail_bf16_c384_r32", 256, 97280, 32)
+    monkeypatch.setattr(candidates, "TAIL", {Shape(384, 8, 8, 8, window=8): (tail,)})
+    candidates.run(tmp_path, "cpu", ("cuda",), tiles=1)
+    found = rows.read_rows(tmp_path)
+    assert [(row.what, row.by, row.error) for row in found] == [("tail", "chosen", 0), ("tail", tail[0], 0)]

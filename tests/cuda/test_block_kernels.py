@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import SCHEDULES
+from emulator import schedules_of
 from ops import assert_forward, error, mapped, on
 from torch import Tensor
 from triton_samples import with_ffn
@@ -15,6 +15,7 @@ from triton_samples import with_ffn
 import swintormer_kernels as sk
 from swintormer_kernels.backends.cuda import device, emulator
 from swintormer_kernels.backends.cuda.block_kernels import attend, finish
+from swintormer_kernels.backends.cuda.limits import CHANNELS
 from swintormer_kernels.backends.reference import blocks as reference
 from swintormer_kernels.records import AttentionWeights
 from swintormer_kernels.testing.block_cases import Shape, attention_weights, ffn_weights
@@ -34,6 +35,10 @@ SHAPES = {
     "d 24, w 16, C 96": Shape(96, 2, 16, 32, shift=5, bias=True),
     "d 48, w 8, C 96": Shape(96, 1, 24, 8, shift=4, window=8),
     "d 48, w 16, C 96": Shape(96, 1, 16, 32, shift=8, bias=True),
+    "d 16, w 8, C 32": Shape(32, 1, 8, 24, shift=2, window=8, bias=True),
+    "d 32, w 16, C 64": Shape(64, 1, 16, 32, shift=9, bias=True),
+    "d 32, w 8, C 128": Shape(128, 2, 8, 24, shift=3, window=8, bias=True),
+    "d 32, w 8, C 256": Shape(256, 4, 8, 8, window=8, bias=True),
     "d 12, w 8, C 192": Shape(192, 8, 8, 8, window=8, bias=True),
     "d 24, w 8, C 384": Shape(384, 8, 8, 16, shift=4, window=8, bias=True),
 }
@@ -196,7 +201,7 @@ def test_masked_pairs_that_win(where, window, dtype):
 # ---- races -----------------------------------------------------------------------------------------------------------
 
 
-def assert_same_in_all_schedules(monkeypatch, run, schedules=SCHEDULES):
+def assert_same_in_all_schedules(monkeypatch, run, schedules):
     found = []
     for schedule in schedules:
         for late in (False, True):
@@ -206,12 +211,13 @@ def assert_same_in_all_schedules(monkeypatch, run, schedules=SCHEDULES):
     assert all(torch.equal(found[0], out) for out in found[1:])
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("window", [8, 16])
-@pytest.mark.parametrize("channels", [24, 32, 48, 96])  # of one head: d 12, 16, 24, 48
-def test_races_of_the_attention(emulated, monkeypatch, channels, window):
+@pytest.mark.parametrize("channels", [24, 32, 48, 64, 96])  # of one head: d 12, 16, 24, 32, 48
+def test_races_of_the_attention(emulated, monkeypatch, channels, window, dtype):
     emulated("race")
-    given = arguments(Shape(channels, 1, window, window, 3, window, bias=True), "cpu", torch.bfloat16)
-    assert_same_in_all_schedules(monkeypatch, lambda: attend(*given))
+    given = arguments(Shape(channels, 1, window, window, 3, window, bias=True), "cpu", dtype)
+    assert_same_in_all_schedules(monkeypatch, lambda: attend(*given), schedules_of(dtype))
 
 
 def on_one_multiprocessor(monkeypatch):
@@ -229,37 +235,43 @@ def test_the_size_of_the_tails_blocks(extension):
     assert (rows_of(192, 32 * 32), rows_of(384, 16 * 16)) == (64, 32)  # most multiprocessors are idle
     assert rows_of(384, 132 * 64) == 64  # 1 round, as with 80
     assert (rows_of(192, 10**6, 128, 99), rows_of(384, 10**6, 128, 99)) == (64, 32)
+    assert [rows_of(c, 10**6, 128, 99) for c in (128, 256)] == [128, 32]
+    assert [rows_of(c, 1) for c in CHANNELS] == [256, 128, 256, 128, 256, 64, 64, 32, 32]
+    assert [rows_of(c, 320, 1) for c in (128, 256)] == [128, 80]
     assert rows_of(384, 10**6, 108, 163) == 64
     assert rows_of(384, 2**31 - 1) in (64, 80)
     with pytest.raises(ValueError, match="no instance"):
         rows_of(384, 64, kilobytes=64)
 
 
-@pytest.mark.parametrize(("channels", "windows"), [(192, 5), (384, 1), (384, 5)], ids=["160", "64", "80"])
+@pytest.mark.parametrize(("channels", "windows"), [(128, 2), (192, 5), (256, 5), (384, 1), (384, 5)])
 def test_the_tail_with_blocks_of_many_pixels(emulated, monkeypatch, channels, windows):
     emulated("plain")
     on_one_multiprocessor(monkeypatch)
-    shape = Shape(channels, channels // 48, 8, 8 * windows, 3, 8, bias=True)
+    shape = Shape(channels, channels // (64 if channels % 48 else 48), 8, 8 * windows, 3, 8, bias=True)
     x, weights, *rest = arguments(shape, "cpu", torch.bfloat16)
     ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 150, True))
     assert_forward("cuda", sk.swda_block, (x, weights, ffn, *rest))
     assert_forward("cuda", sk.gated_ffn, (rows(x[..., : 8 * windows - 3]), ffn))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("projects", [True, False], ids=["tail", "ffn"])
 @pytest.mark.parametrize(
     ("channels", "windows", "multiprocessors"),
-    [(24, 1, 132), (48, 1, 132), (96, 1, 132), (192, 1, 132), (384, 1, 132), (192, 5, 1), (384, 1, 1), (384, 5, 1)],
+    [
+        *((channels, 1, 132) for channels in CHANNELS),
+        *((128, 2, 1), (192, 5, 1), (256, 5, 1), (384, 1, 1), (384, 5, 1)),
+    ],
 )
-def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiprocessors, projects):
+def test_races_of_the_tail(emulated, monkeypatch, channels, windows, multiprocessors, projects, dtype):
     emulated("race")
     if multiprocessors == 1:
         on_one_multiprocessor(monkeypatch)
     shape = Shape(channels, 1, 8, 8 * windows, 3, 8, bias=True)
-    x, weights, *rest = arguments(shape, "cpu", torch.bfloat16)
-    ffn = mapped(lambda t: t.to(torch.bfloat16), ffn_weights(channels, 130 if channels == 384 else 70))
-    tokens = torch.randn(windows, 64, channels).to(torch.bfloat16)
+    x, weights, *rest = arguments(shape, "cpu", dtype)
+    ffn = mapped(lambda t: t.to(dtype), ffn_weights(channels, 130 if channels == 384 else 70))
+    tokens = torch.randn(windows, 64, channels).to(dtype)
     attended = (tokens, weights, *rest) if projects else None
-    # Larger blocks of the same code have fewer schedules; the shadow memory's verdict does not depend on them.
-    schedules = SCHEDULES if multiprocessors > 1 else ("random",)
+    schedules = schedules_of(dtype) if multiprocessors > 1 else ("random",)  # larger blocks of the same code
     assert_same_in_all_schedules(monkeypatch, lambda: finish(x, attended, ffn), schedules)

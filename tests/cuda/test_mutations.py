@@ -103,6 +103,9 @@ def planted(mutation: Mutation, folder: Path) -> Path:
 
 def test_every_barrier_has_a_case_that_shows_its_absence() -> None:
     assert all(mutation.cases for mutation in MUTATIONS), "a file of kernels is not in CASES_OF"
+    for mutation in MUTATIONS:
+        text = (KERNELS / mutation.file).read_text()
+        assert mutation.planted(text) != text
     assert {case for mutation in MUTATIONS for case in mutation.cases.split()} == set(CASES)
 
 

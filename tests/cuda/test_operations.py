@@ -41,7 +41,7 @@ class Card:
         return []
 
 
-@pytest.fixture(scope="module", params=["emulated", "card"])
+@pytest.fixture(scope="module", params=["emulated", pytest.param("card", marks=pytest.mark.gpu)])
 def operations(request: pytest.FixtureRequest) -> Emulator | Card:
     if request.param == "emulated":
         return Emulator(build("race", [SOURCE]))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from emulator import SCHEDULES
+from emulator import schedules_of
 from ops import assert_as_good, assert_forward, assert_gradients, mapped, on
 
 import swintormer_kernels as sk
@@ -136,13 +136,14 @@ RACES = {
 }
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", RACES)
-def test_no_schedule_of_threads_and_copies_changes_a_bit_or_shows_a_race(emulated, monkeypatch, case):
+def test_no_schedule_of_threads_and_copies_changes_a_bit_or_shows_a_race(emulated, monkeypatch, case, dtype):
     emulated("race")
     op, args, kwargs = RACES[case]()
-    function, given = called(op, moved((args, kwargs), "cpu", torch.bfloat16))
+    function, given = called(op, moved((args, kwargs), "cpu", dtype))
     found = []
-    for schedule in SCHEDULES:
+    for schedule in schedules_of(dtype):
         for late in (False, True):
             monkeypatch.setattr(emulator, "options", emulator.Options(schedule, late_copies=late))
             found.append(on("cuda", function, given))
@@ -155,6 +156,8 @@ def test_a_cuda_forward_and_a_triton_backward_agree_with_the_reference(where):
     for op, (x, *rest) in {
         sk.group_norm_silu: (torch.randn(2, 16, 5, 6), norm_weights(2, 16, modulated=True), 4),
         sk.norm_silu_conv3x3: (*convolution("one pixel")[:3], 2),
+        sk.gated_ffn: (torch.randn(1, 24, 2, 4), ffn_weights(24, 32)),
+        sk.swda_attention: (torch.randn(1, 24, 8, 8), attention_weights(24, 1, 8), 8, 3),
     }.items():
         given = moved((in_rows(x), *rest), where, torch.bfloat16)
         assert op.op.backward_of("cuda", *given) == "triton"

@@ -12,8 +12,8 @@ constexpr bool agrees() {
     return chosen.threads == H::kThreads && chosen.shared_bytes == H::kSharedBytes && chosen.units == H::kWindows &&
            H::kZeros <= H::kThreads;
 }
-static_assert(agrees<16, 8>() && agrees<16, 16>() && agrees<24, 8>() && agrees<24, 16>() && agrees<48, 8>() &&
-              agrees<48, 16>());
+static_assert(agrees<16, 8>() && agrees<16, 16>() && agrees<24, 8>() && agrees<24, 16>() && agrees<32, 8>() &&
+              agrees<32, 16>() && agrees<48, 8>() && agrees<48, 16>());
 
 }  // namespace swk::cuda
 
@@ -27,5 +27,7 @@ SWK_INSTANCES(16, 8, 256, 2)
 SWK_INSTANCES(16, 16, 256, 2)
 SWK_INSTANCES(24, 8, 256, 2)
 SWK_INSTANCES(24, 16, 256, 2)
+SWK_INSTANCES(32, 8, 512, 1)
+SWK_INSTANCES(32, 16, 512, 1)
 SWK_INSTANCES(48, 8, 512, 1)
 SWK_INSTANCES(48, 16, 512, 1)

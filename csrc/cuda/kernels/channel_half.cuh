@@ -17,7 +17,7 @@ template <class T, int kD, int kSide, int kM>
 struct ChannelHalf : Head<T, kD, kSide, kM> {
     using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::g, H::t, H::window_token;
-    using H::kDeep16, H::kDeep8, H::kStride, H::kWide, H::kWindowTokens, H::kWindows, H::kWarps, H::kSquares;
+    using H::kDeep8, H::kStride, H::kWide, H::kWindowTokens, H::kWindows, H::kWarps, H::kSquares;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr int kJobs = (kD + 15) / 16;                // tiles of rows c of a window
@@ -114,18 +114,8 @@ struct ChannelHalf : Head<T, kD, kSide, kM> {
 
     GPU_FN void apply(Sums& o, const Deep& v) const {
         const uint16_t* weights = rows + window_token * kStride + 2 * kD;
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int j = 0; j < kWide; ++j) o[m][j][0] = o[m][j][1] = o[m][j][2] = o[m][j][3] = 0;
-#pragma unroll
-        for (int k = 0; k < kDeep16; ++k) multiply16<T, kStride>(o, v[k], weights + 16 * k);
-        if constexpr (kDeep8 == 1) {
-            uint32_t deep[kM][2];
-#pragma unroll
-            for (int m = 0; m < kM; ++m) deep[m][0] = v[kDeep16][m][0], deep[m][1] = v[kDeep16][m][1];
-            multiply8<T, kStride>(o, deep, weights + 16 * kDeep16);
-        }
+        clear(o);
+        multiply_deep<T, kStride, kDeep8 == 1>(o, v, weights);
     }
 };
 

@@ -53,6 +53,19 @@ GPU_FN void multiply8(float (&c)[kM][kTiles][4], const uint32_t (&a)[kM][2], con
     }
 }
 
+// c += a W^T over as many columns as a has, A fragments of 16 columns and, where kOdd, a last one of 8.
+template <class T, int kStride, bool kOdd, int kM, int kTiles, int kDeep>
+GPU_FN void multiply_deep(float (&c)[kM][kTiles][4], const uint32_t (&a)[kDeep][kM][4], const uint16_t* w) {
+#pragma unroll
+    for (int k = 0; k < kDeep - (kOdd ? 1 : 0); ++k) multiply16<T, kStride>(c, a[k], w + 16 * k);
+    if constexpr (kOdd) {
+        uint32_t last[kM][2];
+#pragma unroll
+        for (int m = 0; m < kM; ++m) last[m][0] = a[kDeep - 1][m][0], last[m][1] = a[kDeep - 1][m][1];
+        multiply8<T, kStride>(c, last, w + 16 * (kDeep - 1));
+    }
+}
+
 // A contiguous matrix of kRows x kColumns to shared memory at kStride, by the whole block: one group of copies, not
 // waited for.
 template <int kRows, int kColumns, int kStride, int kThreads>
@@ -71,6 +84,26 @@ GPU_FN void store4(uint16_t* to, uint32_t first, uint32_t second) {
     *reinterpret_cast<gpu::Words2*>(to) = v;
 }
 GPU_FN void store2(uint16_t* to, uint32_t pair) { *reinterpret_cast<uint32_t*>(to) = pair; }
+
+// Sums that begin at zero, or at their columns' biases, from `first` on.
+template <int kM, int kTiles>
+GPU_FN void clear(float (&c)[kM][kTiles][4]) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) c[m][j][0] = c[m][j][1] = c[m][j][2] = c[m][j][3] = 0;
+}
+template <int kM, int kTiles>
+GPU_FN void start(float (&c)[kM][kTiles][4], const float* bias, int first) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float b = bias[first + 8 * j + 2 * (gpu::lane() & 3) + i];
+#pragma unroll
+            for (int m = 0; m < kM; ++m) c[m][j][i] = c[m][j][2 + i] = b;
+        }
+}
 
 // Windows of kSide x kSide tokens, in row-major order over the map rolled by (-shift, -shift).
 struct Map {

@@ -87,17 +87,6 @@ struct Head {
         gpu::copy_commit();
     }
 
-    // Tile j of sums starts at its columns' biases.
-    template <int kColumns>
-    GPU_FN void start(float (&sums)[kM][kColumns][4], int j, const float* bias) const {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float b = bias[8 * j + 2 * t + i];
-#pragma unroll
-            for (int m = 0; m < kM; ++m) sums[m][j][i] = sums[m][j][2 + i] = b;
-        }
-    }
-
     // y of the warp's tokens to `rows`, which is whole after the next barrier. The norm comes behind the product, so
     // that A is x as it lies in memory. A token's sum is one column more of the product.
     GPU_FN void project() const {
@@ -183,14 +172,6 @@ struct Head {
             }
     }
 
-    template <int kColumns>
-    GPU_FN static void clear(float (&sums)[kM][kColumns][4]) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int j = 0; j < kColumns; ++j) sums[m][j][0] = sums[m][j][1] = sums[m][j][2] = sums[m][j][3] = 0;
-    }
-
     // The place in `rows` of token g (h = 0) or g + 8 (h = 1) of the warp's tile m.
     GPU_FN uint16_t* row_of(int m, int h) const { return rows + (token + 16 * m + g + 8 * h) * kStride; }
 
@@ -218,8 +199,7 @@ struct Head {
     // the addresses that the lanes give to ldmatrix. One loaded A serves every tile for which it is some dy's.
     GPU_FN void convolve(Sums& u, int which, const Shifts& shifts) const {
         const int l = gpu::lane(), lane_row = first_row + (l & 15) / kSide;
-#pragma unroll
-        for (int j = 0; j < kWide; ++j) start(u, j, a.conv_bias + part(which));
+        start(u, a.conv_bias, part(which));
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             const bool two = j + 1 < kWide;

@@ -38,6 +38,60 @@ GPU_FN int pixel_of_row(const TailArgs& a, int row) {
     return image * a.height * a.width + static_cast<int>(in_image);
 }
 
+// A lane's channels of token g (h = 0) or g + 8 (h = 1) of a tile's sums y, as they lie from x on: of tiles j, j + 1
+// the channels 8 j + 4 t.. ; of a last tile alone 8 j + 2 t.. .
+template <class T, int kWide>
+GPU_FN void load_pixel(float (&y)[kWide][4], int h, const uint16_t* x) {
+    const int t = gpu::lane() & 3;
+#pragma unroll
+    for (int j = 0; j + 1 < kWide; j += 2) {
+        const gpu::Words2 v = load4(x + 8 * j + 4 * t);
+        y[j][2 * h] = gpu::low<T>(v.w[0]), y[j][2 * h + 1] = gpu::high<T>(v.w[0]);
+        y[j + 1][2 * h] = gpu::low<T>(v.w[1]), y[j + 1][2 * h + 1] = gpu::high<T>(v.w[1]);
+    }
+    if constexpr (kWide % 2 == 1) {
+        const uint32_t v = load2(x + 8 * (kWide - 1) + 2 * t);
+        y[kWide - 1][2 * h] = gpu::low<T>(v), y[kWide - 1][2 * h + 1] = gpu::high<T>(v);
+    }
+}
+// y += bias; the sums' channels are those from `first` on.
+template <int kM, int kWide>
+GPU_FN void add_bias(float (&y)[kM][kWide][4], const float* bias, int first = 0) {
+    const int t = gpu::lane() & 3;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const bool alone = kWide % 2 == 1 && j == kWide - 1;
+            const float b = bias[first + (alone ? 8 * j + 2 * t + i : 16 * (j / 2) + 4 * t + 2 * (j % 2) + i)];
+#pragma unroll
+            for (int m = 0; m < kM; ++m) y[m][j][i] += b, y[m][j][2 + i] += b;
+        }
+}
+// Of a lane's channels of a token: their sum, and that of the squares of their differences from the mean.
+template <int kWide>
+GPU_FN float sum_of(const float (&y)[kWide][4], int h) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) sum += y[j][2 * h] + y[j][2 * h + 1];
+    return sum;
+}
+template <int kWide>
+GPU_FN float squares_of(const float (&y)[kWide][4], int h, float mean) {
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) {
+        const float p = y[j][2 * h] - mean, q = y[j][2 * h + 1] - mean;
+        squares += p * p + q * q;
+    }
+    return squares;
+}
+// Two neighbouring hidden channels of a token: the products of the FFN's factors, tiles of sums.
+template <class T>
+GPU_FN uint32_t gated(const float (&first)[4], const float (&second)[4], int h) {
+    return gpu::pack<T>(first[2 * h] * second[2 * h], first[2 * h + 1] * second[2 * h + 1]);
+}
+
 template <class T, int kC, int kM, bool kProjects>
 struct Tail {
     static constexpr int kThreads = 256, kRows = 16 * kM * kThreads / 32;
@@ -102,26 +156,12 @@ struct Tail {
         }
     }
 
-    // Channels of the sums' tiles j, j + 1 at a pixel: 8 j + 4 t.. ; of a last tile alone: 8 j + 2 t.. .
     GPU_FN void load(Sums& y) const {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const uint16_t* x = a.x + place(m, h);
-#pragma unroll
-                for (int j = 0; j + 1 < kWide; j += 2) {
-                    const gpu::Words2 v = load4(x + 8 * j + 4 * t);
-                    y[m][j][2 * h] = gpu::low<T>(v.w[0]), y[m][j][2 * h + 1] = gpu::high<T>(v.w[0]);
-                    y[m][j + 1][2 * h] = gpu::low<T>(v.w[1]), y[m][j + 1][2 * h + 1] = gpu::high<T>(v.w[1]);
-                }
-                if constexpr (kWide % 2 == 1) {
-                    const uint32_t v = load2(x + 8 * (kWide - 1) + 2 * t);
-                    y[m][kWide - 1][2 * h] = gpu::low<T>(v), y[m][kWide - 1][2 * h + 1] = gpu::high<T>(v);
-                }
-            }
+            for (int h = 0; h < 2; ++h) load_pixel<T>(y[m], h, a.x + place(m, h));
     }
-
     GPU_FN void store(const Sums& y) const {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -136,18 +176,6 @@ struct Tail {
                 if constexpr (kWide % 2 == 1)
                     store2(out + 8 * (kWide - 1) + 2 * t,
                            gpu::pack<T>(y[m][kWide - 1][2 * h], y[m][kWide - 1][2 * h + 1]));
-            }
-    }
-
-    GPU_FN void add_bias(Sums& y, const float* bias) const {
-#pragma unroll
-        for (int j = 0; j < kWide; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const bool alone = kWide % 2 == 1 && j == kWide - 1;
-                const float b = bias[alone ? 8 * j + 2 * t + i : 16 * (j / 2) + 4 * t + 2 * (j % 2) + i];
-#pragma unroll
-                for (int m = 0; m < kM; ++m) y[m][j][i] += b, y[m][j][2 + i] += b;
             }
     }
 
@@ -201,15 +229,8 @@ struct Tail {
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                float sum = 0, squares = 0;
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) sum += y[m][j][2 * h] + y[m][j][2 * h + 1];
-                const float mean = gpu::quad_sum(sum) * (1.0f / kC);
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) {
-                    const float p = y[m][j][2 * h] - mean, q = y[m][j][2 * h + 1] - mean;
-                    squares += p * p + q * q;
-                }
+                const float mean = gpu::quad_sum(sum_of(y[m], h)) * (1.0f / kC);
+                const float squares = squares_of(y[m], h, mean);
                 const float scale = gpu::reciprocal_sqrt(gpu::quad_sum(squares) * (1.0f / kC) + 1e-5f),
                             offset = -mean * scale;
 #pragma unroll
@@ -231,29 +252,21 @@ struct Tail {
         const uint16_t* in = memory + chunk % 2 * kStage;
 #pragma unroll
         for (int part = 0; part < kHidden; part += 16) {
-            float h[2][kM][2][4];  // of the two factors: [tile of rows][8 hidden channels]
+            float f[2][kM][2][4];  // the two factors: [tile of rows][8 hidden channels]
 #pragma unroll
-            for (int f = 0; f < 2; ++f)
-#pragma unroll
-                for (int j = 0; j < 2; ++j)
-#pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const float b = a.in_bias[(chunk * 2 + f) * kHidden + part + 8 * j + 2 * t + i];
-#pragma unroll
-                        for (int m = 0; m < kM; ++m) h[f][m][j][i] = h[f][m][j][2 + i] = b;
-                    }
+            for (int i = 0; i < 2; ++i) start(f[i], a.in_bias, (chunk * 2 + i) * kHidden + part);
 #pragma unroll
             for (int k = 0; k < kDeep16; ++k)
 #pragma unroll
-                for (int f = 0; f < 2; ++f)
-                    multiply16<T, kInStride>(h[f], n[k], in + (f * kHidden + part) * kInStride + 16 * k);
+                for (int i = 0; i < 2; ++i)
+                    multiply16<T, kInStride>(f[i], n[k], in + (i * kHidden + part) * kInStride + 16 * k);
             if constexpr (kDeep8 == 1) {
                 uint32_t deep[kM][2];
 #pragma unroll
                 for (int m = 0; m < kM; ++m) deep[m][0] = n[kDeep16][m][0], deep[m][1] = n[kDeep16][m][1];
 #pragma unroll
-                for (int f = 0; f < 2; ++f)
-                    multiply8<T, kInStride>(h[f], deep, in + (f * kHidden + part) * kInStride + 16 * kDeep16);
+                for (int i = 0; i < 2; ++i)
+                    multiply8<T, kInStride>(f[i], deep, in + (i * kHidden + part) * kInStride + 16 * kDeep16);
             }
             uint32_t p[kM][4];
 #pragma unroll
@@ -261,9 +274,7 @@ struct Tail {
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
 #pragma unroll
-                    for (int i = 0; i < 2; ++i)
-                        p[m][2 * j + i] = gpu::pack<T>(h[0][m][j][2 * i] * h[1][m][j][2 * i],
-                                                       h[0][m][j][2 * i + 1] * h[1][m][j][2 * i + 1]);
+                    for (int h = 0; h < 2; ++h) p[m][2 * j + h] = gated<T>(f[0][m][j], f[1][m][j], h);
             multiply16<T, kOutStride>(y, p, in + kIn + part);
         }
     }

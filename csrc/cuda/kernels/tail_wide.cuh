@@ -107,7 +107,7 @@ struct TailWide {
         load(y);
         int slice = 0;
         if constexpr (kProjects) {
-            add_bias(y, a.projection_bias);
+            add_bias(y, a.projection_bias, column);
 #pragma unroll 1
             for (int k = 0; k < kDeepSlices; ++k)
                 add_slice<kRowStride>(y, rows + row * kRowStride + k * kSlice, await(slice++) + column * kSliceStride);
@@ -150,15 +150,7 @@ struct TailWide {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const uint16_t* x = a.x + place(m, h);
-#pragma unroll
-                for (int j = 0; j < kWide; j += 2) {
-                    const gpu::Words2 v = load4(x + 8 * j + 4 * t);
-                    y[m][j][2 * h] = gpu::low<T>(v.w[0]), y[m][j][2 * h + 1] = gpu::high<T>(v.w[0]);
-                    y[m][j + 1][2 * h] = gpu::low<T>(v.w[1]), y[m][j + 1][2 * h + 1] = gpu::high<T>(v.w[1]);
-                }
-            }
+            for (int h = 0; h < 2; ++h) load_pixel<T>(y[m], h, a.x + place(m, h));
     }
     GPU_FN void store(const Sums& y) const {
 #pragma unroll
@@ -171,16 +163,6 @@ struct TailWide {
                 for (int j = 0; j < kWide; j += 2)
                     store4(out + 8 * j + 4 * t, gpu::pack<T>(y[m][j][2 * h], y[m][j][2 * h + 1]),
                            gpu::pack<T>(y[m][j + 1][2 * h], y[m][j + 1][2 * h + 1]));
-            }
-    }
-    GPU_FN void add_bias(Sums& y, const float* bias) const {
-#pragma unroll
-        for (int j = 0; j < kWide; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float b = bias[column + 16 * (j / 2) + 4 * t + 2 * (j % 2) + i];
-#pragma unroll
-                for (int m = 0; m < kM; ++m) y[m][j][i] += b, y[m][j][2 + i] += b;
             }
     }
 
@@ -205,25 +187,14 @@ struct TailWide {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float sum = 0;
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) sum += y[m][j][2 * h] + y[m][j][2 * h + 1];
-                share(sum, 0, row_of(m, h));
-            }
+            for (int h = 0; h < 2; ++h) share(sum_of(y[m], h), 0, row_of(m, h));
         gpu::block_sync();  // the sums are whole, and the attended tokens used up
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float mean = total(0, row_of(m, h)) * (1.0f / kC);
-                float squares = 0;
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) {
-                    const float p = y[m][j][2 * h] - mean, q = y[m][j][2 * h + 1] - mean;
-                    squares += p * p + q * q;
-                }
-                share(squares, 1, row_of(m, h));
+                share(squares_of(y[m], h, mean), 1, row_of(m, h));
             }
         gpu::block_sync();  // the squares are whole
 #pragma unroll
@@ -238,7 +209,7 @@ struct TailWide {
                     store2(rows + to * kRowStride + column + 8 * j + 2 * t,
                            gpu::pack<T>(y[m][j][2 * h] * scale + offset, y[m][j][2 * h + 1] * scale + offset));
             }
-        add_bias(y, a.bias);
+        add_bias(y, a.bias, column);
     }
 
     // The chunk's hidden channels, the warp's 16 of each factor, to `hidden`. `slice` moves on.
@@ -246,15 +217,7 @@ struct TailWide {
         const int own = 16 * part;
         float f[2][kM][2][4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int j = 0; j < 2; ++j)
-#pragma unroll
-                for (int c = 0; c < 2; ++c) {
-                    const float b = a.in_bias[(chunk * 2 + i) * kHidden + own + 8 * j + 2 * t + c];
-#pragma unroll
-                    for (int m = 0; m < kM; ++m) f[i][m][j][c] = f[i][m][j][2 + c] = b;
-                }
+        for (int i = 0; i < 2; ++i) start(f[i], a.in_bias, (chunk * 2 + i) * kHidden + own);
 #pragma unroll 1
         for (int k = 0; k < kDeepSlices; ++k) {
             const uint16_t* w = await(slice++);
@@ -273,8 +236,7 @@ struct TailWide {
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
                     store2(hidden + row_of(m, h) * kHiddenStride + own + 8 * j + 2 * t,
-                           gpu::pack<T>(f[0][m][j][2 * h] * f[1][m][j][2 * h],
-                                        f[0][m][j][2 * h + 1] * f[1][m][j][2 * h + 1]));
+                           gated<T>(f[0][m][j], f[1][m][j], h));
     }
 };
 

@@ -24,7 +24,7 @@ template <class T, int kD, int kSide, int kM>
 struct WindowHalf : Head<T, kD, kSide, kM> {
     using H = Head<T, kD, kSide, kM>;
     using H::a, H::rows, H::scratch, H::head, H::g, H::t, H::token, H::window_token, H::first_row;
-    using H::kThreads, H::kWide, H::kDeep16, H::kDeep8, H::kStride, H::kSpan, H::kTileRows, H::kWindowTokens;
+    using H::kThreads, H::kWide, H::kDeep8, H::kStride, H::kSpan, H::kTileRows, H::kWindowTokens;
     using typename H::Deep;
     using typename H::Sums;
     static constexpr float kLog2E = 1.44269504f;
@@ -126,14 +126,7 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
 
     GPU_FN void score(float (&s)[kM][2][4], const Deep& q, int key) const {
         const uint16_t* keys = rows + (window_token + key) * kStride + kD;
-#pragma unroll
-        for (int k = 0; k < kDeep16; ++k) multiply16<T, kStride>(s, q[k], keys + 16 * k);
-        if constexpr (kDeep8 == 1) {
-            uint32_t deep[kM][2];
-#pragma unroll
-            for (int m = 0; m < kM; ++m) deep[m][0] = q[kDeep16][m][0], deep[m][1] = q[kDeep16][m][1];
-            multiply8<T, kStride>(s, deep, keys + 16 * kDeep16);
-        }
+        multiply_deep<T, kStride, kDeep8 == 1>(s, q, keys);
     }
 
     GPU_FN void gather(Sums& o, const uint32_t (&p)[kM][4], int key) const {
@@ -163,11 +156,8 @@ struct WindowHalf : Head<T, kD, kSide, kM> {
         float top[kM][2], sum[kM][2];
         Bias b;
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-            top[m][0] = top[m][1] = -1e30f, sum[m][0] = sum[m][1] = 0;
-#pragma unroll
-            for (int j = 0; j < kWide; ++j) o[m][j][0] = o[m][j][1] = o[m][j][2] = o[m][j][3] = 0;
-        }
+        for (int m = 0; m < kM; ++m) top[m][0] = top[m][1] = -1e30f, sum[m][0] = sum[m][1] = 0;
+        clear(o);
         begin_bias(b);
 #pragma unroll 1
         for (int key = 0; key < kWindowTokens; key += 16 * kStep) {

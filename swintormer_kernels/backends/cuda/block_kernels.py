@@ -18,10 +18,6 @@ from swintormer_kernels.backends.cuda.runtime import kernels, launch
 if TYPE_CHECKING:
     from swintormer_kernels.records import AttentionWeights, FFNWeights
 
-WIDE = (
-    384  # channels from which on `tail` keeps a block's pixels in shared memory, and takes more hidden channels at once
-)
-
 
 def attend(x: Tensor, weights: AttentionWeights, window: int, shift: int) -> Tensor:
     """The attention before its projection: (B, C, H, W) in channels_last -> (B * windows, w * w, C)."""

@@ -10,20 +10,24 @@ from swintormer_kernels.backends.cuda import device
 from swintormer_kernels.records import AttentionWeights
 from swintormer_kernels.transforms import constant_in_compiled_code
 
-HEADS = (12, 16, 24, 48)  # channels of a head
+HEADS = (12, 16, 24, 32, 48)  # channels of a head
 WINDOWS = (8, 16)
 MOST_NORMED = 2048  # of a group norm: 8 channels for each of 256 threads
-CHANNELS = (24, 48, 96, 192, 384)
+CHANNELS = (24, 32, 48, 64, 96, 128, 192, 256, 384)
 
 
 def attention_lacks(x: Tensor, weights: AttentionWeights, window: int) -> str | None:
     """Sizes of `swda_attention`."""
     head = x.shape[1] // 2 // weights.logit_scale.shape[0]
     if head not in HEADS:
-        return f"the cuda backend takes heads of 12, 16, 24 or 48 channels, found {head}"
+        return f"the cuda backend takes heads of {_listed(HEADS)} channels, found {head}"
     if window not in WINDOWS:
         return f"the cuda backend takes windows of 8 or 16, found {window}"
     return tail_lacks(x)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
 
 
 def attention_slower(op: str, x: Tensor, weights: AttentionWeights, window: int, gradients: bool) -> str | None:
@@ -41,7 +45,7 @@ def attention_slower(op: str, x: Tensor, weights: AttentionWeights, window: int,
 def tail_lacks(x: Tensor) -> str | None:
     """Sizes of `gated_ffn` and of the second half of a block."""
     if x.shape[1] not in CHANNELS:
-        return f"the cuda backend takes 24, 48, 96, 192 or 384 channels, found {x.shape[1]}"
+        return f"the cuda backend takes {_listed(CHANNELS)} channels, found {x.shape[1]}"
     return _shared_lacks(x.shape[1], x.device) if x.device.type == "cuda" else None
 
 

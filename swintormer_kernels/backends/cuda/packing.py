@@ -25,7 +25,7 @@ CHUNK = 48
 """Channels of x in a stage of the weights of qkv."""
 SLICE = 32
 """Columns of a slice of the projection."""
-WIDE = {192: 64, 384: 128}
+WIDE = {128: 64, 192: 64, 256: 128, 384: 128}
 """Channels -> hidden channels at once where `tail` is that of tail_wide.cuh; it reads attended tokens as they are."""
 HIDDEN = 32
 """Hidden channels at once elsewhere."""

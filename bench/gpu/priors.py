@@ -1,17 +1,12 @@
-"""The latent denoiser on a GPU: `python -m bench.gpu.denoiser --out DIR [--latent N ...]`.
+"""Times of the latent diffusion's denoisers (`swintormer.prior`): each prior, one step and all of them (eta 0).
 
-Times the denoiser's ops on one latent, forward and both passes, then each prior, for one step and for all (eta 0).
 Eager is diffusers' own in channels_last: UNet2DModel on z_t and condition, concatenated, and DDIMScheduler.step;
 optimized is `LatentPrior`, also as CUDA graphs, whose half of the first convolution for the condition was made before.
 z_t is float32 between the steps of both, and its noise the same.
-DIR gets gpu.csv as of bench.gpu.main, a line for each time. Run that first: it runs the tests on the device.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,8 +16,9 @@ import torch
 from torch import Tensor
 
 import swintormer_kernels as sk
-from bench.gpu.main import NO_GPU
-from bench.gpu.parts import Meter, relative, time_op
+from bench.gpu.calls import relative
+from bench.gpu.cases import or_told
+from bench.gpu.meter import DTYPES, Meter
 from bench.gpu.timing import median_ms
 from bench.prior import by_diffusers
 from swintormer.execution.cuda_graph import capture_graph
@@ -31,24 +27,16 @@ from swintormer.prior.config import PRIORS, PriorConfig
 from swintormer.prior.model import LatentPrior
 
 MEASURED = ("compact", "ldm-sr")
-OPS = ("group_norm_silu", "ddim_step", "norm_silu_conv3x3")
+SIDES = (32, 64, 128)  # of the latents
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.csv")
-    parser.add_argument("--latent", type=int, nargs="+", default=[32, 64, 128], help="sides of the latents")
-    asked = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        sys.exit(NO_GPU)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    meter = Meter("denoiser", asked.out, "cuda")
-    for side in asked.latent:
+def run(out: Path, device: str, backends: tuple[str, ...]) -> None:
+    """Whatever backends automatic selection takes."""
+    meter = Meter("priors", out, device)
+    for side in SIDES:
         for name in MEASURED:
-            for dtype in (torch.bfloat16, torch.float32):
-                time_unet(meter, name, PRIORS[name], side, dtype)
-    for op in OPS:
-        time_op(meter, importlib.import_module(f"swintormer_kernels.ops.{op}"), tiles=1)
+            for dtype in DTYPES:
+                or_told(time_unet, meter, name, PRIORS[name], side, dtype)
 
 
 def time_unet(meter: Meter, name: str, config: PriorConfig, side: int, dtype: torch.dtype) -> None:
@@ -72,7 +60,7 @@ def time_unet(meter: Meter, name: str, config: PriorConfig, side: int, dtype: to
                     replay = capture_graph(function, *inputs)
                     error = relative(replay(*inputs), before.double())
                     ms = median_ms(partial(replay, *inputs), meter.device)
-                    meter.row(**common, by="graph", ms=ms, eager_ms=eager_ms, error=error)
+                    meter.row(**common, by="optimized", launched="graph", ms=ms, eager_ms=eager_ms, error=error)
 
 
 Work: TypeAlias = dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
@@ -99,7 +87,3 @@ def _optimized(prior: LatentPrior, z: Tensor, condition: Tensor) -> Work:
         "step": (prior.predict, (z.to(condition), times[:, 0], part)),
         "sample": (sample, (z, part, times, z.new_empty(1, 0))),
     }
-
-
-if __name__ == "__main__":
-    main()
