@@ -127,7 +127,10 @@ class Ablation:
         crop = self.base.crop
         base = Trained()
         if row in RECIPE:
-            others = [Variant(text, crop, None, self._changed(text, changes)) for text, changes in RECIPE[row]]
+            others = [
+                Variant(text, changes.get("crop", crop), None, self._changed(text, changes))
+                for text, changes in RECIPE[row]
+            ]
             return [Variant("base", crop, None, base), *others]
         if row == "prior":
             with_prior = Trained("prior", self._joint())
@@ -169,9 +172,10 @@ class Ablation:
         if "network" in changes:
             changes["network"] = self.base.network.model_dump() | changes["network"]
         if "data" in changes:
-            if self.photos is None:
+            photos = self.photos or self.base.data.photos
+            if not photos:
                 raise SwintormerError("The row data needs a folder of sharp photographs: name it with --photos.")
-            changes["data"] = self.base.data.model_dump() | {"photos": self.photos} | changes["data"]
+            changes["data"] = self.base.data.model_dump() | {"photos": photos} | changes["data"]
         return Trained(text.replace(",", "").replace(" ", "_"), changes)
 
     def _joint(self) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--limit", type=int, help="only the first so many photographs")
     options = parser.parse_args()
-    checkpoint = read_checkpoint(MODELS[options.model].path())
-    deblurrers = {scales: Deblurrer(checkpoint, scales=scales) for scales in SCALES}
+    model = MODELS[options.model]
+    checkpoint, settings = read_checkpoint(model.path()), model.settings()
+    deblurrers = {scales: Deblurrer(checkpoint, **(settings | {"scales": scales})) for scales in SCALES}
     paths = pictures_below(options.folder)[: options.limit]
     print("radius   " + "".join(f"{f'scales {scales}':>14}" for scales in SCALES) + "   auto, worst", flush=True)
     for radius in RADII:

@@ -457,10 +457,11 @@ def _page(path: Path | None) -> AbstractContextManager[Page | None]:
 
 
 def _alone(settings: Settings) -> float | None:
-    """The change in dB from which a picture needs nothing: known of installed networks at full strength."""
+    """The change in dB from which a picture needs nothing: known of installed networks as they are by default."""
     if settings.weights is not None or _elsewhere(settings.model) or settings.strength != 1:
         return None
-    return installed(settings).alone
+    model = installed(settings)
+    return model.alone if settings.scales in (None, model.scales) else None
 
 
 def _elsewhere(model: str) -> bool:

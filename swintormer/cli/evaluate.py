@@ -231,16 +231,20 @@ class _Run:
         """Where this measurement's scores are kept, with those of an interrupted one."""
         from swintormer.evaluation.record import Record
 
-        digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
-        words = [f"{self.weights.name} {digest}", *what]
-        own = {} if self.installed is None else {"scales": self.installed.scales, "guard": self.installed.guard}
-        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "window")}
-        used = own | {name: value for name, value in given.items() if value}
-        words += [f"{name} {value}" for name, value in used.items() if value]
+        words = [f"{self.weights.name} {_digest(self.weights)}", *what]
+        given = {name: getattr(self.settings, name) for name in ("tile", "stride", "window", "scales")}
+        if self.installed is not None:
+            given["scales"] = given["scales"] or self.installed.scales
+            given["guard"] = self.installed.guard and _digest(self.installed.guard_path())
+        words += [f"{name} {value}" for name, value in given.items() if value and (name, value) != ("scales", 1)]
         record = Record(self.csv, ", ".join(words))
         if record.known:
             complain(f"{len(record.known)} scores stand in {self.csv} already and are not computed again.")
         return record
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 class _Progress:

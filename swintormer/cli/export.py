@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from swintormer.cli.messages import complain
 from swintormer.errors import SwintormerError
 
 EXPORT_EXAMPLES = (
@@ -59,4 +60,16 @@ def export(
 
         export_torch(checkpoint, out, tile)
     sides = "height, width" if any_size else f"{tile}, {tile}"
+    if weights is None and (alone := _what_is_left_out(model)):
+        complain(f"Note: {out} holds the network alone: {alone}")
     print(f"{out}: image (batch, {checkpoint.net.config.in_channels}, {sides}), {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _what_is_left_out(model: str) -> str:
+    """What `deblur` does with an installed model beside running its network, as a clause; empty for nothing."""
+    from swintormer.cli.models import MODELS
+
+    found = MODELS.get(model)
+    if found is None or (found.scales == 1 and not found.guard):
+        return ""
+    return f"deblur also asks {found.guard} with it." if found.guard else "deblur runs it at several resolutions."

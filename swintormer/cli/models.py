@@ -40,11 +40,18 @@ class Model:
 
         return default_weights(self.file)
 
+    def guard_path(self) -> Path:
+        """The file of the guard, for models that have one."""
+        from swintormer.checkpoint.checkpoint import default_weights
+
+        assert self.guard
+        return default_weights(self.guard)
+
     def settings(self) -> dict[str, Any]:
         """Of `Deblurrer`, beside the weights. Raises SwintormerError if this installation lacks the guard's weights."""
-        from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
+        from swintormer.checkpoint.checkpoint import read_checkpoint
 
-        guard = read_checkpoint(default_weights(self.guard)).net if self.guard else None
+        guard = read_checkpoint(self.guard_path()) if self.guard else None
         return {"scales": self.scales, "guard": guard}
 
 

@@ -97,7 +97,8 @@ class Deblurrer:
             differ by at most twice the network's own largest float32 error against float64 (test_pipeline.py);
             measured for the preset `small`: 6e-7.
         memory: budget in bytes for the tiles that are processed and the kernels' packed copies of the weights, not
-            counting the image, its result and the weights. None is half of the device's free memory, determined for
+            counting the image, its result and the weights, nor what several scales keep: 12 bytes for four pixels of
+            colour, and with three scales one more for each. None is half of the device's free memory, determined for
             each image.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
         prior: where z_0 comes from, which is sampled once for each image: True for the checkpoint's prior, if it has
@@ -113,7 +114,8 @@ class Deblurrer:
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
         guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
-            does, the guard's result is taken (choice.py). It takes as long as `net` again.
+            does, the guard's result is taken (choice.py). It takes as long as `net` again. Of the same channels and
+            dtype, without a prior.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -121,7 +123,8 @@ class Deblurrer:
 
     Raises:
         InputError: neither network nor checkpoint, a size or budget that is no whole number of at least one, an
-            unknown blend or precision, a strength outside 0 to 1, several scales for a network of two views.
+            unknown blend or precision, a strength outside 0 to 1, several scales for a network of two views, a guard
+            that does not fit.
         SwintormerError: a device that is not there, or a prior that does not fit the network.
     """
 
@@ -139,7 +142,7 @@ class Deblurrer:
         precision: Precision = "auto",
         strength: float = 1.0,
         scales: int | Literal["auto"] = 1,
-        guard: Swintormer | None = None,
+        guard: Swintormer | Checkpoint | None = None,
     ) -> None:
         checkpoint = checkpoint_of(net)
         self._may_stretch = not isinstance(tile, int) and stride is None
@@ -150,7 +153,7 @@ class Deblurrer:
         sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory, "number of scales": scales}
         automatic = {"tile", "number of scales"}
         for name, value in sizes.items():
-            if value is None or (name in automatic and value == "auto"):
+            if (value is None and name != "number of scales") or (name in automatic and value == "auto"):
                 continue
             if not isinstance(value, Integral):
                 raise InputError(f"The {name} must be a whole number, found {described(value)}.")
@@ -341,9 +344,9 @@ class Deblurrer:
             done += images * len(plan.grid)
 
     def _scales_of(self, height: int, width: int) -> int:
-        """For an image; the coarsest automatic one is not smaller than what the network pads every tile to."""
+        """For an image, whose coarsest one has a pixel at least; an automatic one as many as tiles are padded to."""
         if self.scales != "auto":
-            return self.scales
+            return min(self.scales, 1 + math.ceil(math.log2(max(height, width))))
         halvings = math.log2(max(min(height, width) / self.net.config.stride, 1))
         return 1 + min(int(halvings), MOST_SCALES - 1)
 
@@ -493,15 +496,20 @@ class Deblurrer:
 
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
         """Bytes for a batch of tiles and packed weights; on a CPU also for the band and one tile being copied."""
-        config = self.net.config
         rows, columns = min(tile, height), min(tile, width)
-        padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
-        cost = resident_bytes(config, batch * padded, self.dtype.itemsize) + self._packed
+        cost = self._packed + max(
+            resident_bytes(net.config, batch * _padded(rows, columns, net.config.stride), self.dtype.itemsize)
+            for net in (self.net, self.guard)
+            if net is not None
+        )
         across = min(tile, max(height, width)) * min(height, width) + rows * columns
         if self.device.type != "cpu":
             return cost
         latents = self.sampler.latent_bytes(height, width) if self.sampler is not None else 0
-        return cost + 4 * config.out_channels * across + latents
+        # A tile of a coarser scale is made from the region that it covers, and that from the finer scales' region.
+        halvings = self._scales_of(height, width) - 1
+        regions = sum(min(2**n * (tile + 16), height) * min(2**n * (tile + 16), width) for n in range(1, halvings + 1))
+        return cost + 4 * self.net.config.out_channels * (across + 2 * regions) + latents
 
 
 @dataclass(frozen=True)
@@ -550,17 +558,26 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
         raise SwintormerError(f"Cannot use the device {device}: {first_line(error)}.") from error
 
 
-def _guard(guard: Swintormer, net: Swintormer, device: str | torch.device | None) -> Swintormer:
+def _padded(rows: int, columns: int, stride: int) -> int:
+    """Pixels of a tile whose sides are padded to multiples of the network's stride."""
+    return -(-rows // stride) * stride * (-(-columns // stride) * stride)
+
+
+def _guard(guard: Swintormer | Checkpoint, net: Swintormer, device: str | torch.device | None) -> Swintormer:
     """The second network, on the device and in the memory layout of the first. Raises InputError if it does not fit."""
-    one, other = (checkpoint_of(each).net for each in (net, guard))
-    channels = [(each.config.in_channels, each.config.out_channels) for each in (one, other)]
-    if channels[0] != channels[1] or other.config.prior_channels:
+    other = checkpoint_of(guard)
+    channels = [(each.config.in_channels, each.config.out_channels) for each in (net, other.net)]
+    if channels[0] != channels[1] or other.net.config.prior_channels:
         raise InputError("The guard must be a network of the same channels as the first and without a prior.")
-    weight = next(net.parameters())
-    guard = _moved(guard, device).to(weight.device, weight.dtype)
+    weight, of_guard = (next(each.parameters()) for each in (net, other.net))
+    if weight.dtype != of_guard.dtype:
+        raise InputError(
+            f"The guard has weights of {of_guard.dtype}, the network of {weight.dtype}: convert one of them."
+        )
+    moved = _moved(other.net, device).to(weight.device)
     if weight.device.type == "cuda":
-        guard.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return guard
+        moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 @contextmanager

@@ -164,6 +164,18 @@ def test_photographs_need_a_folder(run):
     asked, _ = ablation.parse(["--config", "run.toml", "--out", "out", "--photos", "some"])
     data = asked.config(asked.variants("data")[1].trained).data
     assert (data.photos, data.photos_share, data.scenes) == ((Path("some"),), 0.5, 0.5)
+    text = Path("run.toml").read_text()
+    Path("run.toml").write_text(text.replace("[network]", '[data]\nphotos = "own"\n[network]'))
+    asked, _ = ablation.parse(["--config", "run.toml", "--out", "out"])
+    assert asked.config(asked.variants("data")[1].trained).data.photos == (Path("own"),)
+
+
+def test_a_variant_is_measured_in_tiles_of_its_crops(run):
+    Path("run.toml").write_text(Path("run.toml").read_text().replace("scene_side = 128", ""))
+    asked, _ = ablation.parse(["--config", "run.toml", "--out", "out"])
+    for row in ablation.RECIPE.keys() - {"data"}:
+        for variant in asked.variants(row):
+            assert variant.tile == asked.config(variant.trained).crop
 
 
 def test_what_cannot_be_asked_for(run):

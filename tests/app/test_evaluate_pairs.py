@@ -82,7 +82,11 @@ def test_an_installed_network_is_measured_as_deblur_restores_with_it(run, identi
     assert [settings.get("scales", 1) for settings in seen] == [1, "auto", 1]
     assert [settings.get("guard") is None for settings in seen] == [False, True, True]
     other = run(*pairs, "--model", "small", "--csv", "rows.csv", code=1).stderr
-    assert "scales 1, guard small; this one is" in other
+    assert ", guard " in other.partition("this one is")[0]
+    assert "scales" not in other
+    run(*pairs, "--weights", identity, "--csv", "same.csv")
+    assert "2 scores stand in same.csv already" in run(*pairs, "--model", "small", "--csv", "same.csv").stderr
+    assert "scales auto" in run(*pairs, "--model", "wide", "--csv", "same.csv", code=1).stderr
     assert "--model, --prior and --weights" in run(*pairs, "--model", "strong", "--prior", code=1).stderr
     assert "There is no model 'huge'" in run(*pairs, "--model", "huge", code=1).stderr
 

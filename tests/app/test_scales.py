@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cli_files import photo
+from cli_files import TINY, photo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swintormer.checkpoint.checkpoint import read_checkpoint
+from bench import wide_blur
+from swintormer import Swintormer
+from swintormer.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from swintormer.cli import deblur
 from swintormer.cli.deblur import Settings, make_deblurrer
+from swintormer.cli.models import MODELS
 from swintormer.errors import InputError
 from swintormer.images.reading import read_image
 from swintormer.inference.choice import coarser_share
@@ -35,7 +39,7 @@ class Curve(nn.Module):
 
 def restored(picture: Tensor, scales: int) -> Tensor:
     """The formula of `inference.scales`, for whole pictures (B, 3, H, W)."""
-    if scales == 1:
+    if scales == 1 or max(picture.shape[2:]) == 1:
         return picture**2
     height, width = picture.shape[2:]
     even = F.pad(picture, (0, width % 2, 0, height % 2), mode="replicate")
@@ -88,12 +92,20 @@ def test_the_scale_that_finds_most_to_change_is_taken(period, taken):
 
 
 def test_pictures_whose_half_would_be_all_padding_have_one_scale():
-    seen: list[int] = []
     stride = NetworkConfig(in_channels=3, dim=8, window_size=2).stride
+    tiles = {}
     for side in (2 * stride - 1, 2 * stride, 4 * stride, 16 * stride):
         picture = torch.rand(1, 3, side, 16 * stride, dtype=torch.float64)
-        Deblurrer(Curve(), tile=1024, scales="auto")(picture, lambda _, total: seen.append(total))  # type: ignore[arg-type]
-    assert [seen[0], *seen[1:3:2], seen[3], seen[-1]] == [1, 2, 3, 3]
+
+        def seen(_: int, total: int, side: int = side) -> None:
+            tiles[side] = total
+
+        Deblurrer(Curve(), tile=1024, scales="auto")(picture, seen)  # type: ignore[arg-type]
+    assert list(tiles.values()) == [1, 2, 3, 3]
+    Deblurrer(Curve(), tile=1024, scales=9)(
+        torch.rand(1, 3, 3, 4, dtype=torch.float64), lambda _, total: seen(0, total, 4)
+    )  # type: ignore[arg-type]
+    assert tiles[4] == 3, "3x4, 2x2, 1x1"
 
 
 def test_the_share_of_the_coarser_scale_rises_gradually():
@@ -141,7 +153,55 @@ def test_a_guard_decides_where_the_network_goes_much_further(gain, taken):
     torch.testing.assert_close(found, picture * (1 + taken), rtol=4 * torch.finfo(torch.float32).eps, atol=0)
 
 
+def test_a_guard_is_asked_at_every_scale_in_evaluation_mode():
+    """Of a wave of 16 pixels the second pass, too, is the guard's, which changes nothing at all."""
+
+    class Watched(Curve):
+        modes: list[bool]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.modes.append(self.training)
+            return x.clone()
+
+    guard = Watched()
+    guard.modes = []
+    found = Deblurrer(Sharpener(8), guard=guard, tile=128, scales=2)(wave(16))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, wave(16), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+    assert guard.modes == [False, False]
+    assert guard.training
+    guard.modes = []
+    Deblurrer(Sharpener(8), guard=guard, tile=128, scales="auto")(wave(16))  # type: ignore[arg-type]
+    assert len(guard.modes) == 3, "32, 64 and 128 pixels: without the coarser change no second pass"
+
+
+def test_a_guard_of_two_views_is_compared_with_the_view_that_is_restored():
+    class Right(Curve):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :3] + 0.1
+
+    views = torch.rand(1, 6, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Deblurrer(Right(6), guard=Right(6), tile=TILE)(views)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, views[:, :3] + 0.1, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+
+
+def test_the_memory_of_a_guard_and_of_scales_counts():
+    sizes = {"in_channels": 3, "num_blocks": (1, 1, 1, 1), "window_size": 2}
+    small, large = (Swintormer(NetworkConfig(**sizes, dim=dim)) for dim in (8, 32))
+    alone, guarded, of_large = (
+        Deblurrer(net, tile=64, guard=guard)._cost(64, 1, 512, 512)
+        for net, guard in ((small, None), (small, large), (large, None))
+    )
+    assert guarded == of_large + Deblurrer(small)._packed
+    assert alone < of_large
+    costs = [Deblurrer(small, tile=64, scales=scales)._cost(64, 1, 512, 512) for scales in (1, 2, 3)]
+    assert costs[1] - costs[0] >= 12 * 128**2, "what a tile at half size covers"
+    assert costs[2] - costs[1] >= 12 * 256**2
+
+
 def test_a_guard_fits_its_network():
+    with pytest.raises(InputError, match=r"guard has weights of torch.float32, the network of torch.float64"):
+        Deblurrer(Curve(), guard=Curve().float())  # type: ignore[arg-type]
+    assert Deblurrer(Swintormer(TINY), guard=Checkpoint(Swintormer(TINY))).guard is not None
     with pytest.raises(InputError, match="guard must be a network of the same channels"):
         Deblurrer(Curve(), guard=Curve(in_channels=6))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Expected a Swintormer"):
@@ -156,6 +216,8 @@ def test_a_share_of_the_restoration_is_mixed_with_the_picture_itself():
 def test_a_network_of_two_views_has_one_scale():
     with pytest.raises(InputError, match="networks of one view"):
         Deblurrer(Curve(in_channels=6), scales=2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="number of scales must be a whole number, found None"):
+        Deblurrer(Curve(), scales=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="number of scales must be at least 1"):
         Deblurrer(Curve(), scales=0)  # type: ignore[arg-type]
 
@@ -164,7 +226,7 @@ def test_the_command_line_takes_scales(run, weights, monkeypatch):
     source = read_image(photo("in.png", side=(50, 70))).pixels
     one, two = (Deblurrer(read_checkpoint(weights), scales=scales).restore_array(source) for scales in (1, 2))
     assert not np.array_equal(one, two)
-    for words, expected in (((), one), (("--scales", "2"), two), (("--scales", "auto"), one)):
+    for words, expected in (((), one), (("--scales", "2"), two)):
         run("deblur", "in.png", "-o", "out.png", "--weights", weights, *words)
         np.testing.assert_array_equal(read_image("out.png").pixels, expected)
     assert (
@@ -181,3 +243,34 @@ def test_installed_models_have_their_scales_and_guards(weights, monkeypatch):
     assert made["strong"].guard is not made["strong"].net
     assert make_deblurrer(Settings(model="wide", scales=2)).scales == 2
     assert make_deblurrer(Settings(weights=weights)).scales == 1
+
+
+def test_the_rule_of_leaving_alone_is_for_what_it_was_measured_with(weights, monkeypatch):
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
+    assert deblur._alone(Settings()) == MODELS["small"].alone
+    assert deblur._alone(Settings(scales=1)) == MODELS["small"].alone
+    assert deblur._alone(Settings(scales=2)) is None
+    assert deblur._alone(Settings(model="wide")) is None
+
+
+def test_an_exported_model_says_what_it_leaves_out(run, weights, monkeypatch):
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
+    monkeypatch.setattr("swintormer.export.torch.export_torch", lambda checkpoint, out, tile: out.write_bytes(b"0"))
+    said = {model: run("export", "-o", "a.pt2", "--model", model).stderr for model in ("small", "strong", "wide")}
+    assert said["small"] == ""
+    assert "deblur also asks small" in said["strong"]
+    assert "several resolutions" in said["wide"]
+
+
+def test_the_bench_of_wide_blur(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
+    monkeypatch.setattr(wide_blur, "RADII", (1.5,))
+    photo(tmp_path / "a.png", side=(64, 64))
+    monkeypatch.setattr("sys.argv", ["wide_blur", str(tmp_path), "--model", "strong"])
+    wide_blur.main()
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["radius", "scales", "1", "scales", "2", "scales", "3", "scales", "auto", "auto,", "worst"]
+    values = row.split()
+    assert values[0] == "1.5"
+    assert values[1] != values[2]
+    assert values[4] == values[5]
