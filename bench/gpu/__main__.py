@@ -5,7 +5,8 @@
 Steps, each with a limit and in processes of its own; one that fails is noted and the next goes on:
 
     tests       those of the kernels that use a GPU
-    checks      every op of the CUDA kernels beside float64 (checks.csv); Triton's kernels are compiled meanwhile
+    checks      every op of the CUDA kernels beside float64 (checks.csv); meanwhile Triton's kernels are compiled, and
+                `swintormer selfcheck` in bfloat16, whose verdicts automatic selection waits for
     ops         blocks of the released network and of `small`, the denoiser's ops: eager, CUDA, Triton
     network     both networks for 40 tiles, as graphs, and a picture of 1680x1120 through `Deblurrer`
     sanitizer   compute-sanitizer's four tools on small cases, where it is installed
@@ -29,10 +30,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+import swintormer_kernels as sk
 from bench.gpu import cases, checks
 from bench.gpu.notes import machine, write_notes
 from bench.gpu.processes import ROOT, run_together
@@ -61,6 +64,9 @@ TIMED = {  # step -> its module and function, which takes (out, device, backends
     "priors": ("priors", "run"),
 }
 BACKENDS = ("cuda", "triton")
+NETWORK = ("pydantic", "safetensors", "typer")
+NEEDED = {"network": NETWORK, "compile": NETWORK, "priors": (*NETWORK, "diffusers")}
+"""Step -> packages without which it runs nothing; the kernels alone need torch."""
 OF_CUDA = ("sanitizer", "bits", "candidates")  # steps
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Those that compile for other GPUs or test the C++ engine: minutes, and no GPU.
@@ -121,8 +127,11 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         return tests(backends)
     if step == "checks":
         names = [f"check:{op}" for op in checks.OPS] if "cuda" in backends else []
-        names += [f"warm:{case}" for case in cases.RELEASED] if "triton" in backends else []
-        return {name: part(name) for name in [*names, *(["warm:others"] if "triton" in backends else [])]}
+        if "triton" in backends:
+            names += [*(f"warm:{case}" for case in cases.RELEASED), "warm:others", "selfcheck"]
+        return {name: part(name) for name in names}
+    if absent := [name for name in NEEDED.get(step, ()) if find_spec(name) is None]:
+        return f"needs {' and '.join(absent)}, not installed here"
     if step in OF_CUDA and "cuda" not in backends:
         return "is for the CUDA kernels"
     if step == "sanitizer":
@@ -141,7 +150,7 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
 
 def tests(backends: tuple[str, ...]) -> dict[str, list[str]]:
     """pytest for each file; of those in tests/cuda the tests that are marked as a GPU's."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider"]
     found: dict[str, list[str]] = {}
     if "triton" in backends:
         kernels = ROOT / "tests" / "kernels"
@@ -159,6 +168,10 @@ def run_part(part: str, out: Path, device: str, backends: tuple[str, ...]) -> in
     part, _, rest = part.partition(":")
     if part == "check":
         return 0 if checks.check_op(rest, out, device) else 1
+    if part == "selfcheck":
+        report = sk.selfcheck(dtypes=(torch.bfloat16,))
+        print(report)
+        return 1 if report.failures else 0
     if part in ("warm", "smallest"):
         cases.warm(rest, device) if part == "warm" else cases.run_smallest(device)
         return 0
