@@ -42,7 +42,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
+def test_parts_end_done_or_failed_and_are_logged(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
     def python(script):
@@ -51,10 +51,9 @@ def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
     told = python("import os; print('interpreted', 'TRITON_INTERPRET' in os.environ)")
     with (tmp_path / "log").open("w") as log:
         ended = run_together({"told": told, "failing": python("1 / 0")}, 60, log)
-        ended |= run_together({"endless": python("import time; time.sleep(600)")}, 1, log)
-    assert ended == {"told": "done", "failing": "failed (1)", "endless": "stopped after 1 s"}
+    assert ended == {"told": "done", "failing": "failed (1)"}
     text = (tmp_path / "log").read_text()
-    assert all(said in text for said in ("interpreted False", "ZeroDivisionError", "time.sleep"))
+    assert all(said in text for said in ("interpreted False", "ZeroDivisionError", "1 / 0"))
 
 
 def test_what_a_stopped_command_printed_and_started_is_not_lost(tmp_path):
