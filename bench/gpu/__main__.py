@@ -5,8 +5,8 @@
 Steps, each with a limit and in processes of its own; one that fails is noted and the next goes on:
 
     tests       those of the kernels that use a GPU
-    checks      every op of the CUDA kernels beside float64 (checks.csv); meanwhile Triton's kernels are compiled, and
-                `swintormer selfcheck` in bfloat16, whose verdicts automatic selection waits for
+    checks      every op of the CUDA kernels beside float64 (checks.csv); meanwhile Triton's kernels and the emulated
+                device are compiled, and `swintormer selfcheck` runs in bfloat16: automatic selection needs its verdicts
     ops         blocks of the released network and of `small`, the denoiser's ops: eager, CUDA, Triton
     network     both networks for 40 tiles, as graphs, and a picture of 1680x1120 through `Deblurrer`
     sanitizer   compute-sanitizer's four tools on small cases, where it is installed
@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 
 import swintormer_kernels as sk
-from bench.gpu import cases, checks
+from bench.gpu import bits, cases, checks
 from bench.gpu.notes import machine, write_notes
 from bench.gpu.processes import ROOT, run_together
 from swintormer_kernels.backends.cuda.built import built
@@ -127,6 +127,8 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         return tests(backends)
     if step == "checks":
         names = [f"check:{op}" for op in checks.OPS] if "cuda" in backends else []
+        if names and shutil.which("g++"):
+            names.append("emulator")
         if "triton" in backends:
             names += [*(f"warm:{case}" for case in cases.RELEASED), "warm:others", "selfcheck"]
         return {name: part(name) for name in names}
@@ -168,6 +170,9 @@ def run_part(part: str, out: Path, device: str, backends: tuple[str, ...]) -> in
     part, _, rest = part.partition(":")
     if part == "check":
         return 0 if checks.check_op(rest, out, device) else 1
+    if part == "emulator":
+        bits.library()
+        return 0
     if part == "selfcheck":
         report = sk.selfcheck(dtypes=(torch.bfloat16,))
         print(report)

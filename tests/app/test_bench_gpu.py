@@ -109,6 +109,7 @@ def test_all_steps_share_the_time_that_is_given(ran, tmp_path, capsys):
         *(f"warm:{case}" for case in cases.RELEASED),
         "warm:others",
         "selfcheck",
+        "emulator",
     }
     sanitized = alone.pop(2)
     assert list(sanitized) == ["memcheck", "racecheck", "initcheck", "synccheck"]
@@ -195,7 +196,7 @@ def test_notes_are_there_after_every_step(ran, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "run_together", cut_off)
     with pytest.raises(KeyboardInterrupt):
         main.main(["--out", str(tmp_path)])
-    assert "- checks: 13 of 13 done" in (tmp_path / "notes.md").read_text()
+    assert "- checks: 14 of 14 done" in (tmp_path / "notes.md").read_text()
 
 
 @pytest.mark.parametrize("step", main.TIMED)

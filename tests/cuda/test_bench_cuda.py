@@ -7,10 +7,11 @@ import csv
 import pytest
 import torch
 
+from bench.gpu import __main__ as command
 from bench.gpu import bits, candidates, cases, checks, network, notes, ops, rows, timing
 from bench.gpu.meter import Meter
 from swintormer import NetworkConfig
-from swintormer_kernels.backends.cuda import emulator, limits
+from swintormer_kernels.backends.cuda import device, emulator, limits
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 from swintormer_kernels.registry import backends
 from swintormer_kernels.testing.block_cases import Shape
@@ -89,6 +90,8 @@ def test_results_are_compared_bit_by_bit_with_the_emulated_device(emulated, tmp_
         return result
 
     monkeypatch.setattr(bits, "on", on)
+    assert command.run_part("emulator", tmp_path, "cpu", ("cuda",)) == 0
+    assert bits.library() == device.EMULATOR
     bits.run(tmp_path, "cpu", ("cuda",))
     first, second = csv.DictReader((tmp_path / "bits.csv").open())
     assert [first[name] for name in ("dtype", "different", "above_2", "most")] == ["bfloat16", "1", "1", "3"]
