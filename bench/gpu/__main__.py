@@ -19,7 +19,7 @@ Steps, each with a limit and in processes of its own; one that fails is noted an
 DIR gets gpu.csv (a line for each time, at once), the other tables, log.txt (all that was printed) and notes.md
 (machine, outcomes, times beside each other and beside what was predicted), which is written after each step. Rows are
 added to those that are there, so that a visit may follow another. --only names steps, and with "cuda" or "triton" the
-backends.
+backends; of both, one that this machine lacks is left out, and notes.md says why.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from bench.gpu import bits, cases, checks
 from bench.gpu.notes import machine, write_notes
 from bench.gpu.processes import ROOT, run_together
 from swintormer_kernels.backends.cuda.built import built
+from swintormer_kernels.registry import machine_lacks
 
 NO_GPU = "this bench needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch"
 STEPS = {  # in their order -> share of the time that is left
@@ -86,12 +87,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         sys.exit(NO_GPU)
     asked.out = asked.out.resolve()  # the parts run in the repository's folder
-    asked.out.mkdir(parents=True, exist_ok=True)
-    backends = tuple(name for name in BACKENDS if name in asked.only) or BACKENDS
+    named = tuple(name for name in BACKENDS if name in asked.only)
     if asked.part:
-        sys.exit(run_part(asked.part, asked.out, "cuda", backends))
+        sys.exit(run_part(asked.part, asked.out, "cuda", named))
+    absent = {name: why for name in named or BACKENDS if (why := machine_lacks(name)) is not None}
+    backends = tuple(name for name in named or BACKENDS if name not in absent)
+    if absent and (named or not backends):  # else all would pass, emulated or skipped
+        sys.exit("\n".join(f"{name}: {why}" for name, why in absent.items()))
+    asked.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + asked.seconds
-    outcomes: dict[str, dict[str, str]] = {}
+    outcomes = {name: {name: f"left out: {why}"} for name, why in absent.items()}
     with (asked.out / "log.txt").open("a", encoding="utf-8") as log:
         print(machine(), file=log, flush=True)
         for step in [name for name in STEPS if name in asked.only] or STEPS:

@@ -83,6 +83,7 @@ def ran(monkeypatch):
     found = []
     monkeypatch.setattr(main, "run_together", lambda commands, limit, log: found.append((commands, limit)) or ends)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(main, "machine_lacks", lambda name: None)
     monkeypatch.setattr(main, "machine", lambda: "a machine")
     monkeypatch.setattr(notes, "machine", lambda: "a machine")
     monkeypatch.setattr(main, "built", lambda: SimpleNamespace(images={"candidates"}))
@@ -136,6 +137,22 @@ def test_a_short_visit_takes_some_steps_of_one_backend(ran, tmp_path):
     assert "- candidates: is for the CUDA kernels" in (tmp_path / "notes.md").read_text()
     with pytest.raises(SystemExit):
         main.main(["--out", str(tmp_path), "--only", "cuda,netwrok"])
+
+
+def test_a_backend_that_is_not_there_is_not_taken_for_one_that_passed(ran, tmp_path, monkeypatch):
+    """Tests of the CUDA kernels would run emulated, and checks skip all cases."""
+    monkeypatch.setattr(main, "machine_lacks", {"cuda": "not built", "triton": None}.get)
+    main.main(["--out", str(tmp_path), "--only", "tests,checks,ops"])
+    tests, checked, timed = (commands for commands, _ in ran.steps)
+    assert "test_ops_on_cuda.py" not in tests
+    assert not [part for part in parts_of(checked) if part.startswith("check:")]
+    assert timed["ops"][timed["ops"].index("--only") + 1] == "triton"
+    assert "- cuda: left out: not built" in (tmp_path / "notes.md").read_text()
+    with pytest.raises(SystemExit, match="cuda: not built"):
+        main.main(["--out", str(tmp_path), "--only", "cuda,tests"])
+    monkeypatch.setattr(main, "machine_lacks", lambda name: "absent")
+    with pytest.raises(SystemExit, match="cuda: absent\ntriton: absent"):
+        main.main(["--out", str(tmp_path)])
 
 
 def test_what_failed_or_could_not_run_is_told_and_the_rest_goes_on(ran, tmp_path, monkeypatch):
