@@ -5,7 +5,8 @@
 Steps, each with a limit and in processes of its own; one that fails is noted and the next goes on:
 
     tests       those of the kernels that use a GPU
-    checks      every op of the CUDA kernels beside float64 (checks.csv); Triton's kernels are compiled meanwhile
+    checks      every op of the CUDA kernels beside float64 (checks.csv); meanwhile Triton's kernels and the emulated
+                device are compiled, and `swintormer selfcheck` runs in bfloat16: automatic selection needs its verdicts
     ops         blocks of the released network and of `small`, the denoiser's ops: eager, CUDA, Triton
     network     both networks for 40 tiles, as graphs, and a picture of 1680x1120 through `Deblurrer`
     sanitizer   compute-sanitizer's four tools on small cases, where it is installed
@@ -18,7 +19,7 @@ Steps, each with a limit and in processes of its own; one that fails is noted an
 DIR gets gpu.csv (a line for each time, at once), the other tables, log.txt (all that was printed) and notes.md
 (machine, outcomes, times beside each other and beside what was predicted), which is written after each step. Rows are
 added to those that are there, so that a visit may follow another. --only names steps, and with "cuda" or "triton" the
-backends.
+backends; of both, one that this machine lacks is left out, and notes.md says why.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from bench.gpu import cases, checks
+import swintormer_kernels as sk
+from bench.gpu import bits, cases, checks
 from bench.gpu.notes import machine, write_notes
 from bench.gpu.processes import ROOT, run_together
 from swintormer_kernels.backends.cuda.built import built
+from swintormer_kernels.registry import machine_lacks
 
 NO_GPU = "this bench needs a CUDA device and torch sees none: run it on a machine with a GPU and a CUDA build of torch"
 STEPS = {  # in their order -> share of the time that is left
@@ -61,6 +65,9 @@ TIMED = {  # step -> its module and function, which takes (out, device, backends
     "priors": ("priors", "run"),
 }
 BACKENDS = ("cuda", "triton")
+NETWORK = ("pydantic", "safetensors", "typer")
+NEEDED = {"network": NETWORK, "compile": NETWORK, "priors": (*NETWORK, "diffusers")}
+"""Step -> packages without which it runs nothing; the kernels alone need torch."""
 OF_CUDA = ("sanitizer", "bits", "candidates")  # steps
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Those that compile for other GPUs or test the C++ engine: minutes, and no GPU.
@@ -80,12 +87,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         sys.exit(NO_GPU)
     asked.out = asked.out.resolve()  # the parts run in the repository's folder
-    asked.out.mkdir(parents=True, exist_ok=True)
-    backends = tuple(name for name in BACKENDS if name in asked.only) or BACKENDS
+    named = tuple(name for name in BACKENDS if name in asked.only)
     if asked.part:
-        sys.exit(run_part(asked.part, asked.out, "cuda", backends))
+        sys.exit(run_part(asked.part, asked.out, "cuda", named))
+    absent = {name: why for name in named or BACKENDS if (why := machine_lacks(name)) is not None}
+    backends = tuple(name for name in named or BACKENDS if name not in absent)
+    if absent and (named or not backends):  # else all would pass, emulated or skipped
+        sys.exit("\n".join(f"{name}: {why}" for name, why in absent.items()))
+    asked.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + asked.seconds
-    outcomes: dict[str, dict[str, str]] = {}
+    outcomes = {name: {name: f"left out: {why}"} for name, why in absent.items()}
     with (asked.out / "log.txt").open("a", encoding="utf-8") as log:
         print(machine(), file=log, flush=True)
         for step in [name for name in STEPS if name in asked.only] or STEPS:
@@ -121,8 +132,13 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         return tests(backends)
     if step == "checks":
         names = [f"check:{op}" for op in checks.OPS] if "cuda" in backends else []
-        names += [f"warm:{case}" for case in cases.RELEASED] if "triton" in backends else []
-        return {name: part(name) for name in [*names, *(["warm:others"] if "triton" in backends else [])]}
+        if names and shutil.which("g++"):
+            names.append("emulator")
+        if "triton" in backends:
+            names += [*(f"warm:{case}" for case in cases.RELEASED), "warm:others", "selfcheck"]
+        return {name: part(name) for name in names}
+    if absent := [name for name in NEEDED.get(step, ()) if find_spec(name) is None]:
+        return f"needs {' and '.join(absent)}, not installed here"
     if step in OF_CUDA and "cuda" not in backends:
         return "is for the CUDA kernels"
     if step == "sanitizer":
@@ -141,7 +157,7 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
 
 def tests(backends: tuple[str, ...]) -> dict[str, list[str]]:
     """pytest for each file; of those in tests/cuda the tests that are marked as a GPU's."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider"]
     found: dict[str, list[str]] = {}
     if "triton" in backends:
         kernels = ROOT / "tests" / "kernels"
@@ -159,6 +175,13 @@ def run_part(part: str, out: Path, device: str, backends: tuple[str, ...]) -> in
     part, _, rest = part.partition(":")
     if part == "check":
         return 0 if checks.check_op(rest, out, device) else 1
+    if part == "emulator":
+        bits.library()
+        return 0
+    if part == "selfcheck":
+        report = sk.selfcheck(dtypes=(torch.bfloat16,))
+        print(report)
+        return 1 if report.failures else 0
     if part in ("warm", "smallest"):
         cases.warm(rest, device) if part == "warm" else cases.run_smallest(device)
         return 0

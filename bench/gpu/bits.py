@@ -22,13 +22,13 @@ CASES = (*(("swda_block", case) for case in cases.SMALLEST), *cases.SMALLEST_OF_
 
 
 def run(out: Path, device: str, backends: tuple[str, ...]) -> None:
-    """Builds the emulated device with g++."""
+    """The device's results first; those of the emulated one may need a build."""
     found = {}
     for dtype in (torch.bfloat16, torch.float16):
         for op, case in CASES:
             arguments, keywords = cases.given(op, case, device, dtype=dtype)
             found[op, case, dtype] = on("cuda", cases.function(op), arguments, keywords).cpu()
-    before, cuda_device.EMULATOR = cuda_device.EMULATOR, _library()
+    before, cuda_device.EMULATOR = cuda_device.EMULATOR, library()
     try:
         for (op, case, dtype), result in found.items():
             arguments, keywords = cases.given(op, case, "cpu", dtype=dtype)
@@ -51,7 +51,8 @@ def units_apart(a: Tensor, b: Tensor) -> Tensor:
     return (place(a) - place(b)).abs()
 
 
-def _library() -> Path:
+def library() -> Path:
+    """The emulated device, built unless it is there: a quarter of a minute with two cores."""
     sys.path.insert(0, str(ROOT / "tests" / "cuda"))
     from emulator import KERNEL_SOURCES, build
 

@@ -55,10 +55,12 @@ def chosen(choice: Choice | None) -> Iterator[None]:
             block_kernels.launch = lambda image, *rest: runtime.launch("candidates", *rest)  # type: ignore[assignment]
         if choice[0] == NARROW:
             del packing.WIDE[192]
-    yield
-    block_kernels.kernels, block_kernels.launch = before[:2]  # type: ignore[assignment]
-    packing.WIDE.clear()
-    packing.WIDE.update(before[2])
+    try:
+        yield
+    finally:
+        block_kernels.kernels, block_kernels.launch = before[:2]  # type: ignore[assignment]
+        packing.WIDE.clear()
+        packing.WIDE.update(before[2])
 
 
 def calls(shape: Shape, tiles: int, device: str, tail: bool) -> Callable[[], Tensor]:

@@ -63,13 +63,18 @@ def check_op(name: str, out: Path, device: str) -> bool:
     return right
 
 
-def raised(name: str, out: Path) -> str | None:
-    """What a check of this op raised, if one did: its kernels would spoil the process that times others."""
+def verdicts(out: Path) -> dict[tuple[str, str, str], str]:
+    """(op, case, dtype) -> its last verdict in checks.csv, which may hold visits of kernels that were mended since."""
     file = out / "checks.csv"
     if not file.exists():
-        return None
+        return {}
     with file.open(newline="", encoding="utf-8") as lines:
-        told = [line["verdict"] for line in csv.DictReader(lines) if line["what"] == name]
+        return {(line["what"], line["case"], line["dtype"]): line["verdict"] for line in csv.DictReader(lines)}
+
+
+def raised(name: str, out: Path) -> str | None:
+    """What a check of this op raised, if one did: its kernels would spoil the process that times others."""
+    told = (verdict for (op, _, _), verdict in verdicts(out).items() if op == name)
     return next((verdict for verdict in told if "Error" in verdict.split(":")[0]), None)
 
 

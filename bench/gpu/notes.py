@@ -8,6 +8,7 @@ import torch
 
 import swintormer_kernels as sk
 from bench.gpu.cases import RELEASED
+from bench.gpu.checks import verdicts
 from bench.gpu.predictions import predicted
 from bench.gpu.rows import Row, read_rows
 from swintormer.images.files import replacing
@@ -42,10 +43,9 @@ def _ended(ended: dict[str, str]) -> str:
 
 
 def _checks(out: Path) -> str:
-    file = out / "checks.csv"
-    told = file.read_text(encoding="utf-8").splitlines()[1:] if file.exists() else []
-    wrong = [line for line in told if ",ok," not in line]
-    return f"{len(told) - len(wrong)} of {len(told)} checks passed" + "".join(f"\n- {line}" for line in wrong)
+    found = verdicts(out)
+    wrong = [f"{', '.join(check)}: {verdict}" for check, verdict in found.items() if verdict != "ok"]
+    return f"{len(found) - len(wrong)} of {len(found)} checks passed" + "".join(f"\n- {line}" for line in wrong)
 
 
 def table(rows: list[Row]) -> str:

@@ -27,16 +27,20 @@ def run(out: Path, device: str, backends: tuple[str, ...]) -> None:
 
 
 def run_gradients(out: Path, device: str, backends: tuple[str, ...]) -> None:
-    """Forward and backward of the released network's blocks, then a training step of both networks."""
-    from bench.gpu.network import time_training
-
+    """A training step of both networks, then forward and backward of the released one's blocks."""
     meter = Meter("gradients", out, device)
     for dtype in DTYPES:
-        for preset in ("released", "small"):
-            cases.or_told(time_training, meter, preset, dtype, backends)
+        cases.or_told(_training, meter, dtype, backends)
         for case in cases.RELEASED:
             for op in cases.BLOCKS:
                 cases.or_told(time_op, meter, op, case, GRADIENT_TILES, backends, dtype, "both")
+
+
+def _training(meter: Meter, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
+    from bench.gpu import network  # needs packages that the ops do not
+
+    for preset in network.TIMED:
+        cases.or_told(network.time_training, meter, preset, dtype, backends)
 
 
 def time_op(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import select
 import sys
 from types import SimpleNamespace
 
@@ -40,7 +42,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
+def test_parts_end_done_or_failed_and_are_logged(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
     def python(script):
@@ -49,10 +51,27 @@ def test_parts_end_done_failed_or_stopped_and_are_logged(tmp_path, monkeypatch):
     told = python("import os; print('interpreted', 'TRITON_INTERPRET' in os.environ)")
     with (tmp_path / "log").open("w") as log:
         ended = run_together({"told": told, "failing": python("1 / 0")}, 60, log)
-        ended |= run_together({"endless": python("import time; time.sleep(600)")}, 1, log)
-    assert ended == {"told": "done", "failing": "failed (1)", "endless": "stopped after 1 s"}
+    assert ended == {"told": "done", "failing": "failed (1)"}
     text = (tmp_path / "log").read_text()
-    assert all(said in text for said in ("interpreted False", "ZeroDivisionError", "time.sleep"))
+    assert all(said in text for said in ("interpreted False", "ZeroDivisionError", "1 / 0"))
+
+
+def test_what_a_stopped_command_printed_and_started_is_not_lost(tmp_path):
+    """Python is interrupted first, so that pytest tells its failures; and no program of a program lives on."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    written = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    started = ["sh", "-c", f"(echo started; exec sleep 600) > {fifo} & wait"]  # a shell's & is deaf to interrupts
+    said = [sys.executable, "-c", "import time\nprint('first')\ntry: time.sleep(600)\nfinally: print('last')"]
+    with (tmp_path / "log").open("w") as log:
+        ended = run_together({"said": said, "started": started}, 3, log)
+    assert ended == dict.fromkeys(("said", "started"), "stopped after 3 s")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines.index("first") < lines.index("last")
+    assert os.read(written, 100) == b"started\n"
+    assert select.select([written], [], [], 10)[0]
+    assert os.read(written, 100) == b""  # nobody holds the other end
+    os.close(written)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -64,6 +83,7 @@ def ran(monkeypatch):
     found = []
     monkeypatch.setattr(main, "run_together", lambda commands, limit, log: found.append((commands, limit)) or ends)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(main, "machine_lacks", lambda name: None)
     monkeypatch.setattr(main, "machine", lambda: "a machine")
     monkeypatch.setattr(notes, "machine", lambda: "a machine")
     monkeypatch.setattr(main, "built", lambda: SimpleNamespace(images={"candidates"}))
@@ -89,6 +109,8 @@ def test_all_steps_share_the_time_that_is_given(ran, tmp_path, capsys):
         *(f"check:{op}" for op in checks.OPS),
         *(f"warm:{case}" for case in cases.RELEASED),
         "warm:others",
+        "selfcheck",
+        "emulator",
     }
     sanitized = alone.pop(2)
     assert list(sanitized) == ["memcheck", "racecheck", "initcheck", "synccheck"]
@@ -109,11 +131,28 @@ def test_a_short_visit_takes_some_steps_of_one_backend(ran, tmp_path):
     ran.steps.clear()
     main.main(["--out", str(tmp_path), "--only", "triton,sanitizer,checks,candidates"])
     (checked,) = (commands for commands, _ in ran.steps)
-    assert parts_of(checked)[-1] == "warm:others"
-    assert all(part.startswith("warm:") for part in parts_of(checked))
+    *warmed, last = parts_of(checked)
+    assert all(part.startswith("warm:") for part in warmed)
+    assert last == "selfcheck"
     assert "- candidates: is for the CUDA kernels" in (tmp_path / "notes.md").read_text()
     with pytest.raises(SystemExit):
         main.main(["--out", str(tmp_path), "--only", "cuda,netwrok"])
+
+
+def test_a_backend_that_is_not_there_is_not_taken_for_one_that_passed(ran, tmp_path, monkeypatch):
+    """Tests of the CUDA kernels would run emulated, and checks skip all cases."""
+    monkeypatch.setattr(main, "machine_lacks", {"cuda": "not built", "triton": None}.get)
+    main.main(["--out", str(tmp_path), "--only", "tests,checks,ops"])
+    tests, checked, timed = (commands for commands, _ in ran.steps)
+    assert "test_ops_on_cuda.py" not in tests
+    assert not [part for part in parts_of(checked) if part.startswith("check:")]
+    assert timed["ops"][timed["ops"].index("--only") + 1] == "triton"
+    assert "- cuda: left out: not built" in (tmp_path / "notes.md").read_text()
+    with pytest.raises(SystemExit, match="cuda: not built"):
+        main.main(["--out", str(tmp_path), "--only", "cuda,tests"])
+    monkeypatch.setattr(main, "machine_lacks", lambda name: "absent")
+    with pytest.raises(SystemExit, match="cuda: absent\ntriton: absent"):
+        main.main(["--out", str(tmp_path)])
 
 
 def test_what_failed_or_could_not_run_is_told_and_the_rest_goes_on(ran, tmp_path, monkeypatch):
@@ -134,6 +173,35 @@ def test_what_failed_or_could_not_run_is_told_and_the_rest_goes_on(ran, tmp_path
     assert "- priors: no time was left" in (tmp_path / "notes.md").read_text()
 
 
+def test_a_step_whose_packages_are_missing_says_so(ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "find_spec", lambda name: None if name in ("pydantic", "diffusers") else name)
+    main.main(["--out", str(tmp_path), "--only", "network,priors,gradients"])
+    assert [parts_of(commands) for commands, _ in ran.steps] == [["gradients"]]
+    lines = (tmp_path / "notes.md").read_text().splitlines()
+    assert "- network: needs pydantic, not installed here" in lines
+    assert "- priors: needs pydantic and diffusers, not installed here" in lines
+
+
+def test_gradients_of_ops_are_timed_without_the_network(tmp_path, monkeypatch, capsys):
+    timed = []
+    monkeypatch.setitem(sys.modules, "bench.gpu.network", None)  # its import fails
+    monkeypatch.delattr("bench.gpu.network")
+    monkeypatch.setattr(ops, "time_op", lambda meter, name, *rest: timed.append(name))
+    ops.run_gradients(tmp_path, "cpu", ())
+    assert set(timed) == set(cases.BLOCKS)
+    assert "ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_the_selfcheck_prints_its_table_and_fails_with_it(tmp_path, monkeypatch, capsys):
+    failures = []
+    report = type("Report", (), {"failures": failures, "__str__": lambda self: "a table"})()
+    monkeypatch.setattr(main.sk, "selfcheck", lambda dtypes: report)
+    assert main.run_part("selfcheck", tmp_path, "cpu", main.BACKENDS) == 0
+    failures.append("a row")
+    assert main.run_part("selfcheck", tmp_path, "cpu", main.BACKENDS) == 1
+    assert capsys.readouterr().out.splitlines() == ["a table"] * 2
+
+
 def test_notes_are_there_after_every_step(ran, tmp_path, monkeypatch):
     """A visit that is cut off keeps what it has."""
 
@@ -145,7 +213,7 @@ def test_notes_are_there_after_every_step(ran, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "run_together", cut_off)
     with pytest.raises(KeyboardInterrupt):
         main.main(["--out", str(tmp_path)])
-    assert "- checks: 12 of 12 done" in (tmp_path / "notes.md").read_text()
+    assert "- checks: 14 of 14 done" in (tmp_path / "notes.md").read_text()
 
 
 @pytest.mark.parametrize("step", main.TIMED)

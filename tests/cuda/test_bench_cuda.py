@@ -7,10 +7,11 @@ import csv
 import pytest
 import torch
 
+from bench.gpu import __main__ as command
 from bench.gpu import bits, candidates, cases, checks, network, notes, ops, rows, timing
 from bench.gpu.meter import Meter
 from swintormer import NetworkConfig
-from swintormer_kernels.backends.cuda import limits
+from swintormer_kernels.backends.cuda import device, emulator, limits
 from swintormer_kernels.backends.triton.layout import INTERPRETED
 from swintormer_kernels.registry import backends
 from swintormer_kernels.testing.block_cases import Shape
@@ -52,8 +53,12 @@ def test_checks_are_written_one_by_one_and_a_wrong_kernel_is_told(emulated, tmp_
     assert checks.raised("ddim_step", tmp_path) == last["verdict"]
     assert checks.raised("swda_block", tmp_path) is None
     notes.write_notes(tmp_path, {"checks": {"check:ddim_step": "failed (1)"}})
-    # An empty result is right whatever its factor.
-    assert "8 of 18 checks passed" in (tmp_path / "notes.md").read_text()
+    text = (tmp_path / "notes.md").read_text()
+    assert "0 of 6 checks passed" in text
+    assert "- ddim_step, one number, float16: ZeroDivisionError: division by zero" in text
+    checks.append(tmp_path, checks.Check(what="swda_block", case="mended", dtype="float16", verdict="Error: once"))
+    checks.append(tmp_path, checks.Check(what="swda_block", case="mended", dtype="float16", verdict="ok"))
+    assert checks.raised("swda_block", tmp_path) is None  # in the last visit
 
 
 def test_every_size_has_a_smallest_case_and_all_of_them_run(emulated, monkeypatch):
@@ -85,6 +90,8 @@ def test_results_are_compared_bit_by_bit_with_the_emulated_device(emulated, tmp_
         return result
 
     monkeypatch.setattr(bits, "on", on)
+    assert command.run_part("emulator", tmp_path, "cpu", ("cuda",)) == 0
+    assert bits.library() == device.EMULATOR
     bits.run(tmp_path, "cpu", ("cuda",))
     first, second = csv.DictReader((tmp_path / "bits.csv").open())
     assert [first[name] for name in ("dtype", "different", "above_2", "most")] == ["bfloat16", "1", "1", "3"]
@@ -131,8 +138,17 @@ def test_a_network_is_timed_with_the_blocks_of_cuda(meter, tmp_path, monkeypatch
 def test_candidates_are_timed_beside_the_chosen_instance(tmp_path, meter, monkeypatch):
     monkeypatch.setattr(candidates, "TURNS", 1)
     monkeypatch.setattr(candidates, "ATTENTION", {})
-    tail = ("tail_bf16_c384_r32", 256, 97280, 32)
+    tail = ("tail_bf16_c384_r64", 256, 163840, 64)
     monkeypatch.setattr(candidates, "TAIL", {Shape(384, 8, 8, 8, window=8): (tail,)})
+    launched, right = set(), emulator.launch
+
+    def launch(library, block, *given):
+        launched.add(block[0])
+        right(library, block, *given)
+
+    monkeypatch.setattr(emulator, "launch", launch)
     candidates.run(tmp_path, "cpu", ("cuda",), tiles=1)
     found = rows.read_rows(tmp_path)
-    assert [(row.what, row.by, row.error) for row in found] == [("tail", "chosen", 0), ("tail", tail[0], 0)]
+    assert [(row.what, row.by) for row in found] == [("tail", "chosen"), ("tail", tail[0])]
+    assert found[1].error <= torch.finfo(torch.bfloat16).eps  # of the largest value: the sums' order may differ
+    assert {"tail_bf16_c384_r32", tail[0]} <= launched

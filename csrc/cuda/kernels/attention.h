@@ -5,8 +5,8 @@
 
 namespace swk::cuda {
 
-// head_channels: 12 (padded to 16 in the packed weights), 16, 24, 32 or 48; side of a window: 8 or 16. Shared memory: rows
-// of q, k and v, a row of zeros, and the bias table or sums of squares (head.cuh, which agrees).
+// head_channels: 12 (padded to 16 in the packed weights), 16, 24, 32 or 48; side of a window: 8 or 16. Shared memory:
+// rows of q, k and v, a row of zeros, and the bias table or sums of squares (head.cuh, which agrees).
 constexpr Choice choose_attention(bool bfloat16, int head_channels, int side) {
     if (side != 8 && side != 16) return {};
     const int units = side == 8 ? 4 : 1;
