@@ -6,7 +6,7 @@ With x the picture, h(x) its half, d the doubling of a picture and f the network
 
 and more scales put the same sum in place of f(h(x)). A mild blur is restored better by f alone: at half size it is
 nearly gone, and the network sharpens what is sharp. An automatic choice makes both in every tile and takes the sum
-where the half-size picture's change is much larger (`choice.coarser_share`).
+where the half-size picture's change is larger (`choice.coarser_share`).
 
 Both resamplings are torch's cubic ones (the halving over twice the width), and made of a region alone, so that no
 picture but the change at half size is held: 12 bytes for four pixels of colour.
