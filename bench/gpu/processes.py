@@ -6,7 +6,7 @@ import os
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from signal import SIGINT, SIGKILL
+from signal import SIG_IGN, SIGINT, SIGKILL, default_int_handler, getsignal, signal
 from subprocess import STDOUT, Popen, TimeoutExpired
 from tempfile import TemporaryFile
 from typing import TextIO
@@ -24,6 +24,8 @@ def run_together(commands: dict[str, list[str]], limit: float, log: TextIO) -> d
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // max(1, len(commands))))
     environment["PYTHONUNBUFFERED"] = "1"  # what is stopped has told what it did
+    if getsignal(SIGINT) == SIG_IGN:  # as a shell's background jobs have it, and pass it on to what they start
+        signal(SIGINT, default_int_handler)
     until, outcomes, stopped = time.monotonic() + limit, {}, set()
     with ExitStack() as stack:
         running = {}

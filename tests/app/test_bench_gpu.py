@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import select
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -57,14 +58,21 @@ def test_parts_end_done_or_failed_and_are_logged(tmp_path, monkeypatch):
 
 
 def test_what_a_stopped_command_printed_and_started_is_not_lost(tmp_path):
-    """Python is interrupted first, so that pytest tells its failures; and no program of a program lives on."""
+    """Python is interrupted first, so that pytest tells its failures; and no program of a program lives on.
+
+    Also in a background job of a shell, which ignores interrupts.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     written = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     started = ["sh", "-c", f"(echo started; exec sleep 600) > {fifo} & wait"]  # a shell's & is deaf to interrupts
     said = [sys.executable, "-c", "import time\nprint('first')\ntry: time.sleep(600)\nfinally: print('last')"]
-    with (tmp_path / "log").open("w") as log:
-        ended = run_together({"said": said, "started": started}, 3, log)
+    try:
+        with (tmp_path / "log").open("w") as log:
+            ended = run_together({"said": said, "started": started}, 3, log)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == dict.fromkeys(("said", "started"), "stopped after 3 s")
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines.index("first") < lines.index("last")
