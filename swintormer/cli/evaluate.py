@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,9 +211,13 @@ class _Run:
         In float32, so that figures do not depend on what the CPU can multiply.
         """
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "device")}
-        own = {} if self.installed is None else self.installed.settings()
         given = {name: value for name, value in given.items() if value is not None}
-        return {"precision": "float32"} | own | defaults | given
+        return {"precision": "float32"} | self.own | defaults | given
+
+    @cached_property
+    def own(self) -> dict[str, Any]:
+        """Settings of the installed network; its guard is read once for all measurements."""
+        return {} if self.installed is None else self.installed.settings()
 
     def load(self) -> Checkpoint:
         from swintormer.checkpoint.checkpoint import read_checkpoint

@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Fifteen faults of twenty training photographs, crops of 256, `small`: 39 of 300 were above the first two limits and
-# gained 1 dB on average by the coarser scale, none lost more than 0.1. With limits of a ratio from 1.3 up 0.5 is lost,
-# and with changes from 1 of 255 up (10**-4.8) sharp photographs lose up to 2.6 dB.
-_COARSER = 1.6, 3.2
-_ENOUGH = 10**-4.0, 10**-3.6  # mean square of a change of 2.5 to 4 of 255
-_FURTHER = 2.6, 4.0
+# Where a share begins and where it is whole. Chosen with `small` on training photographs with known faults: below these
+# limits more of them lost by the coarser scale than gained, sharp ones most. What comes of it: `python -m
+# bench.wide_blur`.
+_COARSER = 1.6, 3.2  # ratio of the two scales' mean squares
+_ENOUGH = 10**-4.0, 10**-3.6  # mean square of the coarser scale's change: 2.5 to 4 of 255
+_FURTHER = 2.6, 4.0  # ratio of the network's mean square to the guard's; not tuned
 
 
 def coarser_share(coarser: Tensor, finer: Tensor) -> Tensor:
-    """How much of a tile is restored from the coarser scale: where that changes much more than the finer one.
+    """How much of a tile is restored from the coarser scale: where that changes more than the finer one.
 
     Args:
         coarser, finer: (B, C, H, W), the changes that the two scales make.
@@ -27,7 +27,8 @@ def coarser_share(coarser: Tensor, finer: Tensor) -> Tensor:
     Returns:
         (B, 1, 1, 1), 0 to 1.
     """
-    return _ramp(_energy(coarser) / _energy(finer), *_COARSER) * _ramp(_energy(coarser), *_ENOUGH)
+    energy = _energy(coarser)
+    return _ramp(energy / _energy(finer), *_COARSER) * _ramp(energy, *_ENOUGH)
 
 
 def guard_share(change: Tensor, guard: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Tiles are cut from the image on its own device, copied to the network's device in small batches, and added to a band
 along the image's shorter side that is one tile deep. Parts of the band that no later tile touches are written to the
-output at once. Besides the image and its result, memory depends on the tile, the batch and the image's shorter side,
-not on its longer one.
+output at once. Besides the image, its result and the changes that several scales keep, memory depends on the tile, the
+batch and the image's shorter side, not on its longer one.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Deblurrer:
             differ by at most twice the network's own largest float32 error against float64 (test_pipeline.py);
             measured for the preset `small`: 6e-7.
         memory: budget in bytes for the tiles that are processed and the kernels' packed copies of the weights, not
-            counting the image, its result and the weights, nor what several scales keep: 12 bytes for four pixels of
-            colour, and with three scales one more for each. None is half of the device's free memory, determined for
+            counting the image, its result and the weights, nor what several scales keep: 3 bytes for each of the
+            image's pixels with two scales, 3.75 with three. None is half of the device's free memory, determined for
             each image.
         device: None leaves the network where it is; "auto" is a CUDA device if there is one, else the CPU.
         prior: where z_0 comes from, which is sampled once for each image: True for the checkpoint's prior, if it has
@@ -150,11 +150,11 @@ class Deblurrer:
             tile = "auto" if memory is not None else checkpoint.training_tile or PAPER_TILE
         if isinstance(tile, str) and tile != "auto":
             raise InputError(f'The tile must be a number of pixels or "auto", found {tile!r}.')
-        sizes = {"tile": tile, "stride": stride, "batch": batch, "memory budget": memory, "number of scales": scales}
-        automatic = {"tile", "number of scales"}
-        for name, value in sizes.items():
-            if (value is None and name != "number of scales") or (name in automatic and value == "auto"):
-                continue
+        automatic = {"tile": tile, "number of scales": scales}
+        optional = {"stride": stride, "batch": batch, "memory budget": memory}
+        numbers = [(name, value) for name, value in automatic.items() if value != "auto"]
+        numbers += [(name, value) for name, value in optional.items() if value is not None]
+        for name, value in numbers:
             if not isinstance(value, Integral):
                 raise InputError(f"The {name} must be a whole number, found {described(value)}.")
             if value < 1:

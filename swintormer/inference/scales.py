@@ -9,7 +9,7 @@ nearly gone, and the network sharpens what is sharp. An automatic choice makes b
 where the half-size picture's change is larger (`choice.coarser_share`).
 
 Both resamplings are torch's cubic ones (the halving over twice the width), and made of a region alone, so that no
-picture but the change at half size is held: 12 bytes for four pixels of colour.
+picture but the change at each coarser size is held: 12 bytes for each of its pixels of colour.
 """
 
 from __future__ import annotations

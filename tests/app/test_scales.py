@@ -174,6 +174,19 @@ def test_a_guard_is_asked_at_every_scale_in_evaluation_mode():
     assert len(guard.modes) == 3, "32, 64 and 128 pixels: without the coarser change no second pass"
 
 
+def test_a_guard_is_asked_in_the_second_pass_too():
+    class Counted(Sharpener):
+        passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return super().forward(x)
+
+    network, guard = Counted(8), Counted(8)
+    Deblurrer(network, guard=guard, tile=128, scales="auto")(wave(16))  # type: ignore[arg-type]
+    assert network.passes == guard.passes == 4, "32, 64 and 128 pixels, and these again with the coarser change"
+
+
 def test_a_guard_of_two_views_is_compared_with_the_view_that_is_restored():
     class Right(Curve):
         def forward(self, x: Tensor) -> Tensor:
