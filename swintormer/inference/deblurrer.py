@@ -26,7 +26,7 @@ from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
-from swintormer.inference.choice import coarser_share, guard_share
+from swintormer.inference.choice import coarser_share, guard_share, most_changed
 from swintormer.inference.kept import Samples, mixed, write_part
 from swintormer.inference.memory import (
     available_bytes,
@@ -114,8 +114,8 @@ class Deblurrer:
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
         guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
-            does, the guard's result is taken (choice.py). It takes as long as `net` again. Of the same channels and
-            dtype, without a prior.
+            does, the guard's result is taken (choice.py). It is asked about the quarter of a tile that changes most,
+            and then, if it must, about the whole tile. Of the same channels and dtype, without a prior.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -179,7 +179,8 @@ class Deblurrer:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
         self.guard = None if guard is None else _guard(guard, self.net, device)
-        self._guarded = None if self.guard is None else GraphedForward(self.guard)
+        # Two sizes of tiles, each with a graph of its own.
+        self._guarded, self._asked = (None if self.guard is None else GraphedForward(self.guard) for _ in range(2))
         self._precision = Chosen(precision, self.net)
         if isinstance(prior, bool):
             self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
@@ -401,12 +402,24 @@ class Deblurrer:
         else:
             assert self.sampler is not None
             restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(like)
-        if self._guarded is None:
+        base = tiles[:, : restored.shape[1]]
+        if self._guarded is None or not (further := self._goes_further(tiles, restored - base)).any():
             return restored
         careful = self._guarded(tiles).to(like)
-        base = tiles[:, : restored.shape[1]]
-        share = guard_share(restored - base, careful - base)
+        share = guard_share(restored - base, careful - base) * further  # tile by tile, whatever else is in the batch
         return torch.lerp(restored, careful, share.to(like))
+
+    def _goes_further(self, tiles: Tensor, change: Tensor) -> Tensor:
+        """Whether the network changes a tile much more than the guard, where it changes it most; (B, 1, 1, 1)."""
+        assert self._asked is not None
+        step = self.net.config.stride
+        height, width = (-(-side // (2 * step)) * step for side in tiles.shape[-2:])
+        if 2 * height * width > tiles.shape[-2] * tiles.shape[-1]:  # what is left would hardly be saved
+            return torch.ones_like(tiles[:, :1, :1, :1], dtype=torch.bool)
+        parts = [(index, slice(None), *place) for index, place in enumerate(most_changed(change, height, width))]
+        asked = torch.stack([tiles[part] for part in parts])
+        theirs = self._asked(asked).to(change) - asked[:, : change.shape[1]]
+        return guard_share(torch.stack([change[part] for part in parts]), theirs) > 0
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""

@@ -9,15 +9,16 @@ from cli_files import TINY, photo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import wide_blur
+from bench import guard, wide_blur
 from swintormer import Swintormer
 from swintormer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from swintormer.cli import deblur
 from swintormer.cli.deblur import Settings, make_deblurrer
 from swintormer.cli.models import MODELS
 from swintormer.errors import InputError
+from swintormer.evaluation import heldout
 from swintormer.images.reading import read_image
-from swintormer.inference.choice import coarser_share
+from swintormer.inference.choice import coarser_share, most_changed
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.model.config import NetworkConfig
 
@@ -146,7 +147,7 @@ class Gain(Curve):
         return x * (1 + self.gain)
 
 
-@pytest.mark.parametrize(("gain", "taken"), [(0.1, 0.1), (0.15, 0.15), (0.25, 0.1)])
+@pytest.mark.parametrize(("gain", "taken"), [(0.1, 0.1), (0.19, 0.19), (0.3, 0.1)])
 def test_a_guard_decides_where_the_network_goes_much_further(gain, taken):
     picture = torch.rand(1, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = Deblurrer(Gain(gain), guard=Gain(0.1), tile=TILE)(picture)  # type: ignore[arg-type]
@@ -167,11 +168,11 @@ def test_a_guard_is_asked_at_every_scale_in_evaluation_mode():
     guard.modes = []
     found = Deblurrer(Sharpener(8), guard=guard, tile=128, scales=2)(wave(16))  # type: ignore[arg-type]
     torch.testing.assert_close(found, wave(16), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
-    assert guard.modes == [False, False]
+    assert guard.modes == 4 * [False], "a part and the whole of 64 and of 128 pixels"
     assert guard.training
     guard.modes = []
     Deblurrer(Sharpener(8), guard=guard, tile=128, scales="auto")(wave(16))  # type: ignore[arg-type]
-    assert len(guard.modes) == 3, "32, 64 and 128 pixels: without the coarser change no second pass"
+    assert len(guard.modes) == 5, "32, 64 and 128 pixels: without the coarser change no second pass"
 
 
 def test_a_guard_is_asked_in_the_second_pass_too():
@@ -185,6 +186,69 @@ def test_a_guard_is_asked_in_the_second_pass_too():
     network, guard = Counted(8), Counted(8)
     Deblurrer(network, guard=guard, tile=128, scales="auto")(wave(16))  # type: ignore[arg-type]
     assert network.passes == guard.passes == 4, "32, 64 and 128 pixels, and these again with the coarser change"
+
+
+class Spot(Curve):
+    """Adds `change` to what is white, and notes the sizes that it saw."""
+
+    def __init__(self, change: float) -> None:
+        super().__init__()
+        self.change = change
+        self.saw: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.saw.append(tuple(x.shape[-2:]))
+        return x + self.change * (x == 1)
+
+
+@pytest.mark.parametrize(("limits", "saw"), [(1.5, [(64, 64)]), (3.0, [(64, 64), (128, 128)])])
+def test_a_guard_is_asked_about_the_part_that_changes_most_before_the_whole(limits, saw):
+    """1.5 times the guard's change is 2.25 times its square: too little to ask on; of 9 times the guard's is taken."""
+    picture = torch.zeros(1, 3, 128, 128, dtype=torch.float64)
+    picture[:, :, 90:120, 5:35] = 1
+    network, guard = Spot(0.1 * limits), Spot(0.1)
+    found = Deblurrer(network, guard=guard, tile=128)(picture)  # type: ignore[arg-type]
+    assert guard.saw == saw
+    taken = network if len(saw) == 1 else guard
+    torch.testing.assert_close(found, taken(picture), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+
+
+def test_a_guard_is_asked_tile_by_tile():
+    """The network goes 8 times as far as the guard in both tiles, but in the first not where it changes most."""
+
+    class Slope(Curve):
+        """Adds the picture times a factor for what is dark and another for what is bright."""
+
+        def __init__(self, dark: float, bright: float) -> None:
+            super().__init__()
+            self.dark, self.bright = dark, bright
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + torch.where(x < 0.5, self.dark, self.bright))
+
+    pictures = torch.full((2, 3, 128, 128), 0.4, dtype=torch.float64)
+    pictures[0, :, :64, :64] = 0.9
+    network, guard = Slope(0.3, 0.2), Slope(0.0, 0.105)
+    deblurrers = [Deblurrer(network, guard=guard, tile=128, batch=batch) for batch in (1, 2)]  # type: ignore[arg-type]
+    alone, together = (deblurrer(pictures) for deblurrer in deblurrers)
+    assert torch.equal(alone, together)
+    for index, taken in enumerate((network, guard)):
+        expected = taken(pictures[index])
+        torch.testing.assert_close(alone[index], expected, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+
+
+def test_the_part_of_a_tile_that_changes_most():
+    change = torch.zeros(3, 3, 100, 140)
+    change[0, 1, 95, 3] = 1
+    change[1, 2, 30, 139] = -1
+    change[2, 0, 45, 70] = 0.1
+    change[2, 0, 5, 5] = -0.2
+    places = most_changed(change, 40, 60)
+    assert places == [
+        (slice(60, 100), slice(0, 60)),
+        (slice(0, 40), slice(80, 140)),
+        (slice(0, 40), slice(0, 60)),
+    ]
 
 
 def test_a_guard_of_two_views_is_compared_with_the_view_that_is_restored():
@@ -287,3 +351,18 @@ def test_the_bench_of_wide_blur(tmp_path, weights, monkeypatch, capsys):
     assert values[0] == "1.5"
     assert values[1] != values[2]
     assert values[4] == values[5]
+
+
+def test_the_bench_of_a_guard(tmp_path, weights, monkeypatch, capsys):
+    """Network and guard are the same here, so the guard changes nothing; tiles of its own stride it sees whole."""
+    monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
+    monkeypatch.setattr(guard, "SETS", {"ten": heldout.DEGRADATIONS[:1], "sharp": (heldout.SHARP,)})
+    photo(tmp_path / "a.png", side=(64, 64))
+    monkeypatch.setattr("sys.argv", ["guard", str(tmp_path), "--side", "64"])
+    guard.main()
+    header, network, by_guard, guarded, share = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ten", "sharp"]
+    assert len(guarded.split()) == 5
+    assert network.split()[1:] == by_guard.split()[1:] == guarded.split()[1:]
+    assert float(network.split()[3]) > 10
+    assert share == "The guard saw 100% of the pixels that the network saw."
