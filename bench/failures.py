@@ -1,4 +1,4 @@
-"""What the default weights do not restore, as a picture: `python -m bench.failures [--out docs/failures.jpg]`.
+"""What the default model does not restore, as a picture: `python -m bench.failures [--out docs/failures.jpg]`.
 
 Five pictures of the held-out test, each as degraded, restored, and as it should be, with PSNR in dB; the middle 192
 pixels, enlarged twice without smoothing. They are chosen by kind and not by figures: motion along a long path, defocus
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.degradations import framed
-from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
+from swintormer.checkpoint.checkpoint import read_checkpoint
+from swintormer.cli.models import DEFAULT, MODELS, Model
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import NETWORK, network_methods
@@ -30,9 +31,9 @@ CASES = (
 SIDE, SCALE = 192, 2
 
 
-def picture(weights: Path) -> NDArray[np.uint8]:
+def picture(model: Model) -> NDArray[np.uint8]:
     """A row for each case: degraded, restored, truth."""
-    restore = network_methods(read_checkpoint(weights))[NETWORK]
+    restore = network_methods(read_checkpoint(model.path()), **model.settings())[NETWORK]
     every = (*heldout.DEGRADATIONS, *heldout.CAMERA_DEGRADATIONS)
     rows = []
     for name, fault in CASES:
@@ -59,9 +60,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/failures.jpg"), help="picture to write")
-    parser.add_argument("--weights", type=Path, default=default_weights(), help="checkpoint")
+    parser.add_argument("--model", choices=MODELS, default=DEFAULT)
     given = parser.parse_args()
-    wrap(picture(given.weights)).jpegsave(str(given.out), Q=88)
+    wrap(picture(MODELS[given.model])).jpegsave(str(given.out), Q=88)
     print(given.out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from swintormer.checkpoint.checkpoint import read_checkpoint
-from swintormer.cli.models import MODELS
+from swintormer.cli.models import DEFAULT, MODELS
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import photographs_in, pictures_below
@@ -41,7 +41,7 @@ class Pixels:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--model", choices=[model.name for model in MODELS.values() if model.guard], default="strong")
+    parser.add_argument("--model", choices=[model.name for model in MODELS.values() if model.guard], default=DEFAULT)
     parser.add_argument("--side", type=int, default=256, help="of the middle, in pixels")
     parser.add_argument("--limit", type=int, help="only the first so many photographs")
     options = parser.parse_args()

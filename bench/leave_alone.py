@@ -1,6 +1,6 @@
 """How often a picture that needs nothing is left alone, and how often one is that should have been restored.
 
-`python -m bench.leave_alone [--model small] [--side 384] FOLDER`: FOLDER holds sharp photographs. Each is restored as
+`python -m bench.leave_alone [--model strong] [--side 384] FOLDER`: FOLDER holds sharp photographs. Each is restored as
 it is and in the twenty degradations of `swintormer evaluate`, rounded to 8 bits. For each threshold of the change
 (`images.compare.change`) the table has the share of sharp photographs that are left alone, that of degraded ones, and
 how much these would have gained. `cli/models.py` holds the threshold of each model. 24 photographs take fifteen minutes
@@ -16,7 +16,7 @@ from statistics import mean
 import numpy as np
 
 from swintormer.checkpoint.checkpoint import read_checkpoint
-from swintormer.cli.models import MODELS
+from swintormer.cli.models import DEFAULT, MODELS
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import photographs_in, pictures_below
@@ -30,7 +30,7 @@ WORTH = 0.1  # dB of gain that a picture should not lose by being left alone
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--model", choices=MODELS, default=DEFAULT)
     parser.add_argument("--side", type=int, default=heldout.SIDE, help="of the middle that is used, in pixels")
     options = parser.parse_args()
     model = MODELS[options.model]

@@ -123,10 +123,11 @@ def _extras() -> list[str]:
 
 
 def _weights(path: Path | None, window: int | None) -> list[str]:
-    from swintormer.checkpoint.checkpoint import checkpoint_info, default_weights
+    from swintormer.checkpoint.checkpoint import checkpoint_info
+    from swintormer.cli.models import DEFAULT, named
 
     try:
-        path = path or default_weights()
+        path = path or named(DEFAULT).path()
     except SwintormerError as error:  # without weights, the rest is still worth showing
         return [str(error)]
     info = checkpoint_info(path, window_size=window)

@@ -324,8 +324,9 @@ def test_installed_models_have_their_scales_and_guards(weights, monkeypatch):
 
 def test_the_rule_of_leaving_alone_is_for_what_it_was_measured_with(weights, monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
-    assert deblur._alone(Settings()) == MODELS["small"].alone
-    assert deblur._alone(Settings(scales=1)) == MODELS["small"].alone
+    assert deblur._alone(Settings()) == MODELS["strong"].alone
+    assert deblur._alone(Settings(scales=1)) == MODELS["strong"].alone
+    assert deblur._alone(Settings(model="small")) == MODELS["small"].alone
     assert deblur._alone(Settings(scales=2)) is None
     assert deblur._alone(Settings(model="wide")) is None
 
