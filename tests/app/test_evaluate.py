@@ -19,6 +19,7 @@ from swintormer.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from swintormer.cli.app import app
+from swintormer.cli.models import DEFAULT, named
 from swintormer.data.blurs import RADIUS, blur, disc_kernel
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
@@ -381,13 +382,26 @@ def test_shipped_prior_restores():
     assert min(gain.values()) > 0
 
 
+def test_the_guard_of_the_default_model_spares_what_is_soft_by_nature():
+    """`brick`, hardly blurred: alone, the network takes its soft mortar for lines out of focus (MODEL_CARD.md)."""
+    model = named(DEFAULT)
+    alone, guarded = (
+        network_methods(read_checkpoint(model.path()), **settings)[NETWORK] for settings in ({}, model.settings())
+    )
+    degraded, truth = heldout.degrade(heldout.photograph("brick.png"), heldout.DEGRADATIONS[0], seed=0, side=256)
+    before, broken, spared = (psnr(picture, truth) for picture in (degraded, alone(degraded), guarded(degraded)))
+    assert broken < before - 2
+    assert spared > before
+
+
 @pytest.mark.slow
-def test_shipped_weights_earn_their_place():
-    """What the model card says: 1.00 dB on average, every photograph gains, rows lose at most 0.04 dB."""
-    network = Network(Deblurrer(load_checkpoint(default_weights())))
+def test_the_default_model_earns_its_place():
+    """What the model card says of the first ten degradations: mean, worst row, and that every photograph gains."""
+    model = named(DEFAULT)
+    network = network_methods(read_checkpoint(model.path()), **model.settings())[NETWORK]
     gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
-    assert sum(gain.values()) / len(gain) >= 0.85
-    assert min(gain.values()) >= -0.25
+    assert sum(gain.values()) / len(gain) >= 1.2
+    assert min(gain.values()) >= -1.1
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
         assert sum(own) / len(own) >= 0, name
