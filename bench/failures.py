@@ -33,7 +33,7 @@ SIDE, SCALE = 192, 2
 
 def picture(model: Model) -> NDArray[np.uint8]:
     """A row for each case: degraded, restored, truth."""
-    restore = network_methods(read_checkpoint(model.path()), **model.settings())[NETWORK]
+    restore = network_methods(read_checkpoint(model.path()), precision="float32", **model.settings())[NETWORK]
     every = (*heldout.DEGRADATIONS, *heldout.CAMERA_DEGRADATIONS)
     rows = []
     for name, fault in CASES:

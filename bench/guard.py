@@ -1,4 +1,4 @@
-"""What a model's guard is worth and costs: `python -m bench.guard FOLDER [--model strong] [--side 256] [--limit 40]`.
+"""What a model's guard is worth and costs: `python -m bench.guard FOLDER [--model strong] [--limit 40] [--limits 4 8]`.
 
 FOLDER holds sharp photographs. The middle of each, in the twenty degradations of `swintormer evaluate` and as it is, is
 restored by the network alone, by the guard alone, and by the network with its guard (`Deblurrer(guard=)`). The table
@@ -21,6 +21,7 @@ from swintormer.cli.models import DEFAULT, MODELS
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.scores import photographs_in, pictures_below
+from swintormer.inference import choice
 from swintormer.inference.deblurrer import Deblurrer
 
 SETS = {"ten": heldout.DEGRADATIONS, "cameras": heldout.CAMERA_DEGRADATIONS, "sharp": (heldout.SHARP,)}
@@ -44,14 +45,16 @@ def main() -> None:
     parser.add_argument("--model", choices=[model.name for model in MODELS.values() if model.guard], default=DEFAULT)
     parser.add_argument("--side", type=int, default=256, help="of the middle, in pixels")
     parser.add_argument("--limit", type=int, help="only the first so many photographs")
+    parser.add_argument("--limits", type=float, nargs=2, default=choice.FURTHER, help="where the guard's share begins")
     options = parser.parse_args()
+    choice.FURTHER = tuple(options.limits)
     model = MODELS[options.model]
     # Read once for each Deblurrer, so that the pixels of the guarded one are counted apart.
-    guarded = Deblurrer(read_checkpoint(model.path()), **model.settings())
+    guarded = Deblurrer(read_checkpoint(model.path()), precision="float32", **model.settings())
     assert guarded.guard is not None
     ways = {
-        "network": Deblurrer(read_checkpoint(model.path())),
-        "guard": Deblurrer(read_checkpoint(model.guard_path())),
+        "network": Deblurrer(read_checkpoint(model.path()), precision="float32"),
+        "guard": Deblurrer(read_checkpoint(model.guard_path()), precision="float32"),
         "guarded": guarded,
     }
     network, guard = Pixels(guarded.net), Pixels(guarded.guard)

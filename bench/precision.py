@@ -1,6 +1,6 @@
 """What restoring in bfloat16 changes: decibels between its results and those in float32, worst and mean.
 
-`python -m bench.precision [--weights FILE] [--side 384] [FOLDER ...]` restores the held-out photographs of
+`python -m bench.precision [--model strong] [--side 384] [FOLDER ...]` restores the held-out photographs of
 `swintormer evaluate` in each of their degradations, and the pictures of the folders as they are. Results are neither
 clamped nor rounded. Two minutes on two cores.
 """
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint
+from swintormer.checkpoint.checkpoint import read_checkpoint
+from swintormer.cli.models import DEFAULT, MODELS
 from swintormer.evaluation import heldout
 from swintormer.evaluation.scores import photographs_in, pictures_below
 from swintormer.inference.deblurrer import Deblurrer
@@ -46,11 +47,12 @@ def decibels(changed: torch.Tensor, exact: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
-    parser.add_argument("--weights", type=Path, default=default_weights())
+    parser.add_argument("--model", choices=MODELS, default=DEFAULT)
     parser.add_argument("--side", type=int, default=heldout.SIDE, help="of the held-out photographs")
     options = parser.parse_args()
-    checkpoint = read_checkpoint(options.weights)
-    exact, changed = (Deblurrer(checkpoint, precision=precision) for precision in ("float32", "bfloat16"))
+    model = MODELS[options.model]
+    checkpoint, settings = read_checkpoint(model.path()), model.settings()
+    exact, changed = (Deblurrer(checkpoint, precision=kind, **settings) for kind in ("float32", "bfloat16"))
     found: dict[str, list[tuple[float, str]]] = {}
     for label, name, picture in pictures(options.folders, options.side):
         colours = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture[:, :, :3]

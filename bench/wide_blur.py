@@ -34,7 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     model = MODELS[options.model]
     checkpoint, settings = read_checkpoint(model.path()), model.settings()
-    deblurrers = {scales: Deblurrer(checkpoint, **(settings | {"scales": scales})) for scales in SCALES}
+    deblurrers = {
+        scales: Deblurrer(checkpoint, precision="float32", **(settings | {"scales": scales})) for scales in SCALES
+    }
     paths = pictures_below(options.folder)[: options.limit]
     print("radius   " + "".join(f"{f'scales {scales}':>14}" for scales in SCALES) + "   auto, worst", flush=True)
     for radius in RADII:

@@ -77,7 +77,8 @@ class DeblurSwintormer:
     def deblur(self, model, image, strength):
         """(B, H, W, 3 or 4) in [0, 1] -> the same; a fourth channel, transparency, stays as it is."""
         if model.device.type != "cpu":  # half of what is free there is used: ComfyUI's other networks make room
-            room = 2 * resident_bytes(model.net.config, TILES * model.tile**2)
+            nets = [net for net in (model.net, model.guard) if net is not None]
+            room = 2 * sum(resident_bytes(net.config, TILES * model.tile**2) for net in nets)
             comfy.model_management.free_memory(room, model.device)
         bar = comfy.utils.ProgressBar(1)
 

@@ -181,7 +181,11 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
 
 
 def default_weights(name: Literal["small", "strong", "small-prior"] = "small") -> Path:
-    """The weights that ship with the package; "strong" is of the preset "small", "small-prior" has its prior in it.
+    """The weights that ship with the package.
+
+    Args:
+        name: "small", for use alone; "strong", of the same preset, which `deblur` runs with "small" as its guard; or
+            "small-prior", which has a prior in it.
 
     Raises:
         SwintormerError: this installation does not have them.

@@ -235,12 +235,14 @@ class _Run:
     def record(self, *what: str) -> Record:
         """Where this measurement's scores are kept, with those of an interrupted one."""
         from swintormer.evaluation.record import Record
+        from swintormer.inference.choice import FURTHER
 
         words = [f"{self.weights.name} {_digest(self.weights)}", *what]
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "window", "scales")}
         if self.installed is not None:
             given["scales"] = given["scales"] or self.installed.scales
-            given["guard"] = self.installed.guard and _digest(self.installed.guard_path())
+            if self.installed.guard:
+                given["guard"] = f"{_digest(self.installed.guard_path())} from {FURTHER[0]} to {FURTHER[1]}"
         words += [f"{name} {value}" for name, value in given.items() if value and (name, value) != ("scales", 1)]
         record = Record(self.csv, ", ".join(words))
         if record.known:

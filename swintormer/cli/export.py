@@ -24,7 +24,10 @@ def export(
         str, typer.Option("--format", metavar="NAME", help="onnx or torch. Default: as FILE ends.", show_default=False)
     ] = "",
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="Of `swintormer models`, or the hub's OWNER/NAME.", show_default=False)
+        str,
+        typer.Option(
+            metavar="NAME", help="Of `swintormer models` (default: small), or the hub's OWNER/NAME.", show_default=False
+        ),
     ] = "",
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another network (.safetensors, .pth).", show_default=False)
@@ -36,12 +39,13 @@ def export(
         bool, typer.Option("--any-size", help="All multiples of the network's stride, ONNX only.")
     ] = False,
 ) -> None:
-    """Write the network for other runtimes: tiles of one size or of any, batches of any, without the prior.
+    """Write a network for other runtimes: tiles of one size or of any, batches of any, without the prior.
 
     ONNX files run in onnxruntime, OpenVINO, TensorRT and in browsers; those of torch.export in any torch.
     """
     from swintormer.checkpoint.checkpoint import read_checkpoint
     from swintormer.cli.deblur import Settings, weights_of
+    from swintormer.cli.models import ALONE
 
     kinds = {ending: name for name, ending in FORMATS.items()}
     form = form or kinds.get(out.suffix.lower(), "")
@@ -50,6 +54,8 @@ def export(
         raise SwintormerError(f"Give --format {' or '.join(FORMATS)}, or a name that ends in {endings}; found {out}.")
     if any_size and form != "onnx":
         raise SwintormerError("--any-size is for ONNX: torch.export takes one size of tile.")
+    if weights is None:
+        model = model or ALONE
     checkpoint = read_checkpoint(weights_of(Settings(weights=weights, model=model)), prior=False)
     if form == "onnx":
         from swintormer.export.onnx import export_onnx

@@ -90,6 +90,7 @@ MODELS: dict[str, Model] = {
     )
 }
 DEFAULT, WITH_PRIOR = "strong", "small-prior"
+ALONE = "small"  # which needs no guard and one resolution, for programs that run a network alone
 
 
 def named(name: str) -> Model:

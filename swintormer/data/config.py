@@ -46,6 +46,8 @@ class DataConfig(BaseModel):
     Attributes:
         scenes: share of generated scenes; None for 1 without another source and 0 beside one.
         photos: folders of sharp photographs, nested or not. photos_share: their share together.
+        soft: share of the windows of photographs that are made soft before they are blurred (photos.py). More of them
+            keep the network from sharpening what is soft by nature, and make it hesitate where pictures are blurred.
         pairs: datasets of blurred and sharp pictures.
         views: six channels, the two dual-pixel views, instead of three. It needs `degradation` "camera" or no other
             source than pairs.
@@ -60,6 +62,7 @@ class DataConfig(BaseModel):
     scenes: float | None = Field(None, ge=0, allow_inf_nan=False)
     photos: Annotated[tuple[Folder, ...], BeforeValidator(_one_or_more)] = ()
     photos_share: float = Field(1.0, gt=0, allow_inf_nan=False)
+    soft: float = Field(0.2, ge=0, le=1)
     pairs: Annotated[tuple[PairsConfig, ...], BeforeValidator(_one_or_more)] = ()
     views: bool = False
     cache: Folder | None = None

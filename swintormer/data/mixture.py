@@ -206,7 +206,8 @@ def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop
     chosen = held_out(
         pictures, [picture.path.name for picture in pictures], key[1], large, f"Photographs of {names}", say
     )
-    windows, place = PhotoWindows(chosen, (*key, _PHOTOS), crop + margin, say), (*key, _DEGRADATION, 1)
+    windows = PhotoWindows(chosen, (*key, _PHOTOS), crop + margin, say, config.soft)
+    place = (*key, _DEGRADATION, 1)
     if config.degradation == "simple":
         source: _Pairs = _OneByOne(_Simple(windows, place))
     else:

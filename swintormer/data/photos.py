@@ -13,7 +13,8 @@ What a window may look like is drawn so that the network meets what people have:
 - Soft and faint truths: without them a network takes a wall that is soft by nature for a blurred one and loses 9 dB.
   Soft is a picture by a lens (Gaussian), because it was enlarged, or because its surface has little fine detail
   (a steeper spectrum). A network trained long with Gaussians alone (`strong`: MODEL_CARD.md) sharpens the other two.
-  No kind helps for a wall whose wide soft bands look like thin lines out of focus.
+  No kind helps for a wall whose wide soft bands look like thin lines out of focus. Their share is `soft`; 0.35 of
+  Gaussians made a network hesitate (recipe.py).
 - Gray ones: some of a folder in colour are made gray.
 """
 
@@ -42,7 +43,6 @@ MAX_REDUCTION = 3.0
 CANDIDATES = 4
 AS_STORED = 0.3  # share of windows that are not reduced
 ANYWHERE = 0.25  # share of windows that take the first place
-SOFT = 0.2  # share; 0.35 of Gaussians made a network hesitate (recipe.py)
 KINDS = {"gaussian": 0.4, "enlarged": 0.25, "steep": 0.35}  # of soft truths
 SOFTNESS = (0.5, 1.6)  # sigmas of the Gaussian, pixels
 ENLARGED = (1.2, 2.2)  # factors
@@ -81,14 +81,17 @@ class PhotoWindows:
     Args:
         pictures: those with a side below `side` are left out, which `say` is told.
         key: with the index the only source of chance.
+        soft: share of the windows that are made soft.
 
     Raises:
         SwintormerError: no picture is large enough.
     """
 
-    def __init__(self, pictures: Sequence[Picture], key: tuple[int, ...], side: int, say: Say = to_stderr):
+    def __init__(
+        self, pictures: Sequence[Picture], key: tuple[int, ...], side: int, say: Say = to_stderr, soft: float = 0.2
+    ):
         self.pictures = [picture for picture in pictures if min(picture.shape[:2]) >= side]
-        self.key, self.side = key, side
+        self.key, self.side, self.soft = key, side, soft
         small = len(pictures) - len(self.pictures)
         if not self.pictures:
             raise SwintormerError(
@@ -114,7 +117,7 @@ class PhotoWindows:
             light = F.interpolate(light[None], (self.side, self.side), mode=mode, antialias=True)[0]
         turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
         light = torch.rot90(light.flip(-1) if mirror else light, turns, (-2, -1))
-        return _look(rng, light)
+        return _look(rng, light, self.soft)
 
 
 def _random_reduction(rng: np.random.Generator, largest: float) -> float:
@@ -140,9 +143,9 @@ def _steepness(samples: Samples, place: tuple[int, int], reach: int, step: int) 
     return float(np.square(np.diff(plane, axis=0)).mean() + np.square(np.diff(plane, axis=1)).mean())
 
 
-def _look(rng: np.random.Generator, light: Tensor) -> Tensor:
+def _look(rng: np.random.Generator, light: Tensor, soft_share: float) -> Tensor:
     """(3, H, W) of linear light as it is, softer, fainter or without colour; returns stored values."""
-    soft = rng.random() < SOFT
+    soft = rng.random() < soft_share
     faint, contrast = rng.random() < FAINT, rng.uniform(*CONTRAST)
     if rng.random() < GRAY:
         light = (light * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True).expand(3, -1, -1)

@@ -8,7 +8,6 @@ squares, so that rounding does not decide between two pictures.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Where a share begins and where it is whole. Chosen with `small` on training photographs with known faults: below these
@@ -17,8 +16,8 @@ from torch import Tensor
 _COARSER = 1.6, 3.2  # ratio of the two scales' mean squares
 _ENOUGH = 10**-4.0, 10**-3.6  # mean square of the coarser scale's change: 2.5 to 4 of 255
 # Ratio of the network's mean square to the guard's. Chosen on training photographs, where limits of 2.6 and 4 cost more
-# of what the network gains than they kept it from losing: `python -m bench.guard`.
-_FURTHER = 4.0, 8.0
+# of what the network gains than they kept it from losing: `python -m bench.guard FOLDER --limits 2.6 4`.
+FURTHER = 4.0, 8.0
 
 
 def coarser_share(coarser: Tensor, finer: Tensor) -> Tensor:
@@ -45,26 +44,27 @@ def guard_share(change: Tensor, guard: Tensor) -> Tensor:
     Returns:
         (B, 1, 1, 1), 0 to 1.
     """
-    return _ramp(_energy(change) / _energy(guard), *_FURTHER)
+    return _ramp(_energy(change) / _energy(guard), *FURTHER)
 
 
 def most_changed(change: Tensor, height: int, width: int) -> list[tuple[slice, slice]]:
     """Where in each tile the change is largest: rows and columns of a part of height x width.
 
-    The parts that are compared lie half a part from one another; what reaches beyond the tile is moved into it.
+    The parts that are compared lie half a part from one another, the last ones at the tile's edge. Of two that change
+    alike, rounding may decide.
 
     Args:
-        change: (B, C, H, W) with H >= height >= 2, W >= width >= 2.
+        change: (B, C, H, W) with H >= height, W >= width.
     """
-    energy = change.float().square().mean(1, keepdim=True)
-    steps = height // 2, width // 2
-    parts = F.avg_pool2d(energy, (height, width), steps, ceil_mode=True, divisor_override=1)[:, 0]
-    tops, lefts = (places.tolist() for places in torch.unravel_index(parts.flatten(1).argmax(1), parts.shape[1:]))
-    most_top, most_left = change.shape[-2] - height, change.shape[-1] - width
-    starts = [
-        (min(top * steps[0], most_top), min(left * steps[1], most_left)) for top, left in zip(tops, lefts, strict=True)
-    ]
-    return [(slice(top, top + height), slice(left, left + width)) for top, left in starts]
+    energy = change.float().square().mean(1)
+    tops, lefts = (
+        [*range(0, whole - part, max(part // 2, 1)), whole - part]
+        for whole, part in zip(change.shape[-2:], (height, width), strict=True)
+    )
+    strips = torch.stack([energy[:, top : top + height].sum(1) for top in tops], 1)
+    parts = torch.stack([strips[..., left : left + width].sum(-1) for left in lefts], -1)
+    best = (divmod(place, len(lefts)) for place in parts.flatten(1).argmax(1).tolist())
+    return [(slice(tops[i], tops[i] + height), slice(lefts[j], lefts[j] + width)) for i, j in best]
 
 
 def _energy(change: Tensor) -> Tensor:

@@ -114,8 +114,8 @@ class Deblurrer:
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
         guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
-            does, the guard's result is taken (choice.py). It is asked about the quarter of a tile that changes most,
-            and then, if it must, about the whole tile. Of the same channels and dtype, without a prior.
+            does, the guard's result is taken (choice.py). It is asked about the part of a tile that changes most, a
+            quarter of it, and where it must be about the whole. Of the same channels and dtype, without a prior.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -181,7 +181,7 @@ class Deblurrer:
         self.guard = None if guard is None else _guard(guard, self.net, device)
         # Two sizes of tiles, each with a graph of its own.
         self._guarded, self._asked = (None if self.guard is None else GraphedForward(self.guard) for _ in range(2))
-        self._precision = Chosen(precision, self.net)
+        self._precision = Chosen(precision, self.net, *(() if self.guard is None else (self.guard,)))
         if isinstance(prior, bool):
             self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
         else:
@@ -402,24 +402,35 @@ class Deblurrer:
         else:
             assert self.sampler is not None
             restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(like)
+        if self._guarded is None:
+            return restored
         base = tiles[:, : restored.shape[1]]
-        if self._guarded is None or not (further := self._goes_further(tiles, restored - base)).any():
+        share = self._share_of_a_part(tiles, restored - base)
+        if not share.any():
             return restored
         careful = self._guarded(tiles).to(like)
-        share = guard_share(restored - base, careful - base) * further  # tile by tile, whatever else is in the batch
+        # The lesser of the two: it rises gradually with both, and tile by tile, whatever else is in the batch.
+        share = torch.minimum(share, guard_share(restored - base, careful - base))
         return torch.lerp(restored, careful, share.to(like))
 
-    def _goes_further(self, tiles: Tensor, change: Tensor) -> Tensor:
-        """Whether the network changes a tile much more than the guard, where it changes it most; (B, 1, 1, 1)."""
+    def _share_of_a_part(self, tiles: Tensor, change: Tensor) -> Tensor:
+        """`guard_share` of a part of each tile, where the network changes it most; (B, 1, 1, 1).
+
+        1 where the part would hardly be smaller than the tile. NaN where the guard's result is not finite.
+        """
         assert self._asked is not None
         step = self.net.config.stride
-        height, width = (-(-side // (2 * step)) * step for side in tiles.shape[-2:])
-        if 2 * height * width > tiles.shape[-2] * tiles.shape[-1]:  # what is left would hardly be saved
-            return torch.ones_like(tiles[:, :1, :1, :1], dtype=torch.bool)
+        rows, columns = tiles.shape[-2:]
+        height, width = (min(-(-side // (2 * step)) * step, side) for side in (rows, columns))
+        if 2 * _padded(height, width, step) > _padded(rows, columns, step):
+            return torch.ones_like(change[:, :1, :1, :1])
         parts = [(index, slice(None), *place) for index, place in enumerate(most_changed(change, height, width))]
         asked = torch.stack([tiles[part] for part in parts])
+        if self.device.type == "cuda":
+            asked = asked.contiguous(memory_format=torch.channels_last)
         theirs = self._asked(asked).to(change) - asked[:, : change.shape[1]]
-        return guard_share(torch.stack([change[part] for part in parts]), theirs) > 0
+        share = guard_share(torch.stack([change[part] for part in parts]), theirs)
+        return share.where(theirs.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
@@ -510,11 +521,14 @@ class Deblurrer:
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
         """Bytes for a batch of tiles and packed weights; on a CPU also for the band and one tile being copied."""
         rows, columns = min(tile, height), min(tile, width)
-        cost = self._packed + max(
+        needs = [
             resident_bytes(net.config, batch * _padded(rows, columns, net.config.stride), self.dtype.itemsize)
             for net in (self.net, self.guard)
             if net is not None
-        )
+        ]
+        if self.device.type == "cuda":  # every graph keeps its memory: network, guard, and guard of half a tile at most
+            needs.append(sum(needs[1:]) // 2)
+        cost = self._packed + (sum(needs) if self.device.type == "cuda" else max(needs))
         across = min(tile, max(height, width)) * min(height, width) + rows * columns
         if self.device.type != "cpu":
             return cost

@@ -45,16 +45,16 @@ def check_precision(precision: str) -> None:
 
 
 class Chosen:
-    """The precision of one network.
+    """The precision of one network, or of several that run together.
 
     Args:
         precision: one of `PRECISIONS`.
-        net: on its device, in evaluation mode when `scope` is called.
+        net, others: on one device, in evaluation mode when `scope` is called.
     """
 
-    def __init__(self, precision: str, net: Swintormer) -> None:
+    def __init__(self, precision: str, net: Swintormer, *others: Swintormer) -> None:
         check_precision(precision)
-        self.precision, self.net = precision, net
+        self.precision, self.net, self.others = precision, net, others
 
     def scope(self) -> AbstractContextManager[object]:
         """The context in which the network runs, in inference mode."""
@@ -71,7 +71,7 @@ class Chosen:
             return False
         if asked_backend() not in (None, "cpu") or torch.is_autocast_enabled("cpu"):
             return False
-        return _known_agreement(self.net) >= LEAST_AGREEMENT
+        return all(_known_agreement(net) >= LEAST_AGREEMENT for net in (self.net, *self.others))
 
 
 _known: WeakKeyDictionary[Swintormer, tuple[object, float]] = WeakKeyDictionary()

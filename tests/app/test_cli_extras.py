@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ def install(weights, monkeypatch):
 
     def as_model(alone: float | None) -> None:
         monkeypatch.setattr(checkpoint, "default_weights", lambda name: weights)
-        monkeypatch.setitem(models.MODELS, "small", models.Model("small", "small", "tests", "none", alone))
+        small = models.Model("small", "small", "tests", "none", alone)
+        monkeypatch.setitem(models.MODELS, "small", small)
+        monkeypatch.setitem(models.MODELS, models.DEFAULT, replace(small, name=models.DEFAULT, guard="small"))
 
     return as_model
 
@@ -52,6 +55,7 @@ def test_a_picture_that_needs_nothing_is_left_alone_and_said_so(run, install, we
     np.testing.assert_array_equal(read_image(target).pixels, source)
     assert (Path(target).read_bytes() == Path("in.png").read_bytes()) == (target == "out.png")
     assert files() == {"in.png", target, "out.compare.png"}
+    assert "in.png needs nothing" in run("deblur", "in.png", "-o", "b.png", "--model", models.DEFAULT).stdout
     install(np.nextafter(found, np.inf))
     assert "needs nothing" not in run("deblur", "in.png", "-o", target, "--model", "small").stdout
     np.testing.assert_array_equal(read_image(target).pixels, restored)

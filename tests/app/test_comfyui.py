@@ -161,7 +161,7 @@ def test_devices(pack, comfy):
     assert comfy.freed == []
 
     class OnGpu:
-        net, tile, dtype, device = deblur.net, 32, torch.float32, torch.device("cuda", 1)
+        net, guard, tile, dtype, device = deblur.net, deblur.net, 32, torch.float32, torch.device("cuda", 1)
 
         def __call__(self, pictures, progress):
             return pictures.clone()
@@ -170,6 +170,9 @@ def test_devices(pack, comfy):
     ((room, device),) = comfy.freed
     assert device == torch.device("cuda", 1)
     assert room > 4 * OnGpu.tile**2 * 3 * 4, "at least the pixels of four tiles"
+    OnGpu.guard = None
+    executed(pack.DeblurSwintormer, model=OnGpu(), image=image, strength=1.0)
+    assert comfy.freed[1] == (room // 2, device)
 
 
 def test_the_user_stops_it(pack, comfy):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +18,12 @@ from swintormer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from swintormer.cli import deblur
 from swintormer.cli.deblur import Settings, make_deblurrer
 from swintormer.cli.models import MODELS
-from swintormer.errors import InputError
+from swintormer.errors import InputError, SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.images.reading import read_image
 from swintormer.inference.choice import coarser_share, most_changed
 from swintormer.inference.deblurrer import Deblurrer
+from swintormer.inference.memory import resident_bytes
 from swintormer.model.config import NetworkConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,6 +138,11 @@ def test_results_that_last_until_the_next_run():
     picture = wave(18) + 0.1 * wave(8)  # a share of the coarser scale
     found = [Deblurrer(net(8), tile=128, scales="auto")(picture) for net in (Sharpener, Graphed)]  # type: ignore[arg-type]
     assert torch.equal(*found)
+    found = [
+        Deblurrer(net(8), guard=net(3), tile=128, scales="auto")(picture)  # type: ignore[arg-type]
+        for net in (Sharpener, Graphed)
+    ]
+    assert torch.equal(*found)
 
 
 class Gain(Curve):
@@ -213,18 +222,19 @@ def test_a_guard_is_asked_about_the_part_that_changes_most_before_the_whole(limi
     torch.testing.assert_close(found, taken(picture), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
 
 
+class Slope(Curve):
+    """Adds the picture times a factor for what is dark and another for what is bright."""
+
+    def __init__(self, dark: float, bright: float) -> None:
+        super().__init__()
+        self.dark, self.bright = dark, bright
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + torch.where(x < 0.5, self.dark, self.bright))
+
+
 def test_a_guard_is_asked_tile_by_tile():
     """The network goes 8 times as far as the guard in both tiles, but in the first not where it changes most."""
-
-    class Slope(Curve):
-        """Adds the picture times a factor for what is dark and another for what is bright."""
-
-        def __init__(self, dark: float, bright: float) -> None:
-            super().__init__()
-            self.dark, self.bright = dark, bright
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * (1 + torch.where(x < 0.5, self.dark, self.bright))
 
     pictures = torch.full((2, 3, 128, 128), 0.4, dtype=torch.float64)
     pictures[0, :, :64, :64] = 0.9
@@ -235,6 +245,44 @@ def test_a_guard_is_asked_tile_by_tile():
     for index, taken in enumerate((network, guard)):
         expected = taken(pictures[index])
         torch.testing.assert_close(alone[index], expected, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+
+
+def test_the_share_of_a_guard_rises_gradually_with_the_part():
+    """Where the whole tile is the guard's, the part alone decides: rounding of it must not show."""
+    picture = torch.full((1, 3, 128, 128), 0.4, dtype=torch.float64)
+    picture[:, :, :64, :64] = 0.9
+    network = Slope(0.3, 0.2)
+    found = [
+        Deblurrer(network, guard=Slope(0.0, 0.1 * gain), tile=128)(picture)  # type: ignore[arg-type]
+        for gain in (1 - 1e-6, 1 + 1e-6)
+    ]
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    shares = [
+        float((network(picture) - Deblurrer(network, guard=Slope(0.0, 0.2 / ratio**0.5), tile=128)(picture)).max())
+        for ratio in torch.linspace(3, 9, 25).tolist()
+    ]
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(0.12)
+    assert all(0 <= b - a < 0.02 for a, b in pairwise(shares))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("side", [16, 128])
+def test_a_guard_whose_result_is_not_finite_ends_the_run(value, side):
+    class Broken(Curve):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x == x.max(), value, x)
+
+    picture = torch.rand(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SwintormerError, match="values that are not finite"):
+        Deblurrer(Gain(0.1), guard=Broken(), tile=side)(picture)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 128), (128, 1), (33, 128), (128, 65)])
+def test_a_guard_of_narrow_pictures(size):
+    picture = torch.rand(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Deblurrer(Gain(0.5), guard=Gain(0.1), tile=128)(picture)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, picture * 1.1, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
 
 
 def test_the_part_of_a_tile_that_changes_most():
@@ -269,6 +317,10 @@ def test_the_memory_of_a_guard_and_of_scales_counts():
         for net, guard in ((small, None), (small, large), (large, None))
     )
     assert guarded == of_large + Deblurrer(small)._packed
+    on_a_gpu = Deblurrer(small, tile=64, guard=large)
+    on_a_gpu.device = torch.device("cuda")  # where the graphs of both, and of a part of a tile, keep their memory
+    needs = [resident_bytes(net.config, 64**2, 4) for net in (small, large)]
+    assert on_a_gpu._cost(64, 1, 512, 512) == on_a_gpu._packed + sum(needs) + needs[1] // 2
     assert alone < of_large
     costs = [Deblurrer(small, tile=64, scales=scales)._cost(64, 1, 512, 512) for scales in (1, 2, 3)]
     assert costs[1] - costs[0] >= 12 * 128**2, "what a tile at half size covers"
@@ -335,7 +387,7 @@ def test_an_exported_model_says_what_it_leaves_out(run, weights, monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
     monkeypatch.setattr("swintormer.export.torch.export_torch", lambda checkpoint, out, tile: out.write_bytes(b"0"))
     said = {model: run("export", "-o", "a.pt2", "--model", model).stderr for model in ("small", "strong", "wide")}
-    assert said["small"] == ""
+    assert said["small"] == run("export", "-o", "a.pt2").stderr == ""
     assert "deblur also asks small" in said["strong"]
     assert "several resolutions" in said["wide"]
 

@@ -209,26 +209,26 @@ def test_default_cache_folder(monkeypatch):
 
 
 # Windows of photographs
-def windows(folder, tmp_path, side=40, key=(1,)):
-    return PhotoWindows(decode_folders([folder], tmp_path / "cache"), key, side)
+def windows(folder, tmp_path, side=40, key=(1,), soft=0.0):
+    return PhotoWindows(decode_folders([folder], tmp_path / "cache"), key, side, soft=soft)
 
 
 def test_windows(folder, tmp_path):
-    source = windows(folder, tmp_path)
+    source = windows(folder, tmp_path, soft=0.5)
     for index in range(24):
         window = source[index]
         assert window.shape == (3, 40, 40)
         assert window.dtype == torch.float32
         assert window.is_contiguous()
         assert 0 <= window.min() <= window.max() <= 1
-    assert torch.equal(source[7], windows(folder, tmp_path)[7])
+    assert torch.equal(source[7], windows(folder, tmp_path, soft=0.5)[7])
     assert not torch.equal(source[7], source[8])
     assert not torch.equal(source[7], windows(folder, tmp_path, key=(2,))[7])
 
 
 def plain(monkeypatch, **shares):
-    """Windows as stored, without soft, faint or gray ones, unless `shares` says otherwise."""
-    for name, share in ({"AS_STORED": 1.0, "SOFT": 0.0, "FAINT": 0.0, "GRAY": 0.0} | shares).items():
+    """Windows as stored, without faint or gray ones, unless `shares` says otherwise."""
+    for name, share in ({"AS_STORED": 1.0, "FAINT": 0.0, "GRAY": 0.0} | shares).items():
         monkeypatch.setattr(photos, name, share)
 
 
@@ -291,8 +291,7 @@ def test_sharp_windows_are_preferred(tmp_path, monkeypatch):
 def test_soft_and_faint_windows_are_met(folder, tmp_path, monkeypatch):
     plain(monkeypatch)
     sharp = [windows(folder, tmp_path)[i] for i in range(8)]
-    plain(monkeypatch, SOFT=1.0)
-    soft = [windows(folder, tmp_path)[i] for i in range(8)]
+    soft = [windows(folder, tmp_path, soft=1.0)[i] for i in range(8)]
     plain(monkeypatch, FAINT=1.0)
     faint = [windows(folder, tmp_path)[i] for i in range(8)]
     plain(monkeypatch, GRAY=1.0)

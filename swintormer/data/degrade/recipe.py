@@ -12,9 +12,9 @@ greatest (s = 1):
     | noise at middle grey, 1/255  | 0    | 12  | 5 | 1.6    | 4.4  | 7.2  |
     | JPEG, 98 - quality           | 0    | 48  | 2 | 14     | 33   | 43   |
 
-The shares are what training showed. With 12 % of pictures without blur, noise in 80 % and soft truths in 35 %
-(photos.SOFT), 4,250 steps of `small` gained +0.65 dB on the ten faults of `swintormer evaluate` and +1.15 on the ten of
-cameras; 500 steps more with the shares below, +0.99 and +1.10, and a sharp picture stays 3 dB nearer to itself.
+The shares are what training showed. With 12 % of pictures without blur, noise in 80 % and soft truths (`soft` of
+`[data]`) in 35 %, 4,250 steps of `small` gained +0.65 dB on the ten faults of `swintormer evaluate` and +1.15 on the
+ten of cameras; 500 steps more with the shares below, +0.99 and +1.10, and a sharp picture stays 3 dB nearer to itself.
 
 L1 counts a strongly blurred picture for more than a sharp one, and that helps. Minus the mean PSNR, under which every
 picture counts alike, made the network timid: 400 steps of 8 from weights that gained +1.10 dB on the 20 faults of
