@@ -26,7 +26,8 @@ from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
-from swintormer.inference.choice import coarser_share, guard_share, most_changed
+from swintormer.inference.choice import coarser_share
+from swintormer.inference.guard import Guard, fitting, padded
 from swintormer.inference.kept import Samples, mixed, write_part
 from swintormer.inference.memory import (
     available_bytes,
@@ -114,7 +115,7 @@ class Deblurrer:
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
         guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
-            does, the guard's result is taken (choice.py). It is asked about the part of a tile that changes most, a
+            does, the guard's result is taken (guard.py). It is asked about the part of a tile that changes most, a
             quarter of it, and where it must be about the whole. Of the same channels and dtype, without a prior.
 
     Attributes:
@@ -178,9 +179,8 @@ class Deblurrer:
         if self.device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
-        self.guard = None if guard is None else _guard(guard, self.net, device)
-        # Two sizes of tiles, each with a graph of its own.
-        self._guarded, self._asked = (None if self.guard is None else GraphedForward(self.guard) for _ in range(2))
+        self.guard = None if guard is None else fitting(guard, self.net)
+        self._guard = None if self.guard is None else Guard(self.guard)
         self._precision = Chosen(precision, self.net, *(() if self.guard is None else (self.guard,)))
         if isinstance(prior, bool):
             self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
@@ -402,35 +402,7 @@ class Deblurrer:
         else:
             assert self.sampler is not None
             restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(like)
-        if self._guarded is None:
-            return restored
-        base = tiles[:, : restored.shape[1]]
-        share = self._share_of_a_part(tiles, restored - base)
-        if not share.any():
-            return restored
-        careful = self._guarded(tiles).to(like)
-        # The lesser of the two: it rises gradually with both, and tile by tile, whatever else is in the batch.
-        share = torch.minimum(share, guard_share(restored - base, careful - base))
-        return torch.lerp(restored, careful, share.to(like))
-
-    def _share_of_a_part(self, tiles: Tensor, change: Tensor) -> Tensor:
-        """`guard_share` of a part of each tile, where the network changes it most; (B, 1, 1, 1).
-
-        1 where the part would hardly be smaller than the tile. NaN where the guard's result is not finite.
-        """
-        assert self._asked is not None
-        step = self.net.config.stride
-        rows, columns = tiles.shape[-2:]
-        height, width = (min(-(-side // (2 * step)) * step, side) for side in (rows, columns))
-        if 2 * _padded(height, width, step) > _padded(rows, columns, step):
-            return torch.ones_like(change[:, :1, :1, :1])
-        parts = [(index, slice(None), *place) for index, place in enumerate(most_changed(change, height, width))]
-        asked = torch.stack([tiles[part] for part in parts])
-        if self.device.type == "cuda":
-            asked = asked.contiguous(memory_format=torch.channels_last)
-        theirs = self._asked(asked).to(change) - asked[:, : change.shape[1]]
-        share = guard_share(torch.stack([change[part] for part in parts]), theirs)
-        return share.where(theirs.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
+        return restored if self._guard is None else self._guard(tiles, restored)
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
@@ -522,7 +494,7 @@ class Deblurrer:
         """Bytes for a batch of tiles and packed weights; on a CPU also for the band and one tile being copied."""
         rows, columns = min(tile, height), min(tile, width)
         needs = [
-            resident_bytes(net.config, batch * _padded(rows, columns, net.config.stride), self.dtype.itemsize)
+            resident_bytes(net.config, batch * padded(rows, columns, net.config.stride), self.dtype.itemsize)
             for net in (self.net, self.guard)
             if net is not None
         ]
@@ -583,28 +555,6 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
     # AssertionError: "Torch not compiled with CUDA enabled"; TypeError: MPS has no float64.
     except (RuntimeError, AssertionError, TypeError) as error:
         raise SwintormerError(f"Cannot use the device {device}: {first_line(error)}.") from error
-
-
-def _padded(rows: int, columns: int, stride: int) -> int:
-    """Pixels of a tile whose sides are padded to multiples of the network's stride."""
-    return -(-rows // stride) * stride * (-(-columns // stride) * stride)
-
-
-def _guard(guard: Swintormer | Checkpoint, net: Swintormer, device: str | torch.device | None) -> Swintormer:
-    """The second network, on the device and in the memory layout of the first. Raises InputError if it does not fit."""
-    other = checkpoint_of(guard)
-    channels = [(each.config.in_channels, each.config.out_channels) for each in (net, other.net)]
-    if channels[0] != channels[1] or other.net.config.prior_channels:
-        raise InputError("The guard must be a network of the same channels as the first and without a prior.")
-    weight, of_guard = (next(each.parameters()) for each in (net, other.net))
-    if weight.dtype != of_guard.dtype:
-        raise InputError(
-            f"The guard has weights of {of_guard.dtype}, the network of {weight.dtype}: convert one of them."
-        )
-    moved = _moved(other.net, device).to(weight.device)
-    if weight.device.type == "cuda":
-        moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
 
 
 @contextmanager
