@@ -1,0 +1,340 @@
+"""DiffIR's two stages with a spatial z_0 on photographs, and networks without z_0 that train as long.
+
+    python -m bench.two_stages --photos DIR --minutes 20 --out runs/two_stages
+
+As in DiffIR (Xia et al., ICCV 2023), but z is no vector: it has 8 channels at 1/8 of the resolution, like the latent of
+the prior `compact`.
+
+1. An encoder E1 sees blurred and sharp picture together and makes z; the restoration network restores the blurred
+   picture with z. Both learn from random weights.
+2. The encoder of a prior sees the blurred picture alone, and its denoiser makes z_0 from noise in four steps. They
+   learn from random weights, through all steps, together with the network of stage 1. The loss is that of the picture
+   and `LATENT` times the mean absolute difference of z_0 from E1's z. E1 does not change.
+
+The controls see the same pairs for as many steps, at the same rates, which fall twice, too: the same network without z
+(`equal steps`), and a larger one that multiplies as often as network and prior together (`equal MACs`).
+
+Settings are those of `--config` (configs/small.toml) and `RECIPE`; half of the pairs are of photographs, half of
+generated scenes, with the degradation "camera". The minutes are those of an idle core, without making pairs, as of
+`bench.ablation --paced`; stage 1 gets the share `FIRST`. Gains in PSNR, standard errors over photographs and
+differences picture by picture are as there. The line of stage 1 knows the truth: it shows what z would be worth if the
+blurred picture gave it away. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from bench.ablation import INTERRUPTED, TILE, Gains, digest, heldout_gains, in_minutes, trained_weights, with_error
+from swintormer.checkpoint.checkpoint import read_checkpoint, save_checkpoint
+from swintormer.cli.macs import count_macs, count_prior_macs
+from swintormer.errors import SwintormerError
+from swintormer.evaluation import heldout
+from swintormer.evaluation.record import Record
+from swintormer.evaluation.scores import Array, Network, heldout_photographs
+from swintormer.images.files import replacing
+from swintormer.inference.deblurrer import Deblurrer
+from swintormer.model.network import Swintormer
+from swintormer.model.padding import pad_to_multiple
+from swintormer.prior.checkpoint import load_prior, make_prior, save_prior
+from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.prior.latent import ImageLatent
+from swintormer.prior.model import Cut, LatentPrior, Sampler
+from swintormer.tensors import read_tensors, to_safetensors
+from swintormer.training.config import JointConfig, NetworkStageConfig, Prior, RestorationConfig, read_config
+from swintormer.training.data import validation_source
+from swintormer.training.losses import moment_loss
+from swintormer.training.run import ImageRun, first_network
+from swintormer.training.stages import MOMENTS, JointRun
+
+PRIOR = PRIORS["compact"]
+FIRST = 0.4  # share of the minutes
+LATENT = 0.1
+RECIPE: dict[str, Any] = {"batch": 8, "fourier": 0.1, "warmup": 50}
+SIZES: dict[str, Any] = {"dim": 16}  # as in the ablation: minutes favour small networks
+LARGER: dict[str, Any] = {"dim": 24, "num_blocks": (1, 1, 2, 2)}
+ENCODER = "encoder.safetensors"  # E1, beside the weights of stage 1
+
+
+class PairEncoder(nn.Module):
+    """E1: the encoder of the prior's autoencoder with twice the channels, for two pictures."""
+
+    def __init__(self, prior: PriorConfig):
+        super().__init__()
+        channels = 2 * prior.autoencoder["in_channels"]
+        autoencoder: Any = AutoencoderTiny(**prior.autoencoder | {"in_channels": channels})
+        self.encoder = autoencoder.encoder
+        self.patch = round((channels / 6) ** 0.5)
+        self.factor = self.patch * 2 ** (len(autoencoder.config["encoder_block_out_channels"]) - 1)
+
+    def forward(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """z, (B, Cz, H / factor, W / factor), of two pictures (B, 3, H, W) in [0, 1]."""
+        z: Tensor = self.encoder(F.pixel_unshuffle(2 * torch.cat((blurred, sharp), dim=1) - 1, self.patch))
+        return z
+
+    @classmethod
+    def beside(cls, weights: Path | None) -> PairEncoder:
+        """The encoder that was trained with the network of these weights."""
+        assert weights is not None
+        encoder = cls(PRIOR)
+        encoder.load_state_dict(read_tensors(weights.with_name(ENCODER))[0])
+        return encoder.eval().requires_grad_(False)
+
+
+class FirstConfig(NetworkStageConfig):
+    """Settings of stage 1."""
+
+    stage: Literal["first"] = "first"
+    prior: Prior = PRIOR
+
+
+class First(nn.Module):
+    """What learns in stage 1."""
+
+    def __init__(self, network: Swintormer, encoder: PairEncoder):
+        super().__init__()
+        self.network, self.encoder = network, encoder
+
+
+class FirstRun(ImageRun):
+    """Stage 1. z is held near mean 0 and variance 1, which the noise schedule of stage 2 assumes."""
+
+    config: FirstConfig
+    net: First
+    draws = False
+
+    def build(self) -> nn.Module:
+        return First(first_network(self.config), PairEncoder(self.config.prior))
+
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name).model_dump(mode="json") for name in ("network", "prior")}
+
+    def restored(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """The restored picture, and z."""
+        with self.autocast():
+            z = self.net.encoder(blurred, sharp)
+            return self.net.network(blurred, prior=z, prior_factor=self.net.encoder.factor), z
+
+    def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        output, z = self.restored(blurred, sharp)
+        return self.image_loss(output, sharp) + MOMENTS * moment_loss(z)
+
+    def shown(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        return self.restored(blurred, sharp)[0], blurred
+
+    def write(self, path: Path, card: dict[str, str]) -> None:
+        with self.averaged() as net:
+            assert isinstance(net, First)
+            with replacing(path.with_name(ENCODER)) as file:  # before the weights, which say that the run is complete
+                file.write(to_safetensors(net.encoder.state_dict(), {"format": "pt"}))
+            save_checkpoint(net.network, path, card=card, training_tile=self.config.crop)
+
+
+class SecondRun(JointRun):
+    """Stage 2: the joint training of the prior, towards E1's z."""
+
+    def __init__(self, config: JointConfig, device: torch.device):
+        super().__init__(config, device)
+        self.encoder = PairEncoder.beside(config.initial).to(device)
+
+    def truth(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        z: Tensor = self.encoder(blurred, sharp)
+        return z
+
+
+class TrueLatent(Sampler):
+    """E1's z in the place of a sample; the truth is that of the picture last taken from `following`."""
+
+    truth: Tensor
+
+    def __init__(self, prior: LatentPrior, encoder: PairEncoder):
+        super().__init__(prior)
+        self.encoder = encoder
+
+    def following(self, pictures: Iterator[tuple[str, Array]], side: int) -> Iterator[tuple[str, Array]]:
+        """The pictures, whose middle of `side` pixels is the truth."""
+        for name, picture in pictures:
+            truth = heldout.centre(picture, side)
+            colours = np.repeat(truth, 3, axis=2) if truth.shape[2] == 1 else truth
+            self.truth = torch.from_numpy(np.ascontiguousarray(colours)).permute(2, 0, 1)[None]
+            yield name, picture
+
+    @torch.inference_mode()
+    def sample(self, cut: Cut, height: int, width: int, progress: object = None) -> ImageLatent:
+        blurred, factor = cut(slice(0, height), slice(0, width))[None], self.encoder.factor
+        z = self.encoder(*(pad_to_multiple(picture, factor) for picture in (blurred, self.truth)))
+        return ImageLatent(z[0], factor)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the command line asks for."""
+
+    base: RestorationConfig
+    out: Path
+    minutes: float
+    photographs: int
+    side: int
+
+    @cached_property
+    def first(self) -> FirstConfig:
+        shared = {name: value for name, value in self.base.model_dump().items() if name in FirstConfig.model_fields}
+        own = {"stage": "first", "out": self.out / "first", "prior": PRIOR}
+        config = FirstConfig.model_validate(shared | own | {"network": self._network(prior=True)})
+        return in_minutes(config, FIRST * self.minutes, FirstRun)
+
+    @cached_property
+    def second(self) -> JointConfig:
+        """It reads the weights of stage 1, which is trained now unless it is already."""
+        shared = {name: value for name, value in self.base.model_dump().items() if name in JointConfig.model_fields}
+        own = {"stage": "joint", "out": self.out / "second", "prior": PRIOR, "latent": LATENT}
+        prior_weights = self.out / "untrained_prior.safetensors"
+        if not prior_weights.exists():
+            torch.manual_seed(self.base.seed)
+            save_prior(make_prior(PRIOR), prior_weights)
+        files = {"initial": trained_weights(self.first, FirstRun), "prior_weights": prior_weights}
+        network = {"network": self._network(prior=True)}
+        config = JointConfig.model_validate(shared | own | self._again() | files | network)
+        return in_minutes(config, (1 - FIRST) * self.minutes, SecondRun)
+
+    def _network(self, prior: bool = False, **sizes: Any) -> dict[str, Any]:
+        taken = {"prior_channels": PRIOR.latent_channels if prior else 0}
+        return self.base.network.model_dump() | SIZES | sizes | taken
+
+    def _again(self) -> dict[str, Any]:
+        return {"seed": self.base.seed + 1}  # other pairs in stage 2
+
+    def control(self, name: str, **sizes: Any) -> Path:
+        """Weights of a network without z after two trainings like the stages."""
+        network, steps = self._network(**sizes), (self.first.steps, self.second.steps)
+        before: dict[str, Any] = {}
+        for number in (0, 1):
+            own = {"out": self.out / f"{name}_{number + 1}", "network": network, "steps": steps[number]}
+            changes = own | (self._again() if number else {}) | before | {"minutes": float("inf")}
+            config = RestorationConfig.model_validate(self.base.model_dump() | changes)
+            before = {"initial": trained_weights(config)}
+        return before["initial"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table."""
+
+    text: str
+    gmacs: float
+    steps: int
+    gains: Gains
+
+
+def lines(experiment: Experiment) -> Iterator[Line]:
+    """The lines, each as soon as it is measured: two controls, stage 2 with and without z_0, stage 1 with z."""
+    pictures = heldout.PHOTOGRAPHS[: experiment.photographs]
+    tile, side = experiment.base.crop, experiment.side
+
+    def line(text: str, path: Path, steps: int, prior: bool | TrueLatent = False) -> Line:
+        checkpoint = read_checkpoint(path, prior=prior is True)
+        deblur = Deblurrer(checkpoint, tile=tile, blend="uniform", device=experiment.base.device, prior=prior)
+        record = Record(experiment.out / "scores" / f"{text}.csv".replace(" ", "_").replace(",", ""), digest(path))
+        photographs = heldout_photographs(pictures)
+        if isinstance(prior, TrueLatent):
+            photographs = prior.following(photographs, side)
+        cost = count_macs(checkpoint.net.config, TILE, TILE).total
+        cost += count_prior_macs(PRIOR, TILE, TILE).total if prior is True else 0
+        return Line(text, cost / 1e9, steps, heldout_gains(Network(deblur), photographs, side, record))
+
+    first = trained_weights(experiment.first, FirstRun)
+    second = trained_weights(experiment.second, SecondRun)
+    steps = experiment.first.steps + experiment.second.steps
+    yield line("equal steps", experiment.control("equal_steps"), steps)
+    yield line("stage 2, z_0 sampled", second, steps, prior=True)
+    yield line("stage 2, z_0 left out", second, steps)
+    true_latent = TrueLatent(make_prior(PRIOR), PairEncoder.beside(first))
+    yield line("stage 1, z of the truth", first, experiment.first.steps, true_latent)
+    yield line("equal MACs", experiment.control("equal_macs", **LARGER), steps)
+
+
+def latent_error(experiment: Experiment) -> float:
+    """Mean square error of z_0 on the validation pairs, as a share of the variance of z by channel and place."""
+    config = experiment.second
+    encoder, prior = PairEncoder.beside(config.initial), load_prior(trained_weights(config, SecondRun))
+    source, true, sampled = validation_source(config), [], []
+    for index in range(config.validation):
+        blurred, sharp = source.batch(index, 1)
+        with torch.inference_mode():
+            true.append(encoder(blurred, sharp))
+            sampled.append(prior.sample(blurred))
+    z = torch.cat(true)
+    return float((torch.cat(sampled) - z).square().mean() / z.var(dim=(0, 2, 3)).mean())
+
+
+COLUMNS = ("network", "GMACs", "steps", "gain, dB", "against equal steps, dB", "against equal MACs, dB")
+
+
+def table(measured: Sequence[Line]) -> str:
+    """A table in Markdown; differences are picture by picture."""
+    rows = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    for line in measured:
+        cells = [line.text, f"{line.gmacs:.2f}", str(line.steps), with_error(list(line.gains.values()))]
+        for name in ("equal steps", "equal MACs"):
+            other = next((found.gains for found in measured if found.text == name and found is not line), None)
+            differences = "" if other is None else with_error([line.gains[key] - other[key] for key in line.gains])
+            cells.append(differences)
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def parse(arguments: Sequence[str]) -> Experiment:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.two_stages", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--photos", type=Path, required=True, help="folder of sharp photographs")
+    parser.add_argument("--minutes", type=float, required=True, help="of training for both stages together")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the scores and table.md")
+    parser.add_argument("--config", type=Path, default=Path("configs/small.toml"), help="of stage restoration")
+    parser.add_argument("--photographs", type=int, default=len(heldout.PHOTOGRAPHS), help="the first so many")
+    parser.add_argument("--side", type=int, default=heldout.SIDE, help="of these, in pixels")
+    words = parser.parse_args(arguments)
+    base = read_config(words.config)
+    if not isinstance(base, RestorationConfig):
+        raise SwintormerError(f"{words.config} is of stage {base.stage}: stage restoration is needed.")
+    data = {"photos": words.photos, "photos_share": 0.5, "scenes": 0.5, "degradation": "camera"}
+    base = RestorationConfig.model_validate(base.model_dump() | RECIPE | {"data": base.data.model_dump() | data})
+    return Experiment(base, words.out, words.minutes, words.photographs, words.side)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table after each line, and keep it in `out/table.md`; returns the exit code."""
+    try:
+        experiment = parse(arguments)
+        if experiment.base.threads:
+            torch.set_num_threads(experiment.base.threads)
+        measured: list[Line] = []
+        for line in lines(experiment):
+            measured.append(line)
+            text = table(measured)
+            print(text.splitlines()[-1], file=sys.stderr, flush=True)
+            (experiment.out / "table.md").write_text(text + "\n", encoding="utf-8")
+        print(text)
+        print(f"\nMean square error of z_0, share of the variance of z: {latent_error(experiment):.2f}")
+    except SwintormerError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
