@@ -14,7 +14,7 @@ the prior `compact`.
 The controls see the same pairs for as many steps, at the same rates, which fall twice, too: the same network without z
 (`equal steps`), and a larger one that multiplies as often as network and prior together (`equal MACs`).
 
-Settings are those of `--config` (configs/small.toml) and `RECIPE`; half of the pairs are of photographs, half of
+Settings are those of `--config` (configs/small.toml) and `RECIPE`; nine of ten pairs are of photographs, the others of
 generated scenes, with the degradation "camera". The minutes are those of an idle core, without making pairs, as of
 `bench.ablation --paced`; stage 1 gets the share `FIRST`. Gains in PSNR, standard errors over photographs and
 differences picture by picture are as there. The line of stage 1 knows the truth: it shows what z would be worth if the
@@ -24,6 +24,7 @@ blurred picture gave it away. Interrupted, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from bench.ablation import INTERRUPTED, TILE, Gains, digest, heldout_gains, in_minutes, trained_weights, with_error
+from bench.ablation import (
+    INTERRUPTED,
+    TILE,
+    Config,
+    Gains,
+    digest,
+    heldout_gains,
+    in_minutes,
+    trained_weights,
+    with_error,
+)
 from swintormer.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from swintormer.cli.macs import count_macs, count_prior_macs
 from swintormer.errors import SwintormerError
@@ -190,42 +201,38 @@ class Experiment:
 
     @cached_property
     def first(self) -> FirstConfig:
-        shared = {name: value for name, value in self.base.model_dump().items() if name in FirstConfig.model_fields}
-        own = {"stage": "first", "out": self.out / "first", "prior": PRIOR}
-        config = FirstConfig.model_validate(shared | own | {"network": self._network(prior=True)})
+        config = self._config(FirstConfig, "first", prior=PRIOR, network=self._network(prior=True))
         return in_minutes(config, FIRST * self.minutes, FirstRun)
 
     @cached_property
     def second(self) -> JointConfig:
         """It reads the weights of stage 1, which is trained now unless it is already."""
-        shared = {name: value for name, value in self.base.model_dump().items() if name in JointConfig.model_fields}
-        own = {"stage": "joint", "out": self.out / "second", "prior": PRIOR, "latent": LATENT}
         prior_weights = self.out / "untrained_prior.safetensors"
         if not prior_weights.exists():
             torch.manual_seed(self.base.seed)
             save_prior(make_prior(PRIOR), prior_weights)
-        files = {"initial": trained_weights(self.first, FirstRun), "prior_weights": prior_weights}
-        network = {"network": self._network(prior=True)}
-        config = JointConfig.model_validate(shared | own | self._again() | files | network)
-        return in_minutes(config, (1 - FIRST) * self.minutes, SecondRun)
+        own = {"prior": PRIOR, "prior_weights": prior_weights, "latent": LATENT, "network": self._network(prior=True)}
+        own |= {"initial": trained_weights(self.first, FirstRun), "seed": self.base.seed + 1}  # other pairs
+        return in_minutes(self._config(JointConfig, "second", **own), (1 - FIRST) * self.minutes, SecondRun)
+
+    def control(self, name: str, **sizes: Any) -> Path:
+        """Weights of a network without z after two trainings like the stages."""
+        weights = None
+        for number, stage in enumerate((self.first, self.second), 1):
+            own = {"network": self._network(**sizes), "initial": weights, "seed": stage.seed, "steps": stage.steps}
+            config = self._config(RestorationConfig, f"{name}_{number}", **own, minutes=math.inf)
+            weights = trained_weights(config)
+        assert weights is not None
+        return weights
+
+    def _config(self, kind: type[Config], name: str, **own: Any) -> Config:
+        """The configuration of a run in the folder `name`, like `base` but for its `own` settings."""
+        shared = self.base.model_dump(include=kind.model_fields.keys() - {"stage"})
+        return kind.model_validate(shared | {"out": self.out / name} | own)
 
     def _network(self, prior: bool = False, **sizes: Any) -> dict[str, Any]:
         taken = {"prior_channels": PRIOR.latent_channels if prior else 0}
         return self.base.network.model_dump() | SIZES | sizes | taken
-
-    def _again(self) -> dict[str, Any]:
-        return {"seed": self.base.seed + 1}  # other pairs in stage 2
-
-    def control(self, name: str, **sizes: Any) -> Path:
-        """Weights of a network without z after two trainings like the stages."""
-        network, steps = self._network(**sizes), (self.first.steps, self.second.steps)
-        before: dict[str, Any] = {}
-        for number in (0, 1):
-            own = {"out": self.out / f"{name}_{number + 1}", "network": network, "steps": steps[number]}
-            changes = own | (self._again() if number else {}) | before | {"minutes": float("inf")}
-            config = RestorationConfig.model_validate(self.base.model_dump() | changes)
-            before = {"initial": trained_weights(config)}
-        return before["initial"]
 
 
 @dataclass(frozen=True)
@@ -239,14 +246,15 @@ class Line:
 
 
 def lines(experiment: Experiment) -> Iterator[Line]:
-    """The lines, each as soon as it is measured: two controls, stage 2 with and without z_0, stage 1 with z."""
+    """The lines, each as soon as it is measured; the multiplications of stage 1 are without those of E1."""
     pictures = heldout.PHOTOGRAPHS[: experiment.photographs]
     tile, side = experiment.base.crop, experiment.side
 
     def line(text: str, path: Path, steps: int, prior: bool | TrueLatent = False) -> Line:
         checkpoint = read_checkpoint(path, prior=prior is True)
         deblur = Deblurrer(checkpoint, tile=tile, blend="uniform", device=experiment.base.device, prior=prior)
-        record = Record(experiment.out / "scores" / f"{text}.csv".replace(" ", "_").replace(",", ""), digest(path))
+        place = experiment.out / "scores" / f"{text}.csv".replace(" ", "_").replace(",", "")
+        record = Record(place, f"{digest(path)}, tile {tile}, side {side}")
         photographs = heldout_photographs(pictures)
         if isinstance(prior, TrueLatent):
             photographs = prior.following(photographs, side)
@@ -308,7 +316,7 @@ def parse(arguments: Sequence[str]) -> Experiment:
     base = read_config(words.config)
     if not isinstance(base, RestorationConfig):
         raise SwintormerError(f"{words.config} is of stage {base.stage}: stage restoration is needed.")
-    data = {"photos": words.photos, "photos_share": 0.5, "scenes": 0.5, "degradation": "camera"}
+    data = {"photos": words.photos, "photos_share": 0.9, "scenes": 0.1, "degradation": "camera"}
     base = RestorationConfig.model_validate(base.model_dump() | RECIPE | {"data": base.data.model_dump() | data})
     return Experiment(base, words.out, words.minutes, words.photographs, words.side)
 
