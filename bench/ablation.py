@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -90,7 +90,6 @@ FAULTS = heldout.DEGRADATIONS
 INTERRUPTED = 130
 Gains = dict[str, float]
 """Gain in dB by picture."""
-Config = TypeVar("Config", bound=TrainConfig)
 MakeRun = Callable[[Any, torch.device], Run]
 
 
@@ -201,29 +200,28 @@ class Ablation:
         values = shared | {"out": self.out / trained.name} | trained.changes
         try:
             config = kind.model_validate(values)
-            return config if self.paced is None else in_minutes(config, self.paced)
+            return config if self.paced is None else self._in_minutes(config, self.paced)
         except ValidationError as error:
             fault = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SwintormerError(f"The run {trained.name} cannot be made of this configuration: {fault}.") from error
 
+    def _in_minutes(self, config: RestorationConfig | JointConfig, minutes: float) -> RestorationConfig | JointConfig:
+        """The configuration with the steps of so many minutes, measured once and kept in `out`."""
+        path = config.out / "seconds_a_step.txt"
+        if not path.exists():
+            print(f"Measuring a step of {config.out.name}.", file=sys.stderr, flush=True)
+            with TemporaryDirectory() as folder:
+                seconds = seconds_a_step(config.model_copy(update={"out": Path(folder)}))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{seconds:.4f}\n")
+        steps = max(1, round(60 * minutes / float(path.read_text())))
+        return type(config).model_validate(config.model_dump() | {"steps": steps, "minutes": math.inf})
 
-def in_minutes(config: Config, minutes: float, make: MakeRun = make_run) -> Config:
-    """The configuration with the steps of so many minutes, measured once and kept in its `out`."""
-    path = config.out / "seconds_a_step.txt"
-    if not path.exists():
-        print(f"Measuring a step of {config.out.name}.", file=sys.stderr, flush=True)
-        with TemporaryDirectory() as folder:
-            seconds = seconds_a_step(config.model_copy(update={"out": Path(folder)}), make)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{seconds:.4f}\n")
-    steps = max(1, round(60 * minutes / float(path.read_text())))
-    return type(config).model_validate(config.model_dump() | {"steps": steps, "minutes": math.inf})
 
-
-def seconds_a_step(config: TrainConfig, make: MakeRun = make_run) -> float:
+def seconds_a_step(config: RestorationConfig | JointConfig) -> float:
     """Of the fastest of some steps, without its pairs, which workers make on another core."""
     few = {"workers": 0, "steps": PACE_STEPS, "minutes": math.inf}
-    run = make(config.model_copy(update=few), pick_device(config.device))
+    run = make_run(config.model_copy(update=few), pick_device(config.device))
     batches = run.batches(0)
     times = []
     for _ in range(PACE_STEPS):

@@ -1,24 +1,25 @@
 """DiffIR's two stages with a spatial z_0 on photographs, and networks without z_0 that train as long.
 
-    python -m bench.two_stages --photos DIR --minutes 20 --out runs/two_stages
+    python -m bench.two_stages --photos DIR --steps 200 240 --out runs/two_stages
 
-As in DiffIR (Xia et al., ICCV 2023), but z is no vector: it has 8 channels at 1/8 of the resolution, like the latent of
-the prior `compact`.
+As in DiffIR (Xia et al., ICCV 2023), but z is no vector: it has the channels and the resolution of the latent of the
+prior in `--prior-weights`. All start from trained weights: the network from `--initial`, the prior from its own.
 
-1. An encoder E1 sees blurred and sharp picture together and makes z; the restoration network restores the blurred
-   picture with z. Both learn from random weights.
-2. The encoder of a prior sees the blurred picture alone, and its denoiser makes z_0 from noise in four steps. They
-   learn from random weights, through all steps, together with the network of stage 1. The loss is that of the picture
-   and `LATENT` times the mean absolute difference of z_0 from E1's z. E1 does not change.
+1. An encoder E1, with random weights, sees blurred and sharp picture together and makes z; the restoration network
+   restores the blurred picture with z. Both learn; the fusion is new.
+2. The encoder of the prior sees the blurred picture alone, and its denoiser makes z_0 from noise in a few steps. They
+   learn, through all steps, together with the network of stage 1. The loss is that of the picture and `LATENT` times
+   the mean absolute difference of z_0 from E1's z. E1 does not change.
 
 The controls see the same pairs for as many steps, at the same rates, which fall twice, too: the same network without z
-(`equal steps`), and a larger one that multiplies as often as network and prior together (`equal MACs`).
+(`equal steps`), and one with more refinement blocks, which multiplies about as often as network and prior together
+(`equal MACs`). The added blocks change nothing at the start, and neither does the new fusion. What is new, and the
+prior, learns `RATE` times as fast.
 
 Settings are those of `--config` (configs/small.toml) and `RECIPE`; nine of ten pairs are of photographs, the others of
-generated scenes, with the degradation "camera". The minutes are those of an idle core, without making pairs, as of
-`bench.ablation --paced`; stage 1 gets the share `FIRST`. Gains in PSNR, standard errors over photographs and
-differences picture by picture are as there. The line of stage 1 knows the truth: it shows what z would be worth if the
-blurred picture gave it away. Interrupted, the same command goes on.
+generated scenes, with the degradation "camera". Gains in PSNR, standard errors over photographs and differences
+picture by picture are as in `bench.ablation`. The line of stage 1 knows the truth: it shows what z would be worth if
+the blurred picture gave it away. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -41,15 +42,13 @@ from torch import Tensor, nn
 from bench.ablation import (
     INTERRUPTED,
     TILE,
-    Config,
     Gains,
     digest,
     heldout_gains,
-    in_minutes,
     trained_weights,
     with_error,
 )
-from swintormer.checkpoint.checkpoint import read_checkpoint, save_checkpoint
+from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint, save_checkpoint
 from swintormer.cli.macs import count_macs, count_prior_macs
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
@@ -57,26 +56,25 @@ from swintormer.evaluation.record import Record
 from swintormer.evaluation.scores import Array, Network, heldout_photographs
 from swintormer.images.files import replacing
 from swintormer.inference.deblurrer import Deblurrer
+from swintormer.model.config import NetworkConfig
 from swintormer.model.network import Swintormer
 from swintormer.model.padding import pad_to_multiple
-from swintormer.prior.checkpoint import load_prior, make_prior, save_prior
-from swintormer.prior.config import PRIORS, PriorConfig
+from swintormer.prior.checkpoint import config_of, load_prior, make_prior
+from swintormer.prior.config import PriorConfig
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Cut, LatentPrior, Sampler
 from swintormer.tensors import read_tensors, to_safetensors
-from swintormer.training.config import JointConfig, NetworkStageConfig, Prior, RestorationConfig, read_config
+from swintormer.training.config import JointConfig, NetworkStageConfig, RestorationConfig, TrainConfig, read_config
 from swintormer.training.data import validation_source
 from swintormer.training.losses import moment_loss
-from swintormer.training.run import ImageRun, first_network
+from swintormer.training.run import ImageRun, RestorationRun, first_network
 from swintormer.training.stages import MOMENTS, JointRun
 
-PRIOR = PRIORS["compact"]
-FIRST = 0.4  # share of the minutes
 LATENT = 0.1
-RECIPE: dict[str, Any] = {"batch": 8, "fourier": 0.1, "warmup": 50}
-SIZES: dict[str, Any] = {"dim": 16}  # as in the ablation: minutes favour small networks
-LARGER: dict[str, Any] = {"dim": 24, "num_blocks": (1, 1, 2, 2)}
+RATE = 3.0  # of what is new, and of the prior
+RECIPE: dict[str, Any] = {"lr": 3e-4, "warmup": 25, "fourier": 0.1, "workers": 0}
 ENCODER = "encoder.safetensors"  # E1, beside the weights of stage 1
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 class PairEncoder(nn.Module):
@@ -96,10 +94,9 @@ class PairEncoder(nn.Module):
         return z
 
     @classmethod
-    def beside(cls, weights: Path | None) -> PairEncoder:
+    def beside(cls, weights: Path, prior: PriorConfig) -> PairEncoder:
         """The encoder that was trained with the network of these weights."""
-        assert weights is not None
-        encoder = cls(PRIOR)
+        encoder = cls(prior)
         encoder.load_state_dict(read_tensors(weights.with_name(ENCODER))[0])
         return encoder.eval().requires_grad_(False)
 
@@ -108,7 +105,15 @@ class FirstConfig(NetworkStageConfig):
     """Settings of stage 1."""
 
     stage: Literal["first"] = "first"
-    prior: Prior = PRIOR
+    prior: PriorConfig
+
+
+def learning(net: nn.Module, fresh: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """The optimiser's groups: what was trained before, and what is `fresh`, at `RATE` times the learning rate."""
+    new = list(fresh)
+    known = {id(parameter) for parameter in new}
+    trained = [parameter for parameter in net.parameters() if id(parameter) not in known]
+    return [{"params": trained}, {"params": new, "rate": RATE}]
 
 
 class First(nn.Module):
@@ -128,6 +133,11 @@ class FirstRun(ImageRun):
 
     def build(self) -> nn.Module:
         return First(first_network(self.config), PairEncoder(self.config.prior))
+
+    def learning(self) -> list[dict[str, Any]]:
+        fusion = self.net.network.prior_fusion
+        assert fusion is not None
+        return learning(self.net, [*fusion.parameters(), *self.net.encoder.parameters()])
 
     def identity(self) -> dict[str, Any]:
         return {name: getattr(self.config, name).model_dump(mode="json") for name in ("network", "prior")}
@@ -158,11 +168,35 @@ class SecondRun(JointRun):
 
     def __init__(self, config: JointConfig, device: torch.device):
         super().__init__(config, device)
-        self.encoder = PairEncoder.beside(config.initial).to(device)
+        assert config.initial is not None
+        self.encoder = PairEncoder.beside(config.initial, config.prior).to(device)
 
     def truth(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         z: Tensor = self.encoder(blurred, sharp)
         return z
+
+
+class ControlRun(RestorationRun):
+    """A network without z; its refinement blocks from number `blocks` on are new."""
+
+    def __init__(self, blocks: int, config: RestorationConfig, device: torch.device):
+        self.blocks = blocks
+        super().__init__(config, device)
+
+    def learning(self) -> list[dict[str, Any]]:
+        assert isinstance(self.net, Swintormer)
+        return learning(self.net, self.net.refinement[self.blocks :].parameters())
+
+
+def enlarged(weights: Path, config: NetworkConfig) -> Swintormer:
+    """The network of these weights with more refinement blocks, which add zeros."""
+    trained, net = read_checkpoint(weights, prior=False).net, Swintormer(config)
+    net.load_state_dict(trained.state_dict(), strict=False)
+    for block in list(net.refinement)[trained.config.num_refinement_blocks :]:
+        for part in (block.attn, block.ffn):
+            for parameter in part.project_out.parameters():
+                nn.init.zeros_(parameter)
+    return net
 
 
 class TrueLatent(Sampler):
@@ -189,50 +223,67 @@ class TrueLatent(Sampler):
         return ImageLatent(z[0], factor)
 
 
+def macs(network: NetworkConfig, prior: PriorConfig | None = None) -> int:
+    """Multiplications of a tile, with those of the prior."""
+    own = count_macs(network, TILE, TILE).total
+    return own + (0 if prior is None else count_prior_macs(prior, TILE, TILE).total)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What the command line asks for."""
 
-    base: RestorationConfig
+    base: RestorationConfig  # `initial` names the weights that all start from
     out: Path
-    minutes: float
+    steps: tuple[int, int]
+    prior: PriorConfig
+    prior_weights: Path
     photographs: int
     side: int
 
     @cached_property
+    def with_fusion(self) -> NetworkConfig:
+        return self.base.network.model_copy(update={"prior_channels": self.prior.latent_channels})
+
+    @cached_property
+    def larger(self) -> NetworkConfig:
+        """With as many more refinement blocks as come nearest to network and prior in multiplications."""
+        blocks, goal = self.base.network.num_refinement_blocks, macs(self.with_fusion, self.prior)
+        more = range(blocks + 1, blocks + 9)
+        sizes = [self.base.network.model_copy(update={"num_refinement_blocks": count}) for count in more]
+        return min(sizes, key=lambda size: abs(macs(size) - goal))
+
+    @cached_property
     def first(self) -> FirstConfig:
-        config = self._config(FirstConfig, "first", prior=PRIOR, network=self._network(prior=True))
-        return in_minutes(config, FIRST * self.minutes, FirstRun)
+        return self._config(FirstConfig, "first", 0, prior=self.prior, network=self.with_fusion)
 
     @cached_property
     def second(self) -> JointConfig:
         """It reads the weights of stage 1, which is trained now unless it is already."""
-        prior_weights = self.out / "untrained_prior.safetensors"
-        if not prior_weights.exists():
-            torch.manual_seed(self.base.seed)
-            save_prior(make_prior(PRIOR), prior_weights)
-        own = {"prior": PRIOR, "prior_weights": prior_weights, "latent": LATENT, "network": self._network(prior=True)}
-        own |= {"initial": trained_weights(self.first, FirstRun), "seed": self.base.seed + 1}  # other pairs
-        return in_minutes(self._config(JointConfig, "second", **own), (1 - FIRST) * self.minutes, SecondRun)
+        own = {"network": self.with_fusion, "initial": trained_weights(self.first, FirstRun)}
+        own |= {"prior": self.prior, "prior_weights": self.prior_weights, "prior_rate": RATE, "latent": LATENT}
+        return self._config(JointConfig, "second", 1, **own)
 
-    def control(self, name: str, **sizes: Any) -> Path:
+    def control(self, name: str, larger: bool = False) -> Path:
         """Weights of a network without z after two trainings like the stages."""
-        weights = None
-        for number, stage in enumerate((self.first, self.second), 1):
-            own = {"network": self._network(**sizes), "initial": weights, "seed": stage.seed, "steps": stage.steps}
-            config = self._config(RestorationConfig, f"{name}_{number}", **own, minutes=math.inf)
-            weights = trained_weights(config)
+        weights, network = self.base.initial, self.base.network
         assert weights is not None
+        if larger:
+            torch.manual_seed(self.base.seed)
+            net = enlarged(weights, network := self.larger)
+            weights = self.out / "larger.safetensors"
+            save_checkpoint(net, weights)
+        for stage in range(2):
+            own = {"network": network, "initial": weights}
+            config = self._config(RestorationConfig, f"{name}_{stage + 1}", stage, **own)
+            weights = trained_weights(config, partial(ControlRun, self.base.network.num_refinement_blocks))
         return weights
 
-    def _config(self, kind: type[Config], name: str, **own: Any) -> Config:
+    def _config(self, kind: type[Config], name: str, stage: int, **own: Any) -> Config:
         """The configuration of a run in the folder `name`, like `base` but for its `own` settings."""
         shared = self.base.model_dump(include=kind.model_fields.keys() - {"stage"})
-        return kind.model_validate(shared | {"out": self.out / name} | own)
-
-    def _network(self, prior: bool = False, **sizes: Any) -> dict[str, Any]:
-        taken = {"prior_channels": PRIOR.latent_channels if prior else 0}
-        return self.base.network.model_dump() | SIZES | sizes | taken
+        paced = {"steps": self.steps[stage], "minutes": math.inf, "seed": self.base.seed + stage}  # other pairs
+        return kind.model_validate(shared | paced | {"out": self.out / name} | own)
 
 
 @dataclass(frozen=True)
@@ -248,7 +299,7 @@ class Line:
 def lines(experiment: Experiment) -> Iterator[Line]:
     """The lines, each as soon as it is measured; the multiplications of stage 1 are without those of E1."""
     pictures = heldout.PHOTOGRAPHS[: experiment.photographs]
-    tile, side = experiment.base.crop, experiment.side
+    tile, side = experiment.base.training_tile or experiment.base.crop, experiment.side
 
     def line(text: str, path: Path, steps: int, prior: bool | TrueLatent = False) -> Line:
         checkpoint = read_checkpoint(path, prior=prior is True)
@@ -258,25 +309,27 @@ def lines(experiment: Experiment) -> Iterator[Line]:
         photographs = heldout_photographs(pictures)
         if isinstance(prior, TrueLatent):
             photographs = prior.following(photographs, side)
-        cost = count_macs(checkpoint.net.config, TILE, TILE).total
-        cost += count_prior_macs(PRIOR, TILE, TILE).total if prior is True else 0
+        cost = macs(checkpoint.net.config, experiment.prior if prior is True else None)
         return Line(text, cost / 1e9, steps, heldout_gains(Network(deblur), photographs, side, record))
 
+    assert experiment.base.initial is not None
+    yield line("not trained further", experiment.base.initial, 0)
     first = trained_weights(experiment.first, FirstRun)
-    second = trained_weights(experiment.second, SecondRun)
-    steps = experiment.first.steps + experiment.second.steps
+    true_latent = TrueLatent(make_prior(experiment.prior), PairEncoder.beside(first, experiment.prior))
+    yield line("stage 1, z of the truth", first, experiment.steps[0], true_latent)
+    steps = sum(experiment.steps)
     yield line("equal steps", experiment.control("equal_steps"), steps)
+    second = trained_weights(experiment.second, SecondRun)
     yield line("stage 2, z_0 sampled", second, steps, prior=True)
     yield line("stage 2, z_0 left out", second, steps)
-    true_latent = TrueLatent(make_prior(PRIOR), PairEncoder.beside(first))
-    yield line("stage 1, z of the truth", first, experiment.first.steps, true_latent)
-    yield line("equal MACs", experiment.control("equal_macs", **LARGER), steps)
+    yield line("equal MACs", experiment.control("equal_macs", larger=True), steps)
 
 
 def latent_error(experiment: Experiment) -> float:
     """Mean square error of z_0 on the validation pairs, as a share of the variance of z by channel and place."""
     config = experiment.second
-    encoder, prior = PairEncoder.beside(config.initial), load_prior(trained_weights(config, SecondRun))
+    encoder = PairEncoder.beside(experiment.first.out / "weights.safetensors", experiment.prior)
+    prior = load_prior(trained_weights(config, SecondRun))
     source, true, sampled = validation_source(config), [], []
     for index in range(config.validation):
         blurred, sharp = source.batch(index, 1)
@@ -307,8 +360,10 @@ def parse(arguments: Sequence[str]) -> Experiment:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.two_stages", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of sharp photographs")
-    parser.add_argument("--minutes", type=float, required=True, help="of training for both stages together")
+    parser.add_argument("--steps", type=int, nargs=2, required=True, help="of the two stages")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the scores and table.md")
+    parser.add_argument("--initial", type=Path, default=default_weights("small"), help="of the network")
+    parser.add_argument("--prior-weights", type=Path, default=default_weights("small-prior"), help="of the prior")
     parser.add_argument("--config", type=Path, default=Path("configs/small.toml"), help="of stage restoration")
     parser.add_argument("--photographs", type=int, default=len(heldout.PHOTOGRAPHS), help="the first so many")
     parser.add_argument("--side", type=int, default=heldout.SIDE, help="of these, in pixels")
@@ -317,8 +372,11 @@ def parse(arguments: Sequence[str]) -> Experiment:
     if not isinstance(base, RestorationConfig):
         raise SwintormerError(f"{words.config} is of stage {base.stage}: stage restoration is needed.")
     data = {"photos": words.photos, "photos_share": 0.9, "scenes": 0.1, "degradation": "camera"}
-    base = RestorationConfig.model_validate(base.model_dump() | RECIPE | {"data": base.data.model_dump() | data})
-    return Experiment(base, words.out, words.minutes, words.photographs, words.side)
+    own = RECIPE | {"data": base.data.model_dump() | data, "initial": words.initial}
+    base = RestorationConfig.model_validate(base.model_dump() | own)
+    prior = config_of(load_prior(words.prior_weights))
+    first, second = words.steps
+    return Experiment(base, words.out, (first, second), prior, words.prior_weights, words.photographs, words.side)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -144,11 +144,11 @@ def test_rows_of_the_recipe(run):
 
 
 def test_a_budget_of_minutes_is_a_number_of_steps(run, monkeypatch):
-    monkeypatch.setattr(ablation, "seconds_a_step", lambda config, _: 15 if config.network.dim == 16 else 20)
+    monkeypatch.setattr(ablation, "seconds_a_step", lambda config: 15 if config.network.dim == 16 else 20)
     paced = ["--rows", "width", "--paced", "--minutes", "1"]
     lines = run(*paced)
     assert [line[6] for line in lines] == ["3", "4", "3"]
-    monkeypatch.setattr(ablation, "seconds_a_step", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(ablation, "seconds_a_step", lambda _: pytest.fail("measured again"))
     assert run(*paced) == lines
     assert "--paced needs --minutes" in run("--paced", code=1)
 

@@ -10,54 +10,56 @@ import pytest
 import torch
 from cli_files import photo
 from priors import NETWORK, TINY
+from priors import tiny as tiny_prior
 
 from bench import ablation, two_stages
-from swintormer import Deblurrer, read_checkpoint
+from swintormer import Deblurrer, Swintormer, read_checkpoint
+from swintormer.checkpoint.checkpoint import save_checkpoint
 from swintormer.evaluation.scores import Network
-from swintormer.prior.checkpoint import make_prior
+from swintormer.prior.checkpoint import make_prior, save_prior
 from swintormer.training.data import validation_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-LINES = ("equal steps", "stage 2, z_0 sampled", "stage 2, z_0 left out", "stage 1, z of the truth", "equal MACs")
+LINES = (
+    "not trained further",
+    "stage 1, z of the truth",
+    "equal steps",
+    "stage 2, z_0 sampled",
+    "stage 2, z_0 left out",
+    "equal MACs",
+)
 
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
-    """The command's arguments in the temporary folder; two minutes are four steps."""
+    """The command's arguments in the temporary folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWINTORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ablation, "FAULTS", ablation.FAULTS[:2])
-    monkeypatch.setattr(ablation, "seconds_a_step", lambda *_: 30)
-    tiny = {
-        "PRIOR": TINY,
-        "SIZES": {},
-        "LARGER": {"num_blocks": (2, 1, 1, 1)},
-        "RECIPE": {"fourier": 0.1},
-        "FIRST": 0.5,
-    }
-    for name, value in tiny.items():
-        monkeypatch.setattr(two_stages, name, value)
+    monkeypatch.setattr(two_stages, "RECIPE", {"fourier": 0.1})
     for seed in range(2):
         photo(f"photos/{seed}.png", side=(180, 200), seed=seed)
     sizes = NETWORK.model_dump() | {"prior_channels": 0}
+    save_checkpoint(Swintormer(**sizes), "initial.safetensors")
+    save_prior(tiny_prior(), Path("prior.safetensors"))
     table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sizes.items())
     Path("run.toml").write_text(
         'out = "unused"\nbatch = 2\ncrop = 32\nscene_side = 192\nvalidation = 2\nthreads = 1\nlr = 0.01\nclip = 1.0\n'
         f'device = "cpu"\n[network]\n{table}\n'
     )
-    few = ["--photographs", "2", "--side", "40", "--config", "run.toml"]
-    return ["--photos", "photos", "--minutes", "2", "--out", "out", *few]
+    weights = ["--initial", "initial.safetensors", "--prior-weights", "prior.safetensors"]
+    few = ["--photographs", "2", "--side", "40", "--config", "run.toml", *weights]
+    return ["--photos", "photos", "--steps", "2", "3", "--out", "out", *few]
 
 
 def test_the_table_and_how_it_goes_on(words, monkeypatch, capsys):
     assert two_stages.main(words) == 0
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:7]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:8]]
     assert tuple(row[0] for row in rows) == LINES
-    assert [row[2] for row in rows] == ["4", "4", "4", "2", "4"]
-    assert ["±" in cell for cell in rows[0][4:]] == [False, True]
-    assert all("±" in cell for row in rows[1:4] for cell in row[3:])
+    assert [row[2] for row in rows] == ["0", "2", "5", "5", "5", "5"]
+    assert [["±" in cell for cell in row[4:]] for row in rows] == [[i != 2, i != 5] for i in range(6)]
     assert "share of the variance" in printed
     assert Path("out/table.md").read_text() in printed
     monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -87,7 +89,7 @@ def test_what_learns_in_which_stage(words):
     assert not any(name.startswith("prior.autoencoder.decoder") for name in of_prior)
 
     blurred, sharp = first.validation.batch(0, 1)
-    encoder = two_stages.PairEncoder.beside(experiment.second.initial)
+    encoder = two_stages.PairEncoder.beside(experiment.second.initial, TINY)
     z = encoder(blurred, sharp)
     assert z.shape == (1, TINY.latent_channels, 4, 4)
     assert torch.equal(second.truth(blurred, sharp), z)
@@ -109,7 +111,7 @@ def test_stage_one_is_measured_with_its_own_z(words):
     run.net.load_state_dict(run.average)
     run.net.network.prior_fusion.latent.weight.data.normal_()
     blurred, sharp = validation_source(experiment.first).batch(0, 1)
-    encoder = two_stages.PairEncoder.beside(weights)
+    encoder = two_stages.PairEncoder.beside(weights, TINY)
     latent = two_stages.TrueLatent(make_prior(TINY), encoder)
     deblur = Deblurrer(run.net.network, tile=32, prior=latent, precision="float32")
     results = []
@@ -137,3 +139,30 @@ def test_controls_see_the_same_pairs(words):
         for name in ("seed", "data", "steps", "batch", "crop", "lr", "fourier"):
             assert recipe[name] == json.loads(stage.model_dump_json())[name]
     assert stages[0].seed != stages[1].seed
+
+
+def test_the_larger_network_begins_as_the_same_function(words):
+    """Blocks up to the multiplications of network and prior; they alone learn faster, and all learn."""
+    experiment = two_stages.parse(words)
+    known, goal = NETWORK.num_refinement_blocks, two_stages.macs(experiment.with_fusion, TINY)
+    distances = {
+        count: abs(
+            two_stages.macs(NETWORK.model_copy(update={"num_refinement_blocks": count, "prior_channels": 0})) - goal
+        )
+        for count in range(known + 1, known + 9)
+    }
+    assert experiment.larger.num_refinement_blocks == min(distances, key=distances.__getitem__)
+
+    net = two_stages.enlarged(experiment.base.initial, experiment.larger)
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(net(image), read_checkpoint(experiment.base.initial).net(image), rtol=0, atol=1e-6)
+
+    weights = experiment.control("equal_macs", larger=True)
+    after = read_checkpoint(weights).net
+    assert after.config == experiment.larger
+    assert all(block.ffn.project_out.weight.any() for block in after.refinement)
+    config = experiment.base.model_copy(update={"network": experiment.larger, "initial": weights})
+    slow, fast = two_stages.ControlRun(known, config, CPU).optimizer.param_groups
+    assert fast["rate"] == two_stages.RATE
+    assert "rate" not in slow or slow["rate"] == 1
+    assert len(fast["params"]) == len(list(after.refinement[known:].parameters()))
