@@ -1,6 +1,6 @@
 """DiffIR's two stages with a spatial z_0 on photographs, and networks without z_0 that train as long.
 
-    python -m bench.two_stages --photos DIR --steps 200 240 --out runs/two_stages
+    python -m bench.two_stages --photos DIR --steps 200 180 --out runs/two_stages
 
 As in DiffIR (Xia et al., ICCV 2023), but z is no vector: it has the channels and the resolution of the latent of the
 prior in `--prior-weights`. All start from trained weights: the network from `--initial`, the prior from its own.
@@ -73,6 +73,7 @@ from swintormer.training.stages import MOMENTS, JointRun
 LATENT = 0.1
 RATE = 3.0  # of what is new, and of the prior
 RECIPE: dict[str, Any] = {"lr": 3e-4, "warmup": 25, "fourier": 0.1, "workers": 0}
+MISSING = 8.0  # factor of sharp minus blurred picture, which E1 sees
 ENCODER = "encoder.safetensors"  # E1, beside the weights of stage 1
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -89,8 +90,12 @@ class PairEncoder(nn.Module):
         self.factor = self.patch * 2 ** (len(autoencoder.config["encoder_block_out_channels"]) - 1)
 
     def forward(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """z, (B, Cz, H / factor, W / factor), of two pictures (B, 3, H, W) in [0, 1]."""
-        z: Tensor = self.encoder(F.pixel_unshuffle(2 * torch.cat((blurred, sharp), dim=1) - 1, self.patch))
+        """z, (B, Cz, H / factor, W / factor), of two pictures (B, 3, H, W) in [0, 1].
+
+        The second is given as what the first lacks, several times enlarged, so that random weights already see it.
+        """
+        pair = torch.cat((2 * blurred - 1, MISSING * (sharp - blurred)), dim=1)
+        z: Tensor = self.encoder(F.pixel_unshuffle(pair, self.patch))
         return z
 
     @classmethod
