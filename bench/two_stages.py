@@ -18,8 +18,8 @@ prior, learns `RATE` times as fast.
 
 Settings are those of `--config` (configs/small.toml) and `RECIPE`; nine of ten pairs are of photographs, the others of
 generated scenes, with the degradation "camera". Gains in PSNR, standard errors over photographs and differences
-picture by picture are as in `bench.ablation`. The line of stage 1 knows the truth: it shows what z would be worth if
-the blurred picture gave it away. Interrupted, the same command goes on.
+picture by picture are as in `bench.ablation`. The lines with z of the truth show what z would be worth if the blurred
+picture gave it away; one is trained by stage 1 for as many steps as the others. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -137,7 +137,11 @@ class FirstRun(ImageRun):
     draws = False
 
     def build(self) -> nn.Module:
-        return First(first_network(self.config), PairEncoder(self.config.prior))
+        """E1 is that beside the initial weights, if there is one."""
+        network, initial = first_network(self.config), self.config.initial
+        if initial is not None and initial.with_name(ENCODER).exists():
+            return First(network, PairEncoder.beside(initial, self.config.prior).train().requires_grad_(True))
+        return First(network, PairEncoder(self.config.prior))
 
     def learning(self) -> list[dict[str, Any]]:
         fusion = self.net.network.prior_fusion
@@ -263,14 +267,20 @@ class Experiment:
         return self._config(FirstConfig, "first", 0, prior=self.prior, network=self.with_fusion)
 
     @cached_property
+    def first_longer(self) -> FirstConfig:
+        """Stage 1 as long as both, from its weights."""
+        own = {"prior": self.prior, "network": self.with_fusion, "initial": trained_weights(self.first, FirstRun)}
+        return self._config(FirstConfig, "first_longer", 1, **own)
+
+    @cached_property
     def second(self) -> JointConfig:
         """It reads the weights of stage 1, which is trained now unless it is already."""
         own = {"network": self.with_fusion, "initial": trained_weights(self.first, FirstRun)}
         own |= {"prior": self.prior, "prior_weights": self.prior_weights, "prior_rate": RATE, "latent": LATENT}
         return self._config(JointConfig, "second", 1, **own)
 
-    def control(self, name: str, larger: bool = False) -> Path:
-        """Weights of a network without z after two trainings like the stages."""
+    def control(self, name: str, larger: bool = False, stages: int = 2) -> Path:
+        """Weights of a network without z after trainings like the stages."""
         weights, network = self.base.initial, self.base.network
         assert weights is not None
         if larger:
@@ -278,7 +288,7 @@ class Experiment:
             net = enlarged(weights, network := self.larger)
             weights = self.out / "larger.safetensors"
             save_checkpoint(net, weights)
-        for stage in range(2):
+        for stage in range(stages):
             own = {"network": network, "initial": weights}
             config = self._config(RestorationConfig, f"{name}_{stage + 1}", stage, **own)
             weights = trained_weights(config, partial(ControlRun, self.base.network.num_refinement_blocks))
@@ -319,15 +329,21 @@ def lines(experiment: Experiment) -> Iterator[Line]:
 
     assert experiment.base.initial is not None
     yield line("not trained further", experiment.base.initial, 0)
-    first = trained_weights(experiment.first, FirstRun)
-    true_latent = TrueLatent(make_prior(experiment.prior), PairEncoder.beside(first, experiment.prior))
-    yield line("stage 1, z of the truth", first, experiment.steps[0], true_latent)
+
+    def knowing(text: str, config: FirstConfig, steps: int) -> Line:
+        path = trained_weights(config, FirstRun)
+        latent = TrueLatent(make_prior(experiment.prior), PairEncoder.beside(path, experiment.prior))
+        return line(text, path, steps, latent)
+
     steps = sum(experiment.steps)
+    yield knowing("stage 1, z of the truth", experiment.first, experiment.steps[0])
+    yield line("equal steps, stage 1", experiment.control("equal_steps", stages=1), experiment.steps[0])
     yield line("equal steps", experiment.control("equal_steps"), steps)
     second = trained_weights(experiment.second, SecondRun)
     yield line("stage 2, z_0 sampled", second, steps, prior=True)
     yield line("stage 2, z_0 left out", second, steps)
     yield line("equal MACs", experiment.control("equal_macs", larger=True), steps)
+    yield knowing("stage 1 as long, z of the truth", experiment.first_longer, steps)
 
 
 def latent_error(experiment: Experiment) -> float:
@@ -349,14 +365,14 @@ COLUMNS = ("network", "GMACs", "steps", "gain, dB", "against equal steps, dB", "
 
 
 def table(measured: Sequence[Line]) -> str:
-    """A table in Markdown; differences are picture by picture."""
+    """A table in Markdown; differences are picture by picture, from lines of as many steps."""
     rows = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     for line in measured:
         cells = [line.text, f"{line.gmacs:.2f}", str(line.steps), with_error(list(line.gains.values()))]
         for name in ("equal steps", "equal MACs"):
-            other = next((found.gains for found in measured if found.text == name and found is not line), None)
-            differences = "" if other is None else with_error([line.gains[key] - other[key] for key in line.gains])
-            cells.append(differences)
+            same = (found for found in measured if found.text.startswith(name) and found.steps == line.steps)
+            other = next((found.gains for found in same if found is not line), None)
+            cells.append("" if other is None else with_error([line.gains[key] - other[key] for key in line.gains]))
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

@@ -24,10 +24,12 @@ CPU = torch.device("cpu")
 LINES = (
     "not trained further",
     "stage 1, z of the truth",
+    "equal steps, stage 1",
     "equal steps",
     "stage 2, z_0 sampled",
     "stage 2, z_0 left out",
     "equal MACs",
+    "stage 1 as long, z of the truth",
 )
 
 
@@ -56,10 +58,12 @@ def words(tmp_path, monkeypatch):
 def test_the_table_and_how_it_goes_on(words, monkeypatch, capsys):
     assert two_stages.main(words) == 0
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:8]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:10]]
     assert tuple(row[0] for row in rows) == LINES
-    assert [row[2] for row in rows] == ["0", "2", "5", "5", "5", "5"]
-    assert [["±" in cell for cell in row[4:]] for row in rows] == [[i != 2, i != 5] for i in range(6)]
+    assert [row[2] for row in rows] == ["0", "2", "2", "5", "5", "5", "5", "5"]
+    compared = [["±" in cell for cell in row[4:]] for row in rows]
+    assert compared[:3] == [[False, False], [True, False], [False, False]]
+    assert compared[3:] == [[False, True], [True, True], [True, True], [True, False], [True, True]]
     assert "share of the variance" in printed
     assert Path("out/table.md").read_text() in printed
     monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -96,6 +100,16 @@ def test_what_learns_in_which_stage(words):
     assert not torch.equal(encoder(blurred, blurred), z)
     trained = read_checkpoint(experiment.second.initial).net
     assert all(torch.equal(trained.state_dict()[name], tensor) for name, tensor in _first_network(second).items())
+
+
+def test_stage_one_goes_on_with_its_encoder(words):
+    experiment = two_stages.parse(words)
+    run = two_stages.FirstRun(experiment.first_longer, CPU)
+    known = two_stages.PairEncoder.beside(experiment.first_longer.initial, TINY).state_dict()
+    before = {name: tensor.clone() for name, tensor in run.net.encoder.state_dict().items()}
+    assert all(torch.equal(known[name], tensor) for name, tensor in before.items())
+    run.train_step(*next(run.batches(0)))
+    assert not all(torch.equal(before[name], tensor) for name, tensor in run.net.encoder.state_dict().items())
 
 
 def _first_network(run) -> dict[str, torch.Tensor]:
