@@ -33,7 +33,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,16 +49,23 @@ from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
 from swintormer.evaluation.record import Record
-from swintormer.evaluation.scores import NETWORK, degraded_scores, heldout_photographs, network_methods
+from swintormer.evaluation.scores import (
+    NETWORK,
+    Array,
+    Restore,
+    degraded_scores,
+    heldout_photographs,
+    network_methods,
+)
 from swintormer.evaluation.tables import gains
 from swintormer.execution.tiling import PAPER_TILE, default_stride
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
-from swintormer.training.config import JointConfig, RestorationConfig, read_config
+from swintormer.training.config import JointConfig, RestorationConfig, TrainConfig, read_config
 from swintormer.training.data import validation_source
 from swintormer.training.loop import make_run, pick_device, train
-from swintormer.training.run import right_first
+from swintormer.training.run import Run, right_first
 
 RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "width": [("D 16", {"network": {"dim": 16}}), ("D 32", {"network": {"dim": 32}})],
@@ -83,6 +90,7 @@ FAULTS = heldout.DEGRADATIONS
 INTERRUPTED = 130
 Gains = dict[str, float]
 """Gain in dB by picture."""
+MakeRun = Callable[[Any, torch.device], Run]
 
 
 @dataclass(frozen=True)
@@ -236,24 +244,22 @@ def windows(shifted: bool) -> Iterator[None]:
         network.Block = block  # type: ignore[misc]
 
 
-def trained_weights(ablation: Ablation, trained: Trained) -> Path:
+def trained_weights(config: TrainConfig, make: MakeRun = make_run) -> Path:
     """The weights of a run, trained now unless they are there already.
 
     Raises:
         SwintormerError: those there are of another configuration.
         KeyboardInterrupt: the training was interrupted; it goes on from there next time.
     """
-    config = ablation.config(trained)
     path = config.out / "weights.safetensors"
     if path.exists():
         recipe = read_checkpoint(path, prior=False).card.get("recipe")
         if recipe != config.model_dump_json(exclude={"out"}):
             raise SwintormerError(f"{path} is of another configuration: name another folder with --out.")
         return path
-    print(f"Training {trained.name}.", file=sys.stderr, flush=True)
+    print(f"Training {config.out.name}.", file=sys.stderr, flush=True)
     stopped_by: list[int] = []
-    with windows(trained.shifted):
-        found = train(config, stopped_by=stopped_by)
+    found = train(config, stopped_by=stopped_by, make=make)
     if stopped_by or found != path:
         raise KeyboardInterrupt
     return path
@@ -262,22 +268,30 @@ def trained_weights(ablation: Ablation, trained: Trained) -> Path:
 def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Checkpoint]:
     """The gains of a variant by picture, and the network."""
     trained = variant.trained
-    path = ablation.weights if trained is None else trained_weights(ablation, trained)
     with windows(trained is None or trained.shifted):
+        path = ablation.weights if trained is None else trained_weights(ablation.config(trained))
         checkpoint = read_checkpoint(path)
     settings = {"tile": variant.tile, "stride": variant.stride, "blend": "uniform", "device": ablation.base.device}
     if row == "views":
         assert trained is not None
         return validation_gains(ablation, trained, checkpoint, **settings), checkpoint
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    words = f"{digest}, tile {variant.tile}, stride {variant.stride}, side {ablation.side}"
     place = ablation.out / "scores" / f"{row} {variant.text}.csv".replace(" ", "_").replace(",", "")
-    record = Record(place, words)
-    methods = {NETWORK: network_methods(checkpoint, **settings)[NETWORK]}
+    words = f"{digest(path)}, tile {variant.tile}, stride {variant.stride}, side {ablation.side}"
     pictures = heldout_photographs(heldout.PHOTOGRAPHS[: ablation.photographs])
+    restore = network_methods(checkpoint, **settings)[NETWORK]
+    return heldout_gains(restore, pictures, ablation.side, Record(place, words)), checkpoint
+
+
+def digest(weights: Path) -> str:
+    """What tells the weights in a record from others."""
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+
+
+def heldout_gains(restore: Restore, pictures: Iterator[tuple[str, Array]], side: int, record: Record) -> Gains:
+    """The mean gain over the held-out faults by picture; `record` keeps the scores, and its own are not computed."""
     scores = []
     try:
-        for score in degraded_scores(methods, pictures, FAULTS, ablation.side, record.known):
+        for score in degraded_scores({NETWORK: restore}, pictures, FAULTS, side, record.known):
             record.add(score)
             scores.append(score)
     finally:
@@ -285,7 +299,7 @@ def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Che
     by_picture = defaultdict(list)
     for (picture, _), gain in gains(scores).items():
         by_picture[picture].append(gain)
-    return {picture: statistics.mean(values) for picture, values in by_picture.items()}, checkpoint
+    return {picture: statistics.mean(values) for picture, values in by_picture.items()}
 
 
 def validation_gains(ablation: Ablation, trained: Trained, checkpoint: Checkpoint, **settings: Any) -> Gains:

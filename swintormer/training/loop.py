@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +60,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def train(
-    config: TrainConfig, resume: bool = True, accept_changes: bool = False, stopped_by: list[int] | None = None
+    config: TrainConfig,
+    resume: bool = True,
+    accept_changes: bool = False,
+    stopped_by: list[int] | None = None,
+    make: Callable[[Any, torch.device], Run] | None = None,
 ) -> Path | None:
     """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 
@@ -66,6 +72,7 @@ def train(
         resume: continue from `out/state.safetensors` if it is there; False starts over.
         accept_changes: resume also under settings other than those that the state was written under.
         stopped_by: gets the number of the signal that interrupted the run.
+        make: the run of a configuration at its beginning; None for `make_run`.
 
     Returns:
         `out/weights.safetensors` when the run is complete, `out/state.safetensors` when it was interrupted; None in the
@@ -82,7 +89,7 @@ def train(
         state = config.out / "state.safetensors"
         if place.first:
             prepare_folder(state)
-        run = make_run(config, device)
+        run = (make or make_run)(config, device)
         run.place = place
         if resume and place.from_first(lambda: exists(state)):
             run.load(state, accept_changes)

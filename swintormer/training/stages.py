@@ -160,6 +160,10 @@ class JointRun(ImageRun):
     def identity(self) -> dict[str, Any]:
         return {name: getattr(self.config, name).model_dump(mode="json") for name in ("network", "prior")}
 
+    def truth(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """The target of z_0, (B, Cz, h, w)."""
+        return self.before.encode(sharp)
+
     def loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         prior = self.net.prior
         shape = (prior.latent_channels, *_sides(self.net, blurred))
@@ -167,7 +171,7 @@ class JointRun(ImageRun):
         dropped = np.random.default_rng((self.config.seed, self.step)).random() < self.config.prior_dropout
         with self.autocast():
             with torch.no_grad():
-                truth = self.before.encode(sharp)
+                truth = self.truth(blurred, sharp)
             z = prior.denoise(prior.condition(blurred), noise.to(blurred), prior.sampling.steps, prior.sampling.eta)
             output = self.net.network(blurred, prior=None if dropped else z, prior_factor=prior.factor)
         loss = self.image_loss(output, sharp)

@@ -80,7 +80,7 @@ def test_an_ablation_goes_on_and_trains_nothing_twice(run, monkeypatch):
 def test_an_interrupted_training_goes_on(run, monkeypatch):
     train = ablation.train
 
-    def interrupted(config, stopped_by):
+    def interrupted(config, stopped_by, make):
         stopped_by.append(2)
         return config.out / "state.safetensors"
 
