@@ -78,4 +78,6 @@ def _what_is_left_out(model: str) -> str:
     found = MODELS.get(model)
     if found is None or (found.scales == 1 and not found.guard):
         return ""
-    return f"deblur also asks {found.guard} with it." if found.guard else "deblur runs it at several resolutions."
+    parts = [f"also asks {found.guard} with it"] * bool(found.guard)
+    parts += ["runs it at several resolutions"] * (found.scales != 1)
+    return f"deblur {' and '.join(parts)}."

@@ -75,10 +75,11 @@ MODELS: dict[str, Model] = {
         ),
         Model(
             "wide",
-            "small",
+            "strong",
             "wide blur; of ten pixels and more, and with it backgrounds that are meant to be out of focus",
             "Apache-2.0",
             scales="auto",
+            guard="small",
         ),
         Model(
             "small-prior",

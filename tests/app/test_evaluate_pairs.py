@@ -80,7 +80,7 @@ def test_an_installed_network_is_measured_as_deblur_restores_with_it(run, identi
     run(*pairs, "--model", "wide")
     run(*pairs, "--weights", identity)
     assert [settings.get("scales", 1) for settings in seen] == [1, "auto", 1]
-    assert [settings.get("guard") is None for settings in seen] == [False, True, True]
+    assert [settings.get("guard") is None for settings in seen] == [False, False, True]
     other = run(*pairs, "--model", "small", "--csv", "rows.csv", code=1).stderr
     assert ", guard " in other.partition("this one is")[0]
     assert "scales" not in other

@@ -368,7 +368,7 @@ def test_installed_models_have_their_scales_and_guards(weights, monkeypatch):
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
     made = {name: make_deblurrer(Settings(model=name)) for name in ("small", "strong", "wide")}
     assert {name: deblurrer.scales for name, deblurrer in made.items()} == {"small": 1, "strong": 1, "wide": "auto"}
-    assert {name for name, deblurrer in made.items() if deblurrer.guard is not None} == {"strong"}
+    assert {name for name, deblurrer in made.items() if deblurrer.guard is not None} == {"strong", "wide"}
     assert made["strong"].guard is not made["strong"].net
     assert make_deblurrer(Settings(model="wide", scales=2)).scales == 2
     assert make_deblurrer(Settings(weights=weights)).scales == 1
