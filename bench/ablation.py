@@ -26,7 +26,6 @@ picture. It does not count what another seed would change. Interrupted, the same
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import statistics
 import sys
@@ -48,7 +47,7 @@ from swintormer.cli.macs import count_macs
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.evaluation.metrics import psnr
-from swintormer.evaluation.record import Record
+from swintormer.evaluation.record import Record, digest
 from swintormer.evaluation.scores import (
     NETWORK,
     Array,
@@ -64,8 +63,8 @@ from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
 from swintormer.training.config import JointConfig, RestorationConfig, TrainConfig, read_config
 from swintormer.training.data import validation_source
-from swintormer.training.loop import make_run, pick_device, train
-from swintormer.training.run import Run, right_first
+from swintormer.training.loop import MakeRun, make_run, pick_device, train
+from swintormer.training.run import right_first
 
 RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "width": [("D 16", {"network": {"dim": 16}}), ("D 32", {"network": {"dim": 32}})],
@@ -90,7 +89,6 @@ FAULTS = heldout.DEGRADATIONS
 INTERRUPTED = 130
 Gains = dict[str, float]
 """Gain in dB by picture."""
-MakeRun = Callable[[Any, torch.device], Run]
 
 
 @dataclass(frozen=True)
@@ -282,11 +280,6 @@ def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Che
     return heldout_gains(restore, pictures, ablation.side, Record(place, words)), checkpoint
 
 
-def digest(weights: Path) -> str:
-    """What tells the weights in a record from others."""
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
-
-
 def heldout_gains(restore: Restore, pictures: Iterator[tuple[str, Array]], side: int, record: Record) -> Gains:
     """The mean gain over the held-out faults by picture; `record` keeps the scores, and its own are not computed."""
     scores = []
@@ -381,21 +374,13 @@ def parse(arguments: Sequence[str]) -> tuple[Ablation, list[str]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table, and keep it in `out/table.md`; returns the exit code."""
+    return exit_code(lambda: _table(arguments))
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work; what is wrong, or that it goes on next time, is told on the error stream."""
     try:
-        ablation, rows = parse(arguments)
-        if ablation.base.threads:
-            torch.set_num_threads(ablation.base.threads)
-        for variant in (variant for row in rows for variant in ablation.variants(row)):
-            if variant.trained is not None:  # before hours of training, not after them
-                ablation.config(variant.trained)
-        text = HEADER
-        print(text, flush=True)
-        for row in rows:
-            for line in lines(ablation, row):
-                print(line, flush=True)
-                text += "\n" + line
-        ablation.out.mkdir(parents=True, exist_ok=True)
-        (ablation.out / "table.md").write_text(text + "\n", encoding="utf-8")
+        work()
     except SwintormerError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -403,6 +388,23 @@ def main(arguments: Sequence[str]) -> int:
         print("Interrupted: the same command goes on.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _table(arguments: Sequence[str]) -> None:
+    ablation, rows = parse(arguments)
+    if ablation.base.threads:
+        torch.set_num_threads(ablation.base.threads)
+    for variant in (variant for row in rows for variant in ablation.variants(row)):
+        if variant.trained is not None:  # before hours of training, not after them
+            ablation.config(variant.trained)
+    text = HEADER
+    print(text, flush=True)
+    for row in rows:
+        for line in lines(ablation, row):
+            print(line, flush=True)
+            text += "\n" + line
+    ablation.out.mkdir(parents=True, exist_ok=True)
+    (ablation.out / "table.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

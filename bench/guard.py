@@ -9,22 +9,27 @@ PSNR of the sharp pictures against themselves. The last line tells how many of t
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 from torch import nn
 
 from swintormer.checkpoint.checkpoint import read_checkpoint
 from swintormer.cli.models import DEFAULT, MODELS
 from swintormer.evaluation import heldout
-from swintormer.evaluation.metrics import psnr
-from swintormer.evaluation.scores import photographs_in, pictures_below
+from swintormer.evaluation.scores import (
+    NETWORK,
+    Network,
+    degraded_scores,
+    photographs_in,
+    pictures_below,
+    sharp_scores,
+)
+from swintormer.evaluation.tables import gains
 from swintormer.inference import choice
 from swintormer.inference.deblurrer import Deblurrer
 
-SETS = {"ten": heldout.DEGRADATIONS, "cameras": heldout.CAMERA_DEGRADATIONS, "sharp": (heldout.SHARP,)}
+SETS = {"ten": heldout.DEGRADATIONS, "cameras": heldout.CAMERA_DEGRADATIONS}
 
 
 class Pixels:
@@ -58,20 +63,16 @@ def main() -> None:
         "guarded": guarded,
     }
     network, guard = Pixels(guarded.net), Pixels(guarded.guard)
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for _, photograph in photographs_in(options.folder, pictures_below(options.folder)[: options.limit]):
-        for name, faults in SETS.items():
-            for seed, fault in enumerate(faults):
-                picture, truth = heldout.degrade(photograph, fault, seed, options.side)
-                before = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-                for way, deblurrer in ways.items():
-                    after = deblurrer.restore_array(before) / 255
-                    input_psnr = 0.0 if name == "sharp" else psnr(before / 255, truth)
-                    values[way, name].append(psnr(after, truth) - input_psnr)
-    print(f"{'':10}" + "".join(f"{name:>22}" for name in SETS))
-    for way in ways:
-        cells = (f"{mean(values[way, name]):+13.2f} {min(values[way, name]):+8.2f}" for name in SETS)
-        print(f"{way:10}" + "".join(cells))
+    found = list(photographs_in(options.folder, pictures_below(options.folder)[: options.limit]))
+    print(f"{'':10}" + "".join(f"{name:>22}" for name in (*SETS, "sharp")))
+    for way, deblurrer in ways.items():
+        methods = {NETWORK: Network(deblurrer)}
+        values = [
+            list(gains(degraded_scores(methods, iter(found), faults, options.side)).values())
+            for faults in SETS.values()
+        ]
+        values.append([score.psnr for score in sharp_scores(methods[NETWORK], iter(found), options.side)])
+        print(f"{way:10}" + "".join(f"{mean(numbers):+13.2f} {min(numbers):+8.2f}" for numbers in values))
     print(f"The guard saw {guard.count / network.count:.0%} of the pixels that the network saw.")
 
 

@@ -40,10 +40,9 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from bench.ablation import (
-    INTERRUPTED,
     TILE,
     Gains,
-    digest,
+    exit_code,
     heldout_gains,
     trained_weights,
     with_error,
@@ -52,7 +51,7 @@ from swintormer.checkpoint.checkpoint import default_weights, read_checkpoint, s
 from swintormer.cli.macs import count_macs, count_prior_macs
 from swintormer.errors import SwintormerError
 from swintormer.evaluation import heldout
-from swintormer.evaluation.record import Record
+from swintormer.evaluation.record import Record, digest
 from swintormer.evaluation.scores import Array, Network, heldout_photographs
 from swintormer.images.files import replacing
 from swintormer.inference.deblurrer import Deblurrer
@@ -402,25 +401,21 @@ def parse(arguments: Sequence[str]) -> Experiment:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table after each line, and keep it in `out/table.md`; returns the exit code."""
-    try:
-        experiment = parse(arguments)
-        if experiment.base.threads:
-            torch.set_num_threads(experiment.base.threads)
-        measured: list[Line] = []
-        for line in lines(experiment):
-            measured.append(line)
-            text = table(measured)
-            print(text.splitlines()[-1], file=sys.stderr, flush=True)
-            (experiment.out / "table.md").write_text(text + "\n", encoding="utf-8")
-        print(text)
-        print(f"\nMean square error of z_0, share of the variance of z: {latent_error(experiment):.2f}")
-    except SwintormerError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return exit_code(lambda: _table(arguments))
+
+
+def _table(arguments: Sequence[str]) -> None:
+    experiment = parse(arguments)
+    if experiment.base.threads:
+        torch.set_num_threads(experiment.base.threads)
+    measured: list[Line] = []
+    for line in lines(experiment):
+        measured.append(line)
+        text = table(measured)
+        print(text.splitlines()[-1], file=sys.stderr, flush=True)
+        (experiment.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    print(f"\nMean square error of z_0, share of the variance of z: {latent_error(experiment):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
 import time
@@ -234,24 +233,20 @@ class _Run:
 
     def record(self, *what: str) -> Record:
         """Where this measurement's scores are kept, with those of an interrupted one."""
-        from swintormer.evaluation.record import Record
+        from swintormer.evaluation.record import Record, digest
         from swintormer.inference.choice import FURTHER
 
-        words = [f"{self.weights.name} {_digest(self.weights)}", *what]
+        words = [f"{self.weights.name} {digest(self.weights)}", *what]
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "window", "scales")}
         if self.installed is not None:
             given["scales"] = given["scales"] or self.installed.scales
             if self.installed.guard:
-                given["guard"] = f"{_digest(self.installed.guard_path())} from {FURTHER[0]} to {FURTHER[1]}"
+                given["guard"] = f"{digest(self.installed.guard_path())} from {FURTHER[0]} to {FURTHER[1]}"
         words += [f"{name} {value}" for name, value in given.items() if value and (name, value) != ("scales", 1)]
         record = Record(self.csv, ", ".join(words))
         if record.known:
             complain(f"{len(record.known)} scores stand in {self.csv} already and are not computed again.")
         return record
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 class _Progress:

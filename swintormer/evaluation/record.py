@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import time
@@ -17,6 +18,11 @@ from swintormer.images.files import exists, prepare_folder, reason, replacing
 
 COLUMNS = (*(field.name for field in fields(Score)), "settings")
 SECONDS_BETWEEN_WRITES = 5.0
+
+
+def digest(weights: Path) -> str:
+    """What tells weights from others in the settings of a record."""
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 class Record:

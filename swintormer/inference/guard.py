@@ -1,7 +1,7 @@
 """A second network that hesitates where the first one errs: it is asked where the first changes a tile much more.
 
-It runs on the part of a tile that the first network changes most, a quarter of it, and only where the first goes much
-further there on the whole tile. So it mostly takes a quarter of the first one's time.
+It runs on the part of a tile that the first network changes most, a quarter of it. Where the first goes much further
+there, it runs on the whole tile, too. So it mostly takes a quarter of the first one's time.
 """
 
 from __future__ import annotations

@@ -31,6 +31,9 @@ from swintormer.training.report import Reporter
 from swintormer.training.run import RestorationRun, Run
 from swintormer_kernels import use_backend
 
+MakeRun = Callable[[Any, torch.device], Run]
+"""(configuration of its stage, device) -> the run at its beginning."""
+
 # A step counts at most this many seconds, or ten times the mean step: beyond that, the process had been stopped.
 STOPPED = 60.0
 
@@ -64,7 +67,7 @@ def train(
     resume: bool = True,
     accept_changes: bool = False,
     stopped_by: list[int] | None = None,
-    make: Callable[[Any, torch.device], Run] | None = None,
+    make: MakeRun | None = None,
 ) -> Path | None:
     """Train until `steps` or `minutes` are used, or until SIGINT, SIGTERM or SIGHUP.
 

@@ -235,7 +235,6 @@ class Slope(Curve):
 
 def test_a_guard_is_asked_tile_by_tile():
     """The network goes 8 times as far as the guard in both tiles, but in the first not where it changes most."""
-
     pictures = torch.full((2, 3, 128, 128), 0.4, dtype=torch.float64)
     pictures[0, :, :64, :64] = 0.9
     network, guard = Slope(0.3, 0.2), Slope(0.0, 0.105)
@@ -409,7 +408,7 @@ def test_the_bench_of_wide_blur(tmp_path, weights, monkeypatch, capsys):
 def test_the_bench_of_a_guard(tmp_path, weights, monkeypatch, capsys):
     """Network and guard are the same here, so the guard changes nothing; tiles of its own stride it sees whole."""
     monkeypatch.setattr("swintormer.checkpoint.checkpoint.default_weights", lambda name: weights)
-    monkeypatch.setattr(guard, "SETS", {"ten": heldout.DEGRADATIONS[:1], "sharp": (heldout.SHARP,)})
+    monkeypatch.setattr(guard, "SETS", {"ten": heldout.DEGRADATIONS[:1]})
     photo(tmp_path / "a.png", side=(64, 64))
     monkeypatch.setattr("sys.argv", ["guard", str(tmp_path), "--side", "64"])
     guard.main()
