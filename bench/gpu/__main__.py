@@ -12,6 +12,9 @@ Steps, each with a limit and in processes of its own; one that fails is noted an
     sanitizer   compute-sanitizer's four tools on small cases, where it is installed
     bits        results of the GPU beside those of the emulated device (bits.csv), where g++ is installed
     candidates  instances of the CUDA kernels that no table chooses yet, where they were built
+    prepared    Triton's kernels of a training step of `small`, compiled, so that the next step and `make train-gpu`
+                find them in Triton's cache
+    training    steps of `small` as the trainer takes them, as launches and as graphs
     gradients   forward and backward of the blocks' ops, and a training step
     compile     blocks and the released network through torch.compile
     priors      the latent diffusion's denoisers
@@ -51,6 +54,8 @@ STEPS = {  # in their order -> share of the time that is left
     "sanitizer": 0.35,
     "bits": 0.25,
     "candidates": 0.25,
+    "prepared": 0.3,
+    "training": 0.3,
     "gradients": 0.4,
     "compile": 0.6,
     "priors": 1.0,
@@ -59,14 +64,20 @@ TIMED = {  # step -> its module and function, which takes (out, device, backends
     "ops": ("ops", "run"),
     "gradients": ("ops", "run_gradients"),
     "network": ("network", "run"),
+    "training": ("network", "run_training"),
     "compile": ("network", "run_compiled"),
     "bits": ("bits", "run"),
     "candidates": ("candidates", "run"),
     "priors": ("priors", "run"),
 }
+PREPARING: dict[str, Callable[[str, str], None]] = {
+    "warm": cases.warm,
+    "trains": cases.warm_training,
+    "smallest": lambda _rest, device: cases.run_smallest(device),
+}
 BACKENDS = ("cuda", "triton")
 NETWORK = ("pydantic", "safetensors", "typer")
-NEEDED = {"network": NETWORK, "compile": NETWORK, "priors": (*NETWORK, "diffusers")}
+NEEDED = {"network": NETWORK, "training": (*NETWORK, "pyvips"), "compile": NETWORK, "priors": (*NETWORK, "diffusers")}
 """Step -> packages without which it runs nothing; the kernels alone need torch."""
 OF_CUDA = ("sanitizer", "bits", "candidates")  # steps
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -137,6 +148,10 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
         if "triton" in backends:
             names += [*(f"warm:{case}" for case in cases.RELEASED), "warm:others", "selfcheck"]
         return {name: part(name) for name in names}
+    if step == "prepared":
+        if "triton" not in backends:
+            return "is for Triton's kernels"
+        return {name: part(name) for name in (f"trains:{case}" for case in cases.SMALL)}
     if absent := [name for name in NEEDED.get(step, ()) if find_spec(name) is None]:
         return f"needs {' and '.join(absent)}, not installed here"
     if step in OF_CUDA and "cuda" not in backends:
@@ -182,8 +197,8 @@ def run_part(part: str, out: Path, device: str, backends: tuple[str, ...]) -> in
         report = sk.selfcheck(dtypes=(torch.bfloat16,))
         print(report)
         return 1 if report.failures else 0
-    if part in ("warm", "smallest"):
-        cases.warm(rest, device) if part == "warm" else cases.run_smallest(device)
+    if part in PREPARING:
+        PREPARING[part](rest, device)
         return 0
     module, function = TIMED[part]
     timed: Callable[[Path, str, tuple[str, ...]], None]

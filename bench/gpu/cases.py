@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 import swintormer_kernels as sk
-from bench.gpu.calls import on, on_device
+from bench.gpu.calls import both, on, on_device
 from swintormer_kernels.registry import Op
 from swintormer_kernels.testing.block_cases import Shape, arguments_of
 from swintormer_kernels.testing.case import seeded
@@ -94,6 +95,13 @@ def warm(which: str, device: str) -> None:
         pairs += [(op, case, 1) for op, cases in DENOISER.items() for case in cases]
     for op, case, tiles in pairs:
         or_told(on, "triton", function(op), *given(op, case, device, tiles))
+
+
+def warm_training(which: str, device: str) -> None:
+    """Triton's kernels for forward and backward of one of SMALL, compiled and cached."""
+    for shape in (SMALL[which], replace(SMALL[which], shift=0)):
+        made = seeded(which, partial(arguments_of, "swda_block", shape)).make(0)
+        or_told(both, "triton", sk.swda_block, *on_device(made, device, torch.bfloat16, tiles=2))
 
 
 def or_told(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

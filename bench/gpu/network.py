@@ -23,6 +23,7 @@ from swintormer.execution.cuda_graph import GraphedForward
 TIMED = ("released", "small")
 PICTURE = (1120, 1680)
 TRAINED = 8
+STEPS_OF = (16, 32)
 COMPILED = tuple(cases.RELEASED)[:3]
 BFLOAT16 = torch.bfloat16
 
@@ -36,6 +37,13 @@ def run(out: Path, device: str, backends: tuple[str, ...]) -> None:
         cases.or_told(time_picture, meter, preset, backends)
     for preset in TIMED:
         cases.or_told(time_network, meter, preset, torch.float32, backends)
+
+
+def run_training(out: Path, device: str, backends: tuple[str, ...]) -> None:
+    """Steps of `small`, of 16 pairs before those of 32."""
+    meter = Meter("training", out, device)
+    for batch in STEPS_OF:
+        cases.or_told(time_steps, meter, batch, backends)
 
 
 def run_compiled(out: Path, device: str, backends: tuple[str, ...]) -> None:
@@ -143,6 +151,32 @@ def time_training(
         ms = median_ms(turn, meter.device)
         eager_ms = ms if by == "eager" else eager_ms
         meter.row(**told, by=by, ms=ms, eager_ms=eager_ms, peak_mb=peak)
+
+
+def time_steps(meter: Meter, batch: int, backends: tuple[str, ...], tile: int = TILE) -> None:
+    """Whole steps under autocast as the trainer takes them (losses, clipping, AdamW, average), launched and graphed."""
+    from swintormer.training.config import RestorationConfig
+    from swintormer.training.run import RestorationRun
+
+    eager_ms, pairs = NAN, torch.rand(2, batch, 3, tile, tile, device=meter.device)
+    macs = count_macs(PRESETS["small"], tile, tile).total * batch
+    told: Any = {"what": "training step", "case": f"small, batch {batch} of {tile}", "dtype": BFLOAT16}
+    for by, backend in sides(backends):
+        if not serves(by, meter.out, BFLOAT16):
+            continue
+        for graph in (False, True):
+            config = RestorationConfig(
+                out=meter.out, batch=batch, crop=tile, dtype="bfloat16", fourier=0.1, channels_last=True, graph=graph
+            )
+            run = RestorationRun(config, torch.device(meter.device))
+            with sk.use_backend(backend):
+                step = partial(run.train_step, *pairs)
+                if cases.or_told(lambda: [step() for _ in range(4)]) is None:  # noqa: B023
+                    continue
+                ms = median_ms(step, meter.device, 1.0)
+            launched = "graph" if graph and run.graphs is not None and run.graphs.taken else "plain"
+            eager_ms = ms if by == "eager" and not graph else eager_ms
+            meter.row(**told, by=by, passes="both", launched=launched, ms=ms, macs=macs, eager_ms=eager_ms)
 
 
 def time_compiled_block(meter: Meter, case: str, tiles: int = TILES) -> None:

@@ -170,8 +170,12 @@ class TrainConfig(BaseModel):
         """Crops and batches of the run in order; the last lasts to its end."""
         return [CropPhase(steps=self.steps, crop=self.crop, batch=self.batch)]
 
+    def pairs(self, step: int) -> int:
+        """How many pairs the steps before this one take."""
+        return self.phase(step).first
+
     def phase(self, step: int) -> Phase:
-        """Which pairs a step trains on; of `steps`, how many pairs the run takes: `phase(steps).first`."""
+        """Which pairs a step trains on."""
         first = 0
         *before, last = self.phases
         for phase in before:
@@ -186,6 +190,8 @@ class ImageStageConfig(TrainConfig):
 
     Attributes:
         workers: processes that make pairs; 0 makes them in the training process.
+        reuse: how many steps take each pair, turned or mirrored otherwise each time, for a device that takes steps
+            faster than the processes make pairs. What later steps take again stays on the device (data.py).
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
         fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
@@ -194,6 +200,7 @@ class ImageStageConfig(TrainConfig):
     """
 
     workers: int = Field(0, ge=0)
+    reuse: int = Field(1, ge=1, le=8)
     crops: tuple[CropPhase, ...] = ()
     fourier: float = Field(0.0, ge=0, le=LARGEST)
     perceptual: float = Field(0.0, ge=0, le=LARGEST)
@@ -201,6 +208,9 @@ class ImageStageConfig(TrainConfig):
     @property
     def phases(self) -> list[CropPhase]:
         return [*self.crops, *super().phases]
+
+    def pairs(self, step: int) -> int:
+        return super().pairs(step) // self.reuse
 
     @model_validator(mode="after")
     def _check_phases(self) -> ImageStageConfig:
@@ -210,6 +220,17 @@ class ImageStageConfig(TrainConfig):
         smallest = min(phase.crop for phase in self.phases)
         if self.perceptual and smallest < SMALLEST["vgg"]:
             raise ValueError(f"the perceptual loss takes crops of {SMALLEST['vgg']} pixels or more, found {smallest}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_reuse(self) -> ImageStageConfig:
+        if self.reuse > 1:
+            if self.batch % self.reuse:
+                raise ValueError(f"a step takes batch / reuse new pairs, and {self.reuse} does not divide {self.batch}")
+            if self.crops:
+                raise ValueError("pairs that are used again keep their size: leave out `crops` or `reuse`")
+            if self.data.views:
+                raise ValueError("the two views of a sensor cannot be turned: set `reuse` to 1")
         return self
 
 

@@ -1,14 +1,22 @@
-"""Batches of training pairs by step number."""
+"""Batches of training pairs by step number, new ones or, with `reuse`, new ones and some of earlier steps.
+
+A GPU may take a thousand pairs a second, and sixteen CPU cores make some 250 of 256x256. With `reuse` r a step takes
+batch / r new pairs, the group of its number, and those of r - 1 earlier groups, each APART steps before the next. A
+pair is another picture each time: one of the eight turns and reflections, none twice. So that the first step finds its
+earlier groups, the numbers begin (r - 1) APART groups before it; a resumed run makes these again.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +24,13 @@ from swintormer.data.cache import to_stderr
 from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
-from swintormer.training.config import TrainConfig
+from swintormer.training.config import ImageStageConfig, TrainConfig
 from swintormer.training.processes import Processes
 
 Sources = Mapping[int, Source]
+
+APART = 64  # steps between two that take the same pair
+_TURNS = 7  # in the keys of the random generators, after those of mixture.py
 
 
 def training_sources(config: TrainConfig, place: Processes) -> Sources:
@@ -46,33 +57,70 @@ def _silent(_line: str) -> None:
     pass
 
 
-class _Batches(torch.utils.data.Dataset[Any]):
-    """Item k is this process's share of the pairs of step k."""
+class _New(torch.utils.data.Dataset[Any]):
+    """Item k is this process's share of the new pairs of step k; with `reuse` of group k."""
 
-    def __init__(self, config: TrainConfig, sources: Sources, place: Processes):
+    def __init__(self, config: ImageStageConfig, sources: Sources, place: Processes):
         self.config, self.sources, self.place = config, sources, place
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | SwintormerError:
-        phase = self.config.phase(step)
-        rows = self.place.share(phase.batch)
+        first = self.config.pairs(step)
+        rows = self.place.share(self.config.pairs(step + 1) - first)
         try:
-            return self.sources[phase.crop].batch(phase.first + rows.start, rows.stop - rows.start)
+            crop = self.config.phase(step).crop
+            return self.sources[crop].batch(first + rows.start, rows.stop - rows.start)
         except SwintormerError as error:  # raised in a worker, it would come with that process's traceback
             return error
 
 
 def batches(
-    config: TrainConfig, sources: Sources, device: torch.device, start: int, workers: int, place: Processes
+    config: ImageStageConfig, sources: Sources, device: torch.device, start: int, workers: int, place: Processes
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """From step `start` on, this process's share of the pairs (blurred, sharp), made by `workers` processes.
 
     Raises:
         SwintormerError: as the source; or a worker was ended from outside.
     """
+    earlier = (config.reuse - 1) * APART
+    new = _new(config, sources, device, range(start, config.steps + earlier), workers, place)
+    if config.reuse == 1:
+        yield from new
+    kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=earlier + 1)
+    for number, pairs in enumerate(new, start):
+        blurred, sharp = (images.to(device, non_blocking=True) for images in pairs)
+        kept.append((blurred, sharp))
+        if len(kept) == earlier + 1:
+            yield _with_earlier(config, kept, number)
+
+
+def _with_earlier(
+    config: ImageStageConfig, kept: Sequence[tuple[Tensor, Tensor]], number: int
+) -> tuple[Tensor, Tensor]:
+    """The pairs of group `number`, the last of `kept`, and of the earlier ones, each turned."""
+    taken = []
+    for use in range(config.reuse):
+        pairs = kept[len(kept) - 1 - use * APART]
+        turns = np.random.default_rng((config.seed, _TURNS, number - use * APART)).permutation(8)
+        taken.append([turned(images, int(turns[use])) for images in pairs])
+    blurred, sharp = (torch.cat(images) for images in zip(*taken, strict=True))
+    return blurred, sharp
+
+
+def turned(images: Tensor, turn: int) -> Tensor:
+    """(B, C, S, S) by one of the eight turns and reflections of a square: bits for left-right, up-down, transposed."""
+    axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if turn & bit]
+    images = images.flip(axes) if axes else images
+    return images.transpose(-1, -2) if turn & 4 else images
+
+
+def _new(
+    config: ImageStageConfig, sources: Sources, device: torch.device, numbers: range, workers: int, place: Processes
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`_New` of these numbers, made by `workers` processes."""
     loader = torch.utils.data.DataLoader(
-        _Batches(config, sources, place),
+        _New(config, sources, place),
         batch_size=None,
-        sampler=range(start, config.steps),
+        sampler=numbers,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,  # libvips and OpenMP threads do not survive a fork
         worker_init_fn=_ignore_signals,

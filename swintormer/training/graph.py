@@ -40,6 +40,11 @@ class StepGraphs:
         self._seen: Counter[tuple[torch.Size, torch.Size]] = Counter()
         self._failed = False
 
+    @property
+    def taken(self) -> bool:
+        """Whether there is a graph of a step."""
+        return bool(self._graphs)
+
     def __call__(self, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
         shapes = (blurred.shape, sharp.shape)
         if shapes in self._graphs:

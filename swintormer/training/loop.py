@@ -25,7 +25,7 @@ from torch import Tensor
 from swintormer.errors import SwintormerError
 from swintormer.images.files import exists, prepare_folder
 from swintormer.signals import exiting, stoppable
-from swintormer.training.config import RestorationConfig, TrainConfig
+from swintormer.training.config import ImageStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.processes import Processes, processes
 from swintormer.training.report import Reporter
 from swintormer.training.run import RestorationRun, Run
@@ -117,10 +117,12 @@ def train(
 def _check_shares(config: TrainConfig, place: Processes) -> None:
     """Raises SwintormerError where a process would have no pair for each of its parts of a step."""
     smallest, parts = min(phase.batch for phase in config.phases), place.size * config.accumulate
-    if smallest < parts:
+    reuse = config.reuse if isinstance(config, ImageStageConfig) else 1  # each process takes some of the new pairs
+    least = max(parts, place.size * reuse)
+    if smallest < least:
         raise SwintormerError(
             f"A step of {smallest} pairs cannot be shared by {place.size} processes with `accumulate` "
-            f"{config.accumulate}: set `batch` to {parts} or more."
+            f"{config.accumulate}{f' and `reuse` {reuse}' if reuse > 1 else ''}: set `batch` to {least} or more."
         )
 
 
@@ -195,7 +197,7 @@ def _write_weights(run: Run) -> Path:
     card = {
         "data": run.sources[run.config.crop].describe(),
         "steps": str(run.step),
-        "pairs": str(run.config.phase(run.step).first),
+        "pairs": str(run.config.pairs(run.step)),
         "minutes": f"{run.seconds / 60:.1f}",
         "recipe": run.config.model_dump_json(exclude={"out"}),
     }

@@ -24,7 +24,11 @@ FREE: dict[str, Any] = dict.fromkeys(
 ) | {"data": {"cache"}}
 RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
 # Settings that came later, with what they are for runs from before.
-ADDED: dict[str, Any] = {"crops": [], "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"})}
+ADDED: dict[str, Any] = {
+    "crops": [],
+    "reuse": 1,
+    "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"}),
+}
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 

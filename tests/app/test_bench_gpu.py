@@ -120,11 +120,14 @@ def test_all_steps_share_the_time_that_is_given(ran, tmp_path, capsys):
         "selfcheck",
         "emulator",
     }
+    prepared = next(commands for commands in alone if len(commands) == len(cases.SMALL))
+    alone.remove(prepared)
+    assert parts_of(prepared) == [f"trains:{case}" for case in cases.SMALL]
     sanitized = alone.pop(2)
     assert list(sanitized) == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert set(parts_of(sanitized)) == {"smallest"}
     assert [parts_of(commands) for commands in alone] == [
-        [step] for step in ("ops", "network", "bits", "candidates", "gradients", "compile", "priors")
+        [step] for step in ("ops", "network", "bits", "candidates", "training", "gradients", "compile", "priors")
     ]
     assert "- priors: done" in (tmp_path / "notes.md").read_text()
     assert "- priors: done" in capsys.readouterr().out
@@ -316,6 +319,16 @@ def test_what_cannot_be_timed_is_told_and_the_next_follows(tmp_path, monkeypatch
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_kernels_of_a_training_step_are_prepared(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cases, "both", lambda backend, _op, made, _keywords: calls.append((backend, made)))
+    cases.warm_training("small, latent, C 192", "cpu")
+    assert [(backend, made[0].shape, made[0].dtype) for backend, made in calls] == 2 * [
+        ("triton", (2, 192, 16, 16), torch.bfloat16)
+    ]
+    assert [made[-1] for _, made in calls] == [4, 0]  # the shift
+
+
 def test_there_is_a_case_of_whatever_is_timed():
     for op, case in {(op, case) for op, case, _ in cases.timed()}:
         (x, *_), _ = cases.given(op, case, "cpu")
@@ -329,6 +342,7 @@ def test_the_network_is_timed_in_all_its_forms(meter, tmp_path, monkeypatch):
     network.time_network(meter, "released", torch.float32, (), tile=32, tiles=2)
     network.time_picture(meter, "released", (), (40, 48))
     network.time_training(meter, "released", torch.float32, (), tile=32, batch=1)
+    network.time_steps(meter, 1, (), tile=32)
     network.time_compiled_network(meter, tile=32, tiles=1)
     network.time_compiled_block(meter, "tiny", 1)
     found = rows.read_rows(tmp_path)
@@ -337,6 +351,7 @@ def test_the_network_is_timed_in_all_its_forms(meter, tmp_path, monkeypatch):
         ("released", "picture of 48x40", "forward", "eager"),
         ("released", "picture of 48x40", "forward", "automatic"),
         ("released", "batch 1 of 32", "both", "eager"),
+        *2 * [("training step", "small, batch 1 of 32", "both", "eager")],
         ("released", "1 tiles of 32", "forward", "compile"),
         ("swda_block", "tiny", "forward", "compile"),
     ]

@@ -48,6 +48,47 @@ def test_crops_grow_and_every_pair_is_used_once(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(next(run.batches(3)), expected, strict=True))
 
 
+def test_pairs_are_used_again_and_never_the_same_way(tmp_path, monkeypatch) -> None:
+    """Each in `reuse` steps; in steps that all have their earlier ones, so from the first on."""
+    monkeypatch.setattr(data, "APART", 2)
+    config = tiny(tmp_path / "run", steps=8, batch=6, reuse=3, workers=1)
+    run = make_run(config, CPU)
+    steps = list(run.batches(0))
+    assert [blurred.shape for blurred, _ in steps] == 8 * [(6, 3, 32, 32)]
+    assert (config.pairs(0), config.pairs(8)) == (0, 16)
+    pairs = run.sources[32].batch(0, 24)
+    ways = {}
+    for number, (blurred, sharp) in enumerate(steps):
+        for row in range(6):
+            index = next(i for i in range(24) if blurred[row].sum().isclose(pairs[0][i].sum(), rtol=1e-6))
+            turn = next(t for t in range(8) if torch.equal(data.turned(pairs[0][index], t), blurred[row]))
+            assert torch.equal(data.turned(pairs[1][index], turn), sharp[row])
+            ways.setdefault(index // 2, {}).setdefault(turn, []).append(number)
+    # Group 5 is new in step 1 and used again in steps 3 and 5; each group's two pairs are turned alike.
+    assert sorted(number for numbers in ways[5].values() for number in numbers) == [1, 1, 3, 3, 5, 5]
+    assert all(len(turns) == 3 for group, turns in ways.items() if 4 <= group < 8)
+    assert all(torch.equal(a, b) for a, b in zip(next(run.batches(5)), steps[5], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 3}, "2 does not divide 3"),
+        ({"crops": CROPS}, "leave out `crops` or `reuse`"),
+        (
+            {
+                "data": {"views": True, "degradation": "camera"},
+                "network": NETWORK.model_copy(update={"in_channels": 6}),
+            },
+            "cannot be turned",
+        ),
+    ],
+)
+def test_what_reuse_does_not_go_with(changes: dict[str, object], message: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path / "run", **{"batch": 4, "reuse": 2} | changes)
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_resumes_in_the_middle_of_a_phase(step: int, tmp_path, monkeypatch) -> None:
     whole, cut = (tiny(tmp_path / name, crops=CROPS, accumulate=2) for name in ("whole", "cut"))
