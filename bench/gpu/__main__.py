@@ -54,7 +54,7 @@ STEPS = {  # in their order -> share of the time that is left
     "sanitizer": 0.35,
     "bits": 0.25,
     "candidates": 0.25,
-    "prepared": 0.3,
+    "prepared": 0.5,
     "training": 0.3,
     "gradients": 0.4,
     "compile": 0.6,
@@ -151,7 +151,7 @@ def commands(step: str, out: Path, backends: tuple[str, ...]) -> dict[str, list[
     if step == "prepared":
         if "triton" not in backends:
             return "is for Triton's kernels"
-        return {name: part(name) for name in (f"trains:{case}" for case in cases.SMALL)}
+        return {name: part(name) for name in (f"trains:{case}" for case in cases.TRAINED)}
     if absent := [name for name in NEEDED.get(step, ()) if find_spec(name) is None]:
         return f"needs {' and '.join(absent)}, not installed here"
     if step in OF_CUDA and "cuda" not in backends:

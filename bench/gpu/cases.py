@@ -33,6 +33,7 @@ SMALL = {  # blocks of the network `small` for a tile of 256
     "small, level3, C 96": Shape(96, 4, 32, 32, 4, window=8),
     "small, latent, C 192": Shape(192, 8, 16, 16, 4, window=8),
 }
+TRAINED = SMALL | {f"{case}, not shifted": replace(shape, shift=0) for case, shape in SMALL.items()}
 DENOISER = {
     "norm_silu_conv3x3": ("160 to 160, 128x128", "320 to 320, 64x64", "640 to 640, 16x16"),
     "group_norm_silu": ("160x128x128, channels_last", "320x64x64, channels_last"),
@@ -98,10 +99,9 @@ def warm(which: str, device: str) -> None:
 
 
 def warm_training(which: str, device: str) -> None:
-    """Triton's kernels for forward and backward of one of SMALL, compiled and cached."""
-    for shape in (SMALL[which], replace(SMALL[which], shift=0)):
-        made = seeded(which, partial(arguments_of, "swda_block", shape)).make(0)
-        or_told(both, "triton", sk.swda_block, *on_device(made, device, torch.bfloat16, tiles=2))
+    """Triton's kernels for forward and backward of one of TRAINED, compiled and cached."""
+    made = seeded(which, partial(arguments_of, "swda_block", TRAINED[which])).make(0)
+    both("triton", sk.swda_block, *on_device(made, device, torch.bfloat16, tiles=2))
 
 
 def or_told(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

@@ -120,9 +120,9 @@ def test_all_steps_share_the_time_that_is_given(ran, tmp_path, capsys):
         "selfcheck",
         "emulator",
     }
-    prepared = next(commands for commands in alone if len(commands) == len(cases.SMALL))
+    prepared = next(commands for commands in alone if len(commands) == len(cases.TRAINED))
     alone.remove(prepared)
-    assert parts_of(prepared) == [f"trains:{case}" for case in cases.SMALL]
+    assert parts_of(prepared) == [f"trains:{case}" for case in cases.TRAINED]
     sanitized = alone.pop(2)
     assert list(sanitized) == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert set(parts_of(sanitized)) == {"smallest"}
@@ -322,11 +322,10 @@ def test_what_cannot_be_timed_is_told_and_the_next_follows(tmp_path, monkeypatch
 def test_kernels_of_a_training_step_are_prepared(monkeypatch):
     calls = []
     monkeypatch.setattr(cases, "both", lambda backend, _op, made, _keywords: calls.append((backend, made)))
-    cases.warm_training("small, latent, C 192", "cpu")
-    assert [(backend, made[0].shape, made[0].dtype) for backend, made in calls] == 2 * [
-        ("triton", (2, 192, 16, 16), torch.bfloat16)
-    ]
-    assert [made[-1] for _, made in calls] == [4, 0]  # the shift
+    for case, shift in (("small, latent, C 192", 4), ("small, latent, C 192, not shifted", 0)):
+        cases.warm_training(case, "cpu")
+        backend, made = calls.pop()
+        assert (backend, made[0].shape, made[0].dtype, made[-1]) == ("triton", (2, 192, 16, 16), torch.bfloat16, shift)
 
 
 def test_there_is_a_case_of_whatever_is_timed():
