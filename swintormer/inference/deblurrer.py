@@ -374,13 +374,13 @@ class Deblurrer:
                 z = None
                 if self.sampler is not None:
                     z = self._crops(spans, partial(self._latent, ends, grid, sampled), latents)
-                restored = self._forward(cut, z, band.pixels)
+                restored = self._forward(cut, z, band.pixels.dtype)
                 if coarser is not None:
                     changes = torch.stack([coarser(*span) for span in spans]).to(self.device)
-                    share = coarser_share(changes, restored - cut).to(band.pixels)
+                    share = coarser_share(changes, restored - cut).to(restored)
                     if share.any():
                         restored = restored.clone()  # the numbers of a CUDA graph last until its next replay
-                        again = self._forward((cut + changes).to(cut), z, band.pixels)
+                        again = self._forward((cut + changes).to(cut), z, restored.dtype)
                         restored = torch.lerp(restored, again, share)
                 # A sum tells it in one pass: it is finite only if every term is.
                 if not restored.sum().isfinite():
@@ -388,20 +388,20 @@ class Deblurrer:
                         "The network's result has values that are not finite (NaN or infinity): its weights are "
                         "damaged or too large; take other weights."
                     )
-                for (image, row, column), tile in zip(batch, restored, strict=True):
+                for (image, row, column), tile in zip(batch, restored.to(band.pixels), strict=True):
                     band.add(tile, row, column)
                     band.flush(row, column, partial(ends.emit, image))
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)
 
-    def _forward(self, tiles: Tensor, z: Tensor | None, like: Tensor) -> Tensor:
-        """The network's results in the dtype of `like`; the guard's where the network goes much further."""
+    def _forward(self, tiles: Tensor, z: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The network's results, on its device; the guard's where the network goes much further."""
         if z is None:
-            restored = self.forward(tiles).to(like)
+            restored = self.forward(tiles).to(dtype)
         else:
             assert self.sampler is not None
-            restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(like)
+            restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(dtype)
         return restored if self._guard is None else self._guard(tiles, restored)
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:

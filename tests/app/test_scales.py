@@ -11,6 +11,7 @@ import torch
 from cli_files import TINY, photo
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from bench import guard, wide_blur
 from swintormer import Swintormer
@@ -21,6 +22,7 @@ from swintormer.cli.models import MODELS
 from swintormer.errors import InputError, SwintormerError
 from swintormer.evaluation import heldout
 from swintormer.images.reading import read_image
+from swintormer.inference import deblurrer as pipeline
 from swintormer.inference.choice import coarser_share, most_changed
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.inference.memory import resident_bytes
@@ -195,6 +197,43 @@ def test_a_guard_is_asked_in_the_second_pass_too():
     network, guard = Counted(8), Counted(8)
     Deblurrer(network, guard=guard, tile=128, scales="auto")(wave(16))  # type: ignore[arg-type]
     assert network.passes == guard.passes == 4, "32, 64 and 128 pixels, and these again with the coarser change"
+
+
+class There(torch.Tensor):
+    """Stands for a tensor on a GPU: `to` a plain tensor brings it here, and nothing takes both kinds."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        first, *others = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        if func is Tensor.to and others and type(others[0]) is Tensor:
+            return first.as_subclass(Tensor).to(others[0])
+        if any(type(t) is not There for t in (first, *others)):
+            raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_guard_on_a_gpu_of_pictures_in_main_memory(monkeypatch):
+    """The network's result once came into the picture's memory before it met the tiles on the GPU."""
+
+    def there(cut, *rest):
+        return ends(lambda *span: cut(*span).as_subclass(There), *rest)
+
+    ends = pipeline._Ends
+    monkeypatch.setattr(pipeline, "_Ends", there)
+    picture = torch.rand(1, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Deblurrer(Gain(0.4), guard=Gain(0.1), tile=TILE)(picture)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, picture * 1.1, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["small", "strong", "wide"])
+def test_models_restore_files_on_a_gpu_as_on_the_cpu(name, tmp_path):
+    path = photo(tmp_path / "photo.png")
+    here, on_gpu = (
+        make_deblurrer(Settings(model=name, device=device, precision="float32")).restore_array(read_image(path).pixels)
+        for device in ("cpu", "cuda")
+    )
+    assert np.abs(here.astype(int) - on_gpu.astype(int)).max() <= 1
 
 
 class Spot(Curve):
