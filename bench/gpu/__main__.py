@@ -177,7 +177,8 @@ def tests(backends: tuple[str, ...]) -> dict[str, list[str]]:
     if "triton" in backends:
         kernels = ROOT / "tests" / "kernels"
         files = [file for folder in (kernels / "triton", kernels) for file in sorted(folder.glob("test_*.py"))]
-        files += sorted((ROOT / "tests" / "app").glob("test_graphs*.py"))
+        app = ROOT / "tests" / "app"
+        files += [*sorted(app.glob("test_graphs*.py")), app / "test_train_graph.py", app / "test_scales.py"]
         found |= {file.name: [*pytest, str(file)] for file in files if file.name not in LEFT_OUT}
     if "cuda" in backends:
         for name in ("test_operations.py", "test_ops_on_cuda.py", "test_block_kernels.py"):

@@ -44,12 +44,13 @@ Network = Annotated[NetworkConfig, _preset_of(PRESETS)]
 Prior = Annotated[PriorConfig, _preset_of(PRIORS)]
 
 
+APART = 64  # steps between two that take the same pair
 LARGEST = 1e9  # of rates and weights: products of two stay within float32
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Phase(NamedTuple):
-    """What the step `step` trains on: pairs `first` ... `first + batch - 1` of side `crop`."""
+    """What a step trains on: pairs `first` ... `first + batch - 1` of side `crop`, where none is used again."""
 
     crop: int
     batch: int
@@ -171,7 +172,7 @@ class TrainConfig(BaseModel):
         return [CropPhase(steps=self.steps, crop=self.crop, batch=self.batch)]
 
     def pairs(self, step: int) -> int:
-        """How many pairs the steps before this one take."""
+        """How many pairs have been made before this step, or before the first one for 0."""
         return self.phase(step).first
 
     def phase(self, step: int) -> Phase:
@@ -191,7 +192,8 @@ class ImageStageConfig(TrainConfig):
     Attributes:
         workers: processes that make pairs; 0 makes them in the training process.
         reuse: how many steps take each pair, turned or mirrored otherwise each time, for a device that takes steps
-            faster than the processes make pairs. What later steps take again stays on the device (data.py).
+            faster than the processes make pairs. A run, or its continuation, first makes the earlier pairs of its first
+            step, 64 (reuse - 1) / reuse batches, and always holds so many on the device (data.py).
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
         fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
@@ -209,8 +211,18 @@ class ImageStageConfig(TrainConfig):
     def phases(self) -> list[CropPhase]:
         return [*self.crops, *super().phases]
 
+    @property
+    def earlier(self) -> int:
+        """Groups of pairs before the newest one of a step: group g + `earlier` is new in step g."""
+        return (self.reuse - 1) * APART
+
+    def group(self, number: int) -> range:
+        """The new pairs of a step, by the number of their group, which without `reuse` is the step."""
+        phase = self.phase(number)
+        return range(phase.first // self.reuse, (phase.first + phase.batch) // self.reuse)
+
     def pairs(self, step: int) -> int:
-        return super().pairs(step) // self.reuse
+        return self.group(step + self.earlier).start
 
     @model_validator(mode="after")
     def _check_phases(self) -> ImageStageConfig:
@@ -226,9 +238,11 @@ class ImageStageConfig(TrainConfig):
     def _check_reuse(self) -> ImageStageConfig:
         if self.reuse > 1:
             if self.batch % self.reuse:
-                raise ValueError(f"a step takes batch / reuse new pairs, and {self.reuse} does not divide {self.batch}")
+                raise ValueError(
+                    f"batch {self.batch} is no multiple of reuse {self.reuse}: a step takes batch / reuse new pairs"
+                )
             if self.crops:
-                raise ValueError("pairs that are used again keep their size: leave out `crops` or `reuse`")
+                raise ValueError("`reuse` needs one crop for the whole run: leave out `crops` or `reuse`")
             if self.data.views:
                 raise ValueError("the two views of a sensor cannot be turned: set `reuse` to 1")
         return self
@@ -321,6 +335,8 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
 
     @model_validator(mode="after")
     def _check_channels(self) -> JointConfig:
+        if self.reuse > 1:
+            raise ValueError("stage joint draws numbers for each pair of a step: set `reuse` to 1")
         if self.network.in_channels != 3:
             raise ValueError(f"stage joint trains networks of 3 channels, found {self.network.in_channels}")
         if self.network.prior_channels != self.prior.latent_channels:

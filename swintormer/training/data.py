@@ -1,9 +1,9 @@
 """Batches of training pairs by step number, new ones or, with `reuse`, new ones and some of earlier steps.
 
-A GPU may take a thousand pairs a second, and sixteen CPU cores make some 250 of 256x256. With `reuse` r a step takes
-batch / r new pairs, the group of its number, and those of r - 1 earlier groups, each APART steps before the next. A
-pair is another picture each time: one of the eight turns and reflections, none twice. So that the first step finds its
-earlier groups, the numbers begin (r - 1) APART groups before it; a resumed run makes these again.
+A GPU takes several hundred pairs a second, and sixteen CPU cores make fewer (bench/results/h200.md). With `reuse` r
+pairs come in groups of batch / r. Step s takes the group s + (r - 1) APART as new, and again those that are APART,
+2 APART, ... (r - 1) APART groups older. So every step has r groups. Each time a group is turned in another of the eight
+ways.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from swintormer.data.cache import to_stderr
 from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
-from swintormer.training.config import ImageStageConfig, TrainConfig
+from swintormer.training.config import APART, ImageStageConfig, TrainConfig
 from swintormer.training.processes import Processes
 
 Sources = Mapping[int, Source]
 
-APART = 64  # steps between two that take the same pair
-_TURNS = 7  # in the keys of the random generators, after those of mixture.py
+_TURNS = 7  # in the keys of the random generators, where those of mixture.py have the stream, 0 or 1
 
 
 def training_sources(config: TrainConfig, place: Processes) -> Sources:
@@ -58,17 +57,16 @@ def _silent(_line: str) -> None:
 
 
 class _New(torch.utils.data.Dataset[Any]):
-    """Item k is this process's share of the new pairs of step k; with `reuse` of group k."""
+    """Item k is this process's share of group k, which without `reuse` are the pairs of step k."""
 
     def __init__(self, config: ImageStageConfig, sources: Sources, place: Processes):
         self.config, self.sources, self.place = config, sources, place
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | SwintormerError:
-        first = self.config.pairs(step)
-        rows = self.place.share(self.config.pairs(step + 1) - first)
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | SwintormerError:
+        group = self.config.group(number)
+        mine = group[self.place.share(len(group))]
         try:
-            crop = self.config.phase(step).crop
-            return self.sources[crop].batch(first + rows.start, rows.stop - rows.start)
+            return self.sources[self.config.phase(number).crop].batch(mine.start, len(mine))
         except SwintormerError as error:  # raised in a worker, it would come with that process's traceback
             return error
 
@@ -81,15 +79,15 @@ def batches(
     Raises:
         SwintormerError: as the source; or a worker was ended from outside.
     """
-    earlier = (config.reuse - 1) * APART
-    new = _new(config, sources, device, range(start, config.steps + earlier), workers, place)
+    new = _new(config, sources, device, range(start, config.steps + config.earlier), workers, place)
     if config.reuse == 1:
         yield from new
-    kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=earlier + 1)
+        return
+    kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=config.earlier + 1)
     for number, pairs in enumerate(new, start):
         blurred, sharp = (images.to(device, non_blocking=True) for images in pairs)
         kept.append((blurred, sharp))
-        if len(kept) == earlier + 1:
+        if len(kept) == kept.maxlen:
             yield _with_earlier(config, kept, number)
 
 

@@ -116,13 +116,15 @@ def train(
 
 def _check_shares(config: TrainConfig, place: Processes) -> None:
     """Raises SwintormerError where a process would have no pair for each of its parts of a step."""
-    smallest, parts = min(phase.batch for phase in config.phases), place.size * config.accumulate
-    reuse = config.reuse if isinstance(config, ImageStageConfig) else 1  # each process takes some of the new pairs
-    least = max(parts, place.size * reuse)
+    smallest = min(phase.batch for phase in config.phases)
+    reuse = config.reuse if isinstance(config, ImageStageConfig) else 1
+    # A process takes its share of every group of batch / reuse pairs.
+    least = place.size * reuse * math.ceil(config.accumulate / reuse)
     if smallest < least:
+        again = f" and `reuse` {reuse}" if reuse > 1 else ""
         raise SwintormerError(
             f"A step of {smallest} pairs cannot be shared by {place.size} processes with `accumulate` "
-            f"{config.accumulate}{f' and `reuse` {reuse}' if reuse > 1 else ''}: set `batch` to {least} or more."
+            f"{config.accumulate}{again}: set `batch` to {least} or more."
         )
 
 

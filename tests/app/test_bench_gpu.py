@@ -326,6 +326,7 @@ def test_kernels_of_a_training_step_are_prepared(monkeypatch):
         cases.warm_training(case, "cpu")
         backend, made = calls.pop()
         assert (backend, made[0].shape, made[0].dtype, made[-1]) == ("triton", (2, 192, 16, 16), torch.bfloat16, shift)
+        assert made[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_there_is_a_case_of_whatever_is_timed():

@@ -25,9 +25,10 @@ from swintormer.data.synthetic import MARGIN
 from swintormer.errors import SwintormerError
 from swintormer.images.picture import wrap
 from swintormer.images.writing import save_vips
+from swintormer.training import config as training_config
 from swintormer.training import data
 from swintormer.training.config import RestorationConfig, read_config
-from swintormer.training.loop import make_run, train
+from swintormer.training.loop import _check_shares, make_run, train
 from swintormer.training.processes import Processes
 from swintormer.training.run import Run
 
@@ -49,13 +50,14 @@ def test_crops_grow_and_every_pair_is_used_once(tmp_path) -> None:
 
 
 def test_pairs_are_used_again_and_never_the_same_way(tmp_path, monkeypatch) -> None:
-    """Each in `reuse` steps; in steps that all have their earlier ones, so from the first on."""
+    """Each in `reuse` steps, and every step has new and earlier ones."""
     monkeypatch.setattr(data, "APART", 2)
+    monkeypatch.setattr(training_config, "APART", 2)
     config = tiny(tmp_path / "run", steps=8, batch=6, reuse=3, workers=1)
     run = make_run(config, CPU)
     steps = list(run.batches(0))
     assert [blurred.shape for blurred, _ in steps] == 8 * [(6, 3, 32, 32)]
-    assert (config.pairs(0), config.pairs(8)) == (0, 16)
+    assert (config.pairs(0), config.pairs(8)) == (8, 24)
     pairs = run.sources[32].batch(0, 24)
     ways = {}
     for number, (blurred, sharp) in enumerate(steps):
@@ -70,10 +72,29 @@ def test_pairs_are_used_again_and_never_the_same_way(tmp_path, monkeypatch) -> N
     assert all(torch.equal(a, b) for a, b in zip(next(run.batches(5)), steps[5], strict=True))
 
 
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (3, 1), (2, 3), (4, 3)])
+def test_processes_share_pairs_that_are_used_again(size, accumulate, tmp_path, monkeypatch) -> None:
+    """All together take those of a single process; with the least batch that is allowed each has a pair a part."""
+    monkeypatch.setattr(data, "APART", 2)
+    monkeypatch.setattr(training_config, "APART", 2)
+    least = 2 * size * -(-accumulate // 2)
+    config = tiny(tmp_path / "run", batch=least, reuse=2, accumulate=accumulate)
+    places = [Processes(rank, size) for rank in range(size)]
+    _check_shares(config, places[0])
+    sources = data.training_sources(config, places[0])
+    whole, *shares = (next(data.batches(config, sources, CPU, 3, 0, place))[0] for place in (Processes(), *places))
+    assert all(len(share) >= accumulate for share in shares)
+    sums = [sorted(torch.cat(part).sum((1, 2, 3)).tolist()) for part in ([whole], shares)]
+    assert sums[0] == sums[1]
+    if least > 2:
+        with pytest.raises(SwintormerError, match=f"set `batch` to {least} or more"):
+            _check_shares(config.model_copy(update={"batch": least - 2}), places[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 3}, "2 does not divide 3"),
+        ({"batch": 3}, "batch 3 is no multiple of reuse 2"),
         ({"crops": CROPS}, "leave out `crops` or `reuse`"),
         (
             {
