@@ -69,7 +69,7 @@ MODELS: dict[str, Model] = {
         Model(
             "small",
             "small",
-            "quick; one network, which hesitates more: in three quarters of the time, and restores less",
+            "quick; one network, which hesitates more: in about 70 % of the time, and restores less",
             "Apache-2.0",
             alone=48.0,
         ),

@@ -383,12 +383,13 @@ def test_shipped_prior_restores():
 
 
 def test_the_guard_of_the_default_model_spares_what_is_soft_by_nature():
-    """`brick`, hardly blurred: alone, the network takes its soft mortar for lines out of focus (MODEL_CARD.md)."""
+    """`brick`, a little blurred: alone, the network takes its soft mortar for lines out of focus (MODEL_CARD.md)."""
     model = named(DEFAULT)
+    blur = next(one for one in heldout.DEGRADATIONS if one.name == "Gaussian 1")
     alone, guarded = (
         network_methods(read_checkpoint(model.path()), **settings)[NETWORK] for settings in ({}, model.settings())
     )
-    degraded, truth = heldout.degrade(heldout.photograph("brick.png"), heldout.DEGRADATIONS[0], seed=0, side=256)
+    degraded, truth = heldout.degrade(heldout.photograph("brick.png"), blur, seed=0, side=256)
     before, broken, spared = (psnr(picture, truth) for picture in (degraded, alone(degraded), guarded(degraded)))
     assert broken < before - 2
     assert spared > before
@@ -396,15 +397,16 @@ def test_the_guard_of_the_default_model_spares_what_is_soft_by_nature():
 
 @pytest.mark.slow
 def test_the_default_model_earns_its_place():
-    """What the model card says of the first ten degradations: mean, worst row, and that every photograph gains."""
+    """What the model card says of the first ten degradations: mean, worst row, and what every photograph gains."""
     model = named(DEFAULT)
     network = network_methods(read_checkpoint(model.path()), **model.settings())[NETWORK]
     gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
-    assert sum(gain.values()) / len(gain) >= 1.2
-    assert min(gain.values()) >= -1.1
+    assert sum(gain.values()) / len(gain) >= 1.5
+    assert min(gain.values()) >= -3.0
+    assert sum(value < -0.1 for value in gain.values()) == 2  # both of `brick`
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
-        assert sum(own) / len(own) >= 0, name
+        assert sum(own) / len(own) >= 0.6, name
 
 
 @pytest.mark.slow
