@@ -61,7 +61,7 @@ MODELS: dict[str, Model] = {
         Model(
             "strong",
             "strong",
-            "mild blur; the default: for pictures a little out of focus or moved; asks a second network where in doubt",
+            "mild blur; the default: for pictures a little out of focus or moved; a second network checks it",
             "Apache-2.0",
             alone=47.0,
             guard="small",
@@ -69,7 +69,7 @@ MODELS: dict[str, Model] = {
         Model(
             "small",
             "small",
-            "quick; one network, which hesitates more: in about 70 % of the time, and restores less",
+            "quick; one network, which hesitates more: in about 70 % of the time of strong, and restores less",
             "Apache-2.0",
             alone=48.0,
         ),

@@ -50,7 +50,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Phase(NamedTuple):
-    """What a step trains on: pairs `first` ... `first + batch - 1` of side `crop`, where none is used again."""
+    """What a step trains on: pairs `first` ... `first + batch - 1` of side `crop` (without `reuse`)."""
 
     crop: int
     batch: int
@@ -172,7 +172,7 @@ class TrainConfig(BaseModel):
         return [CropPhase(steps=self.steps, crop=self.crop, batch=self.batch)]
 
     def pairs(self, step: int) -> int:
-        """How many pairs have been made before this step, or before the first one for 0."""
+        """Number of pairs made before step `step`; for 0, those made before the run's first step."""
         return self.phase(step).first
 
     def phase(self, step: int) -> Phase:
@@ -193,7 +193,7 @@ class ImageStageConfig(TrainConfig):
         workers: processes that make pairs; 0 makes them in the training process.
         reuse: how many steps take each pair, turned or mirrored otherwise each time, for a device that takes steps
             faster than the processes make pairs. A run, or its continuation, first makes the earlier pairs of its first
-            step, 64 (reuse - 1) / reuse batches, and always holds so many on the device (data.py).
+            step, 64 (reuse - 1) / reuse batches, and keeps so many on the device (data.py).
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
         fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
@@ -336,7 +336,7 @@ class JointConfig(NetworkStageConfig, DenoisingStageConfig):
     @model_validator(mode="after")
     def _check_channels(self) -> JointConfig:
         if self.reuse > 1:
-            raise ValueError("stage joint draws numbers for each pair of a step: set `reuse` to 1")
+            raise ValueError("stage joint does not support `reuse`: set it to 1")
         if self.network.in_channels != 3:
             raise ValueError(f"stage joint trains networks of 3 channels, found {self.network.in_channels}")
         if self.network.prior_channels != self.prior.latent_channels:
