@@ -134,6 +134,5 @@ def test_configurations_for_photographs(request, name):
     """They run as they say, once `photos` names a folder and `initial` weights."""
     config = read_config(request.config.rootpath / "configs" / f"{name}.toml")
     assert config.data.degradation == "camera"
-    assert config.data.scenes_share == 0.1
-    assert config.crop == (256 if name == "gpu" else 128)
+    assert (config.data.scenes_share, config.crop) == ((0.03, 256) if name == "gpu" else (0.1, 128))
     assert (config.initial is None) == (name == "photos")
