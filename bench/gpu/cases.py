@@ -33,7 +33,8 @@ SMALL = {  # blocks of the network `small` for a tile of 256
     "small, level3, C 96": Shape(96, 4, 32, 32, 4, window=8),
     "small, latent, C 192": Shape(192, 8, 16, 16, 4, window=8),
 }
-TRAINED = SMALL | {f"{case}, not shifted": replace(shape, shift=0) for case, shape in SMALL.items()}
+NOT_SHIFTED = {f"{case}, not shifted": replace(shape, shift=0) for case, shape in SMALL.items()}
+TRAINED = (*SMALL, *NOT_SHIFTED)  # every block of a training step of `small`
 DENOISER = {
     "norm_silu_conv3x3": ("160 to 160, 128x128", "320 to 320, 64x64", "640 to 640, 16x16"),
     "group_norm_silu": ("160x128x128, channels_last", "320x64x64, channels_last"),
@@ -70,7 +71,7 @@ def timed() -> Iterator[tuple[str, str, int]]:
 
 def given(op: str, case: str, device: str, tiles: int = 1, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     """Arguments and keywords of a case. gated_ffn knows no shifts."""
-    shape = SMALL.get(case) or SMALLEST.get(case)
+    shape = SMALL.get(case) or NOT_SHIFTED.get(case) or SMALLEST.get(case)
     if shape is not None:
         made = seeded(case, partial(arguments_of, op, shape)).make(0)
     else:
@@ -100,8 +101,7 @@ def warm(which: str, device: str) -> None:
 
 def warm_training(which: str, device: str) -> None:
     """Triton's kernels for forward and backward of one of TRAINED, compiled and cached."""
-    made = seeded(which, partial(arguments_of, "swda_block", TRAINED[which])).make(0)
-    both("triton", sk.swda_block, *on_device(made, device, torch.bfloat16, tiles=2))
+    both("triton", sk.swda_block, *given("swda_block", which, device, tiles=2))
 
 
 def or_told(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

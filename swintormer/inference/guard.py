@@ -1,7 +1,8 @@
 """A second network that hesitates where the first one errs: it is asked where the first changes a tile much more.
 
 It runs on the part of a tile that the first network changes most, a quarter of it. Where the first goes much further
-there, it runs on the whole tile, too. So it mostly takes a quarter of the first one's time.
+there, it runs on the whole tile, too. So it takes a quarter of the first one's time at least, and half of it over sharp
+and degraded photographs of Kodak (52 % of the pixels: `python -m bench.guard DIR --limit 6`).
 """
 
 from __future__ import annotations

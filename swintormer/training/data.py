@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from swintormer.data.cache import to_stderr
+from swintormer.data.degrade.defocus import turned as mirrored
 from swintormer.data.mixture import Source, make_source
 from swintormer.errors import SwintormerError
 from swintormer.signals import ENDING
@@ -106,8 +107,7 @@ def _with_earlier(
 
 def turned(images: Tensor, turn: int) -> Tensor:
     """(B, C, S, S) by one of the eight turns and reflections of a square: bits for left-right, up-down, transposed."""
-    axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if turn & bit]
-    images = images.flip(axes) if axes else images
+    images = mirrored(images, turn)
     return images.transpose(-1, -2) if turn & 4 else images
 
 
