@@ -13,6 +13,8 @@ trained once, for all rows:
 | stride | nothing is trained: tile and stride of inference with `--weights` |
 | views | trained on dual-pixel pairs (six channels) or on one view; measured on pairs of the validation stream; with the degradation "camera" where `[data]` has "simple", which makes no views |
 | width, blocks, refinement, window, loss, batch, rate, precision, data | the recipe: one setting (`RECIPE`) |
+| schedule | crops twice as large, a quarter as many, for the last 30 % of the steps, or for all; with `--paced` or a configuration that ends by its steps |
+| deconvolved | with fourteen deconvolved views of the picture as further input channels, or without |
 
 With `--paced` the minutes are those of one core of this machine that nobody else uses: the time of a step is measured
 for every network before its training (the fastest of `PACE_STEPS` steps), and decides the number of steps. So a busy
@@ -26,6 +28,7 @@ picture. It does not count what another seed would change. Interrupted, the same
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -33,7 +36,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +45,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from bench import deconvolved
 from swintormer.checkpoint.checkpoint import Checkpoint, default_weights, read_checkpoint
 from swintormer.cli.macs import count_macs
 from swintormer.errors import SwintormerError
@@ -61,10 +65,11 @@ from swintormer.execution.tiling import PAPER_TILE, default_stride
 from swintormer.inference.deblurrer import Deblurrer
 from swintormer.model import network
 from swintormer.prior.checkpoint import config_of, load_prior
-from swintormer.training.config import JointConfig, RestorationConfig, TrainConfig, read_config
+from swintormer.training.config import CropPhase, JointConfig, RestorationConfig, TrainConfig, read_config
 from swintormer.training.data import validation_source
 from swintormer.training.loop import MakeRun, make_run, pick_device, train
 from swintormer.training.run import right_first
+from swintormer.training.state import changed
 
 RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "width": [("D 16", {"network": {"dim": 16}}), ("D 32", {"network": {"dim": 32}})],
@@ -82,7 +87,8 @@ RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "data": [("half photographs", {"data": {"scenes": 0.5, "photos_share": 0.5}})],
 }
 """Rows of the recipe: what is said of each variant, and its changes of the configuration, sizes and data by name."""
-ROWS = ("prior", "shift", "tile", "stride", "views", *RECIPE)
+ROWS = ("prior", "shift", "tile", "stride", "views", *RECIPE, "schedule", "deconvolved")
+FIRST = 0.7  # share of the steps that take small crops, in the row schedule
 PACE_STEPS = 8
 TILE = 256  # side of the picture whose multiplications are counted
 FAULTS = heldout.DEGRADATIONS
@@ -99,11 +105,21 @@ class Trained:
         name: of its folder.
         changes: of the configuration.
         shifted: whether every second block shifts its windows.
+        first: share of the steps, from the first on, that take crops and batch of the base.
+        deconvolved: whether the network sees deconvolved views.
     """
 
     name: str = "base"
     changes: dict[str, Any] = field(default_factory=dict)
     shifted: bool = True
+    first: float = 0.0
+    deconvolved: bool = False
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Networks that are made inside are of its kind."""
+        with windows(self.shifted), deconvolved.embedded() if self.deconvolved else nullcontext():
+            yield
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,17 @@ class Ablation:
         if row == "shift":
             fixed = Trained("unshifted", {}, shifted=False)
             return [Variant("windows shifted", crop, None, base), Variant("not shifted", crop, None, fixed)]
+        if row == "schedule":
+            double = {"crop": 2 * crop, "batch": max(1, self.base.batch // 4)}
+            late, all_along = Trained("crops_grow", double, first=FIRST), Trained("double_crop", double)
+            return [
+                Variant(f"crops of {crop}, tile {2 * crop}", 2 * crop, None, base),
+                Variant(f"crops of {crop}, then of {2 * crop}", 2 * crop, None, late),
+                Variant(f"crops of {2 * crop}", 2 * crop, None, all_along),
+            ]
+        if row == "deconvolved":
+            more = Trained("deconvolved", deconvolved=True)
+            return [Variant("the picture", crop, None, base), Variant("and deconvolved views", crop, None, more)]
         if row == "tile":
             half = Trained("half_crop", {"crop": crop // 2, "batch": 4 * self.base.batch})
             return [
@@ -198,17 +225,26 @@ class Ablation:
         values = shared | {"out": self.out / trained.name} | trained.changes
         try:
             config = kind.model_validate(values)
-            return config if self.paced is None else self._in_minutes(config, self.paced)
+            if self.paced is not None:
+                config = self._in_minutes(config, trained, self.paced)
+            if not trained.first:
+                return config
+            small = CropPhase(
+                steps=max(1, round(trained.first * config.steps)), crop=self.base.crop, batch=self.base.batch
+            )
+            return kind.model_validate(config.model_dump() | {"crops": (small,)})
         except ValidationError as error:
             fault = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise SwintormerError(f"The run {trained.name} cannot be made of this configuration: {fault}.") from error
 
-    def _in_minutes(self, config: RestorationConfig | JointConfig, minutes: float) -> RestorationConfig | JointConfig:
+    def _in_minutes(
+        self, config: RestorationConfig | JointConfig, trained: Trained, minutes: float
+    ) -> RestorationConfig | JointConfig:
         """The configuration with the steps of so many minutes, measured once and kept in `out`."""
         path = config.out / "seconds_a_step.txt"
         if not path.exists():
             print(f"Measuring a step of {config.out.name}.", file=sys.stderr, flush=True)
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory() as folder, trained.making():
                 seconds = seconds_a_step(config.model_copy(update={"out": Path(folder)}))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{seconds:.4f}\n")
@@ -251,9 +287,11 @@ def trained_weights(config: TrainConfig, make: MakeRun = make_run) -> Path:
     """
     path = config.out / "weights.safetensors"
     if path.exists():
-        recipe = read_checkpoint(path, prior=False).card.get("recipe")
-        if recipe != config.model_dump_json(exclude={"out"}):
-            raise SwintormerError(f"{path} is of another configuration: name another folder with --out.")
+        recipe = json.loads(read_checkpoint(path, prior=False).card.get("recipe", "{}"))
+        if changes := changed(recipe, json.loads(config.model_dump_json(exclude={"out"}))):
+            raise SwintormerError(
+                f"{path} is of another configuration, {', '.join(changes)}: name another folder with --out."
+            )
         return path
     print(f"Training {config.out.name}.", file=sys.stderr, flush=True)
     stopped_by: list[int] = []
@@ -266,7 +304,7 @@ def trained_weights(config: TrainConfig, make: MakeRun = make_run) -> Path:
 def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Checkpoint]:
     """The gains of a variant by picture, and the network."""
     trained = variant.trained
-    with windows(trained is None or trained.shifted):
+    with nullcontext() if trained is None else trained.making():
         path = ablation.weights if trained is None else trained_weights(ablation.config(trained))
         checkpoint = read_checkpoint(path)
     settings = {"tile": variant.tile, "stride": variant.stride, "blend": "uniform", "device": ablation.base.device}
@@ -336,7 +374,8 @@ def lines(ablation: Ablation, row: str) -> Iterator[str]:
         differences = "" if first is None else with_error([found[key] - first[key] for key in found if key in first])
         first = first or found
         card = checkpoint.card if variant.trained is not None else {}
-        cost = count_macs(checkpoint.net.config, TILE, TILE).total / 1e9
+        with nullcontext() if variant.trained is None else variant.trained.making():
+            cost = count_macs(checkpoint.net.config, TILE, TILE).total / 1e9
         cells = [row, variant.text, f"{cost:.2f}", str(len(found)), with_error(list(found.values())), differences]
         yield "| " + " | ".join([*cells, card.get("steps", ""), card.get("minutes", "")]) + " |"
 

@@ -122,14 +122,21 @@ def check_settings(path: Path, before: Mapping[str, Any] | None, now: Mapping[st
         raise SwintormerError(
             f"{path} does not say under which settings it was written, like older state files: {advice}."
         )
+    if changes := changed(before, now):
+        raise SwintormerError(f"{path} was written under other settings, {', '.join(changes)}: {advice}.")
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings of `now` that differ from those of a run before, as "`name` before -> now", by name.
+
+    Settings that came later had the values of `ADDED`.
+    """
     before = {**ADDED, **before}
     if isinstance(before["data"], dict):
         before["data"] = {**ADDED["data"], **before["data"]}
     before, now = _flat(before), _flat(now)
     names = sorted(name for name in now if before.get(name) != now.get(name))
-    if names:
-        changes = ", ".join(f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names)
-        raise SwintormerError(f"{path} was written under other settings, {changes}: {advice}.")
+    return [f"`{name}` {_brief(before.get(name))} -> {_brief(now.get(name))}" for name in names]
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

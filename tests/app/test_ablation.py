@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cli_files import TINY
 from priors import NETWORK
 from priors import tiny as tiny_prior
+from safetensors.torch import load_file
 
-from bench import ablation
+from bench import ablation, deconvolved
 from swintormer import Swintormer, read_checkpoint, save_checkpoint
 from swintormer.checkpoint.checkpoint import Checkpoint
 from swintormer.evaluation.metrics import psnr
@@ -74,7 +77,21 @@ def test_an_ablation_goes_on_and_trains_nothing_twice(run, monkeypatch):
     monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(ablation, "network_methods", lambda *_, **__: {"network": lambda _: pytest.fail("again")})
     assert run("--rows", "shift") == first
-    assert "is of another configuration" in run("--rows", "shift", "--minutes", "7", code=1)
+    error = run("--rows", "shift", "--minutes", "7", code=1)
+    assert "is of another configuration, `minutes` null -> 7.0: name another folder" in error
+
+
+def test_settings_that_came_later_make_no_other_configuration(run):
+    run("--rows", "rate")
+    path = Path("out/base/weights.safetensors")
+    net, card = read_checkpoint(path).net, read_checkpoint(path).card
+    recipe = json.loads(card["recipe"])
+    del recipe["reuse"], recipe["data"]["walls"]
+    save_checkpoint(net, path, training_tile=32, card=card | {"recipe": json.dumps(recipe)})
+    before = path.read_bytes()
+    shutil.rmtree("out/scores")  # they are of the file's digest
+    run("--rows", "rate")
+    assert path.read_bytes() == before
 
 
 def test_an_interrupted_training_goes_on(run, monkeypatch):
@@ -97,6 +114,46 @@ def test_windows_that_do_not_shift():
     shifts = [{block.shift for block in net.encoder_level1} for net in (fixed, usual)]
     assert shifts == [{0}, {0, SIZES.window_size // 2}]
     assert network.Block is type(usual.encoder_level1[0])
+
+
+def test_crops_grow(run):
+    text = Path("run.toml").read_text()
+    Path("run.toml").write_text(text.replace("steps = 2", "steps = 10").replace("batch = 1\n", "batch = 4\n"))
+    lines = run("--rows", "schedule")
+    assert [line[1] for line in lines] == ["crops of 32, tile 64", "crops of 32, then of 64", "crops of 64"]
+    recipe = json.loads(read_checkpoint("out/crops_grow/weights.safetensors").card["recipe"])
+    assert recipe["crops"] == [{"steps": 7, "crop": 32, "batch": 4}]
+    assert (recipe["steps"], recipe["crop"], recipe["batch"]) == (10, 64, 1)
+    assert read_checkpoint("out/crops_grow/weights.safetensors").card["pairs"] == str(7 * 4 + 3)
+
+
+def test_deconvolved_views(run, monkeypatch):
+    lines = run("--rows", "deconvolved")
+    assert [line[1] for line in lines] == ["the picture", "and deconvolved views"]
+    weights = load_file("out/deconvolved/weights.safetensors")
+    assert weights["patch_embed.proj2.weight"].shape[1] == 4 * (3 + deconvolved.VIEWS)
+    assert network.PatchEmbed is type(Swintormer(TINY).patch_embed)
+    # Taken up again, the network that was trained is made with its views, not retrained.
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert run("--rows", "deconvolved") == lines
+
+
+@pytest.mark.parametrize("blur", range(deconvolved.VIEWS))
+def test_the_view_of_a_blur_undoes_it(blur):
+    """A picture blurred by one of the bank comes nearer to the sharp one in that view than in the blurred picture."""
+    kernel = torch.from_numpy(deconvolved.kernels()[blur])
+    assert kernel.shape[0] % 2 == 1
+    torch.testing.assert_close(kernel, kernel.flip(0, 1))  # symmetric, so its transform is real
+    torch.manual_seed(blur)
+    sharp = F.interpolate(torch.rand(1, 1, 24, 24), (96, 80), mode="bicubic")
+    padded = F.pad(sharp, (kernel.shape[0] // 2,) * 4, mode="reflect")
+    blurred = F.conv2d(padded, kernel[None, None])
+    with deconvolved.embedded():
+        embed = Swintormer(TINY).patch_embed
+    view = embed.views(blurred.expand(1, 3, -1, -1))[:, blur : blur + 1]
+    inner = (..., slice(16, -16), slice(16, -16))
+    before, after = ((x - sharp)[inner].square().mean() for x in (blurred, view))
+    assert after < 0.5 * before
 
 
 def test_the_prior_is_trained_along(run):
