@@ -44,7 +44,8 @@ class DataConfig(BaseModel):
     Shares are weights: a source gets its share over the sum of all.
 
     Attributes:
-        scenes: share of generated scenes; None for 1 without another source and 0 beside one.
+        scenes: share of generated scenes (scenes.py); None for 1 without another source and 0 beside one.
+        walls: share of generated walls (walls.py), each of bricks, tiles or planks with joints soft by nature.
         photos: folders of sharp photographs, nested or not. photos_share: their share together.
         soft: share of the windows of photographs that are made soft before they are blurred (photos.py). More of them
             keep the network from sharpening what is soft by nature, and make it hesitate where pictures are blurred.
@@ -60,6 +61,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scenes: float | None = Field(None, ge=0, allow_inf_nan=False)
+    walls: float = Field(0.0, ge=0, allow_inf_nan=False)
     photos: Annotated[tuple[Folder, ...], BeforeValidator(_one_or_more)] = ()
     photos_share: float = Field(1.0, gt=0, allow_inf_nan=False)
     soft: float = Field(0.2, ge=0, le=1)
@@ -72,14 +74,14 @@ class DataConfig(BaseModel):
     @property
     def scenes_share(self) -> float:
         if self.scenes is None:
-            return 0.0 if self.photos or self.pairs else 1.0
+            return 0.0 if self.photos or self.pairs or self.walls else 1.0
         return self.scenes
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if not (self.scenes_share or self.photos or self.pairs):
-            raise ValueError("there is no source of pairs: give scenes a share, or name photos or pairs")
-        if self.views and self.degradation == "simple" and (self.scenes_share or self.photos):
+        if not (self.scenes_share or self.walls or self.photos or self.pairs):
+            raise ValueError("there is no source of pairs: give scenes or walls a share, or name photos or pairs")
+        if self.views and self.degradation == "simple" and (self.scenes_share or self.walls or self.photos):
             raise ValueError('the "simple" degradation makes no dual-pixel views: set degradation to "camera"')
         if self.recipe is not None and self.degradation == "simple":
             raise ValueError('`recipe` is for the "camera" degradation: set degradation to "camera", or leave it out')

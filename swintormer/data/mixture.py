@@ -20,6 +20,7 @@ from swintormer.data.pairs import PairCrops, decode_pairs
 from swintormer.data.photos import PhotoWindows, decode_folders
 from swintormer.data.synthetic import MARGIN as SIMPLE_MARGIN
 from swintormer.data.synthetic import SceneWindows, SyntheticPairs, simple_pair
+from swintormer.data.walls import WallWindows
 
 Pair = tuple[Tensor, Tensor]
 
@@ -28,7 +29,7 @@ HELD_OUT = 16  # one picture in so many is kept for validation
 _FEW = 8  # pictures or groups; below, validation takes the training pictures
 
 # What follows seed and stream in the keys of the random generators. 0 and 1 are those of SyntheticPairs.
-_PHOTOS, _PAIRS, _DEGRADATION, _ORDER, _SCENES = range(2, 7)
+_PHOTOS, _PAIRS, _DEGRADATION, _ORDER, _SCENES, _WALLS = range(2, 8)
 
 
 class Source(Protocol):
@@ -67,7 +68,7 @@ def make_source(
     Raises:
         SwintormerError: a folder, a layout or a picture is not what the configuration says.
     """
-    if config.degradation == "simple" and not (config.photos or config.pairs):
+    if config.degradation == "simple" and not (config.walls or config.photos or config.pairs):
         return SyntheticPairs(seed, crop, scene_side, stream)
     key = (seed, stream)
     kept = crop if validation_crop is None else validation_crop
@@ -76,6 +77,8 @@ def make_source(
         parts.append(_scenes(config, key, crop, scene_side))
     if config.photos:
         parts.append(_photos(config, key, crop, kept, say))
+    if config.walls:
+        parts.append(_walls(config, key, crop))
     for number, pairs in enumerate(config.pairs):
         parts.append(_pairs(config, pairs, (*key, _PAIRS, number), crop, kept, say))
     return Mixture(parts, key)
@@ -189,6 +192,16 @@ class _OneByOne:
         return torch.stack(blurred), torch.stack(sharp)
 
 
+def _margin(config: DataConfig) -> int:
+    """Pixels that a window is larger than the crop."""
+    return SIMPLE_MARGIN if config.degradation == "simple" else 2 * MARGIN
+
+
+def _degraded(windows: _Windows, key: tuple[int, ...], config: DataConfig) -> _Pairs:
+    """Windows with the degradation of the configuration."""
+    return _OneByOne(_Simple(windows, key)) if config.degradation == "simple" else _Camera(windows, key, config)
+
+
 def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int | None) -> _Part:
     if config.degradation == "simple":
         source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
@@ -198,8 +211,14 @@ def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int
     return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
 
 
+def _walls(config: DataConfig, key: tuple[int, ...], crop: int) -> _Part:
+    windows = WallWindows((*key, _WALLS), crop + _margin(config))
+    source = _degraded(windows, (*key, _DEGRADATION, 2), config)
+    return _Part(config.walls, source, f"generated walls ({config.degradation} degradation)")
+
+
 def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop: int, say: Say) -> _Part:
-    margin = SIMPLE_MARGIN if config.degradation == "simple" else 2 * MARGIN
+    margin = _margin(config)
     pictures = decode_folders(config.photos, config.cache, say)
     large = [min(picture.shape[:2]) >= validation_crop + margin for picture in pictures]
     names = ", ".join(folder.name for folder in config.photos)
@@ -207,11 +226,7 @@ def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop
         pictures, [picture.path.name for picture in pictures], key[1], large, f"Photographs of {names}", say
     )
     windows = PhotoWindows(chosen, (*key, _PHOTOS), crop + margin, say, config.soft)
-    place = (*key, _DEGRADATION, 1)
-    if config.degradation == "simple":
-        source: _Pairs = _OneByOne(_Simple(windows, place))
-    else:
-        source = _Camera(windows, place, config)
+    source = _degraded(windows, (*key, _DEGRADATION, 1), config)
     return _Part(
         config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"
     )

@@ -14,6 +14,7 @@ from swintormer.data import SyntheticPairs, synthetic
 from swintormer.data.blurs import RADIUS, blur, disc_kernel, gaussian_kernel, motion_kernel, random_kernels, random_path
 from swintormer.data.camera import add_noise, jpeg, random_camera, round_8bit
 from swintormer.data.scenes import make_scene, make_texture, power_noise, soften
+from swintormer.data.walls import WallWindows, _joints, make_wall
 
 EPS = np.finfo(np.float32).eps
 SMALL = 96  # side of the scenes here; the region of a crop of 32 is 78
@@ -211,3 +212,35 @@ def test_softening_is_the_gaussian_kernel():
     # The kernel is sampled in space, the softening in frequency: they differ by the spectrum beyond Nyquist.
     aliased = 2 * np.exp(-2 * (np.pi * 1.1 * 0.5) ** 2)
     assert np.abs(middle - blur(image, [kernel])).max() <= aliased + error_bound(image, kernel)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_walls_are_pictures_with_grain(seed):
+    """Every wall has grain or texture to the pixel, so that a blurred wall can be told from a soft one."""
+    wall = make_wall(np.random.default_rng((3, seed)), 96)
+    assert wall.shape == (96, 96, 3)
+    assert wall.dtype == np.float32
+    assert 0 <= wall.min() < wall.max() <= 1
+    again = make_wall(np.random.default_rng((3, seed)), 96)
+    np.testing.assert_array_equal(wall, again)
+
+
+def test_joints_lie_between_courses_and_bricks():
+    axis = np.arange(90, dtype=np.float32)
+    u, v = np.meshgrid(axis, axis)
+    distance, brick = _joints(np.random.default_rng(4), u, v, height=30)
+    np.testing.assert_array_equal(distance[[0, 30, 60]], 0)
+    assert distance.max() <= 15
+    for course in range(3):
+        across = distance[30 * course + 15]  # half a course away from the joints along it
+        changes = np.flatnonzero(np.diff(brick[30 * course + 15]))
+        assert np.all(across[changes] <= 1)  # another brick begins at a joint
+    assert len(np.unique(brick)) >= 6
+
+
+def test_windows_of_walls_are_a_function_of_the_index():
+    windows = WallWindows((1, 2), 64)
+    assert windows[5].shape == (3, 64, 64)
+    assert torch.equal(windows[5], WallWindows((1, 2), 64)[5])
+    assert not torch.equal(windows[5], windows[6])
+    assert not torch.equal(windows[5], WallWindows((1, 3), 64)[5])

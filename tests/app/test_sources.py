@@ -452,19 +452,19 @@ def test_mixture_is_a_function_of_the_index(config, tmp_path):
 def test_shares_hold_and_no_pair_comes_twice(config, tmp_path):
     """In every block each source has its share, and the indices of each run on without gap."""
     pictures(tmp_path / "own", ["blurred/1.png", "sharp/1.png"], 20)
-    values = config.model_dump() | {"scenes": 0.2, "photos_share": 0.5}
+    values = config.model_dump() | {"scenes": 0.2, "photos_share": 0.4, "walls": 0.1}
     values["pairs"] = ({"layout": "folders", "root": tmp_path / "own", "share": 0.3},)
     source = make_source(DataConfig(**values), 1, CROP)
     places = [source.locate(index) for index in range(2 * BLOCK)]
-    for part, share in enumerate((0.2, 0.5, 0.3)):
+    for part, share in enumerate((0.2, 0.4, 0.1, 0.3)):
         indices = [inner for owner, inner in places if owner == part]
         assert indices == list(range(round(2 * BLOCK * share)))
         first = [inner for owner, inner in places[:BLOCK] if owner == part]
         assert len(first) == round(BLOCK * share)
-    assert {owner for owner, _ in places[:20]} == {0, 1, 2}
+    assert {owner for owner, _ in places[:40]} == {0, 1, 2, 3}
     assert source.describe() == (
-        "20% generated scenes (simple degradation); 50% 11 photographs of photos (simple degradation); "
-        "30% 1 pairs of folders (own, train)"
+        "20% generated scenes (simple degradation); 40% 11 photographs of photos (simple degradation); "
+        "10% generated walls (simple degradation); 30% 1 pairs of folders (own, train)"
     )
 
 
@@ -634,8 +634,20 @@ def test_configuration():
         DataConfig(photos="a", photos_share=float("inf"))
     with pytest.raises(ValidationError, match="makes no dual-pixel views"):
         DataConfig(photos="a", views=True)
+    with pytest.raises(ValidationError, match="makes no dual-pixel views"):
+        DataConfig(walls=1, views=True)
     with pytest.raises(ValidationError, match="Input should be 'dpdd'"):
         DataConfig(pairs={"layout": "goppro", "root": "a"})
+
+
+@pytest.mark.parametrize("degradation", ["simple", "camera"])
+def test_walls_alone_are_a_source(degradation):
+    source = make_source(DataConfig(walls=1, degradation=degradation), 1, CROP)
+    blurred, sharp = source.batch(3, 2)
+    assert blurred.shape == sharp.shape == (2, 3, CROP, CROP)
+    assert not torch.equal(blurred, sharp)
+    assert torch.equal(sharp[1], source[4][1])
+    assert source.describe() == f"100% generated walls ({degradation} degradation)"
 
 
 def test_a_wrong_folder_is_one_sentence(tmp_path):
@@ -650,4 +662,4 @@ def test_a_wrong_folder_is_one_sentence(tmp_path):
 def test_mixture_module_has_no_stray_keys():
     """The keys of the parts differ from one another and from those of SyntheticPairs, 0 and 1."""
     keys = [mixture._PHOTOS, mixture._PAIRS, mixture._DEGRADATION, mixture._ORDER, mixture._SCENES]
-    assert len({0, 1, *keys}) == 7
+    assert len({0, 1, *keys, mixture._WALLS}) == 8
