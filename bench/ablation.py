@@ -13,7 +13,7 @@ trained once, for all rows:
 | stride | nothing is trained: tile and stride of inference with `--weights` |
 | views | trained on dual-pixel pairs (six channels) or on one view; measured on pairs of the validation stream; with the degradation "camera" where `[data]` has "simple", which makes no views |
 | width, blocks, refinement, window, loss, batch, rate, precision, data | the recipe: one setting (`RECIPE`) |
-| schedule | crops twice as large, a quarter as many, for the last 30 % of the steps, or for all; with `--paced` or a configuration that ends by its steps |
+| schedule | crops twice as large, a quarter as many, for the last 30 % of the steps, or for all |
 | deconvolved | with fourteen deconvolved views of the picture as further input channels, or without |
 
 With `--paced` the minutes are those of one core of this machine that nobody else uses: the time of a step is measured
@@ -69,7 +69,7 @@ from swintormer.training.config import CropPhase, JointConfig, RestorationConfig
 from swintormer.training.data import validation_source
 from swintormer.training.loop import MakeRun, make_run, pick_device, train
 from swintormer.training.run import right_first
-from swintormer.training.state import changed
+from swintormer.training.state import FREE, changed
 
 RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "width": [("D 16", {"network": {"dim": 16}}), ("D 32", {"network": {"dim": 32}})],
@@ -161,7 +161,13 @@ class Ablation:
             fixed = Trained("unshifted", {}, shifted=False)
             return [Variant("windows shifted", crop, None, base), Variant("not shifted", crop, None, fixed)]
         if row == "schedule":
-            double = {"crop": 2 * crop, "batch": max(1, self.base.batch // 4)}
+            if self.base.crops or self.base.batch % 4:
+                raise SwintormerError(
+                    "The row schedule needs a configuration without `crops` and its batch a multiple of 4."
+                )
+            if self.paced is None and math.isfinite(self.base.minutes):
+                raise SwintormerError("The row schedule divides the steps: add --paced, or let steps end the run.")
+            double = {"crop": 2 * crop, "batch": self.base.batch // 4}
             late, all_along = Trained("crops_grow", double, first=FIRST), Trained("double_crop", double)
             return [
                 Variant(f"crops of {crop}, tile {2 * crop}", 2 * crop, None, base),
@@ -288,7 +294,7 @@ def trained_weights(config: TrainConfig, make: MakeRun = make_run) -> Path:
     path = config.out / "weights.safetensors"
     if path.exists():
         recipe = json.loads(read_checkpoint(path, prior=False).card.get("recipe", "{}"))
-        if changes := changed(recipe, json.loads(config.model_dump_json(exclude={"out"}))):
+        if changes := changed(recipe, json.loads(config.model_dump_json(exclude=FREE))):
             raise SwintormerError(
                 f"{path} is of another configuration, {', '.join(changes)}: name another folder with --out."
             )

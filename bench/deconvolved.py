@@ -4,7 +4,8 @@ A view is the luma under a regularised inverse of one blur, conj(K) / (|K|^2 + 0
 sees what each of fourteen plausible blurs would have hidden; KPAC (Son et al. ICCV 2021) builds on the same idea.
 `embedded()` makes networks take them inside, so that their pictures, checkpoints and training stay as they are.
 
-Two transforms of a 256x256 tile for each view; D more 3x3 filters of 4 x 14 channels at half the resolution.
+A tile of 256x256 takes one transform of 288x288 and an inverse one for each view, which counters of multiplications
+do not see, and the first convolution 56 further channels at half the resolution.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swintormer.data.blurs import disc_kernel
+from swintormer.data.blurs import disc_kernel, gaussian_kernel
 from swintormer.model import network
 
 BALANCE = 0.01
@@ -35,7 +36,7 @@ def kernels() -> list[np.ndarray]:
     found = [disc_kernel(radius) for radius in DISCS]
     axis = np.arange(-12, 13)
     y, x = axis[:, None], axis[None, :]
-    found += [np.exp(-(y**2 + x**2) / (2 * sigma**2)) for sigma in GAUSSIANS]
+    found += [gaussian_kernel(sigma) for sigma in GAUSSIANS]
     for path in LINES:
         for turn in range(DIRECTIONS):
             angle = math.pi * turn / DIRECTIONS
@@ -64,7 +65,7 @@ class Embedding(network.PatchEmbed):
 
     def __init__(self, in_channels: int, dim: int, bias: bool):
         super().__init__(in_channels + VIEWS, dim, bias)
-        self._filters: dict[tuple[int, int], Tensor] = {}
+        self._filters: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat((x, self.views(x).to(x.dtype)), dim=1)
@@ -75,10 +76,11 @@ class Embedding(network.PatchEmbed):
         """(B, VIEWS, H, W), float32, of a picture in [-1, 1]."""
         luma = (x[:, :3].float() * x.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
         padded = F.pad(luma, (MARGIN,) * 4, mode="reflect")
-        size = (padded.shape[2], padded.shape[3])
-        if size not in self._filters:
-            self._filters[size] = inverse_filters(*size).to(x.device)
-        views = torch.fft.irfft2(torch.fft.rfft2(padded) * self._filters[size], s=size)
+        height, width = padded.shape[2:]
+        key = height, width, x.device
+        if key not in self._filters:
+            self._filters[key] = inverse_filters(height, width).to(x.device)
+        views = torch.fft.irfft2(torch.fft.rfft2(padded) * self._filters[key], s=(height, width))
         return views[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 

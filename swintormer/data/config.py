@@ -53,7 +53,7 @@ class DataConfig(BaseModel):
         views: six channels, the two dual-pixel views, instead of three. It needs `degradation` "camera" or no other
             source than pairs.
         cache: folder of the decoded pictures; None for `cache.default_folder`.
-        degradation: what blurs scenes and photographs. "simple": `synthetic.simple_pair`, small kernels.
+        degradation: what blurs scenes, walls and photographs. "simple": `synthetic.simple_pair`, small kernels.
             "camera": `degrade`, blur as cameras make it.
         recipe: how often "camera" makes which fault, and how strong; None for `Recipe()`.
     """

@@ -30,6 +30,7 @@ _FEW = 8  # pictures or groups; below, validation takes the training pictures
 
 # What follows seed and stream in the keys of the random generators. 0 and 1 are those of SyntheticPairs.
 _PHOTOS, _PAIRS, _DEGRADATION, _ORDER, _SCENES, _WALLS = range(2, 8)
+_OF_SCENES, _OF_PHOTOS, _OF_WALLS = range(3)  # after _DEGRADATION
 
 
 class Source(Protocol):
@@ -207,13 +208,13 @@ def _scenes(config: DataConfig, key: tuple[int, ...], crop: int, scene_side: int
         source: _Pairs = _OneByOne(SyntheticPairs(key[0], crop, scene_side, key[1]))
     else:
         windows = SceneWindows((*key, _SCENES), crop + 2 * MARGIN, scene_side)
-        source = _Camera(windows, (*key, _DEGRADATION, 0), config)
+        source = _Camera(windows, (*key, _DEGRADATION, _OF_SCENES), config)
     return _Part(config.scenes_share, source, f"generated scenes ({config.degradation} degradation)")
 
 
 def _walls(config: DataConfig, key: tuple[int, ...], crop: int) -> _Part:
     windows = WallWindows((*key, _WALLS), crop + _margin(config))
-    source = _degraded(windows, (*key, _DEGRADATION, 2), config)
+    source = _degraded(windows, (*key, _DEGRADATION, _OF_WALLS), config)
     return _Part(config.walls, source, f"generated walls ({config.degradation} degradation)")
 
 
@@ -226,7 +227,7 @@ def _photos(config: DataConfig, key: tuple[int, ...], crop: int, validation_crop
         pictures, [picture.path.name for picture in pictures], key[1], large, f"Photographs of {names}", say
     )
     windows = PhotoWindows(chosen, (*key, _PHOTOS), crop + margin, say, config.soft)
-    source = _degraded(windows, (*key, _DEGRADATION, 1), config)
+    source = _degraded(windows, (*key, _DEGRADATION, _OF_PHOTOS), config)
     return _Part(
         config.photos_share, source, f"{len(chosen)} photographs of {names} ({config.degradation} degradation)"
     )

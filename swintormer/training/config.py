@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
         dtype: "bfloat16" runs the network under autocast.
         backend: of the ops, "auto" for the best of each.
         channels_last: memory layout of weights; on two AVX-512 cores 17 % faster at crop 128 in float32.
-        scene_side: side of the generated pictures that pairs are cut from; None for 512 or what the crop needs.
+        scene_side: side of the generated scenes that pairs are cut from; None for 512 or what the crop needs.
         threads: of torch on the CPU; 0 leaves its choice.
         checkpoint_every, validate_every, log_every: in steps.
         validation: pairs of the validation stream, whose PSNR is logged.

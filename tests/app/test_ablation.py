@@ -86,7 +86,7 @@ def test_settings_that_came_later_make_no_other_configuration(run):
     path = Path("out/base/weights.safetensors")
     net, card = read_checkpoint(path).net, read_checkpoint(path).card
     recipe = json.loads(card["recipe"])
-    del recipe["reuse"], recipe["data"]["walls"]
+    del recipe["reuse"], recipe["graph"], recipe["data"]["walls"]
     save_checkpoint(net, path, training_tile=32, card=card | {"recipe": json.dumps(recipe)})
     before = path.read_bytes()
     shutil.rmtree("out/scores")  # they are of the file's digest
@@ -125,6 +125,13 @@ def test_crops_grow(run):
     assert recipe["crops"] == [{"steps": 7, "crop": 32, "batch": 4}]
     assert (recipe["steps"], recipe["crop"], recipe["batch"]) == (10, 64, 1)
     assert read_checkpoint("out/crops_grow/weights.safetensors").card["pairs"] == str(7 * 4 + 3)
+
+
+def test_a_schedule_that_cannot_be_made_is_refused(run):
+    assert "batch a multiple of 4" in run("--rows", "schedule", code=1)
+    text = Path("run.toml").read_text()
+    Path("run.toml").write_text(text.replace("batch = 1\n", "batch = 4\n"))
+    assert "add --paced" in run("--rows", "schedule", "--minutes", "1", code=1)
 
 
 def test_deconvolved_views(run, monkeypatch):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swintormer.data import SyntheticPairs, synthetic
+from swintormer.data import SyntheticPairs, synthetic, walls
 from swintormer.data.blurs import RADIUS, blur, disc_kernel, gaussian_kernel, motion_kernel, random_kernels, random_path
 from swintormer.data.camera import add_noise, jpeg, random_camera, round_8bit
 from swintormer.data.scenes import make_scene, make_texture, power_noise, soften
-from swintormer.data.walls import WallWindows, _joints, make_wall
+from swintormer.data.walls import WallWindows, make_wall
 
 EPS = np.finfo(np.float32).eps
 SMALL = 96  # side of the scenes here; the region of a crop of 32 is 78
@@ -214,28 +214,45 @@ def test_softening_is_the_gaussian_kernel():
     assert np.abs(middle - blur(image, [kernel])).max() <= aliased + error_bound(image, kernel)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_walls_are_pictures_with_grain(seed):
-    """Every wall has grain or texture to the pixel, so that a blurred wall can be told from a soft one."""
-    wall = make_wall(np.random.default_rng((3, seed)), 96)
-    assert wall.shape == (96, 96, 3)
-    assert wall.dtype == np.float32
-    assert 0 <= wall.min() < wall.max() <= 1
-    again = make_wall(np.random.default_rng((3, seed)), 96)
+def test_walls_are_pictures_with_grain():
+    """Noise to the pixel, by the median of the Laplacian, so that a blurred wall can be told from a soft one.
+
+    Where a wall is black or white, there is none.
+    """
+    grains = []
+    for seed in range(100):
+        wall = make_wall(np.random.default_rng((3, seed)), 64)
+        assert wall.shape == (64, 64, 3)
+        assert wall.dtype == np.float32
+        assert 0 <= wall.min() < wall.max() <= 1
+        green = wall[..., 1]
+        fine = 4 * green[1:-1, 1:-1] - green[:-2, 1:-1] - green[2:, 1:-1] - green[1:-1, :-2] - green[1:-1, 2:]
+        grains.append(1.4826 * np.median(np.abs(fine)) / np.sqrt(20))  # deviation of white noise
+    assert np.quantile(grains, 0.05) > 0.5 / 255
+    again = make_wall(np.random.default_rng((3, 99)), 64)
     np.testing.assert_array_equal(wall, again)
 
 
-def test_joints_lie_between_courses_and_bricks():
-    axis = np.arange(90, dtype=np.float32)
+@pytest.mark.parametrize("planks", [False, True])
+def test_joints_lie_between_courses_and_bricks(monkeypatch, planks):
+    monkeypatch.setattr(walls, "PLANKS", float(planks))
+    axis = np.arange(120, dtype=np.float32)
     u, v = np.meshgrid(axis, axis)
-    distance, brick = _joints(np.random.default_rng(4), u, v, height=30)
-    np.testing.assert_array_equal(distance[[0, 30, 60]], 0)
-    assert distance.max() <= 15
-    for course in range(3):
-        across = distance[30 * course + 15]  # half a course away from the joints along it
-        changes = np.flatnonzero(np.diff(brick[30 * course + 15]))
-        assert np.all(across[changes] <= 1)  # another brick begins at a joint
-    assert len(np.unique(brick)) >= 6
+    distance, brick = walls._joints(np.random.default_rng(4), u, v, height=30)
+    assert 14 < distance.max() <= 15
+    assert set(np.unique(brick)) == set(range(brick.max() + 1))
+    for axis in (0, 1):
+        here, there = np.moveaxis(brick, axis, 0)[:-1], np.moveaxis(brick, axis, 0)[1:]
+        near = np.moveaxis(distance, axis, 0)[:-1]
+        assert np.all(near[here != there] <= 1)  # another brick begins at a joint
+    joints = (distance <= 0.5).mean()
+    if planks:
+        np.testing.assert_array_equal(brick, brick[:, :1].repeat(120, 1))
+        assert len(np.unique(brick)) == 5
+        assert joints == pytest.approx(1 / 30, rel=0.3)
+    else:
+        assert len(np.unique(brick)) > 5
+        assert joints > 1 / 30
 
 
 def test_windows_of_walls_are_a_function_of_the_index():

@@ -663,3 +663,4 @@ def test_mixture_module_has_no_stray_keys():
     """The keys of the parts differ from one another and from those of SyntheticPairs, 0 and 1."""
     keys = [mixture._PHOTOS, mixture._PAIRS, mixture._DEGRADATION, mixture._ORDER, mixture._SCENES]
     assert len({0, 1, *keys, mixture._WALLS}) == 8
+    assert len({mixture._OF_SCENES, mixture._OF_PHOTOS, mixture._OF_WALLS}) == 3
