@@ -31,7 +31,7 @@ def main() -> None:
     net = read_checkpoint(default_weights()).net
     image = torch.rand(1, 3, words.tile, words.tile)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "small.onnx")
+        path = Path(folder, "fixed.onnx")
         export_onnx(net, path, words.tile)
         ways = {"engine": lambda: net(image), "plain torch": lambda: _plain(net, image)}
         ways["onnxruntime"] = _onnxruntime(path, image, words.threads)
@@ -47,7 +47,7 @@ def main() -> None:
                     way()
                     if turn:  # the first packs weights
                         times[name].append(time.perf_counter() - start)
-    print(f"one {words.tile}x{words.tile} tile, `small`, threads: {words.threads}, rounds: {words.rounds}")
+    print(f"one {words.tile}x{words.tile} tile, preset `small`, threads: {words.threads}, rounds: {words.rounds}")
     engine = median(times["engine"])
     for name, taken in times.items():
         print(f"{name:22} {1e3 * median(taken):7.0f} ms  {median(taken) / engine:5.2f} times the engine's")

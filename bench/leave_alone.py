@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=heldout.SIDE, help="of the middle that is used, in pixels")
     options = parser.parse_args()
     model = MODELS[options.model]
-    deblurrer = Deblurrer(read_checkpoint(model.path()), precision="float32", **model.settings())
+    deblurrer = Deblurrer(read_checkpoint(model.path()), precision="float32", scales=model.scales)
     sharp: list[float] = []
     degraded: list[tuple[float, float]] = []  # change and gain
     for _, photograph in photographs_in(options.folder, pictures_below(options.folder)):

@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=heldout.SIDE, help="of the held-out photographs")
     options = parser.parse_args()
     model = MODELS[options.model]
-    checkpoint, settings = read_checkpoint(model.path()), model.settings()
-    exact, changed = (Deblurrer(checkpoint, precision=kind, **settings) for kind in ("float32", "bfloat16"))
+    checkpoint = read_checkpoint(model.path())
+    exact, changed = (Deblurrer(checkpoint, precision=kind, scales=model.scales) for kind in ("float32", "bfloat16"))
     found: dict[str, list[tuple[float, str]]] = {}
     for label, name, picture in pictures(options.folders, options.side):
         colours = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture[:, :, :3]

@@ -1,4 +1,4 @@
-"""What several resolutions do for wide blur: `python -m bench.wide_blur FOLDER [--model small] [--limit 12]`.
+"""What several resolutions do for wide blur: `python -m bench.wide_blur FOLDER [--limit 12]`.
 
 FOLDER holds sharp photographs. Each is blurred with discs in linear light, with noise of 1 of 255 and rounding to 8
 bits, and restored at one, two and three resolutions and by the automatic choice (`swintormer.inference.scales`). The
@@ -29,14 +29,11 @@ SCALES: tuple[int | Literal["auto"], ...] = (1, 2, 3, "auto")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--model", choices=MODELS, default="wide")
     parser.add_argument("--limit", type=int, help="only the first so many photographs")
     options = parser.parse_args()
-    model = MODELS[options.model]
-    checkpoint, settings = read_checkpoint(model.path()), model.settings()
-    deblurrers = {
-        scales: Deblurrer(checkpoint, precision="float32", **(settings | {"scales": scales})) for scales in SCALES
-    }
+    checkpoint = read_checkpoint(MODELS[options.model].path())
+    deblurrers = {scales: Deblurrer(checkpoint, precision="float32", scales=scales) for scales in SCALES}
     paths = pictures_below(options.folder)[: options.limit]
     print("radius   " + "".join(f"{f'scales {scales}':>14}" for scales in SCALES) + "   auto, worst", flush=True)
     for radius in RADII:

@@ -55,8 +55,8 @@ class LoadSwintormer:
         # ComfyUI runs nodes in inference mode. Weights made there have no versions, so kernels would pack them for
         # every tile.
         with torch.inference_mode(False):
-            settings = SHIPPED[model_name].settings() if model_name in SHIPPED else {}
-            return (Deblurrer(read_checkpoint(path_of(model_name)), device=device(), **settings),)
+            scales = SHIPPED[model_name].scales if model_name in SHIPPED else 1
+            return (Deblurrer(read_checkpoint(path_of(model_name)), device=device(), scales=scales),)
 
 
 class DeblurSwintormer:
@@ -77,8 +77,7 @@ class DeblurSwintormer:
     def deblur(self, model, image, strength):
         """(B, H, W, 3 or 4) in [0, 1] -> the same; a fourth channel, transparency, stays as it is."""
         if model.device.type != "cpu":  # half of what is free there is used: ComfyUI's other networks make room
-            nets = [net for net in (model.net, model.guard) if net is not None]
-            room = 2 * sum(resident_bytes(net.config, TILES * model.tile**2) for net in nets)
+            room = 2 * resident_bytes(model.net.config, TILES * model.tile**2)
             comfy.model_management.free_memory(room, model.device)
         bar = comfy.utils.ProgressBar(1)
 

@@ -180,12 +180,12 @@ def checkpoint_info(path: str | Path, *, window_size: int | None = None) -> Chec
     return _describe(path, *read_tensors(path), window_size)
 
 
-def default_weights(name: Literal["small", "strong", "small-prior"] = "small") -> Path:
+def default_weights(name: Literal["small", "strong", "small-prior"] = "strong") -> Path:
     """The weights that ship with the package.
 
     Args:
-        name: "small", for use alone; "strong", of the same preset, which `deblur` runs with "small" as its guard; or
-            "small-prior", which has a prior in it.
+        name: "strong", which `deblur` runs; "small", earlier weights of the same preset; or "small-prior", which has a
+            prior in it.
 
     Raises:
         SwintormerError: this installation does not have them.

@@ -539,9 +539,8 @@ def make_deblurrer(settings: Settings, checkpoint: Checkpoint | None = None) -> 
         raise SwintormerError(f"--tile {settings.tile} is too small for this network: use {smallest} or more.")
     names = ("tile", "stride", "blend", "memory", "batch", "device", "precision", "strength")
     chosen = {name: getattr(settings, name) for name in names}
-    if settings.weights is None and not _elsewhere(settings.model):
-        chosen |= installed(settings).settings()
-    chosen["scales"] = settings.scales or chosen.get("scales")
+    own = settings.weights is None and not _elsewhere(settings.model)
+    chosen["scales"] = settings.scales or (installed(settings).scales if own else None)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return Deblurrer(checkpoint, **chosen, prior=_sampler(checkpoint, settings) or False)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,12 +210,8 @@ class _Run:
         """
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "scales", "device")}
         given = {name: value for name, value in given.items() if value is not None}
-        return {"precision": "float32"} | self.own | defaults | given
-
-    @cached_property
-    def own(self) -> dict[str, Any]:
-        """Settings of the installed network; its guard is read once for all measurements."""
-        return {} if self.installed is None else self.installed.settings()
+        own = {} if self.installed is None else {"scales": self.installed.scales}
+        return {"precision": "float32"} | own | defaults | given
 
     def load(self) -> Checkpoint:
         from swintormer.checkpoint.checkpoint import read_checkpoint
@@ -234,14 +229,11 @@ class _Run:
     def record(self, *what: str) -> Record:
         """Where this measurement's scores are kept, with those of an interrupted one."""
         from swintormer.evaluation.record import Record, digest
-        from swintormer.inference.choice import FURTHER
 
         words = [f"{self.weights.name} {digest(self.weights)}", *what]
         given = {name: getattr(self.settings, name) for name in ("tile", "stride", "window", "scales")}
         if self.installed is not None:
             given["scales"] = given["scales"] or self.installed.scales
-            if self.installed.guard:
-                given["guard"] = f"{digest(self.installed.guard_path())} from {FURTHER[0]} to {FURTHER[1]}"
         words += [f"{name} {value}" for name, value in given.items() if value and (name, value) != ("scales", 1)]
         record = Record(self.csv, ", ".join(words))
         if record.known:

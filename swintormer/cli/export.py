@@ -12,7 +12,7 @@ from swintormer.errors import SwintormerError
 
 EXPORT_EXAMPLES = (
     "Examples:\n\n"
-    "swintormer export -o small.onnx\n\n"
+    "swintormer export -o strong.onnx\n\n"
     "swintormer export -o mine.pt2 --weights mine.safetensors --tile 128"
 )
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -26,7 +26,9 @@ def export(
     model: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Of `swintormer models` (default: small), or the hub's OWNER/NAME.", show_default=False
+            metavar="NAME",
+            help="Of `swintormer models` (default: strong), or the hub's OWNER/NAME.",
+            show_default=False,
         ),
     ] = "",
     weights: Annotated[
@@ -45,7 +47,7 @@ def export(
     """
     from swintormer.checkpoint.checkpoint import read_checkpoint
     from swintormer.cli.deblur import Settings, weights_of
-    from swintormer.cli.models import ALONE
+    from swintormer.cli.models import DEFAULT, MODELS
 
     kinds = {ending: name for name, ending in FORMATS.items()}
     form = form or kinds.get(out.suffix.lower(), "")
@@ -55,7 +57,7 @@ def export(
     if any_size and form != "onnx":
         raise SwintormerError("--any-size is for ONNX: torch.export takes one size of tile.")
     if weights is None:
-        model = model or ALONE
+        model = model or DEFAULT
     checkpoint = read_checkpoint(weights_of(Settings(weights=weights, model=model)), prior=False)
     if form == "onnx":
         from swintormer.export.onnx import export_onnx
@@ -66,18 +68,6 @@ def export(
 
         export_torch(checkpoint, out, tile)
     sides = "height, width" if any_size else f"{tile}, {tile}"
-    if weights is None and (alone := _what_is_left_out(model)):
-        complain(f"Note: {out} holds the network alone: {alone}")
+    if weights is None and model in MODELS and MODELS[model].scales != 1:
+        complain(f"Note: {out} holds the network alone: deblur runs it at several resolutions.")
     print(f"{out}: image (batch, {checkpoint.net.config.in_channels}, {sides}), {out.stat().st_size / 1e6:.1f} MB")
-
-
-def _what_is_left_out(model: str) -> str:
-    """What `deblur` does with an installed model beside running its network, as a clause; empty for nothing."""
-    from swintormer.cli.models import MODELS
-
-    found = MODELS.get(model)
-    if found is None or (found.scales == 1 and not found.guard):
-        return ""
-    parts = [f"also asks {found.guard} with it"] * bool(found.guard)
-    parts += ["runs it at several resolutions"] * (found.scales != 1)
-    return f"deblur {' and '.join(parts)}."

@@ -126,12 +126,9 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
     from swintormer.checkpoint.checkpoint import checkpoint_info
     from swintormer.cli.models import DEFAULT, named
 
-    guard = ""
     try:
         if path is None:
-            default = named(DEFAULT)
-            path = default.path()
-            guard = f"with {default.guard_path().name} as its guard, see `swintormer models`" if default.guard else ""
+            path = named(DEFAULT).path()
     except SwintormerError as error:  # without weights, the rest is still worth showing
         return [str(error)]
     info = checkpoint_info(path, window_size=window)
@@ -148,7 +145,7 @@ def _weights(path: Path | None, window: int | None) -> list[str]:
     if info.prior is not None:
         sampling = info.prior.sampling
         lines.append(f"with a prior of {info.prior.latent_channels} channels, steps: {sampling.steps}")
-    return lines + [guard] * bool(guard) + [f"{name}: {text}" for name, text in info.card.items()]
+    return lines + [f"{name}: {text}" for name, text in info.card.items()]
 
 
 def _window(info: CheckpointInfo, asked: int | None) -> str:

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from swintormer.errors import PriorError, SwintormerError
 
@@ -23,7 +23,6 @@ class Model:
         alone: a picture that the network changes by less than this (`images.compare.change`, dB; more is less change)
             needs nothing; None where it was not measured. `python -m bench.leave_alone` measures it: MODEL_CARD.md.
         scales: at how many resolutions a picture is restored, see `Deblurrer`.
-        guard: name of the weights of a second network, see `Deblurrer`.
     """
 
     name: str
@@ -32,27 +31,12 @@ class Model:
     licence: str
     alone: float | None = None
     scales: int | Literal["auto"] = 1
-    guard: Literal["small", ""] = ""
 
     def path(self) -> Path:
         """The file. Raises SwintormerError if this installation does not have it."""
         from swintormer.checkpoint.checkpoint import default_weights
 
         return default_weights(self.file)
-
-    def guard_path(self) -> Path:
-        """The file of the guard, for models that have one."""
-        from swintormer.checkpoint.checkpoint import default_weights
-
-        assert self.guard
-        return default_weights(self.guard)
-
-    def settings(self) -> dict[str, Any]:
-        """Of `Deblurrer`, beside the weights. Raises SwintormerError if this installation lacks the guard's weights."""
-        from swintormer.checkpoint.checkpoint import read_checkpoint
-
-        guard = read_checkpoint(self.guard_path()) if self.guard else None
-        return {"scales": self.scales, "guard": guard}
 
 
 MODELS: dict[str, Model] = {
@@ -61,15 +45,14 @@ MODELS: dict[str, Model] = {
         Model(
             "strong",
             "strong",
-            "mild blur; the default: for pictures a little out of focus or moved; a second network checks it",
+            "mild blur; the default: for pictures a little out of focus or moved",
             "Apache-2.0",
             alone=47.0,
-            guard="small",
         ),
         Model(
             "small",
             "small",
-            "quick; one network, which hesitates more: in about 70 % of the time of strong, and restores less",
+            "caution; an earlier network, which hesitates more and restores less",
             "Apache-2.0",
             alone=48.0,
         ),
@@ -79,7 +62,6 @@ MODELS: dict[str, Model] = {
             "wide blur; of ten pixels and more, and with it backgrounds that are meant to be out of focus",
             "Apache-2.0",
             scales="auto",
-            guard="small",
         ),
         Model(
             "small-prior",
@@ -91,7 +73,6 @@ MODELS: dict[str, Model] = {
     )
 }
 DEFAULT, WITH_PRIOR = "strong", "small-prior"
-ALONE = "small"  # which needs no guard and one resolution, for programs that run a network alone
 
 
 def named(name: str) -> Model:
@@ -121,7 +102,7 @@ def _speed(model: Model) -> str:
     from swintormer.inference.deblurrer import Deblurrer
 
     try:
-        deblurrer = Deblurrer(read_checkpoint(model.path()), device="auto", **model.settings())
+        deblurrer = Deblurrer(read_checkpoint(model.path()), device="auto", scales=model.scales)
     except PriorError as error:
         return str(error)
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)

@@ -12,9 +12,9 @@ What a window may look like is drawn so that the network meets what people have:
   walls and fur are met as well.
 - Soft and faint truths: without them a network takes a wall that is soft by nature for a blurred one and loses 9 dB.
   Soft is a picture by a lens (Gaussian), because it was enlarged, or because its surface has little fine detail
-  (a steeper spectrum). A network trained long with Gaussians alone (`strong`: MODEL_CARD.md) sharpens the other two.
-  No kind helps for a wall whose wide soft bands look like thin lines out of focus; generated walls do (walls.py).
-  Their share is `soft`; 0.35 of Gaussians made a network hesitate (recipe.py).
+  (a steeper spectrum). A network trained long with Gaussians alone (`strong` before the walls: MODEL_CARD.md) sharpens
+  the other two. No kind helps for a wall whose wide soft bands look like thin lines out of focus; generated walls do
+  (walls.py). Their share is `soft`; 0.35 of Gaussians made a network hesitate (recipe.py).
 - Gray ones: some of a folder in colour are made gray.
 """
 

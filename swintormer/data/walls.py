@@ -2,9 +2,9 @@
 
 A band of mortar some pixels wide, light on a plain face and with rounded shoulders, looks like a thin line out of
 focus. Only the fine grain beside it tells that nothing is blurred. Photographs show that too seldom: a network that
-took 12,358 steps of 16 of them made the joints of a brick wall thinner and brighter, and lost up to 6.6 dB there
-(swintormer/assets/MODEL_CARD.md). Walls of all widths, shoulders and grains, blurred and not, teach it to look at the
-grain, so every wall has some.
+took 12,358 steps of 16 pairs, nearly all of photographs, made the joints of `brick`, a test picture, thinner and
+brighter, and lost up to 6.6 dB (swintormer/assets/MODEL_CARD.md). Walls of all widths, shoulders and grains, blurred
+and not, teach it to look at the grain, so every wall has some.
 """
 
 from __future__ import annotations

@@ -26,8 +26,6 @@ from swintormer.errors import InputError, SwintormerError, described, first_line
 from swintormer.execution.cuda_graph import GraphedForward
 from swintormer.execution.tiling import PAPER_TILE, Blend, Grid, check_tiling, default_stride, make_grid
 from swintormer.inference.band import Band
-from swintormer.inference.choice import coarser_share
-from swintormer.inference.guard import Guard, fitting, padded
 from swintormer.inference.kept import Samples, mixed, write_part
 from swintormer.inference.memory import (
     available_bytes,
@@ -37,7 +35,7 @@ from swintormer.inference.memory import (
     resident_bytes,
 )
 from swintormer.inference.precision import Chosen, Precision
-from swintormer.inference.scales import MOST_SCALES, ImageCut, ImagePart, Scale, added, doubled
+from swintormer.inference.scales import MOST_SCALES, ImageCut, ImagePart, Scale, added, coarser_share, doubled
 from swintormer.model.network import Swintormer, check_image
 from swintormer.prior.latent import ImageLatent
 from swintormer.prior.model import Sampler
@@ -114,9 +112,6 @@ class Deblurrer:
         scales: 2 for wide blur, 10 pixels and more: the image is restored at half size first; 3 begins at a quarter.
             "auto" restores at three scales and takes the coarser ones where they find more to change (scales.py); with
             a network of two views it is 1.
-        guard: a second network, which hesitates where `net` errs: where `net` changes a tile much more than the guard
-            does, the guard's result is taken (guard.py). It is asked about the part of a tile that changes most, a
-            quarter of it, and where it must be about the whole. Of the same channels and dtype, without a prior.
 
     Attributes:
         forward: runs the network on a batch of tiles; on CUDA it replays a graph (`cuda_graph.GraphedForward`; its
@@ -124,8 +119,7 @@ class Deblurrer:
 
     Raises:
         InputError: neither network nor checkpoint, a size or budget that is no whole number of at least one, an
-            unknown blend or precision, a strength outside 0 to 1, several scales for a network of two views, a guard
-            that does not fit.
+            unknown blend or precision, a strength outside 0 to 1, several scales for a network of two views.
         SwintormerError: a device that is not there, or a prior that does not fit the network.
     """
 
@@ -143,7 +137,6 @@ class Deblurrer:
         precision: Precision = "auto",
         strength: float = 1.0,
         scales: int | Literal["auto"] = 1,
-        guard: Swintormer | Checkpoint | None = None,
     ) -> None:
         checkpoint = checkpoint_of(net)
         self._may_stretch = not isinstance(tile, int) and stride is None
@@ -179,9 +172,7 @@ class Deblurrer:
         if self.device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = GraphedForward(self.net)
-        self.guard = None if guard is None else fitting(guard, self.net)
-        self._guard = None if self.guard is None else Guard(self.guard)
-        self._precision = Chosen(precision, self.net, *(() if self.guard is None else (self.guard,)))
+        self._precision = Chosen(precision, self.net)
         if isinstance(prior, bool):
             self.sampler = Sampler(checkpoint.prior) if prior and checkpoint.prior is not None else None
         else:
@@ -364,7 +355,7 @@ class Deblurrer:
         tiles = ((image, row, column) for image, (row, column) in product(range(images), band.walk()))
         total, done = images * len(grid), 0
         latents: dict[int, ImageLatent] = {}
-        with torch.inference_mode(), _evaluating(self.net, self.guard), self._precision.scope():
+        with torch.inference_mode(), _evaluating(self.net), self._precision.scope():
             while batch := list(islice(tiles, plan.batch)):
                 spans = [(image, grid.rows.span(row), grid.columns.span(column)) for image, row, column in batch]
                 # Converted first: under autocast to bfloat16, stack does not take float16.
@@ -396,13 +387,11 @@ class Deblurrer:
                     progress(done, total)
 
     def _forward(self, tiles: Tensor, z: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The network's results, on its device; the guard's where the network goes much further."""
+        """The network's results, on its device."""
         if z is None:
-            restored = self.forward(tiles).to(dtype)
-        else:
-            assert self.sampler is not None
-            restored = self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(dtype)
-        return restored if self._guard is None else self._guard(tiles, restored)
+            return self.forward(tiles).to(dtype)
+        assert self.sampler is not None
+        return self.forward(tiles, z, settings=(self.sampler.prior.factor,)).to(dtype)
 
     def _latent(self, ends: _Ends, grid: Grid, progress: Callable[[], None] | None, image: int) -> ImageLatent:
         """z_0 of an image. Of a dual-pixel pair the prior sees the view that is restored."""
@@ -482,8 +471,7 @@ class Deblurrer:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return 0
         denoiser = () if self.sampler is None else self.sampler.prior.denoiser.parameters()
-        guard = 0 if self.guard is None else packed_bytes(self.guard.config)
-        return packed_bytes(self.net.config) + guard + packed_convolution_bytes(denoiser)
+        return packed_bytes(self.net.config) + packed_convolution_bytes(denoiser)
 
     def _most_tiles(self, tile: int) -> int:
         """Tiles of an automatic batch that still pay off; see `CPU_BATCH_PIXELS`."""
@@ -493,14 +481,9 @@ class Deblurrer:
     def _cost(self, tile: int, batch: int, height: int, width: int) -> int:
         """Bytes for a batch of tiles and packed weights; on a CPU also for the band and one tile being copied."""
         rows, columns = min(tile, height), min(tile, width)
-        needs = [
-            resident_bytes(net.config, batch * padded(rows, columns, net.config.stride), self.dtype.itemsize)
-            for net in (self.net, self.guard)
-            if net is not None
-        ]
-        if self.device.type == "cuda":  # every graph keeps its memory: network, guard, and guard of half a tile at most
-            needs.append(sum(needs[1:]) // 2)
-        cost = self._packed + (sum(needs) if self.device.type == "cuda" else max(needs))
+        config = self.net.config
+        padded = (-(-rows // config.stride) * config.stride) * (-(-columns // config.stride) * config.stride)
+        cost = self._packed + resident_bytes(config, batch * padded, self.dtype.itemsize)
         across = min(tile, max(height, width)) * min(height, width) + rows * columns
         if self.device.type != "cpu":
             return cost
@@ -508,7 +491,7 @@ class Deblurrer:
         # A tile of a coarser scale is made from the region that it covers, and that from the finer scales' region.
         halvings = self._scales_of(height, width) - 1
         regions = sum(min(2**n * (tile + 16), height) * min(2**n * (tile + 16), width) for n in range(1, halvings + 1))
-        return cost + 4 * self.net.config.out_channels * (across + 2 * regions) + latents
+        return cost + 4 * config.out_channels * (across + 2 * regions) + latents
 
 
 @dataclass(frozen=True)
@@ -558,16 +541,14 @@ def _moved(net: Swintormer, device: str | torch.device | None) -> Swintormer:
 
 
 @contextmanager
-def _evaluating(*nets: Swintormer | None) -> Iterator[None]:
+def _evaluating(net: Swintormer) -> Iterator[None]:
     """Evaluation mode inside; a network in training goes back to it, also after an interrupt."""
-    modes = [(net, net.training) for net in nets if net is not None]
-    for net, _ in modes:
-        net.eval()
+    training = net.training
+    net.eval()
     try:
         yield
     finally:
-        for net, training in modes:
-            net.train(training)
+        net.train(training)
 
 
 def _described(pixels: Samples) -> str:

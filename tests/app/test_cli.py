@@ -464,7 +464,7 @@ def test_info_names_the_extras(run, monkeypatch):
 
     monkeypatch.setattr(info, "version", lambda package: "not installed" if package in ("uvicorn", "ray") else "1.0")
     text = run("info").stdout
-    assert "with small.safetensors as its guard" in text
+    assert "strong.safetensors" in text
     assert "  web         the page of `swintormer web`: not installed, pip install 'swintormer-kernels[web]'\n" in text
     assert "  export      `export --format onnx`\n" in text
     assert text.count("not installed, pip") == 2

@@ -36,7 +36,7 @@ def install(weights, monkeypatch):
         monkeypatch.setattr(checkpoint, "default_weights", lambda name: weights)
         small = models.Model("small", "small", "tests", "none", alone)
         monkeypatch.setitem(models.MODELS, "small", small)
-        monkeypatch.setitem(models.MODELS, models.DEFAULT, replace(small, name=models.DEFAULT, guard="small"))
+        monkeypatch.setitem(models.MODELS, models.DEFAULT, replace(small, name=models.DEFAULT))
 
     return as_model
 

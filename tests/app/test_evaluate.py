@@ -364,9 +364,10 @@ def test_a_prior_is_measured_beside_doing_without():
     assert list(network_methods(Checkpoint(net))) == [NETWORK]
 
 
-def test_shipped_weights_restore():
+@pytest.mark.parametrize("name", ["strong", "small"])
+def test_shipped_weights_restore(name):
     """Three photographs and three degradations, the middle 128 pixels: the network gains in each of the nine."""
-    network = Network(Deblurrer(load_checkpoint(default_weights())))
+    network = Network(Deblurrer(load_checkpoint(default_weights(name))))
     chosen = [d for d in heldout.DEGRADATIONS if d.name in ("disc 2.5", "Gaussian 1", "disc 2.5, linear light")]
     gain = gains(list(degraded_scores({NETWORK: network}, photographs(3), chosen, side=128)))
     assert len(gain) == 9
@@ -382,31 +383,27 @@ def test_shipped_prior_restores():
     assert min(gain.values()) > 0
 
 
-def test_the_guard_of_the_default_model_spares_what_is_soft_by_nature():
-    """`brick`, a little blurred: alone, the network takes its soft mortar for lines out of focus (MODEL_CARD.md)."""
-    model = named(DEFAULT)
-    blur = next(one for one in heldout.DEGRADATIONS if one.name == "Gaussian 1")
-    alone, guarded = (
-        network_methods(read_checkpoint(model.path()), **settings)[NETWORK] for settings in ({}, model.settings())
-    )
+@pytest.mark.parametrize("fault", ["Gaussian 1", "motion 7"])
+def test_the_default_model_leaves_what_is_soft_by_nature(fault):
+    """`brick`, a little blurred, whose soft mortar weights from before the walls took for lines out of focus."""
+    blur = next(one for one in heldout.DEGRADATIONS if one.name == fault)
     degraded, truth = heldout.degrade(heldout.photograph("brick.png"), blur, seed=0, side=256)
-    before, broken, spared = (psnr(picture, truth) for picture in (degraded, alone(degraded), guarded(degraded)))
-    assert broken < before - 2
-    assert spared > before
+    restored = network_methods(read_checkpoint(named(DEFAULT).path()))[NETWORK](degraded)
+    assert psnr(restored, truth) > psnr(degraded, truth)
 
 
 @pytest.mark.slow
 def test_the_default_model_earns_its_place():
     """What the model card says of the first ten degradations: mean, worst row, and what every photograph gains."""
     model = named(DEFAULT)
-    network = network_methods(read_checkpoint(model.path()), **model.settings())[NETWORK]
+    network = network_methods(read_checkpoint(model.path()), scales=model.scales)[NETWORK]
     gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
-    assert sum(gain.values()) / len(gain) >= 1.48
-    assert min(gain.values()) >= -3.1
-    assert sum(value < -0.1 for value in gain.values()) == 2  # both of `brick`
+    assert sum(gain.values()) / len(gain) >= 1.62
+    assert min(gain.values()) >= -0.85
+    assert sum(value < -0.1 for value in gain.values()) == 1  # of `brick`
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
-        assert sum(own) / len(own) >= 0.55, name
+        assert sum(own) / len(own) >= 0.73, name
 
 
 @pytest.mark.slow

@@ -80,10 +80,9 @@ def test_an_installed_network_is_measured_as_deblur_restores_with_it(run, identi
     run(*pairs, "--model", "wide")
     run(*pairs, "--weights", identity)
     assert [settings.get("scales", 1) for settings in seen] == [1, "auto", 1]
-    assert [settings.get("guard") is None for settings in seen] == [False, False, True]
-    other = run(*pairs, "--model", "small", "--csv", "rows.csv", code=1).stderr
-    assert ", guard " in other.partition("this one is")[0]
-    assert "scales" not in other
+    other = run(*pairs, "--model", "wide", "--csv", "rows.csv", code=1).stderr
+    assert "scales auto" in other.partition("this one is")[2]
+    assert "scales" not in other.partition("this one is")[0]
     run(*pairs, "--weights", identity, "--csv", "same.csv")
     assert "2 scores stand in same.csv already" in run(*pairs, "--model", "small", "--csv", "same.csv").stderr
     assert "scales auto" in run(*pairs, "--model", "wide", "--csv", "same.csv", code=1).stderr

@@ -125,19 +125,6 @@ def test_the_agreement_is_measured_on_a_photograph(net, results):
         assert precision.agreement(Swintormer(TINY, in_channels=6).eval()) > 0
 
 
-def test_networks_that_run_together_must_all_agree(net, monkeypatch):
-    other = Swintormer(TINY).eval()
-    found = {net: 61.0, other: 59.0}
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "agreement", found.__getitem__)
-    for nets, taken in (((net,), True), ((net, other), False), ((other,), False)):
-        with precision.Chosen("auto", *nets).scope():
-            assert torch.is_autocast_enabled("cpu") == taken
-    monkeypatch.setattr(precision, "LEAST_AGREEMENT", 58.0)
-    deblurrer = Deblurrer(net, guard=other)
-    assert deblurrer._precision.others == (other,)
-
-
 @pytest.mark.parametrize("name", ["small", "strong", "small-prior"])
 def test_the_shipped_weights_agree(name, extension):
     net = read_checkpoint(default_weights(name), prior=False).net.eval()

@@ -129,10 +129,11 @@ def test_faults_of_the_data_are_one_sentence(here):
         assert not list(here.glob("run/*"))
 
 
-@pytest.mark.parametrize("name", ["photos", "photos_further", "gpu"])
+@pytest.mark.parametrize("name", ["photos", "photos_further", "gpu", "walls"])
 def test_configurations_for_photographs(request, name):
     """They run as they say, once `photos` names a folder and `initial` weights."""
     config = read_config(request.config.rootpath / "configs" / f"{name}.toml")
     assert config.data.degradation == "camera"
-    assert (config.data.scenes_share, config.crop) == ((0.03, 256) if name == "gpu" else (0.1, 128))
+    assert (config.data.scenes_share, config.crop) == ((0.03, 256) if name in ("gpu", "walls") else (0.1, 128))
+    assert (config.data.walls > 0) == (name in ("gpu", "walls"))
     assert (config.initial is None) == (name == "photos")

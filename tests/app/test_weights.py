@@ -441,8 +441,8 @@ def test_shipped_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SwintormerError, match="--weights"):
         default_weights()
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "small.safetensors").write_bytes(b"x")
-    assert default_weights() == tmp_path / "assets" / "small.safetensors"
+    (tmp_path / "assets" / "strong.safetensors").write_bytes(b"x")
+    assert default_weights() == tmp_path / "assets" / "strong.safetensors"
     with pytest.raises(SwintormerError, match=r"small-prior\.safetensors.*--weights"):
         default_weights("small-prior")
 
