@@ -36,7 +36,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,6 +130,10 @@ class Variant:
     tile: int
     stride: int | None = None
     trained: Trained | None = None  # None: the given weights
+
+    def making(self) -> AbstractContextManager[None]:
+        """Networks that are made inside are of the variant's kind."""
+        return nullcontext() if self.trained is None else self.trained.making()
 
 
 @dataclass(frozen=True)
@@ -310,7 +314,7 @@ def trained_weights(config: TrainConfig, make: MakeRun = make_run) -> Path:
 def measured(ablation: Ablation, row: str, variant: Variant) -> tuple[Gains, Checkpoint]:
     """The gains of a variant by picture, and the network."""
     trained = variant.trained
-    with nullcontext() if trained is None else trained.making():
+    with variant.making():
         path = ablation.weights if trained is None else trained_weights(ablation.config(trained))
         checkpoint = read_checkpoint(path)
     settings = {"tile": variant.tile, "stride": variant.stride, "blend": "uniform", "device": ablation.base.device}
@@ -380,7 +384,7 @@ def lines(ablation: Ablation, row: str) -> Iterator[str]:
         differences = "" if first is None else with_error([found[key] - first[key] for key in found if key in first])
         first = first or found
         card = checkpoint.card if variant.trained is not None else {}
-        with nullcontext() if variant.trained is None else variant.trained.making():
+        with variant.making():
             cost = count_macs(checkpoint.net.config, TILE, TILE).total / 1e9
         cells = [row, variant.text, f"{cost:.2f}", str(len(found)), with_error(list(found.values())), differences]
         yield "| " + " | ".join([*cells, card.get("steps", ""), card.get("minutes", "")]) + " |"
