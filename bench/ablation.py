@@ -80,7 +80,7 @@ RECIPE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "refinement": [("no refinement", {"network": {"num_refinement_blocks": 0}})],
     # Crops of 256, because those of 128 are padded to them: level 1/16 holds a whole window.
     "window": [("windows of 16, crop 256, batch 1", {"network": {"window_size": 16}, "crop": 256, "batch": 1})],
-    "loss": [("L1 and 0.1 Fourier", {"fourier": 0.1})],
+    "loss": [("L1 and 0.1 Fourier", {"fourier": 0.1}), ("PSNR", {"loss": "psnr"})],
     "batch": [("batch 2", {"batch": 2}), ("batch 8", {"batch": 8})],
     "rate": [("rate 3e-4", {"lr": 3e-4}), ("rate 1.4e-3", {"lr": 1.4e-3})],
     "precision": [("float32", {"dtype": "float32"})],

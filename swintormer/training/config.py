@@ -196,7 +196,8 @@ class ImageStageConfig(TrainConfig):
             step, 64 (reuse - 1) / reuse batches, and keeps so many on the device (data.py).
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
-        fourier: weight of `losses.fourier_loss`, which is added to L1. At 0.5, as in configs/, this term is 0.35 of the
+        loss: "l1", or "psnr" for `losses.psnr_loss`, with which a network leaves more pictures alone that need little.
+        fourier: weight of `losses.fourier_loss`, which is added. At 0.5, as in configs/, this term is 0.35 of the
             L1 loss of white noise (real and imaginary part have half its variance each), so L1 dominates.
         perceptual: weight of `perceptual.PerceptualDistance` with VGG16, which needs the extra `[perceptual]`.
     """
@@ -204,6 +205,7 @@ class ImageStageConfig(TrainConfig):
     workers: int = Field(0, ge=0)
     reuse: int = Field(1, ge=1, le=8)
     crops: tuple[CropPhase, ...] = ()
+    loss: Literal["l1", "psnr"] = "l1"
     fourier: float = Field(0.0, ge=0, le=LARGEST)
     perceptual: float = Field(0.0, ge=0, le=LARGEST)
 

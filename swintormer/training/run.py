@@ -21,11 +21,12 @@ from swintormer.model.network import Swintormer
 from swintormer.training.config import ImageStageConfig, NetworkStageConfig, RestorationConfig, TrainConfig
 from swintormer.training.data import Source, Sources, batches, training_sources, validation_source
 from swintormer.training.graph import StepGraphs
-from swintormer.training.losses import fourier_loss, l1_loss
+from swintormer.training.losses import fourier_loss, l1_loss, psnr_loss
 from swintormer.training.perceptual import PerceptualDistance
 from swintormer.training.processes import Processes
 from swintormer.training.state import FREE, STATE_VERSION, check_settings, read_state, sort_tensors
 
+LOSSES = {"l1": l1_loss, "psnr": psnr_loss}
 SHOWN = 4  # validation pairs that are kept as pictures
 
 
@@ -290,8 +291,8 @@ class ImageRun(Run):
         return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """L1 and the losses to which the configuration gives a weight, for batches (B, 3, S, S), outside autocast."""
-        loss = l1_loss(output, target)
+        """`loss` of the configuration and the losses that it weights, of batches (B, 3, S, S), outside autocast."""
+        loss = LOSSES[self.config.loss](output, target)
         if self.config.fourier:
             loss = loss + self.config.fourier * fourier_loss(output, target)
         if self.perceptual is not None:

@@ -27,6 +27,7 @@ RANDOM = frozenset({"rng.cpu", "rng.cuda"})  # in files of version 3
 ADDED: dict[str, Any] = {
     "crops": [],
     "reuse": 1,
+    "loss": "l1",
     "data": DataConfig.model_validate({}).model_dump(mode="json", exclude={"cache"}),
 }
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter

@@ -201,10 +201,11 @@ def test_gains_of_views_are_over_the_picture_of_one_view(run):
 
 def test_rows_of_the_recipe(run):
     lines = run("--rows", "loss,width")
-    assert [line[1] for line in lines] == ["base", "L1 and 0.1 Fourier", "base", "D 16", "D 32"]
+    assert [line[1] for line in lines] == ["base", "L1 and 0.1 Fourier", "PSNR", "base", "D 16", "D 32"]
     assert read_checkpoint("out/D_16/weights.safetensors").net.config.dim == 16
     assert json.loads(read_checkpoint("out/L1_and_0.1_Fourier/weights.safetensors").card["recipe"])["fourier"] == 0.1
-    assert float(lines[4][2]) > float(lines[3][2]) > 0
+    assert json.loads(read_checkpoint("out/PSNR/weights.safetensors").card["recipe"])["loss"] == "psnr"
+    assert float(lines[5][2]) > float(lines[4][2]) > 0
 
 
 def test_a_budget_of_minutes_is_a_number_of_steps(run, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from swintormer.training.losses import fourier_loss, l1_loss, moment_loss
+from swintormer.training.losses import fourier_loss, l1_loss, moment_loss, psnr_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPSILON = torch.finfo().eps
@@ -39,9 +39,40 @@ def test_fourier_loss_of_white_noise_does_not_depend_on_the_crop() -> None:
         )
 
 
+def test_psnr_loss_is_the_formula() -> None:
+    """Of each picture apart, in float64; a perfect picture is at the floor and gives no gradient."""
+    a, b = torch.rand(2, 3, 3, 8, 6)
+    squared = ((a.double() - b.double()) ** 2).mean((1, 2, 3))
+    assert float(psnr_loss(a, b)) == pytest.approx(0.02 * float((squared + 1e-5).log().mean()), rel=20 * EPSILON)
+    perfect = a.clone().requires_grad_()
+    loss = psnr_loss(perfect, a)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.02 * math.log(1e-5), rel=4 * EPSILON)
+    assert not perfect.grad.any()
+
+
+def test_psnr_loss_counts_the_share_of_the_error_of_each_picture() -> None:
+    """A picture ten times nearer to the truth gives the same change for the same share of its error; L1 a tenth."""
+    target = torch.zeros(2, 3, 8, 8)
+    output = torch.full((2, 3, 8, 8), 0.5)
+    output[1] /= 10
+    output.requires_grad_()
+    for loss, ratio in ((psnr_loss, 1.0), (l1_loss, 10.0)):
+        (slope,) = torch.autograd.grad(loss(output, target), output)
+        far, near = (slope * output.detach()).sum((1, 2, 3)).tolist()
+        assert far / near == pytest.approx(ratio, rel=0.01)  # the floor of 1e-5 beside a squared error of 0.05^2
+
+
+def test_the_gradients_of_psnr_and_l1_are_of_one_size_at_28_db() -> None:
+    noise = (0.04 * torch.randn(4, 3, 64, 64)).requires_grad_()
+    zero = torch.zeros(4, 3, 64, 64)
+    sizes = [torch.autograd.grad(loss(noise, zero), noise)[0].norm() for loss in (psnr_loss, l1_loss)]
+    assert float(sizes[0] / sizes[1]) == pytest.approx(1, rel=0.05)
+
+
 def test_losses_are_float32_under_autocast_and_differentiable() -> None:
     target = torch.rand(1, 3, 16, 16)
-    for loss in (l1_loss, fourier_loss):
+    for loss in (l1_loss, psnr_loss, fourier_loss):
         output = torch.rand(1, 3, 16, 16).bfloat16().requires_grad_()
         value = loss(output, target)
         assert value.dtype == torch.float32

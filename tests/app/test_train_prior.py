@@ -21,7 +21,7 @@ from swintormer.prior.checkpoint import load_prior, save_prior
 from swintormer.prior.config import PRIORS
 from swintormer.training.config import CONFIGS, StageConfig, read_config
 from swintormer.training.loop import make_run, train
-from swintormer.training.losses import fourier_loss, l1_loss
+from swintormer.training.losses import fourier_loss, l1_loss, psnr_loss
 from swintormer.training.run import Run
 from swintormer.training.stages import STAGES, target
 
@@ -183,6 +183,13 @@ def test_fourier_loss_takes_part_with_its_weight(stage: str, weight: float, tmp_
     output, target = torch.rand(2, 1, 3, 32, 32)
     expected = l1_loss(output, target) + weight * fourier_loss(output, target)
     assert torch.equal(run.image_loss(output, target), expected)
+
+
+@pytest.mark.parametrize("stage", OF_IMAGES)
+def test_the_loss_of_the_configuration_is_taken(stage: str, tmp_path, given) -> None:
+    run = make_run(config(stage, tmp_path, given, loss="psnr", fourier=0.1), CPU)
+    output, target = torch.rand(2, 1, 3, 32, 32)
+    assert torch.equal(run.image_loss(output, target), psnr_loss(output, target) + 0.1 * fourier_loss(output, target))
 
 
 @pytest.mark.parametrize("name", ["perceptual", "fourier"])
