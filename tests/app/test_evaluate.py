@@ -398,12 +398,11 @@ def test_the_default_model_earns_its_place():
     model = named(DEFAULT)
     network = network_methods(read_checkpoint(model.path()), scales=model.scales)[NETWORK]
     gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
-    assert sum(gain.values()) / len(gain) >= 1.62
-    assert min(gain.values()) >= -0.85
-    assert sum(value < -0.1 for value in gain.values()) == 1  # of `brick`
+    assert sum(gain.values()) / len(gain) >= 1.5
+    assert min(gain.values()) >= -0.05
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
-        assert sum(own) / len(own) >= 0.73, name
+        assert sum(own) / len(own) >= 0.62, name
 
 
 @pytest.mark.slow
