@@ -25,7 +25,7 @@ CASES = (
     ("astronaut.png", "camera shake 31"),
     ("coffee.png", "layers 12, 5, 0"),
     ("page.png", "disc 4"),
-    ("brick.png", "disc 1.5"),
+    ("brick.png", "moving thing 20"),
     ("rocket.jpg", "night lights, shake 15"),
 )
 SIDE, SCALE = 192, 2

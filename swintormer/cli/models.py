@@ -52,7 +52,7 @@ MODELS: dict[str, Model] = {
         Model(
             "small",
             "small",
-            "caution; an earlier network, which hesitates more and restores less",
+            "comparison; earlier weights, which restore less",
             "Apache-2.0",
             alone=48.0,
         ),

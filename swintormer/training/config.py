@@ -196,8 +196,9 @@ class ImageStageConfig(TrainConfig):
             step, 64 (reuse - 1) / reuse batches, and keeps so many on the device (data.py).
         crops: phases before the one with `crop` and `batch`, which lasts from there to the end of the run; for small
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
-        loss: "l1", or "psnr" for `losses.psnr_loss`, with which a network leaves more pictures alone that need little.
-        fourier: weight of `losses.fourier_loss`, which is added. At 0.5, as in configs/, this term is 0.35 of the
+        loss: "l1", or "psnr" (`losses.psnr_loss`), under which a picture that needs little counts as much as a strongly
+            blurred one.
+        fourier: weight of `losses.fourier_loss`, which is added. Beside L1 at 0.5, this term is 0.35 of the
             L1 loss of white noise (real and imaginary part have half its variance each), so L1 dominates.
         perceptual: weight of `perceptual.PerceptualDistance` with VGG16, which needs the extra `[perceptual]`.
     """

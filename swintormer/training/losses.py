@@ -12,19 +12,19 @@ def l1_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output.float(), target.float())
 
 
-PSNR_FLOOR = 1e-5  # squared error, 50 dB: pairs that are restored better hardly count any more
-PSNR_WEIGHT = 0.02  # at a root mean square of 0.04, 28 dB, the gradient is as large as L1's, so one `clip` fits both
+PSNR_FLOOR = 1e-5  # squared error, 50 dB: a pair there counts half as much, better ones less and less
+PSNR_WEIGHT = 0.02  # at a root mean square of 0.04, 28 dB, the gradient is as large as L1's; larger for smaller errors
 
 
 def psnr_loss(output: Tensor, target: Tensor) -> Tensor:
-    """0.02 times the mean over the pictures of log(squared error + 1e-5): their mean PSNR, negative and in other units.
+    """0.02 times the mean over the pictures of log(mean squared error + 1e-5): their PSNR, negative and in other units.
 
-    As NAFNet is trained (Chen et al. ECCV 2022, its PSNRLoss), there without a floor that matters. Each picture counts
+    NAFNet's loss (Chen et al. ECCV 2022, PSNRLoss), there with a floor of 1e-8. Each picture counts
     by the share of its error that a step removes, so pictures that need little count as much as strongly blurred ones,
     which dominate L1.
 
     Args:
-        output: (B, C, H, W), any floating dtype.
+        output: (B, C, H, W), any floating dtype, values about 0 to 1, which floor and weight assume.
         target: the same shape.
 
     Returns:

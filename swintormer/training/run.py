@@ -291,7 +291,7 @@ class ImageRun(Run):
         return batches(self.config, self.sources, self.device, start, self.config.workers, self.place)
 
     def image_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """`loss` of the configuration and the losses that it weights, of batches (B, 3, S, S), outside autocast."""
+        """The configuration's `loss` and those to which it gives a weight; batches (B, 3, S, S), outside autocast."""
         loss = LOSSES[self.config.loss](output, target)
         if self.config.fourier:
             loss = loss + self.config.fourier * fourier_loss(output, target)

@@ -399,7 +399,7 @@ def test_the_default_model_earns_its_place():
     network = network_methods(read_checkpoint(model.path()), scales=model.scales)[NETWORK]
     gain = gains(list(degraded_scores({NETWORK: network}, heldout_photographs())))
     assert sum(gain.values()) / len(gain) >= 1.5
-    assert min(gain.values()) >= -0.05
+    assert min(gain.values()) >= -0.005
     for name in heldout.PHOTOGRAPHS:
         own = [value for (picture, _), value in gain.items() if name.startswith(picture + ".")]
         assert sum(own) / len(own) >= 0.62, name

@@ -192,10 +192,10 @@ def test_the_loss_of_the_configuration_is_taken(stage: str, tmp_path, given) -> 
     assert torch.equal(run.image_loss(output, target), psnr_loss(output, target) + 0.1 * fourier_loss(output, target))
 
 
-@pytest.mark.parametrize("name", ["perceptual", "fourier"])
-def test_the_stage_of_latents_takes_no_loss_of_images(name: str, tmp_path, given) -> None:
+@pytest.mark.parametrize(("name", "value"), [("perceptual", 0.1), ("fourier", 0.1), ("loss", "psnr")])
+def test_the_stage_of_latents_takes_no_loss_of_images(name: str, value: float | str, tmp_path, given) -> None:
     with pytest.raises(ValidationError, match=f"stage denoiser has no setting `{name}`, it belongs to restoration"):
-        config("denoiser", tmp_path, given, **{name: 0.1})
+        config("denoiser", tmp_path, given, **{name: value})
 
 
 @pytest.mark.parametrize(
