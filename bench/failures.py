@@ -2,7 +2,7 @@
 
 Five pictures of the held-out test, each as degraded, restored, and as it should be, with PSNR in dB; the middle 192
 pixels, enlarged twice without smoothing. They are chosen by kind, and of `brick` the row that loses most: motion along
-a long path, defocus of a large radius, small writing, a surface that is soft by nature, and light at night.
+a long path, defocus of a large radius, small writing, a thing that moved, and light at night.
 """
 
 from __future__ import annotations
