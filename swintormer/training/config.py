@@ -198,8 +198,8 @@ class ImageStageConfig(TrainConfig):
             crops in large batches first, as Restormer does (Zamir et al. CVPR 2022).
         loss: "l1", or "psnr" (`losses.psnr_loss`), under which a picture that needs little counts as much as a strongly
             blurred one.
-        fourier: weight of `losses.fourier_loss`, which is added. Beside L1 at 0.5, this term is 0.35 of the
-            L1 loss of white noise (real and imaginary part have half its variance each), so L1 dominates.
+        fourier: weight of `losses.fourier_loss`, which is added. At 0.5 this term is 0.35 of the L1 loss of white noise
+            (real and imaginary part have half its variance each), so L1 dominates.
         perceptual: weight of `perceptual.PerceptualDistance` with VGG16, which needs the extra `[perceptual]`.
     """
 

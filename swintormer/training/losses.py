@@ -19,9 +19,8 @@ PSNR_WEIGHT = 0.02  # at a root mean square of 0.04, 28 dB, the gradient is as l
 def psnr_loss(output: Tensor, target: Tensor) -> Tensor:
     """0.02 times the mean over the pictures of log(mean squared error + 1e-5): their PSNR, negative and in other units.
 
-    NAFNet's loss (Chen et al. ECCV 2022, PSNRLoss), there with a floor of 1e-8. Each picture counts
-    by the share of its error that a step removes, so pictures that need little count as much as strongly blurred ones,
-    which dominate L1.
+    NAFNet's loss (Chen et al. ECCV 2022, PSNRLoss), there with a floor of 1e-8. Each picture counts by the share of its
+    error that a step removes, so pictures that need little count as much as strongly blurred ones, which dominate L1.
 
     Args:
         output: (B, C, H, W), any floating dtype, values about 0 to 1, which floor and weight assume.

@@ -19,7 +19,7 @@ ten of cameras; 500 steps more with the shares below, +0.99 and +1.10, and a sha
 L1 counts a strongly blurred picture for more than one that needs little, and so restores more. Under the mean PSNR
 every picture counts alike, and the network restores less: 400 steps of 8 from weights that gained +1.10 dB on the 20
 faults of `swintormer evaluate` brought it to +0.82, and with L1 to +1.05. The last part of `strong` uses it for that,
-at a low rate and with fewer pictures without blur (MODEL_CARD.md).
+at a low rate (MODEL_CARD.md).
 """
 
 from __future__ import annotations
